@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package api
+
+import "time"
+
+// Cluster is the one object that describes the cluster itself. Its ID is the
+// cluster's identity, which a daemon checks against its data directory.
+type Cluster = Object[ClusterSpec, struct{}]
+
+// ClusterSpec is written at init.
+type ClusterSpec struct {
+	// CACert is the certificate of the cluster's authority, PEM.
+	CACert string `json:"caCert"`
+	// SealedCAKey is the authority's private key, sealed with the cluster key
+	// that every node keeps outside the database. Never shown by REST.
+	SealedCAKey []byte `json:"sealedCAKey,omitempty"`
+	// Life counts the recoveries from lost quorum, beginning with 1.
+	Life uint64 `json:"life"`
+}
+
+// Token is a secret that opens the API, or that lets one node join. Only the
+// SHA-256 of the secret is stored; the secret has 256 random bits, so a plain
+// hash cannot be searched.
+type Token = Object[TokenSpec, TokenStatus]
+
+// TokenUse is what a token is good for.
+type TokenUse string
+
+// The uses.
+const (
+	TokenAPI  TokenUse = "api"
+	TokenJoin TokenUse = "join"
+)
+
+// Role is what the holder of a token may do.
+type Role string
+
+// The roles: a viewer reads, an operator also changes VMs, images and volumes,
+// an administrator does everything.
+const (
+	RoleAdministrator Role = "administrator"
+	RoleOperator      Role = "operator"
+	RoleViewer        Role = "viewer"
+)
+
+// TokenSpec is the definition.
+type TokenSpec struct {
+	Use TokenUse `json:"use,omitempty" enum:"api,join"`
+	// Role of an API token.
+	Role Role `json:"role,omitempty" enum:"administrator,operator,viewer"`
+	// JoinRole of the node that joins with the token.
+	JoinRole NodeRole `json:"joinRole,omitempty" enum:"voter,witness"`
+	// Hash is the SHA-256 of the secret in hexadecimal; never shown by REST.
+	Hash string `json:"hash,omitempty" readOnly:"true"`
+	// ExpiresAt is when the token stops working; zero for never.
+	ExpiresAt time.Time `json:"expiresAt,omitzero"`
+	// UsedBy is the ID of the node that joined with the token, and UsedKey the
+	// SHA-256 of its public key: the same node may finish an interrupted join.
+	UsedBy  string `json:"usedBy,omitempty" readOnly:"true"`
+	UsedKey string `json:"usedKey,omitempty" readOnly:"true"`
+}
+
+// SetDefaults implements Spec.
+func (s *TokenSpec) SetDefaults() {
+	if s.Use == "" {
+		s.Use = TokenAPI
+	}
+	if s.Use == TokenAPI && s.Role == "" {
+		s.Role = RoleViewer
+	}
+	if s.Use == TokenJoin && s.JoinRole == "" {
+		s.JoinRole = RoleVoter
+	}
+}
+
+// Validate implements Spec.
+func (s *TokenSpec) Validate() error {
+	switch s.Use {
+	case TokenAPI:
+		switch s.Role {
+		case RoleAdministrator, RoleOperator, RoleViewer:
+		default:
+			return Invalid("spec.role", "is %q; give administrator, operator or viewer", clip(string(s.Role)))
+		}
+	case TokenJoin:
+		switch s.JoinRole {
+		case RoleVoter, RoleWitness:
+		default:
+			return Invalid("spec.joinRole", "is %q; give voter or witness", clip(string(s.JoinRole)))
+		}
+	default:
+		return Invalid("spec.use", "is %q; give api or join", clip(string(s.Use)))
+	}
+	return nil
+}
+
+// TokenStatus is empty in this version.
+type TokenStatus struct{}
+
+// InitRequest asks the daemon on this host to found a cluster.
+type InitRequest struct {
+	// Name of the cluster, a DNS label; "muster" when empty.
+	Name string `json:"name,omitempty"`
+}
+
+// InitResult answers it. The token is shown once and never again.
+type InitResult struct {
+	Cluster   string `json:"cluster"`
+	ClusterID string `json:"clusterID"`
+	Node      string `json:"node"`
+	Address   string `json:"address"`
+	Token     string `json:"token"`
+	CACert    string `json:"caCert"`
+}
+
+// JoinRequest asks the daemon on this host to join with a token.
+type JoinRequest struct {
+	Token string `json:"token"`
+}
+
+// JoinResult answers it.
+type JoinResult struct {
+	Cluster   string `json:"cluster"`
+	ClusterID string `json:"clusterID"`
+	Node      string `json:"node"`
+	Address   string `json:"address"`
+	CACert    string `json:"caCert"`
+}
+
+// JoinTokenRequest asks for a token that lets one node join.
+type JoinTokenRequest struct {
+	// Role of the new node: voter (default) or witness.
+	Role NodeRole `json:"role,omitempty" enum:"voter,witness"`
+	// TTLSeconds until it expires: 60 to 604800, default 3600.
+	TTLSeconds int `json:"ttlSeconds,omitempty"`
+}
+
+// JoinToken answers it. The token is shown once and works once.
+type JoinToken struct {
+	Token     string    `json:"token"`
+	ExpiresAt time.Time `json:"expiresAt"`
+}
+
+// AdmitRequest is sent by a joining node to a member, which it knows by the
+// hash in the token.
+type AdmitRequest struct {
+	// TokenID and Secret are parts of the join token.
+	TokenID string `json:"tokenID"`
+	Secret  string `json:"secret"`
+	// CSR is the node's certificate request, PEM (PKCS #10).
+	CSR string `json:"csr"`
+	// Node is the wished name and Address the host:port others reach it at.
+	Node    string `json:"node"`
+	Address string `json:"address"`
+	Version string `json:"version"`
+}
+
+// AdmitResult carries what a node needs to be a member.
+type AdmitResult struct {
+	ClusterID  string   `json:"clusterID"`
+	Cluster    string   `json:"cluster"`
+	NodeID     string   `json:"nodeID"`
+	CACert     string   `json:"caCert"`
+	Cert       string   `json:"cert"`
+	ClusterKey []byte   `json:"clusterKey"`
+	Role       NodeRole `json:"role"`
+	// Peers are the members, as "id@host:port".
+	Peers []string `json:"peers"`
+}
+
+// ClusterStatus is the cluster as one node sees it.
+type ClusterStatus struct {
+	Cluster   string `json:"cluster"`
+	ClusterID string `json:"clusterID"`
+	// Node is who answers.
+	Node string `json:"node"`
+	// Leader is the name of the leader, empty when none is known.
+	Leader string `json:"leader"`
+	Term   uint64 `json:"term"`
+	// Revision that this node has applied.
+	Revision uint64 `json:"revision"`
+	// Quorum is whether a majority answers; StaleSeconds how old this node's
+	// replica may be.
+	Quorum       bool           `json:"quorum"`
+	StaleSeconds float64        `json:"staleSeconds"`
+	Members      []MemberStatus `json:"members"`
+}
+
+// MemberStatus is one member of the configuration database.
+type MemberStatus struct {
+	NodeID  string    `json:"nodeID"`
+	Node    string    `json:"node"`
+	Address string    `json:"address"`
+	Voter   bool      `json:"voter"`
+	Leader  bool      `json:"leader"`
+	Role    NodeRole  `json:"role,omitempty"`
+	Phase   NodePhase `json:"phase,omitempty"`
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package api
+
+import "time"
+
+// Node is one host of the cluster.
+type Node = Object[NodeSpec, NodeStatus]
+
+// NodeRole says what a node does for the configuration database.
+type NodeRole string
+
+// The roles. A witness votes but runs no VM; a voter votes while at most five
+// do, otherwise it is a replica with the full state.
+const (
+	RoleVoter   NodeRole = "voter"
+	RoleWitness NodeRole = "witness"
+)
+
+// Accelerator is how QEMU runs guest code.
+type Accelerator string
+
+// The accelerators. Auto means KVM if a probe proved that it really runs a
+// guest, otherwise TCG.
+const (
+	AccelAuto Accelerator = "auto"
+	AccelKVM  Accelerator = "kvm"
+	AccelTCG  Accelerator = "tcg"
+)
+
+// NodeSpec is what administrators set, and the address given at join.
+type NodeSpec struct {
+	// Address is host:port of the node's one TCP port.
+	Address string `json:"address" readOnly:"true"`
+	// Role is voter (default) or witness.
+	Role NodeRole `json:"role,omitempty" enum:"voter,witness"`
+	// Maintenance keeps new VMs away.
+	Maintenance bool `json:"maintenance,omitempty"`
+	// Accelerator is auto (default), kvm or tcg.
+	Accelerator Accelerator `json:"accelerator,omitempty" enum:"auto,kvm,tcg"`
+	// ReservedMemory is kept for the host: default 512 MiB.
+	ReservedMemory Size `json:"reservedMemory,omitempty"`
+}
+
+// SetDefaults implements Spec.
+func (s *NodeSpec) SetDefaults() {
+	if s.Role == "" {
+		s.Role = RoleVoter
+	}
+	if s.Accelerator == "" {
+		s.Accelerator = AccelAuto
+	}
+	if s.ReservedMemory == 0 {
+		s.ReservedMemory = 512 * MiB
+	}
+}
+
+// Validate implements Spec.
+func (s *NodeSpec) Validate() error {
+	switch s.Role {
+	case RoleVoter, RoleWitness:
+	default:
+		return Invalid("spec.role", "is %q; give voter or witness", clip(string(s.Role)))
+	}
+	switch s.Accelerator {
+	case AccelAuto, AccelKVM, AccelTCG:
+	default:
+		return Invalid("spec.accelerator", "is %q; give auto, kvm or tcg", clip(string(s.Accelerator)))
+	}
+	if s.ReservedMemory < 0 || s.ReservedMemory > MaxMemory {
+		return Invalid("spec.reservedMemory", "is %s; give 0 to %s", s.ReservedMemory, MaxMemory)
+	}
+	return nil
+}
+
+// NodePhase is where a node is in its life.
+type NodePhase string
+
+// The phases. Lost is declared by the leader's ha service when the node's
+// lease has certainly run out.
+const (
+	NodeJoining NodePhase = "joining"
+	NodeReady   NodePhase = "ready"
+	NodeLost    NodePhase = "lost"
+	NodeLeaving NodePhase = "leaving"
+)
+
+// NodeStatus is written by the node itself, except that the leader's ha
+// service sets phase Lost.
+type NodeStatus struct {
+	ObservedGeneration uint64    `json:"observedGeneration,omitempty"`
+	Phase              NodePhase `json:"phase,omitempty"`
+	// Version of the daemon.
+	Version string `json:"version,omitempty"`
+	// BootID changes with every start of the daemon.
+	BootID string `json:"bootID,omitempty"`
+	// LostAt is when the node was last declared lost, and LostTerm the Raft
+	// term of the leader that did it.
+	LostAt   *time.Time `json:"lostAt,omitempty"`
+	LostTerm uint64     `json:"lostTerm,omitempty"`
+	// Accelerator is what new VMs get here: kvm or tcg, with the reason.
+	Accelerator       Accelerator `json:"accelerator,omitempty"`
+	AcceleratorReason string      `json:"acceleratorReason,omitempty"`
+	// QEMUVersion is empty when QEMU cannot be used; see conditions.
+	QEMUVersion string `json:"qemuVersion,omitempty"`
+	// GuardLevel is "hardware watchdog", "softdog" or "process only".
+	GuardLevel string `json:"guardLevel,omitempty"`
+	// CPUs and Memory are the host's.
+	CPUs       int         `json:"cpus,omitempty"`
+	Memory     Size        `json:"memory,omitempty"`
+	Message    string      `json:"message,omitempty"`
+	Conditions []Condition `json:"conditions,omitempty"`
+}

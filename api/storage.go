@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package api
+
+import (
+	"encoding/hex"
+	"path/filepath"
+)
+
+// Pool is a place for images and volumes.
+type Pool = Object[PoolSpec, PoolStatus]
+
+// PoolType is how a pool keeps its data.
+type PoolType string
+
+// The pool types. A dir pool is one directory on each node, with that node's
+// own content; a shared pool is one directory that every node sees.
+const (
+	PoolDir    PoolType = "dir"
+	PoolShared PoolType = "shared"
+)
+
+// LocalPool is the name of the dir pool that init creates.
+const LocalPool = "local"
+
+// PoolSpec is the definition.
+type PoolSpec struct {
+	Type PoolType `json:"type" enum:"dir,shared"`
+	// Path is absolute and the same on every node. For the pool "local" it is
+	// empty, which means <data-dir>/pool.
+	Path string `json:"path,omitempty"`
+}
+
+// SetDefaults implements Spec.
+func (s *PoolSpec) SetDefaults() {
+	if s.Type == "" {
+		s.Type = PoolDir
+	}
+}
+
+// Validate implements Spec.
+func (s *PoolSpec) Validate() error {
+	switch s.Type {
+	case PoolDir, PoolShared:
+	default:
+		return Invalid("spec.type", "is %q; give dir or shared", clip(string(s.Type)))
+	}
+	if s.Path == "" {
+		if s.Type == PoolShared {
+			return Invalid("spec.path", "is missing; give the absolute path of the directory that every node sees")
+		}
+		return nil
+	}
+	if !filepath.IsAbs(s.Path) || filepath.Clean(s.Path) != s.Path || s.Path == "/" || len(s.Path) > 1024 {
+		return Invalid("spec.path", "%q must be an absolute, clean path of at most 1024 characters and not /", clip(s.Path))
+	}
+	return nil
+}
+
+// PoolStatus is composed when a pool is read, from the PoolState of each node.
+type PoolStatus struct {
+	Nodes []PoolStateStatus `json:"nodes,omitempty"`
+}
+
+// PoolState is one node's view of one pool; its ID is "<pool id>.<node id>".
+type PoolState = Object[PoolStateSpec, PoolStateStatus]
+
+// PoolStateSpec says which pool and node it is about.
+type PoolStateSpec struct {
+	PoolID string `json:"poolID"`
+	NodeID string `json:"nodeID"`
+}
+
+// PoolStateStatus is written by the storage module of the node.
+type PoolStateStatus struct {
+	Node  string `json:"node"`
+	Ready bool   `json:"ready"`
+	// Reason says why the pool is not ready here and what to do.
+	Reason string `json:"reason,omitempty"`
+	// Stamp is the random value that this node wrote into a shared pool's
+	// directory; other nodes must find it there.
+	Stamp string `json:"stamp,omitempty"`
+	// Total and Free bytes of the file system, written in steps of at least
+	// 5 % so that an idle cluster writes nothing.
+	Total Size `json:"total,omitempty"`
+	Free  Size `json:"free,omitempty"`
+}
+
+// Image is a disk image that volumes are cloned from. Its file never changes.
+type Image = Object[ImageSpec, ImageStatus]
+
+// ImageSpec is the wish.
+type ImageSpec struct {
+	// Pool is the name of the pool; "local" when empty.
+	Pool string `json:"pool,omitempty"`
+	// Path, if set, is a file on the node Node to import; otherwise the
+	// content is uploaded.
+	Path string `json:"path,omitempty"`
+	// Node is the name of the node that imports and, in a dir pool, keeps the
+	// image. Set by the node that takes the request when empty.
+	Node string `json:"node,omitempty"`
+	// SHA256 of the content as 64 hexadecimal digits, if the user gave one.
+	SHA256 string `json:"sha256,omitempty"`
+}
+
+// SetDefaults implements Spec.
+func (s *ImageSpec) SetDefaults() {
+	if s.Pool == "" {
+		s.Pool = LocalPool
+	}
+}
+
+// Validate implements Spec.
+func (s *ImageSpec) Validate() error {
+	if err := ValidName("spec.pool", s.Pool); err != nil {
+		return err
+	}
+	if s.Path != "" && (!filepath.IsAbs(s.Path) || filepath.Clean(s.Path) != s.Path) {
+		return Invalid("spec.path", "%q must be an absolute, clean path on the node", clip(s.Path))
+	}
+	if s.SHA256 != "" {
+		if b, err := hex.DecodeString(s.SHA256); err != nil || len(b) != 32 {
+			return Invalid("spec.sha256", "must be 64 hexadecimal digits")
+		}
+	}
+	return nil
+}
+
+// StoragePhase is where an image or volume is in its life.
+type StoragePhase string
+
+// The phases.
+const (
+	StoragePending   StoragePhase = "pending"
+	StorageImporting StoragePhase = "importing"
+	StorageReady     StoragePhase = "ready"
+	StorageFailed    StoragePhase = "failed"
+	StorageDeleting  StoragePhase = "deleting"
+)
+
+// ImageStatus is written by the storage module of the node spec.node.
+type ImageStatus struct {
+	ObservedGeneration uint64       `json:"observedGeneration,omitempty"`
+	Phase              StoragePhase `json:"phase,omitempty"`
+	// Format is what qemu-img found: qcow2 or raw.
+	Format string `json:"format,omitempty"`
+	// VirtualSize is what a guest sees, Size what the file takes.
+	VirtualSize Size   `json:"virtualSize,omitempty"`
+	Size        Size   `json:"size,omitempty"`
+	SHA256      string `json:"sha256,omitempty"`
+	// Progress of an import in percent.
+	Progress   int         `json:"progress,omitempty"`
+	Message    string      `json:"message,omitempty"`
+	Conditions []Condition `json:"conditions,omitempty"`
+}
+
+// Volume is a virtual disk that one VM may attach.
+type Volume = Object[VolumeSpec, VolumeStatus]
+
+// VolumeSpec is the wish.
+type VolumeSpec struct {
+	// Pool is the name of the pool; "local" when empty.
+	Pool string `json:"pool,omitempty"`
+	// Image is the name of the image to clone; empty for an empty disk.
+	Image string `json:"image,omitempty"`
+	// Size a guest sees. With an image, 0 means the image's.
+	Size Size `json:"size,omitempty"`
+	// Node is the name of the node that creates and deletes the file and, in a
+	// dir pool, keeps it.
+	Node string `json:"node,omitempty"`
+}
+
+// SetDefaults implements Spec.
+func (s *VolumeSpec) SetDefaults() {
+	if s.Pool == "" {
+		s.Pool = LocalPool
+	}
+}
+
+// Validate implements Spec.
+func (s *VolumeSpec) Validate() error {
+	d := VMDisk{Image: s.Image, Size: s.Size, Pool: s.Pool}
+	if s.Image == "" && s.Size == 0 {
+		return Invalid("spec.size", "is missing; give the size of an empty volume, such as 10G, or an image to clone")
+	}
+	return d.validate("spec")
+}
+
+// VolumeStatus is written by the storage module of the node spec.node.
+type VolumeStatus struct {
+	ObservedGeneration uint64       `json:"observedGeneration,omitempty"`
+	Phase              StoragePhase `json:"phase,omitempty"`
+	Format             string       `json:"format,omitempty"`
+	Size               Size         `json:"size,omitempty"`
+	Message            string       `json:"message,omitempty"`
+	Conditions         []Condition  `json:"conditions,omitempty"`
+}

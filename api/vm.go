@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package api
+
+import (
+	"fmt"
+	"time"
+)
+
+// VM is a virtual machine.
+type VM = Object[VMSpec, VMStatus]
+
+// PowerState is the wish for a VM.
+type PowerState string
+
+// The power states that a user can wish for.
+const (
+	PowerStopped PowerState = "stopped"
+	PowerRunning PowerState = "running"
+	PowerPaused  PowerState = "paused"
+)
+
+// HAPolicy says what happens to a VM when its node is lost.
+type HAPolicy string
+
+// The policies. A VM with HANone stays bound to its node until that node
+// returns; one with HARestart is killed by its node's guard when the node
+// loses its lease, and is restarted elsewhere.
+const (
+	HANone    HAPolicy = "none"
+	HARestart HAPolicy = "restart"
+)
+
+// Limits of a VM's hardware.
+const (
+	MaxCPUs   = 512
+	MinMemory = 16 * MiB
+	MaxMemory = 8 * TiB
+	MaxDisks  = 24
+	MinDisk   = 1 * MiB
+	MaxDisk   = 256 * TiB
+)
+
+// VMSpec is the wish.
+type VMSpec struct {
+	// CPUs is the number of virtual CPUs, 1-512.
+	CPUs int `json:"cpus" minimum:"1" maximum:"512" doc:"virtual CPUs"`
+	// Memory of the guest: 16 MiB to 8 TiB, a multiple of 1 MiB.
+	Memory Size `json:"memory" doc:"guest memory in bytes, or a string such as 512M"`
+	// Disks in boot order, at most 24.
+	Disks []VMDisk `json:"disks,omitempty" maxItems:"24"`
+	// HA is "none" (default) or "restart".
+	HA HAPolicy `json:"ha,omitempty" enum:"none,restart"`
+	// Power is the wished power state: stopped (default), running or paused.
+	Power PowerState `json:"power,omitempty" enum:"stopped,running,paused"`
+	// ForceStop makes a stop immediate, like pulling the plug, instead of the
+	// ACPI power button. Meaningful with power "stopped".
+	ForceStop bool `json:"forceStop,omitempty"`
+	// Reboots counts the reboots asked for; raising it reboots a running guest
+	// once (QMP system_reset).
+	Reboots uint64 `json:"reboots,omitempty"`
+}
+
+// VMDisk is one disk: an existing volume, or a new one made with the VM as a
+// linked clone of an image or empty.
+type VMDisk struct {
+	// Volume is the name of the volume; when empty at creation it is made as
+	// "<vm>-disk<N>".
+	Volume string `json:"volume,omitempty"`
+	// Image is the name of the image to clone, at creation only.
+	Image string `json:"image,omitempty"`
+	// Size of a new disk: 1 MiB to 256 TiB. With an image, 0 means the image's.
+	Size Size `json:"size,omitempty"`
+	// Pool is the name of the pool for a new disk; "local" when empty.
+	Pool string `json:"pool,omitempty"`
+}
+
+// SetDefaults implements Spec.
+func (s *VMSpec) SetDefaults() {
+	if s.HA == "" {
+		s.HA = HANone
+	}
+	if s.Power == "" {
+		s.Power = PowerStopped
+	}
+	if s.CPUs == 0 {
+		s.CPUs = 1
+	}
+	if s.Memory == 0 {
+		s.Memory = 512 * MiB
+	}
+}
+
+// Validate implements Spec.
+func (s *VMSpec) Validate() error {
+	if s.CPUs < 1 || s.CPUs > MaxCPUs {
+		return Invalid("spec.cpus", "is %d; give 1 to %d virtual CPUs", s.CPUs, MaxCPUs)
+	}
+	if s.Memory < MinMemory || s.Memory > MaxMemory {
+		return Invalid("spec.memory", "is %s; give %s to %s", s.Memory, MinMemory, MaxMemory)
+	}
+	if s.Memory%MiB != 0 {
+		return Invalid("spec.memory", "is %d bytes; give a multiple of 1 MiB", int64(s.Memory))
+	}
+	switch s.HA {
+	case HANone, HARestart:
+	default:
+		return Invalid("spec.ha", "is %q; give none or restart", clip(string(s.HA)))
+	}
+	switch s.Power {
+	case PowerStopped, PowerRunning, PowerPaused:
+	default:
+		return Invalid("spec.power", "is %q; give stopped, running or paused", clip(string(s.Power)))
+	}
+	if len(s.Disks) > MaxDisks {
+		return Invalid("spec.disks", "has %d disks; at most %d are allowed", len(s.Disks), MaxDisks)
+	}
+	seen := map[string]bool{}
+	for i := range s.Disks {
+		if err := s.Disks[i].validate(fmt.Sprintf("spec.disks[%d]", i)); err != nil {
+			return err
+		}
+		if v := s.Disks[i].Volume; v != "" && seen[v] {
+			return Invalid(fmt.Sprintf("spec.disks[%d].volume", i), "%q is attached twice", v)
+		}
+		seen[s.Disks[i].Volume] = true
+	}
+	return nil
+}
+
+func (d *VMDisk) validate(field string) error {
+	for _, ref := range []struct{ name, value string }{{"volume", d.Volume}, {"image", d.Image}, {"pool", d.Pool}} {
+		if ref.value == "" {
+			continue
+		}
+		if err := ValidName(field+"."+ref.name, ref.value); err != nil {
+			return err
+		}
+	}
+	if d.Volume == "" && d.Image == "" && d.Size == 0 {
+		return Invalid(field, "names neither a volume, an image nor a size; give one")
+	}
+	if d.Size != 0 && (d.Size < MinDisk || d.Size > MaxDisk) {
+		return Invalid(field+".size", "is %s; give %s to %s", d.Size, MinDisk, MaxDisk)
+	}
+	if d.Size%(64*KiB) != 0 {
+		return Invalid(field+".size", "is %d bytes; give a multiple of 64 KiB", int64(d.Size))
+	}
+	return nil
+}
+
+// VMPhase is where a VM is in its life.
+type VMPhase string
+
+// The phases. Unknown means that the VM's node is unreachable and the VM is
+// not protected, so nobody may say whether it still runs.
+const (
+	VMCreating VMPhase = "creating"
+	VMStopped  VMPhase = "stopped"
+	VMStarting VMPhase = "starting"
+	VMRunning  VMPhase = "running"
+	VMPaused   VMPhase = "paused"
+	VMStopping VMPhase = "stopping"
+	VMFailed   VMPhase = "failed"
+	VMUnknown  VMPhase = "unknown"
+	VMDeleting VMPhase = "deleting"
+)
+
+// VMStatus is written by the hypervisor module of the node that the VM is
+// bound to; the transaction that raises a binding's epoch hands it over.
+type VMStatus struct {
+	ObservedGeneration uint64  `json:"observedGeneration,omitempty"`
+	Phase              VMPhase `json:"phase,omitempty"`
+	// Node is the name of the node that the VM is bound to.
+	Node string `json:"node,omitempty"`
+	// Epoch is the binding's epoch that this status was written under.
+	Epoch uint64 `json:"epoch,omitempty"`
+	// PID of QEMU on the node, 0 when it does not run.
+	PID int `json:"pid,omitempty"`
+	// StartedAt is when QEMU was started.
+	StartedAt *time.Time `json:"startedAt,omitempty"`
+	// Accelerator is "kvm" or "tcg" while running.
+	Accelerator string `json:"accelerator,omitempty"`
+	// RebootsDone is spec.reboots as last carried out.
+	RebootsDone uint64 `json:"rebootsDone,omitempty"`
+	// Crashes counts unexpected ends of QEMU since the last wished start.
+	Crashes uint32 `json:"crashes,omitempty"`
+	// Message is one line for people: why the VM is in this phase.
+	Message    string      `json:"message,omitempty"`
+	Conditions []Condition `json:"conditions,omitempty"`
+}
+
+// Binding says which node may run a VM. Its ID is the VM's. Every move raises
+// the epoch; see DESIGN "Who may run a VM".
+type Binding = Object[BindingSpec, struct{}]
+
+// BindingSpec is written by placement, ha and, for Protected, the owning node.
+type BindingSpec struct {
+	// NodeID and Node name the owner.
+	NodeID string `json:"nodeID"`
+	Node   string `json:"node"`
+	// Epoch is 1 for the first binding and rises by one with every move.
+	Epoch uint64 `json:"epoch"`
+	// Protected promises that under this epoch the VM only ever runs with its
+	// node's guard killing it when the lease runs out. Only such a binding may
+	// be moved by ha without the owner's word.
+	Protected bool `json:"protected,omitempty"`
+}

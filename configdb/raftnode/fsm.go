@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package raftnode
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/muster-vm/muster/configdb/fsm"
+)
+
+// adapter hands Raft's committed entries to the state machine.
+type adapter struct {
+	state   *fsm.State
+	onFatal func(error)
+}
+
+// result is what Apply returns to the proposer.
+type result struct {
+	outcomes []fsm.Outcome
+	err      error
+}
+
+// Apply implements raft.FSM. A node that cannot apply an entry must neither
+// skip it nor go on: its state would differ from the others' without a word.
+func (a *adapter) Apply(l *raft.Log) any {
+	out, err := a.state.Apply(l.Index, l.Term, l.Data)
+	if err != nil {
+		a.onFatal(err)
+		select {} // the process is ending; nothing may be applied after this entry
+	}
+	return result{outcomes: out, err: err}
+}
+
+// StoreConfiguration implements raft.ConfigurationStore: a change of
+// membership is an entry without changes.
+func (a *adapter) StoreConfiguration(index uint64, _ raft.Configuration) {
+	a.state.Skip(index, a.state.View().Term())
+}
+
+// Snapshot implements raft.FSM.
+func (a *adapter) Snapshot() (raft.FSMSnapshot, error) {
+	return &snapshot{a.state.Snapshot()}, nil
+}
+
+// Restore implements raft.FSM.
+func (a *adapter) Restore(r io.ReadCloser) error {
+	defer func() { _ = r.Close() }()
+	return a.state.Restore(r)
+}
+
+type snapshot struct{ s *fsm.Snapshot }
+
+// Persist implements raft.FSMSnapshot.
+func (s *snapshot) Persist(sink raft.SnapshotSink) error {
+	if _, err := s.s.WriteTo(sink); err != nil {
+		_ = sink.Cancel()
+		return fmt.Errorf("write snapshot: %w", err)
+	}
+	return sink.Close()
+}
+
+// Release implements raft.FSMSnapshot.
+func (s *snapshot) Release() {}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package configdb
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/muster-vm/muster/configdb/fsm"
+	"github.com/muster-vm/muster/configdb/raftnode"
+	"github.com/muster-vm/muster/internal/clusternet"
+)
+
+// The methods between replicas.
+const (
+	methodTxn       = "configdb.txn"
+	methodReadIndex = "configdb.readindex"
+)
+
+// codeNotLeader marks a refusal after which nothing was proposed.
+const codeNotLeader = "not_leader"
+
+type notLeaderError struct{ error }
+
+// RPCCode implements the coded error of clusternet.
+func (notLeaderError) RPCCode() string { return codeNotLeader }
+
+func (s *Store) register(srv *clusternet.RPCServer) {
+	srv.Handle(methodTxn, s.serveTxn)
+	srv.Handle(methodReadIndex, func(ctx context.Context, _ []byte) ([]byte, error) {
+		rev, err := s.readIndex(ctx)
+		if err != nil {
+			return nil, codedLeader(err)
+		}
+		return binary.AppendUvarint(nil, rev), nil
+	})
+}
+
+func codedLeader(err error) error {
+	if notProposed(err) {
+		return notLeaderError{err}
+	}
+	return err
+}
+
+func (s *Store) serveTxn(ctx context.Context, b []byte) ([]byte, error) {
+	t, err := fsm.DecodeTxn(b)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.Validate(); err != nil {
+		return nil, err
+	}
+	if l, _ := s.leading.get(); l == nil {
+		return nil, notLeaderError{errNotLeader}
+	}
+	out, err := s.batch.propose(ctx, &t)
+	if err != nil {
+		return nil, codedLeader(err)
+	}
+	return appendOutcome(nil, out), nil
+}
+
+func (s *Store) callTxn(ctx context.Context, leader target, t *fsm.Txn) (fsm.Outcome, error) {
+	b, err := s.cfg.Client.Call(ctx, leader.nodeID, leader.address, methodTxn, fsm.AppendTxn(nil, t))
+	if err != nil {
+		return fsm.Outcome{}, remoteLeader(err)
+	}
+	return decodeOutcome(b)
+}
+
+func (s *Store) callReadIndex(ctx context.Context, leader target) (uint64, error) {
+	b, err := s.cfg.Client.Call(ctx, leader.nodeID, leader.address, methodReadIndex, nil)
+	if err != nil {
+		return 0, remoteLeader(err)
+	}
+	rev, n := binary.Uvarint(b)
+	if n <= 0 {
+		return 0, fmt.Errorf("%s: malformed answer", methodReadIndex)
+	}
+	return rev, nil
+}
+
+func remoteLeader(err error) error {
+	var re *clusternet.RemoteError
+	if errors.As(err, &re) && re.Code == codeNotLeader {
+		return errNotLeader
+	}
+	return err
+}
+
+func appendOutcome(b []byte, o fsm.Outcome) []byte {
+	b = binary.AppendUvarint(b, o.Revision)
+	b = append(b, byte(o.Status))
+	b = binary.AppendUvarint(b, uint64(o.Failed))
+	return binary.AppendUvarint(b, o.Actual)
+}
+
+func decodeOutcome(b []byte) (fsm.Outcome, error) {
+	var o fsm.Outcome
+	var v [3]uint64
+	for i := range v {
+		n := 0
+		if v[i], n = binary.Uvarint(b); n <= 0 {
+			return o, fmt.Errorf("%s: malformed answer", methodTxn)
+		}
+		b = b[n:]
+		if i == 0 {
+			if len(b) == 0 {
+				return o, fmt.Errorf("%s: malformed answer", methodTxn)
+			}
+			o.Status, b = fsm.OutcomeStatus(b[0]), b[1:]
+		}
+	}
+	o.Revision, o.Failed, o.Actual = v[0], int(v[1]), v[2]
+	return o, nil
+}
+
+// The leader's view of membership and leadership, for node/ and ha/.
+
+// Leadership returns the current leadership of this node, if it leads.
+func (s *Store) Leadership() (Leadership, bool) {
+	l, _ := s.leading.get()
+	if l == nil {
+		return Leadership{}, false
+	}
+	return *l, true
+}
+
+// Confirm returns nil when a majority confirmed, in a round trip that began
+// after the call, that this node leads in the given term.
+func (s *Store) Confirm(ctx context.Context, term uint64) error {
+	if l, ok := s.Leadership(); !ok || l.Term != term {
+		return errNotLeader
+	}
+	if err := s.verify.confirm(ctx); err != nil {
+		return err
+	}
+	// Raft's own term, not the tracker's: this node may have lost and won
+	// again meanwhile, which the tracker learns later. Terms only rise, so an
+	// equal term now means that the round was in that term.
+	if s.node.Term() != term {
+		return errNotLeader
+	}
+	return nil
+}
+
+// Leader returns who leads, as far as this node knows.
+func (s *Store) Leader() (nodeID, address string, ok bool) { return s.node.Leader() }
+
+// Term returns the current Raft term.
+func (s *Store) Term() uint64 { return s.node.Term() }
+
+// Member is one member of the Raft group.
+type Member = raftnode.Member
+
+// Members returns the membership as far as this node knows.
+func (s *Store) Members() ([]Member, error) { return s.node.Members() }
+
+// AddMember makes a node a voter or a replica; only on the leader.
+func (s *Store) AddMember(nodeID, address string, voter bool) error {
+	return s.node.Add(nodeID, address, voter)
+}
+
+// RemoveMember takes a node out; only on the leader.
+func (s *Store) RemoveMember(nodeID string) error { return s.node.Remove(nodeID) }
+
+// TransferLeadership hands leadership to another voter; only on the leader.
+func (s *Store) TransferLeadership() error { return s.node.Transfer() }

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package configdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/configdb/fsm"
+	"github.com/muster-vm/muster/configdb/raftnode"
+	"github.com/muster-vm/muster/internal/clusternet"
+)
+
+// Deadlines and pauses of requests.
+const (
+	// DefaultDeadline bounds a request whose context has no deadline.
+	DefaultDeadline = 10 * time.Second
+	// attemptTimeout bounds one try, so that a dead leader's successor is
+	// asked in time.
+	attemptTimeout = 2 * time.Second
+	// retryPause is the wait between two tries while there is no leader.
+	retryPause = 25 * time.Millisecond
+)
+
+// Timing of the election, as raftnode has it.
+type Timing = raftnode.Timing
+
+// StoreConfig describes this node's replica.
+type StoreConfig struct {
+	Dir      string // of the replica's files
+	NodeID   string
+	Address  string // host:port that peers dial
+	Identity *clusternet.Identity
+	Listener net.Listener          // of clusternet.ProtoRaft
+	Server   *clusternet.RPCServer // gets the methods of this package
+	Client   *clusternet.RPCClient
+	Timing   Timing      // zero: the default
+	OnFatal  func(error) // the replica cannot go on: end the process
+	Log      *slog.Logger
+}
+
+// Store is the replica of this node. It implements DB.
+type Store struct {
+	cfg      StoreConfig
+	log      *slog.Logger
+	state    *fsm.State
+	node     *raftnode.Node
+	batch    *batcher
+	verify   verifier
+	leading  *leaderTracker
+	sessions *sessions
+	opened   time.Time
+
+	closed chan struct{}
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+var _ DB = (*Store)(nil)
+
+// Open starts the replica. A new one must then be bootstrapped, or waits until
+// the leader adds it.
+func Open(cfg StoreConfig) (*Store, error) {
+	s := &Store{
+		cfg: cfg, log: cfg.Log, state: fsm.New(), leading: newLeaderTracker(),
+		sessions: newSessions(), opened: time.Now(), closed: make(chan struct{}),
+	}
+	node, err := raftnode.Open(raftnode.Config{
+		Dir: cfg.Dir, NodeID: cfg.NodeID, Address: cfg.Address, Identity: cfg.Identity,
+		Listener: cfg.Listener, State: s.state, Timing: cfg.Timing, OnFatal: cfg.OnFatal, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open configuration database: %w", err)
+	}
+	s.node = node
+	s.verify.verify = node.Verify
+	s.batch = newBatcher(node.Apply)
+	s.register(cfg.Server)
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	s.wg.Go(func() { s.batch.run(ctx) })
+	s.wg.Go(func() { s.track(ctx) })
+	return s, nil
+}
+
+// Bootstrap founds a cluster with this node as its only member.
+func (s *Store) Bootstrap() error { return s.node.Bootstrap() }
+
+// Close stops the replica. Watches end with ErrClosed.
+func (s *Store) Close() error {
+	close(s.closed)
+	s.cancel()
+	s.wg.Wait()
+	return s.node.Close()
+}
+
+// Local implements DB.
+func (s *Store) Local() *View { return s.state.View() }
+
+// Watch implements DB.
+func (s *Store) Watch(prefix string, from uint64) *Watch {
+	return NewWatch(s.state, s.closed, prefix, from)
+}
+
+// Staleness implements DB. A leader is confirmed by a majority at least every
+// lease time, or it would have stepped down; a follower counts from the last
+// message of a leader.
+func (s *Store) Staleness() (time.Duration, bool) {
+	if l, _ := s.leading.get(); l != nil {
+		return 0, true
+	}
+	last := s.node.LastContact()
+	if last.Before(s.opened) {
+		return time.Since(s.opened), false
+	}
+	return time.Since(last), true
+}
+
+// WaitRevision implements DB.
+func (s *Store) WaitRevision(ctx context.Context, revision uint64) (*View, error) {
+	for {
+		changed := s.state.Changed()
+		if v := s.state.View(); v.Revision() >= revision {
+			return v, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for revision %d, this node has %d: %w", revision, s.state.View().Revision(), ctx.Err())
+		case <-s.closed:
+			return nil, ErrClosed
+		}
+	}
+}
+
+// View implements DB: the leader names a revision that contains everything
+// acknowledged so far and is confirmed to lead afterwards; this node then
+// waits until it has applied that revision.
+func (s *Store) View(ctx context.Context) (*View, error) {
+	ctx, cancel := withDefaultDeadline(ctx)
+	defer cancel()
+	var rev uint64
+	err := s.onLeader(ctx, func(actx context.Context, leader target) (err error) {
+		if leader.self {
+			rev, err = s.readIndex(actx)
+			return err
+		}
+		rev, err = s.callReadIndex(actx, leader)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.WaitRevision(ctx, rev)
+}
+
+// readIndex answers for the leader.
+func (s *Store) readIndex(ctx context.Context) (uint64, error) {
+	l, ok := s.Leadership()
+	if !ok {
+		return 0, errNotLeader
+	}
+	rev := s.state.View().Revision()
+	if err := s.Confirm(ctx, l.Term); err != nil {
+		return 0, errNotLeader
+	}
+	return rev, nil
+}
+
+// Txn implements DB.
+func (s *Store) Txn(ctx context.Context, t *Txn) (uint64, error) {
+	ctx, cancel := withDefaultDeadline(ctx)
+	defer cancel()
+	rev, err := Propose(t, func(ft *fsm.Txn) (fsm.Outcome, error) { return s.decide(ctx, ft) })
+	if err != nil {
+		return 0, err
+	}
+	if _, err := s.WaitRevision(ctx, rev); err != nil {
+		// Committed, though this node lags: the writer must not take it for lost.
+		return rev, fmt.Errorf("written at revision %d, but: %w", rev, err)
+	}
+	return rev, nil
+}
+
+// decide proposes a transaction until it has an outcome, on whoever leads.
+func (s *Store) decide(ctx context.Context, ft *fsm.Txn) (fsm.Outcome, error) {
+	ft.Request = s.sessions.begin()
+	handedOn := false // an earlier try may still take effect
+	answered := false
+	defer func() { s.sessions.end(ft.Request, answered) }()
+	var out fsm.Outcome
+	err := s.onLeader(ctx, func(actx context.Context, leader target) (err error) {
+		if leader.self {
+			if l, _ := s.leading.get(); l == nil {
+				return errNotLeader
+			}
+			out, err = s.batch.propose(actx, ft)
+		} else {
+			out, err = s.callTxn(actx, leader, ft)
+		}
+		if err != nil {
+			handedOn = handedOn || !notProposed(err)
+			return err
+		}
+		switch out.Status {
+		case fsm.Overlap:
+			return errNotLeader // was not decided: propose it again
+		case fsm.SessionUnknown:
+			if !handedOn {
+				s.sessions.forgotten(ft.Request)
+				ft.Request = s.sessions.begin()
+				return errNotLeader
+			}
+		}
+		return nil
+	})
+	answered = err == nil
+	if err != nil && handedOn {
+		return out, fmt.Errorf("%w (%w)", ErrUncertain, err)
+	}
+	return out, err
+}
+
+func notProposed(err error) bool {
+	return errors.Is(err, errNotLeader) || errors.Is(err, raftnode.ErrNotLeader)
+}
+
+// target is the leader to ask.
+type target struct {
+	self            bool
+	nodeID, address string
+}
+
+// onLeader calls f with the current leader, again while it fails and the
+// deadline allows.
+func (s *Store) onLeader(ctx context.Context, f func(context.Context, target) error) error {
+	var last error
+	for {
+		if id, addr, ok := s.node.Leader(); ok {
+			actx, cancel := context.WithTimeout(ctx, attemptTimeout)
+			err := f(actx, target{self: id == s.cfg.NodeID, nodeID: id, address: addr})
+			cancel()
+			if err == nil || errors.Is(err, ErrTooLarge) {
+				return err
+			}
+			last = err
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+			if last == nil || notProposed(last) {
+				return ErrNoQuorum
+			}
+			return fmt.Errorf("%w: %w", ErrNoQuorum, last)
+		case <-s.closed:
+			return ErrClosed
+		}
+	}
+}
+
+func withDefaultDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, DefaultDeadline)
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package configdb_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/storetest"
+)
+
+func TestConformanceOfTheBareStateMachine(t *testing.T) {
+	db := storetest.New(t)
+	storetest.Run(t, func() configdb.DB { return db })
+}
+
+func TestConformanceOfThreeNodes(t *testing.T) {
+	c := storetest.NewCluster(t, 3)
+	storetest.Run(t, func() configdb.DB { return c.Nodes[rand.IntN(3)] })
+}
+
+func ctx(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	c, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return c
+}
+
+func set(t *testing.T, db configdb.DB, key, value string) uint64 {
+	t.Helper()
+	tx := &configdb.Txn{}
+	tx.Put(key, []byte(value))
+	rev, err := db.Txn(ctx(t, 20*time.Second), tx)
+	if err != nil {
+		t.Fatalf("set %s: %v", key, err)
+	}
+	return rev
+}
+
+func TestLeaderLossIsRepaired(t *testing.T) {
+	c := storetest.NewCluster(t, 3)
+	old := c.Leader()
+	set(t, old, "k", "before")
+	rest := c.Followers(old)
+	old.Stop()
+	set(t, rest[0], "k", "after") // waits for the new leader by itself
+	old.Start()
+	c.Eventually("the old leader follows", func() error {
+		v, err := old.View(ctx(t, 5*time.Second))
+		if err != nil {
+			return err
+		}
+		if e, _ := v.Get("k"); string(e.Value) != "after" {
+			return fmt.Errorf("it has %q", e.Value)
+		}
+		return nil
+	})
+}
+
+func TestMinorityRefusesWritesAndReadsStale(t *testing.T) {
+	c := storetest.NewCluster(t, 3)
+	leader := c.Leader()
+	set(t, leader, "k", "1")
+	c.Isolate(leader)
+	rest := c.Followers(leader)
+	set(t, rest[0], "k", "2")
+	tx := &configdb.Txn{}
+	tx.Put("k", []byte("never"))
+	if _, err := leader.Txn(ctx(t, 3*time.Second), tx); !errors.Is(err, configdb.ErrNoQuorum) && !errors.Is(err, configdb.ErrUncertain) {
+		t.Errorf("write in a minority: %v", err)
+	}
+	if _, err := leader.View(ctx(t, time.Second)); !errors.Is(err, configdb.ErrNoQuorum) {
+		t.Errorf("linearizable read in a minority: %v", err)
+	}
+	if e, _ := leader.Local().Get("k"); string(e.Value) != "1" {
+		t.Errorf("stale read has %q", e.Value)
+	}
+	c.Eventually("the minority knows its age", func() error {
+		if age, _ := leader.Staleness(); age < 500*time.Millisecond {
+			return fmt.Errorf("age %v", age)
+		}
+		return nil
+	})
+	c.Heal()
+	c.Eventually("the minority catches up", func() error {
+		if e, _ := leader.Local().Get("k"); string(e.Value) != "2" {
+			return fmt.Errorf("it has %q", e.Value)
+		}
+		return nil
+	})
+}
+
+func TestStateSurvivesRestartOfAll(t *testing.T) {
+	c := storetest.NewCluster(t, 3)
+	for i := range 50 {
+		set(t, c.Nodes[i%3], fmt.Sprintf("k%d", i), "v")
+	}
+	for _, n := range c.Nodes {
+		n.Stop()
+	}
+	for _, n := range c.Nodes {
+		n.Start()
+	}
+	v, err := c.Nodes[1].View(ctx(t, 20*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		if _, ok := v.Get(fmt.Sprintf("k%d", i)); !ok {
+			t.Errorf("k%d is lost", i)
+		}
+	}
+}
+
+// Every acknowledged increment is there exactly once, though leaders are cut
+// off again and again while requests are in flight.
+func TestRetriedRequestsApplyOnce(t *testing.T) {
+	c := storetest.NewCluster(t, 3)
+	var acked, uncertain atomic.Int64
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for w := range 6 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				// A key of its own for each write: its creation is the effect.
+				tx := &configdb.Txn{}
+				key := fmt.Sprintf("once/%d/%d", w, i)
+				tx.RequireRevision(key, 0)
+				tx.Put(key, nil)
+				_, err := c.Nodes[(w+i)%3].Txn(ctx(t, 15*time.Second), tx)
+				switch {
+				case err == nil:
+					acked.Add(1)
+				case errors.Is(err, configdb.ErrConflict):
+					t.Errorf("%s was applied twice: %v", key, err)
+				default:
+					uncertain.Add(1)
+				}
+			}
+		})
+	}
+	for range 4 {
+		leader := c.Leader()
+		time.Sleep(200 * time.Millisecond) // let requests be in flight
+		c.Isolate(leader)
+		time.Sleep(1200 * time.Millisecond) // longer than an election
+		c.Heal()
+	}
+	close(stop)
+	wg.Wait()
+	v, err := c.Nodes[0].View(ctx(t, 20*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found int64
+	for range v.Scan("once/", "") {
+		found++
+	}
+	if found < acked.Load() || found > acked.Load()+uncertain.Load() {
+		t.Errorf("%d writes are there, %d were acknowledged, %d uncertain", found, acked.Load(), uncertain.Load())
+	}
+	t.Logf("%d acknowledged, %d uncertain", acked.Load(), uncertain.Load())
+	if acked.Load() < 100 {
+		t.Errorf("only %d writes went through", acked.Load())
+	}
+}
+
+func TestTermPreconditionStopsADeposedLeader(t *testing.T) {
+	c := storetest.NewCluster(t, 3)
+	leader := c.Leader()
+	l, _ := leader.Leadership()
+	c.Isolate(leader)
+	set(t, c.Followers(leader)[0], "x", "1")
+	c.Heal()
+	tx := &configdb.Txn{}
+	tx.RequireTerm(l.Term)
+	tx.Put("late", []byte("decision"))
+	if _, err := leader.Txn(ctx(t, 10*time.Second), tx); !errors.Is(err, configdb.ErrConflict) {
+		t.Errorf("late decision: %v", err)
+	}
+}
+
+func TestWhileLeaderEndsWithTheLeadership(t *testing.T) {
+	c := storetest.NewCluster(t, 3)
+	leader := c.Leader()
+	run, end := make(chan uint64, 8), make(chan uint64, 8)
+	rctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_ = leader.WhileLeader(rctx, func(ctx context.Context, l configdb.Leadership) {
+			run <- l.Term
+			<-ctx.Done()
+			end <- l.Term
+		})
+	})
+	defer wg.Wait()
+	defer cancel()
+	term := <-run
+	c.Isolate(leader)
+	select {
+	case got := <-end:
+		if got != term {
+			t.Errorf("term %d ended, want %d", got, term)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("a leader that is cut off goes on")
+	}
+}

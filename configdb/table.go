@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package configdb
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/muster-vm/muster/api"
+)
+
+// The keys of the product. Everything below Root belongs to it.
+const (
+	Root       = "muster/"
+	specRoot   = Root + "spec/"
+	statusRoot = Root + "status/"
+	nameRoot   = Root + "name/"
+	refRoot    = Root + "ref/"
+)
+
+// Table is the typed facade over the keys of one kind. It is a value without
+// state; all methods may be called from any goroutine.
+type Table[S, T any] struct{ Kind api.Kind }
+
+// The tables of this version.
+var (
+	Clusters   = Table[api.ClusterSpec, struct{}]{api.KindCluster}
+	Nodes      = Table[api.NodeSpec, api.NodeStatus]{api.KindNode}
+	VMs        = Table[api.VMSpec, api.VMStatus]{api.KindVM}
+	Bindings   = Table[api.BindingSpec, struct{}]{api.KindBinding}
+	Images     = Table[api.ImageSpec, api.ImageStatus]{api.KindImage}
+	Volumes    = Table[api.VolumeSpec, api.VolumeStatus]{api.KindVolume}
+	Pools      = Table[api.PoolSpec, api.PoolStatus]{api.KindPool}
+	PoolStates = Table[api.PoolStateSpec, api.PoolStateStatus]{api.KindPoolState}
+	Tasks      = Table[api.TaskSpec, api.TaskStatus]{api.KindTask}
+	Tokens     = Table[api.TokenSpec, api.TokenStatus]{api.KindToken}
+)
+
+// SpecPrefix and StatusPrefix are what to watch for changes of a kind.
+func (t Table[S, T]) SpecPrefix() string { return specRoot + string(t.Kind) + "/" }
+
+// StatusPrefix is the prefix of the kind's status keys.
+func (t Table[S, T]) StatusPrefix() string { return statusRoot + string(t.Kind) + "/" }
+
+// SpecKey is the key of an object's metadata and spec.
+func (t Table[S, T]) SpecKey(id string) string { return t.SpecPrefix() + id }
+
+// StatusKey is the key of an object's status.
+func (t Table[S, T]) StatusKey(id string) string { return t.StatusPrefix() + id }
+
+// NameKey is the claim key that makes a name unique; its value is the ID.
+func (t Table[S, T]) NameKey(project, name string) string {
+	return nameRoot + string(t.Kind) + "/" + project + "/" + name
+}
+
+// RefPrefix is the prefix of the claims of other objects on this one; while
+// one exists the object cannot be deleted.
+func (t Table[S, T]) RefPrefix(id string) string {
+	return refRoot + string(t.Kind) + "/" + id + "/"
+}
+
+// IDOf returns the ID in a spec or status key of this kind.
+func (t Table[S, T]) IDOf(key string) (string, bool) {
+	if id, ok := strings.CutPrefix(key, t.SpecPrefix()); ok {
+		return id, true
+	}
+	return strings.CutPrefix(key, t.StatusPrefix())
+}
+
+// Get returns the object with an ID.
+func (t Table[S, T]) Get(v *View, id string) (api.Object[S, T], error) {
+	var o api.Object[S, T]
+	spec, ok := v.Get(t.SpecKey(id))
+	if !ok {
+		return o, api.Errorf(api.CodeNotFound, "%s %q does not exist", t.Kind, id)
+	}
+	status, _ := v.Get(t.StatusKey(id))
+	return t.decode(spec, status)
+}
+
+func (t Table[S, T]) decode(spec, status Entry) (api.Object[S, T], error) {
+	var o api.Object[S, T]
+	if _, err := o.Decode(spec.Value, status.Value); err != nil {
+		return o, fmt.Errorf("%s: %w", spec.Key, err)
+	}
+	o.Meta.Revision, o.Meta.StatusRevision = spec.Revision, status.Revision
+	return o, nil
+}
+
+// Find returns the object with a name in a project, or with an ID.
+func (t Table[S, T]) Find(v *View, project, nameOrID string) (api.Object[S, T], error) {
+	if project == "" {
+		project = api.DefaultProject
+	}
+	if claim, ok := v.Get(t.NameKey(project, nameOrID)); ok {
+		return t.Get(v, string(claim.Value))
+	}
+	if api.IsID(nameOrID) {
+		return t.Get(v, nameOrID)
+	}
+	return api.Object[S, T]{}, api.Errorf(api.CodeNotFound, "%s %q does not exist in project %s", t.Kind, nameOrID, project)
+}
+
+// List returns all objects in order of creation. An object that cannot be
+// decoded is reported and left out, so that one bad value hides no other.
+func (t Table[S, T]) List(v *View) ([]api.Object[S, T], error) {
+	var out []api.Object[S, T]
+	var errs []error
+	for e := range v.Scan(t.SpecPrefix(), "") {
+		id, _ := t.IDOf(e.Key)
+		status, _ := v.Get(t.StatusKey(id))
+		o, err := t.decode(e, status)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		out = append(out, o)
+	}
+	return out, errors.Join(errs...)
+}
+
+// Create adds an object and claims its name. The object must have been
+// prepared (defaults, validation).
+func (t Table[S, T]) Create(tx *Txn, o *api.Object[S, T]) error {
+	o.Meta.Kind = t.Kind
+	if o.Meta.Generation == 0 {
+		o.Meta.Generation = 1
+	}
+	name := t.NameKey(o.Meta.Project, o.Meta.Name)
+	tx.RequireRevision(name, 0)
+	tx.RequireRevision(t.SpecKey(o.Meta.ID), 0)
+	tx.Put(name, []byte(o.Meta.ID))
+	return t.put(tx, o, true)
+}
+
+// CreateUnnamed adds an object whose name is its ID and needs no claim.
+func (t Table[S, T]) CreateUnnamed(tx *Txn, o *api.Object[S, T]) error {
+	o.Meta.Kind = t.Kind
+	tx.RequireRevision(t.SpecKey(o.Meta.ID), 0)
+	return t.put(tx, o, true)
+}
+
+// UpdateSpec writes metadata and spec; it conflicts if they changed since o
+// was read. The generation rises if the spec did change.
+func (t Table[S, T]) UpdateSpec(v *View, tx *Txn, o *api.Object[S, T]) error {
+	old, ok := v.Get(t.SpecKey(o.Meta.ID))
+	if !ok {
+		return api.Errorf(api.CodeNotFound, "%s %q does not exist", t.Kind, o.Meta.Name)
+	}
+	var before api.Object[S, T]
+	newer, err := before.Decode(old.Value, nil)
+	if err != nil {
+		return err
+	}
+	if newer {
+		return fmt.Errorf("%s %q: %w", t.Kind, o.Meta.Name, api.ErrNewerSchema)
+	}
+	o.Meta.Generation = before.Meta.Generation
+	was, err := before.EncodeSpec()
+	if err != nil {
+		return err
+	}
+	before.Meta = o.Meta
+	specBefore, err := before.EncodeSpec()
+	if err != nil {
+		return err
+	}
+	now, err := o.EncodeSpec()
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(was, now) {
+		return nil // nothing to write
+	}
+	if !bytes.Equal(specBefore, now) {
+		o.Meta.Generation++
+		if now, err = o.EncodeSpec(); err != nil {
+			return err
+		}
+	}
+	tx.RequireRevision(t.SpecKey(o.Meta.ID), o.Meta.Revision)
+	tx.Put(t.SpecKey(o.Meta.ID), now)
+	tx.onCommit(func(rev uint64) { o.Meta.Revision = rev })
+	return nil
+}
+
+// UpdateStatus writes the status if it differs from the stored one; it
+// conflicts if the status changed since o was read or the object is gone.
+func (t Table[S, T]) UpdateStatus(v *View, tx *Txn, o *api.Object[S, T]) error {
+	b, err := o.EncodeStatus()
+	if err != nil {
+		return err
+	}
+	key := t.StatusKey(o.Meta.ID)
+	if old, ok := v.Get(key); ok && bytes.Equal(old.Value, b) {
+		return nil
+	}
+	tx.RequireRevision(key, o.Meta.StatusRevision)
+	tx.RequireExists(t.SpecKey(o.Meta.ID))
+	tx.Put(key, b)
+	tx.onCommit(func(rev uint64) { o.Meta.StatusRevision = rev })
+	return nil
+}
+
+// Delete removes an object that nothing refers to, with its name.
+func (t Table[S, T]) Delete(tx *Txn, o *api.Object[S, T]) {
+	tx.RequireRevision(t.SpecKey(o.Meta.ID), o.Meta.Revision)
+	tx.RequireEmpty(t.RefPrefix(o.Meta.ID))
+	tx.Delete(t.NameKey(o.Meta.Project, o.Meta.Name))
+	tx.Delete(t.SpecKey(o.Meta.ID))
+	tx.Delete(t.StatusKey(o.Meta.ID))
+}
+
+// DeleteUnnamed removes an object that has no name claim.
+func (t Table[S, T]) DeleteUnnamed(tx *Txn, o *api.Object[S, T]) {
+	tx.RequireRevision(t.SpecKey(o.Meta.ID), o.Meta.Revision)
+	tx.Delete(t.SpecKey(o.Meta.ID))
+	tx.Delete(t.StatusKey(o.Meta.ID))
+}
+
+// Refer records that the object by (its kind and ID) needs the object with id
+// and requires that it exists and is not being deleted at specRevision.
+func (t Table[S, T]) Refer(tx *Txn, id string, byKind api.Kind, byID string) {
+	tx.RequireExists(t.SpecKey(id))
+	tx.Put(t.RefPrefix(id)+string(byKind)+"/"+byID, nil)
+}
+
+// Release takes such a record back.
+func (t Table[S, T]) Release(tx *Txn, id string, byKind api.Kind, byID string) {
+	tx.Delete(t.RefPrefix(id) + string(byKind) + "/" + byID)
+}
+
+// Referrers returns "kind/id" of what refers to an object.
+func (t Table[S, T]) Referrers(v *View, id string) []string {
+	var out []string
+	for e := range v.Scan(t.RefPrefix(id), "") {
+		out = append(out, strings.TrimPrefix(e.Key, t.RefPrefix(id)))
+	}
+	return out
+}
+
+func (t Table[S, T]) put(tx *Txn, o *api.Object[S, T], withStatus bool) error {
+	spec, err := o.EncodeSpec()
+	if err != nil {
+		return err
+	}
+	tx.Put(t.SpecKey(o.Meta.ID), spec)
+	if withStatus {
+		status, err := o.EncodeStatus()
+		if err != nil {
+			return err
+		}
+		tx.Put(t.StatusKey(o.Meta.ID), status)
+	}
+	tx.onCommit(func(rev uint64) {
+		o.Meta.Revision = rev
+		if withStatus {
+			o.Meta.StatusRevision = rev
+		}
+	})
+	return nil
+}

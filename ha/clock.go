@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package ha
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Times of the safety argument; see DESIGN.md.
+const (
+	// LeaseDuration is how long a node may act without hearing from a leader.
+	LeaseDuration = 10 * time.Second
+	// RenewEvery is the pause between two requests.
+	RenewEvery = time.Second
+	// driftPerMille is the most that two clocks may differ in rate.
+	driftPerMille = 10
+	// KillTime is what the guard has to end the protected VMs.
+	KillTime = 2 * time.Second
+	// Margin is added for good measure.
+	Margin = time.Second
+	// LostAfter is when the leader declares a silent node lost.
+	LostAfter = LeaseDuration + LeaseDuration*driftPerMille/1000 + KillTime + Margin
+	// renewTimeout bounds one request for a lease.
+	renewTimeout = 3 * time.Second
+	// detectEvery is how often the leader looks for silent nodes.
+	detectEvery = 200 * time.Millisecond
+)
+
+// BootTime returns CLOCK_BOOTTIME: it cannot be set and goes on during suspend.
+func BootTime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic("ha: CLOCK_BOOTTIME: " + err.Error()) // cannot fail on Linux ≥ 2.6.39
+	}
+	return time.Duration(ts.Nano())
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package ha
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// MethodRenew is the call by which a node asks the leader for its lease.
+const MethodRenew = "ha.renew"
+
+// Leader is what ha needs to know of the leadership of this node.
+type Leader interface {
+	// Leadership returns the current one, if this node leads.
+	Leadership() (configdb.Leadership, bool)
+	// Confirm returns nil if a majority confirmed the leadership of that term
+	// in a round trip begun after the call.
+	Confirm(ctx context.Context, term uint64) error
+}
+
+type renewRequest struct {
+	NodeID string `json:"nodeID"`
+}
+
+type renewAnswer struct {
+	Term     uint64 `json:"term"`
+	Revision uint64 `json:"revision"`
+}
+
+// refusal is an answer that asks the node to try again later.
+type refusal struct{ text string }
+
+func (r refusal) Error() string   { return r.text }
+func (r refusal) RPCCode() string { return "lease_refused" }
+
+// grantor is the leader's side of the leases. Its memory belongs to one term.
+type grantor struct {
+	db     configdb.DB
+	leader Leader
+	now    func() time.Duration
+
+	mu      sync.Mutex
+	term    uint64
+	since   time.Duration
+	granted map[string]time.Duration // by node ID
+	barred  map[string]bool          // being declared lost: no grants
+	readmit func(nodeID string)      // tells the service that a lost node is back
+}
+
+// enter makes sure that the memory is of this term. The beginning is taken as
+// late as now, which only makes the leader wait longer.
+func (g *grantor) enter(term uint64) {
+	if g.term != term {
+		g.term, g.since = term, g.now()
+		g.granted, g.barred = map[string]time.Duration{}, map[string]bool{}
+	}
+}
+
+// renew answers one request; see DESIGN.md for the order of the steps.
+func (g *grantor) renew(ctx context.Context, nodeID string) (renewAnswer, error) {
+	l, ok := g.leader.Leadership()
+	if !ok {
+		return renewAnswer{}, refusal{"this node is not the leader"}
+	}
+	if err := g.admissible(l.Term, nodeID); err != nil {
+		return renewAnswer{}, err
+	}
+	if err := g.leader.Confirm(ctx, l.Term); err != nil {
+		return renewAnswer{}, refusal{"leadership is not confirmed: " + err.Error()}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	v, err := g.check(l.Term, nodeID)
+	if err != nil {
+		return renewAnswer{}, err
+	}
+	g.granted[nodeID] = g.now()
+	return renewAnswer{Term: l.Term, Revision: v.Revision()}, nil
+}
+
+func (g *grantor) admissible(term uint64, nodeID string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, err := g.check(term, nodeID)
+	return err
+}
+
+// check is called with the lock held.
+func (g *grantor) check(term uint64, nodeID string) (*configdb.View, error) {
+	g.enter(term)
+	if g.barred[nodeID] {
+		return nil, refusal{"the node is being declared lost"}
+	}
+	v := g.db.Local()
+	n, err := configdb.Nodes.Get(v, nodeID)
+	if err != nil {
+		return nil, refusal{"the node is not a member: " + err.Error()}
+	}
+	if n.Status.Phase == api.NodeLost {
+		if g.readmit != nil {
+			g.readmit(nodeID)
+		}
+		return nil, refusal{"the node was declared lost and is being readmitted"}
+	}
+	return v, nil
+}
+
+// overdue returns the nodes whose every possible lease has ended, and bars
+// them from grants until settle. A node is looked at only if it is ready.
+func (g *grantor) overdue(term uint64, ready []string) []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.enter(term)
+	var out []string
+	for _, id := range ready {
+		last := max(g.since, g.granted[id])
+		if !g.barred[id] && g.now()-last > LostAfter {
+			g.barred[id] = true
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+// settle lifts the bar once the outcome of the declaration is known and
+// applied on this node.
+func (g *grantor) settle(term uint64, nodeID string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.term == term {
+		delete(g.barred, nodeID)
+	}
+}
+
+// silence returns how long ago the node's last lease was granted, at most the
+// age of this leadership.
+func (g *grantor) silence(nodeID string) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.now() - max(g.since, g.granted[nodeID])
+}
+
+// serve is the handler of MethodRenew. caller is the node that proved its
+// identity; a node can renew only its own lease.
+func (g *grantor) serve(ctx context.Context, caller string, request []byte) ([]byte, error) {
+	var r renewRequest
+	if err := json.Unmarshal(request, &r); err != nil {
+		return nil, fmt.Errorf("malformed request: %w", err)
+	}
+	if r.NodeID != caller {
+		return nil, errors.New("a node can renew only its own lease")
+	}
+	a, err := g.renew(ctx, r.NodeID)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(a)
+}

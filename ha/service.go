@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package ha
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/reconcile"
+)
+
+// Actor is recorded with everything that this package writes.
+const Actor = "ha"
+
+// Limits of a recovery.
+const (
+	recoverDeadline = 5 * time.Minute // of the task that follows a recovery
+	recoverRetry    = 5 * time.Second // when no node fits
+	settleRetry     = 200 * time.Millisecond
+)
+
+// Placer chooses a node for a VM and makes concurrent choices conflict.
+type Placer interface {
+	// Choose returns a node that fits, or an error with the reasons.
+	Choose(v *configdb.View, vm api.VM) (nodeID, node string, err error)
+	// Reserve lets the transaction land only if nobody else was placed on the
+	// node since v.
+	Reserve(v *configdb.View, tx *configdb.Txn, nodeID string)
+}
+
+// Service grants leases, declares nodes lost and moves their protected VMs.
+// Serve answers on every node; Run works while this node leads.
+type Service struct {
+	db     configdb.DB
+	placer Placer
+	log    *slog.Logger
+	grant  *grantor
+
+	mu        sync.Mutex
+	returning map[string]bool // lost nodes that asked for a lease
+	kick      chan struct{}
+}
+
+// ServiceConfig describes the service.
+type ServiceConfig struct {
+	DB     configdb.DB
+	Leader Leader
+	Placer Placer
+	Log    *slog.Logger
+	Now    func() time.Duration // nil: BootTime
+}
+
+// NewService returns a service that grants nothing until this node leads.
+func NewService(c ServiceConfig) *Service {
+	if c.Now == nil {
+		c.Now = BootTime
+	}
+	s := &Service{db: c.DB, placer: c.Placer, log: c.Log, returning: map[string]bool{}, kick: make(chan struct{}, 1)}
+	s.grant = &grantor{
+		db: c.DB, leader: c.Leader, now: c.Now,
+		granted: map[string]time.Duration{}, barred: map[string]bool{}, readmit: s.noteReturn,
+	}
+	return s
+}
+
+// Serve answers MethodRenew for the node that proved to be caller.
+func (s *Service) Serve(ctx context.Context, caller string, request []byte) ([]byte, error) {
+	return s.grant.serve(ctx, caller, request)
+}
+
+// Silence returns how long ago a node's lease was last granted by this leader.
+func (s *Service) Silence(nodeID string) time.Duration { return s.grant.silence(nodeID) }
+
+func (s *Service) noteReturn(nodeID string) {
+	s.mu.Lock()
+	s.returning[nodeID] = true
+	s.mu.Unlock()
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Service) takeReturning() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for id := range s.returning {
+		out = append(out, id)
+	}
+	clear(s.returning)
+	return out
+}
+
+// Run does the leader's work in one term, until ctx ends.
+func (s *Service) Run(ctx context.Context, term uint64) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.detect(ctx, term) })
+	loop := reconcile.New(reconcile.Config{
+		Name: "ha", DB: s.db, Log: s.log, Workers: 4,
+		Sources: []reconcile.Source{
+			{Prefix: configdb.Nodes.StatusPrefix(), IDs: vmsOfNode},
+			{Prefix: configdb.Bindings.SpecPrefix(), IDs: idOf(configdb.Bindings.SpecPrefix())},
+		},
+		Reconcile: func(ctx context.Context, id string) (reconcile.Result, error) {
+			return s.recover(ctx, term, id)
+		},
+	})
+	return loop.Run(ctx)
+}
+
+func idOf(prefix string) func(*configdb.View, configdb.Change) []string {
+	return func(_ *configdb.View, c configdb.Change) []string {
+		return []string{strings.TrimPrefix(c.Key, prefix)}
+	}
+}
+
+// vmsOfNode names the VMs that are bound to a node whose status changed.
+func vmsOfNode(v *configdb.View, c configdb.Change) []string {
+	nodeID, _ := configdb.Nodes.IDOf(c.Key)
+	var out []string
+	bindings, _ := configdb.Bindings.List(v) // what cannot be decoded is logged by its own reconcile
+	for i := range bindings {
+		if bindings[i].Spec.NodeID == nodeID {
+			out = append(out, bindings[i].Meta.ID)
+		}
+	}
+	return out
+}
+
+// detect declares silent nodes lost and readmits returning ones.
+func (s *Service) detect(ctx context.Context, term uint64) {
+	tick := time.NewTicker(detectEvery)
+	defer tick.Stop()
+	for {
+		for _, id := range s.takeReturning() {
+			if err := s.readmit(ctx, term, id); err != nil && ctx.Err() == nil {
+				s.log.Warn("node not readmitted", "node", id, "err", err)
+			}
+		}
+		for _, id := range s.grant.overdue(term, s.readyNodes()) {
+			s.declareLost(ctx, term, id)
+		}
+		select {
+		case <-tick.C:
+		case <-s.kick:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Service) readyNodes() []string {
+	nodes, err := configdb.Nodes.List(s.db.Local())
+	if err != nil {
+		s.log.Error("nodes that cannot be read are not watched", "err", err)
+	}
+	var out []string
+	for i := range nodes {
+		if nodes[i].Status.Phase == api.NodeReady {
+			out = append(out, nodes[i].Meta.ID)
+		}
+	}
+	return out
+}
+
+// declareLost marks a node, which is barred from leases, as lost. The bar is
+// lifted only when it is known whether the mark was set.
+func (s *Service) declareLost(ctx context.Context, term uint64, nodeID string) {
+	silent := s.grant.silence(nodeID)
+	for {
+		_, err := s.update(ctx, term, nodeID, func(n *api.Node) bool {
+			if n.Status.Phase != api.NodeReady {
+				return false
+			}
+			now := time.Now().UTC()
+			n.Status.Phase, n.Status.LostAt, n.Status.LostTerm = api.NodeLost, &now, term
+			n.Status.Message = fmt.Sprintf("no lease was renewed for %.1f s; its protected VMs are restarted elsewhere", silent.Seconds())
+			return true
+		})
+		switch {
+		case err == nil:
+			s.log.Warn("node lost", "node", nodeID, "silent", silent, "term", term)
+			s.grant.settle(term, nodeID)
+			return
+		case errors.Is(err, configdb.ErrConflict), api.CodeOf(err) == api.CodeNotFound:
+			// Decided and not set: another term, or the node was removed.
+			s.grant.settle(term, nodeID)
+			return
+		}
+		// Not known, or not possible now. The bar stays.
+		s.log.Warn("node not declared lost", "node", nodeID, "err", err)
+		select {
+		case <-time.After(settleRetry):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// readmit lets a lost node have leases again. Moves of its VMs required the
+// status that this rewrites, so none can land after it.
+func (s *Service) readmit(ctx context.Context, term uint64, nodeID string) error {
+	_, err := s.update(ctx, term, nodeID, func(n *api.Node) bool {
+		if n.Status.Phase != api.NodeLost {
+			return false
+		}
+		n.Status.Phase, n.Status.Message = api.NodeReady, ""
+		return true
+	})
+	if err == nil {
+		s.log.Info("node readmitted", "node", nodeID, "term", term)
+	}
+	return err
+}
+
+func (s *Service) update(ctx context.Context, term uint64, nodeID string, change func(*api.Node) bool) (uint64, error) {
+	return configdb.Transact(ctx, s.db, Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
+		n, err := configdb.Nodes.Get(v, nodeID)
+		if err != nil {
+			return err
+		}
+		if !change(&n) {
+			return nil
+		}
+		tx.RequireTerm(term)
+		return configdb.Nodes.UpdateStatus(v, tx, &n)
+	})
+}

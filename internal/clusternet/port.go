@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package clusternet
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+)
+
+// Limits of the accepting side.
+const (
+	HandshakeTimeout = 10 * time.Second
+	MaxHandshakes    = 512
+	backlog          = 128 // finished handshakes waiting for a protocol's server
+)
+
+// Port accepts on one listener and hands each connection to its protocol.
+type Port struct {
+	ln     net.Listener
+	config *tls.Config
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	protos map[string]*protoListener
+}
+
+// NewPort returns a port that serves nothing until Listener and Serve.
+func NewPort(ln net.Listener, id *Identity, log *slog.Logger) *Port {
+	return &Port{ln: ln, config: id.serverConfig(), log: log, protos: map[string]*protoListener{}}
+}
+
+// Listener returns the listener of some protocols. Its connections are
+// *tls.Conn whose handshake is done.
+func (p *Port) Listener(protocols ...string) net.Listener {
+	l := &protoListener{addr: p.ln.Addr(), conns: make(chan net.Conn, backlog), closed: make(chan struct{})}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, name := range protocols {
+		p.protos[name] = l
+	}
+	return l
+}
+
+// Serve accepts until the context ends, which is not an error.
+func (p *Port) Serve(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = p.ln.Close() })
+	defer stop()
+	slots := make(chan struct{}, MaxHandshakes)
+	for {
+		c, err := p.ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("accept on %s: %w", p.ln.Addr(), err)
+			}
+			p.log.Warn("accept failed", "err", err)
+			select { // out of descriptors, most likely: let some be closed
+			case <-time.After(50 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			_ = c.Close() // over the limit; the client tries again
+			continue
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			p.handshake(ctx, c)
+		})
+	}
+}
+
+func (p *Port) handshake(ctx context.Context, raw net.Conn) {
+	hctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
+	defer cancel()
+	c := tls.Server(raw, p.config)
+	if err := c.HandshakeContext(hctx); err != nil {
+		p.log.Debug("handshake failed", "peer", raw.RemoteAddr(), "err", err)
+		_ = raw.Close()
+		return
+	}
+	proto := c.ConnectionState().NegotiatedProtocol
+	if proto == "" {
+		proto = ProtoH1 // a web client without ALPN
+	}
+	p.mu.Lock()
+	l := p.protos[proto]
+	p.mu.Unlock()
+	if l == nil || !l.deliver(hctx, c) {
+		_ = c.Close()
+	}
+}
+
+// protoListener is the net.Listener of one protocol.
+type protoListener struct {
+	addr   net.Addr
+	conns  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *protoListener) deliver(ctx context.Context, c net.Conn) bool {
+	select {
+	case <-l.closed:
+		return false
+	default:
+	}
+	select {
+	case l.conns <- c:
+		return true
+	case <-l.closed:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// Accept implements net.Listener.
+func (l *protoListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (l *protoListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (l *protoListener) Addr() net.Addr { return l.addr }

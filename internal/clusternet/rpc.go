@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package clusternet
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// Calls between nodes are HTTP/2 (RFC 9113) over the protocol muster-rpc: one
+// connection per peer carries any number of calls, each with its own deadline.
+
+// Limits of calls.
+const (
+	// MaxCallBytes is the largest request or answer.
+	MaxCallBytes = 16 << 20
+	// pingAfter and pingWait find a dead peer on an idle connection.
+	pingAfter = 2 * time.Second
+	pingWait  = 2 * time.Second
+)
+
+type peerKey struct{}
+
+// CallerOf returns the ID of the node that made a call.
+func CallerOf(ctx context.Context) string {
+	id, _ := ctx.Value(peerKey{}).(string)
+	return id
+}
+
+// Handler answers one method: bytes in, bytes out.
+type Handler func(ctx context.Context, request []byte) ([]byte, error)
+
+// RPCServer answers calls. Register all methods before Serve.
+type RPCServer struct {
+	mux *http.ServeMux
+	log *slog.Logger
+}
+
+// NewRPCServer returns a server without methods.
+func NewRPCServer(log *slog.Logger) *RPCServer {
+	return &RPCServer{mux: http.NewServeMux(), log: log}
+}
+
+// RemoteError is an error that the other node answered.
+type RemoteError struct {
+	Code   string `json:"code"`
+	Detail string `json:"detail"`
+}
+
+// Error implements error.
+func (e *RemoteError) Error() string { return e.Detail }
+
+// Handle registers a method, such as "configdb.txn". An error with a method
+// RPCCode() string keeps that code on the way back.
+func (s *RPCServer) Handle(method string, h Handler) {
+	s.mux.HandleFunc("POST /"+method, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxCallBytes))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		out, err := h(r.Context(), body)
+		if err == nil {
+			_, _ = w.Write(out)
+			return
+		}
+		re := RemoteError{Detail: err.Error()}
+		var coded interface{ RPCCode() string }
+		if errors.As(err, &coded) {
+			re.Code = coded.RPCCode()
+		}
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		_ = json.NewEncoder(w).Encode(re)
+	})
+}
+
+// Serve answers calls on a listener of the port until the context ends.
+func (s *RPCServer) Serve(ctx context.Context, ln net.Listener) error {
+	srv := &http.Server{
+		Handler:           s.mux,
+		Protocols:         h2only(),
+		ReadHeaderTimeout: 10 * time.Second,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 4096, SendPingTimeout: 30 * time.Second},
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if p, ok := c.(plainConn); ok {
+				cs := p.Conn.(*tls.Conn).ConnectionState()
+				id, _ := PeerNode(&cs)
+				return context.WithValue(ctx, peerKey{}, id)
+			}
+			return ctx
+		},
+	}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	if err := srv.Serve(plainListener{ln}); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve calls: %w", err)
+	}
+	return nil
+}
+
+func h2only() *http.Protocols {
+	var p http.Protocols
+	p.SetUnencryptedHTTP2(true)
+	return &p
+}
+
+// plainConn hides that a connection is TLS: net/http would look for "h2" in
+// its ALPN, but ours says muster-rpc and the protocol is agreed beforehand.
+type plainConn struct{ net.Conn }
+
+type plainListener struct{ net.Listener }
+
+func (l plainListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return plainConn{c}, nil
+}
+
+// RPCClient calls other nodes. Close it when done.
+type RPCClient struct {
+	id *Identity
+	mu sync.Mutex
+	// one transport per node and address, so that a changed address is dialled
+	peers map[string]*http.Transport
+}
+
+// NewRPCClient returns a client without connections.
+func NewRPCClient(id *Identity) *RPCClient {
+	return &RPCClient{id: id, peers: map[string]*http.Transport{}}
+}
+
+// Close drops all connections.
+func (c *RPCClient) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.peers {
+		t.CloseIdleConnections()
+	}
+	c.peers = map[string]*http.Transport{}
+}
+
+func (c *RPCClient) transport(nodeID, address string) *http.Transport {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := nodeID + "@" + address
+	if t := c.peers[key]; t != nil {
+		return t
+	}
+	t := &http.Transport{
+		Protocols: h2only(),
+		HTTP2:     &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingWait},
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, err := c.id.Dial(ctx, nodeID, address, ProtoRPC)
+			if err != nil {
+				return nil, err
+			}
+			return plainConn{conn}, nil
+		},
+		DisableCompression: true,
+	}
+	c.peers[key] = t
+	return t
+}
+
+// Call asks a node. The error is a *RemoteError when the node answered with
+// one, otherwise the call may or may not have reached it.
+func (c *RPCClient) Call(ctx context.Context, nodeID, address, method string, request []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+nodeID+"/"+method, bytes.NewReader(request))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.transport(nodeID, address).RoundTrip(req)
+	if err != nil {
+		return nil, fmt.Errorf("call %s on node %s: %w", method, nodeID, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, MaxCallBytes))
+	if err != nil {
+		return nil, fmt.Errorf("call %s on node %s: %w", method, nodeID, err)
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return body, nil
+	case http.StatusUnprocessableEntity:
+		var re RemoteError
+		if err := json.Unmarshal(body, &re); err == nil {
+			return nil, &re
+		}
+	}
+	return nil, fmt.Errorf("call %s on node %s: status %d: %s", method, nodeID, resp.StatusCode, bytes.TrimSpace(body))
+}

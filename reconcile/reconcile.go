@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/configdb"
+)
+
+// Defaults of Config.
+const (
+	DefaultWorkers    = 4
+	DefaultMinBackoff = 200 * time.Millisecond
+	DefaultMaxBackoff = 15 * time.Second
+)
+
+// Result says when to look again; zero means when something changes.
+type Result struct{ After time.Duration }
+
+// Func takes one step towards the wished state of one object.
+type Func func(ctx context.Context, id string) (Result, error)
+
+// Source names the keys that matter and maps a changed key to the ids of the
+// objects to look at. View is the state after the change.
+type Source struct {
+	Prefix string
+	IDs    func(v *configdb.View, c configdb.Change) []string
+}
+
+// Config describes a loop.
+type Config struct {
+	Name                   string // for the log
+	DB                     configdb.DB
+	Sources                []Source
+	Reconcile              Func
+	Workers                int
+	MinBackoff, MaxBackoff time.Duration
+	Log                    *slog.Logger
+}
+
+// Loop is one reconciler. Make it with New, then Run it once.
+type Loop struct {
+	cfg   Config
+	queue *queue
+}
+
+// New returns a loop that does nothing until Run.
+func New(cfg Config) *Loop {
+	if cfg.Workers == 0 {
+		cfg.Workers = DefaultWorkers
+	}
+	if cfg.MinBackoff == 0 {
+		cfg.MinBackoff = DefaultMinBackoff
+	}
+	if cfg.MaxBackoff == 0 {
+		cfg.MaxBackoff = DefaultMaxBackoff
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	return &Loop{cfg: cfg, queue: newQueue()}
+}
+
+// Enqueue asks for a look at an object, for events from outside the database.
+func (l *Loop) Enqueue(id string) { l.queue.add(id) }
+
+// Run works until the context ends, which is not an error.
+func (l *Loop) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	errs := make(chan error, len(l.cfg.Sources))
+	for _, s := range l.cfg.Sources {
+		wg.Go(func() {
+			err := configdb.Follow(ctx, l.cfg.DB, s.Prefix, func(b configdb.Batch) error {
+				v := l.cfg.DB.Local()
+				for _, c := range b.Changes {
+					for _, id := range s.IDs(v, c) {
+						l.queue.add(id)
+					}
+				}
+				return nil
+			})
+			if ctx.Err() == nil {
+				errs <- fmt.Errorf("%s: watch %s: %w", l.cfg.Name, s.Prefix, err)
+				cancel()
+			}
+		})
+	}
+	for range l.cfg.Workers {
+		wg.Go(func() { l.work(ctx) })
+	}
+	wg.Wait()
+	select {
+	case err := <-errs:
+		if !errors.Is(err, configdb.ErrClosed) {
+			return err
+		}
+	default:
+	}
+	return nil
+}
+
+func (l *Loop) work(ctx context.Context) {
+	failures := func(id string, err error) time.Duration {
+		n := l.queue.failed(id)
+		d := l.cfg.MinBackoff << min(n, 16)
+		if d > l.cfg.MaxBackoff || d <= 0 {
+			d = l.cfg.MaxBackoff
+		}
+		l.cfg.Log.Warn("reconcile failed", "loop", l.cfg.Name, "id", id, "retry", d, "err", err)
+		return d
+	}
+	for {
+		id, ok := l.queue.take(ctx)
+		if !ok {
+			return
+		}
+		res, err := l.once(ctx, id)
+		switch {
+		case ctx.Err() != nil:
+			l.queue.finish(id, 0)
+		case errors.Is(err, configdb.ErrConflict):
+			l.queue.finish(id, l.cfg.MinBackoff/10) // state moved on: look at it soon
+		case err != nil:
+			l.queue.finish(id, failures(id, err))
+		default:
+			l.queue.succeeded(id)
+			l.queue.finish(id, res.After)
+		}
+	}
+}
+
+func (l *Loop) once(ctx context.Context, id string) (res Result, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+			l.cfg.Log.Error("reconcile panicked", "loop", l.cfg.Name, "id", id, "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	return l.cfg.Reconcile(ctx, id)
+}
