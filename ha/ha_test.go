@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package ha
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// chaosFree is a world without chance: five nodes, node 0 leads, nothing moves.
+func chaosFree(t *testing.T) *world {
+	w := newWorld(t, 1, 5)
+	w.nested = true // no decision is interrupted by itself
+	return w
+}
+
+func (w *world) phase(i int) api.NodePhase {
+	n, err := configdb.Nodes.Get(w.mem.Local(), w.nodes[i].id)
+	must(w.t, err)
+	return n.Status.Phase
+}
+
+func (w *world) bindingOn(i int) api.Binding {
+	w.t.Helper()
+	bindings, err := configdb.Bindings.List(w.mem.Local())
+	must(w.t, err)
+	for j := range bindings {
+		if bindings[j].Spec.NodeID == w.nodes[i].id {
+			return bindings[j]
+		}
+	}
+	w.t.Fatalf("no vm is bound to node %d", i)
+	return api.Binding{}
+}
+
+// lose makes the leader declare node i lost, all others having renewed.
+func (w *world) lose(i int) {
+	w.t.Helper()
+	leader, ctx := w.nodes[0], context.Background()
+	leader.svc.grant.overdue(1, nil) // the leadership begins here
+	for w.phase(i) != api.NodeLost {
+		w.now += time.Second
+		for _, n := range w.nodes {
+			if n.i != i {
+				_, err := leader.svc.grant.renew(ctx, n.id)
+				must(w.t, err)
+			}
+		}
+		for _, id := range leader.svc.grant.overdue(1, leader.svc.readyNodes()) {
+			leader.svc.declareLost(ctx, 1, id)
+		}
+		if w.now > time.Minute {
+			w.t.Fatal("a silent node is never declared lost")
+		}
+	}
+}
+
+func TestSilentNodeIsLostAfterTheBoundAndNotBefore(t *testing.T) {
+	w := chaosFree(t)
+	w.nodes[0].rate = 1
+	w.lose(3)
+	if w.now < LostAfter || w.now > LostAfter+2*time.Second {
+		t.Errorf("lost after %v, want %v", w.now, LostAfter)
+	}
+	if _, err := w.nodes[0].svc.grant.renew(context.Background(), w.nodes[3].id); err == nil {
+		t.Error("a lost node was granted a lease")
+	}
+}
+
+func TestProtectedVMMovesOnceAndKeepsItsDecision(t *testing.T) {
+	w := chaosFree(t)
+	b := w.bindingOn(3)
+	w.lose(3)
+	for range 2 {
+		if _, err := w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := configdb.Bindings.Get(w.mem.Local(), b.Meta.ID)
+	must(t, err)
+	if got.Spec.Epoch != 2 || got.Spec.NodeID == b.Spec.NodeID || !got.Spec.Protected {
+		t.Errorf("binding after recovery: %+v", got.Spec)
+	}
+	vm, err := configdb.VMs.Get(w.mem.Local(), b.Meta.ID)
+	must(t, err)
+	if vm.Status.Epoch != 2 || vm.Status.Phase != api.VMStarting || vm.Status.Node != got.Spec.Node {
+		t.Errorf("status was not handed over: %+v", vm.Status)
+	}
+	tasks, err := configdb.Tasks.List(w.mem.Local())
+	must(t, err)
+	if len(tasks) != 1 || tasks[0].Spec.Action != api.ActionVMRecover || tasks[0].Spec.TargetEpoch != 2 {
+		t.Errorf("recovery tasks: %+v", tasks)
+	}
+}
+
+// interruptedPlacer readmits the lost node while its VM is being placed.
+type interruptedPlacer struct {
+	Placer
+	interrupt func()
+}
+
+func (p interruptedPlacer) Choose(v *configdb.View, vm api.VM) (string, string, error) {
+	p.interrupt()
+	return p.Placer.Choose(v, vm)
+}
+
+func TestMoveDoesNotLandAfterReadmission(t *testing.T) {
+	w := chaosFree(t)
+	leader, b := w.nodes[0], w.bindingOn(3)
+	w.lose(3)
+	leader.svc.placer = interruptedPlacer{leader.svc.placer, func() {
+		must(t, leader.svc.readmit(context.Background(), 1, w.nodes[3].id))
+	}}
+	_, err := leader.svc.recover(context.Background(), 1, b.Meta.ID)
+	if !errors.Is(err, configdb.ErrConflict) {
+		t.Errorf("recover: %v, want a conflict", err)
+	}
+	got, err := configdb.Bindings.Get(w.mem.Local(), b.Meta.ID)
+	must(t, err)
+	if got.Spec.Epoch != 1 {
+		t.Error("the vm was moved away from a node that is back")
+	}
+}
+
+// slowLeader does something while a majority is being asked.
+type slowLeader struct {
+	Leader
+	meanwhile func()
+}
+
+func (l slowLeader) Confirm(ctx context.Context, term uint64) error {
+	l.meanwhile()
+	return l.Leader.Confirm(ctx, term)
+}
+
+func TestGrantUnderWayWhileTheNodeIsDeclaredLostIsRefused(t *testing.T) {
+	w := chaosFree(t)
+	leader, n := w.nodes[0], w.nodes[3]
+	grant := leader.svc.grant
+	grant.overdue(1, nil)
+	w.now = LostAfter + time.Second
+	for _, silent := range []struct {
+		name string
+		do   func()
+	}{
+		{"barred, not yet declared", func() { grant.overdue(1, []string{n.id}) }},
+		{"declared", func() { leader.svc.declareLost(context.Background(), 1, n.id) }},
+	} {
+		grant.leader = slowLeader{leader, silent.do}
+		if _, err := grant.renew(context.Background(), n.id); err == nil {
+			t.Errorf("%s: the lease was granted", silent.name)
+		}
+	}
+}
+
+func TestConfirmationFailureGrantsNothing(t *testing.T) {
+	w := chaosFree(t)
+	w.nodes[0].cutOff = true
+	if _, err := w.nodes[0].svc.grant.renew(context.Background(), w.nodes[0].id); err == nil {
+		t.Error("a leader without a majority granted a lease")
+	}
+	w.nodes[1].leads = false
+	if _, err := w.nodes[1].svc.grant.renew(context.Background(), w.nodes[1].id); err == nil {
+		t.Error("a follower granted a lease")
+	}
+}
+
+func TestNodeRenewsOnlyItsOwnLease(t *testing.T) {
+	w := chaosFree(t)
+	_, err := w.nodes[0].svc.Serve(context.Background(), w.nodes[1].id, []byte(`{"nodeID":"`+w.nodes[2].id+`"}`))
+	if err == nil || !strings.Contains(err.Error(), "own lease") {
+		t.Errorf("foreign lease: %v", err)
+	}
+	if _, err := w.nodes[0].svc.Serve(context.Background(), w.nodes[1].id, []byte(`{`)); err == nil {
+		t.Error("malformed request was answered")
+	}
+}
+
+func (w *world) change(f func(v *configdb.View, tx *configdb.Txn) error) {
+	w.t.Helper()
+	_, err := configdb.Transact(context.Background(), w.mem, "test", 1, f)
+	must(w.t, err)
+}
+
+func TestUnprotectedVMStaysAndBecomesUnknown(t *testing.T) {
+	w := chaosFree(t)
+	b := w.bindingOn(3)
+	w.change(func(v *configdb.View, tx *configdb.Txn) error {
+		b.Spec.Protected = false
+		return configdb.Bindings.UpdateSpec(v, tx, &b)
+	})
+	w.lose(3)
+	_, err := w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID)
+	must(t, err)
+	got, err := configdb.Bindings.Get(w.mem.Local(), b.Meta.ID)
+	must(t, err)
+	vm, err := configdb.VMs.Get(w.mem.Local(), b.Meta.ID)
+	must(t, err)
+	if got.Spec.Epoch != 1 || vm.Status.Phase != api.VMUnknown || !strings.Contains(vm.Status.Message, "not protected") {
+		t.Errorf("unprotected vm: epoch %d, %+v", got.Spec.Epoch, vm.Status)
+	}
+	rev := w.mem.Local().Revision()
+	_, err = w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID)
+	must(t, err)
+	if w.mem.Local().Revision() != rev {
+		t.Error("a second look wrote again")
+	}
+}
+
+func TestStoppedVMMovesWithoutBeingStarted(t *testing.T) {
+	w := chaosFree(t)
+	b := w.bindingOn(3)
+	w.change(func(v *configdb.View, tx *configdb.Txn) error {
+		vm, err := configdb.VMs.Get(v, b.Meta.ID)
+		must(t, err)
+		vm.Spec.Power = api.PowerStopped
+		return configdb.VMs.UpdateSpec(v, tx, &vm)
+	})
+	w.lose(3)
+	_, err := w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID)
+	must(t, err)
+	vm, err := configdb.VMs.Get(w.mem.Local(), b.Meta.ID)
+	must(t, err)
+	if vm.Status.Phase != api.VMStopped || vm.Status.Epoch != 2 {
+		t.Errorf("stopped vm after recovery: %+v", vm.Status)
+	}
+}
+
+type noPlace struct{}
+
+func (noPlace) Choose(*configdb.View, api.VM) (string, string, error) {
+	return "", "", api.Errorf(api.CodeUnplaceable, "m1: too little memory")
+}
+func (noPlace) Reserve(*configdb.View, *configdb.Txn, string) {}
+
+func TestVMWithoutAPlaceSaysWhyOnce(t *testing.T) {
+	w := chaosFree(t)
+	b := w.bindingOn(3)
+	w.lose(3)
+	w.nodes[0].svc.placer = noPlace{}
+	var rev uint64
+	for i := range 2 {
+		res, err := w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID)
+		must(t, err)
+		if res.After != recoverRetry {
+			t.Errorf("next look after %v", res.After)
+		}
+		if i == 0 {
+			rev = w.mem.Local().Revision()
+		}
+	}
+	vm, err := configdb.VMs.Get(w.mem.Local(), b.Meta.ID)
+	must(t, err)
+	if !strings.Contains(vm.Status.Message, "too little memory") || w.mem.Local().Revision() != rev {
+		t.Errorf("message %q; written again: %v", vm.Status.Message, w.mem.Local().Revision() != rev)
+	}
+}
+
+func TestLapsedSessionIsNeverTakenUpAgain(t *testing.T) {
+	w := chaosFree(t)
+	n := w.nodes[2]
+	ctx := context.Background()
+	must(t, n.keeper.extend(ctx, n.clock()+LeaseDuration, renewAnswer{Revision: 5}))
+	first, rev, ok := n.keeper.Current()
+	if !ok || rev != 5 {
+		t.Fatalf("lease: session %d revision %d %v", first, rev, ok)
+	}
+	w.now += LeaseDuration + time.Second
+	if _, _, ok := n.keeper.Current(); ok {
+		t.Error("the lease outlived its duration")
+	}
+	n.start(first, "vm")
+	if len(n.running) != 0 {
+		t.Error("the guard started a vm in a lapsed session")
+	}
+	must(t, n.keeper.extend(ctx, n.clock()+LeaseDuration, renewAnswer{Revision: 9}))
+	second, rev, ok := n.keeper.Current()
+	if !ok || second <= first || rev != 9 {
+		t.Errorf("after the lapse: session %d revision %d %v", second, rev, ok)
+	}
+	n.start(first, "vm")
+	if len(n.running) != 0 {
+		t.Error("a decision of the lapsed session was carried out in the next")
+	}
+}
