@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+//go:build linux
+
+package guard
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestLaunchRace(t *testing.T) {
+	dir := filepath.Join(shortDir(t), "run")
+	log := filepath.Join(shortDir(t), "guard.log")
+	t.Cleanup(func() { // only if the test failed is there one left
+		if pid, err := answers(context.Background(), dir); err == nil {
+			_ = unix.Kill(pid, unix.SIGTERM)
+		}
+	})
+	stop := func() {
+		c := dial(t, dir)
+		h, err := c.Hello(testCtx(t))
+		wantErr(t, err, nil)
+		wantErr(t, c.Stop(testCtx(t)), nil)
+		eventually(t, "the guard has ended", func() bool {
+			st, err := readProcStat(h.PID)
+			return err != nil || st.gone()
+		})
+	}
+	for range 3 {
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				if err := Launch(testCtx(t), self(t), dir, log); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		stop()
+		if _, err := os.Stat(filepath.Join(dir, SocketName)); err == nil {
+			t.Fatal("another guard was left behind")
+		}
+	}
+}
+
+func TestLaunchTellsWhyItFailed(t *testing.T) {
+	dir := shortDir(t)
+	log := filepath.Join(dir, "log")
+	if err := Launch(testCtx(t), "/no/such/guard", dir, log); !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	sh := filepath.Join(dir, "bad-guard")
+	wantErr(t, os.WriteFile(sh, []byte("#!/bin/sh\necho out of luck\nexit 3\n"), 0o700), nil)
+	if err := Launch(testCtx(t), sh, dir, log); err == nil || !strings.Contains(err.Error(), "out of luck") {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+//go:build linux
+
+package guard
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Bodies of the answers.
+type (
+	extendReply struct {
+		DeadlineNS int64 `json:"deadline_ns"`
+	}
+	killReply struct {
+		Outcome Outcome `json:"outcome"`
+	}
+	listReply struct {
+		VMs []Record `json:"vms"`
+	}
+)
+
+// answer carries out a request and returns the line to send.
+func (s *Server) answer(cn *conn, req request) []byte {
+	body, e := s.do(cn, req)
+	if e != nil {
+		if req.op == opStart || req.op == opExtend {
+			s.log.Warn("request refused", "op", string(req.op), "code", string(e.Code), "err", e.Msg)
+		}
+		return refusalLine(req.id, e)
+	}
+	return replyLine(req.id, body)
+}
+
+func (s *Server) do(cn *conn, req request) (any, *Error) {
+	switch b := req.body.(type) {
+	case extendBody:
+		return s.extend(b)
+	case StartRequest:
+		return s.start(b)
+	case protectBody:
+		now := s.lockNow()
+		defer s.mu.Unlock()
+		return nil, s.tab.protect(now, b.VM, b.On)
+	case vmBody:
+		if req.op == opKill {
+			return s.kill(b.VM)
+		}
+		s.lockNow()
+		defer s.mu.Unlock()
+		return nil, s.tab.forget(b.VM)
+	}
+	now := s.lockNow()
+	defer s.mu.Unlock()
+	switch req.op {
+	case opHello:
+		return s.hello(now), nil
+	case opList:
+		return listReply{VMs: s.tab.list()}, nil
+	case opWatch:
+		cn.watching = true
+		return nil, nil
+	case opStop:
+		return nil, s.tab.stop()
+	}
+	return nil, refuse(CodeInternal, "op %q is not implemented", string(req.op))
+}
+
+// hello needs mu.
+func (s *Server) hello(now int64) Hello {
+	h := Hello{
+		Protocol: ProtocolVersion, PID: os.Getpid(), Level: s.level, Hardening: s.hard,
+		NowNS: now, Session: s.tab.session, DeadlineNS: s.tab.deadlineNS, Lapsed: s.tab.lapsed,
+	}
+	for vm := range s.tab.strangers {
+		h.Strangers = append(h.Strangers, vm)
+	}
+	slices.Sort(h.Strangers)
+	return h
+}
+
+func (s *Server) extend(b extendBody) (any, *Error) {
+	now := s.lockNow()
+	defer s.mu.Unlock()
+	before := s.tab.session
+	deadline, e := s.tab.extend(now, b.Session, b.DeadlineNS)
+	if e != nil {
+		return nil, e
+	}
+	if err := s.timer.Set(deadline); err != nil {
+		// The enforcer looks every second anyway.
+		s.log.Error("arm deadline timer", "err", err)
+	}
+	if before != b.Session {
+		s.log.Info("new session", "session", b.Session, "before", before)
+	}
+	return extendReply{DeadlineNS: deadline}, nil
+}
+
+func (s *Server) start(req StartRequest) (any, *Error) {
+	now := s.lockNow()
+	in, e := s.tab.beginStart(now, req)
+	s.mu.Unlock()
+	if e != nil {
+		return nil, e
+	}
+	p, err := s.procs.start(req, func() error {
+		now := s.lockNow()
+		defer s.mu.Unlock()
+		if e := s.tab.mayFork(now, in); e != nil {
+			return e
+		}
+		return nil
+	})
+
+	now = s.lockNow()
+	defer s.mu.Unlock()
+	defer s.poke() // it may have ended before anybody could reap it
+	if err != nil {
+		s.tab.failStart(in)
+		var refusal *Error
+		if errors.As(err, &refusal) {
+			return nil, refusal
+		}
+		return nil, refuse(CodeStartFailed, "%v", err)
+	}
+	in.proc = p
+	if e := s.tab.finishStart(now, in, p.pid, p.startTicks); e != nil {
+		s.procs.signal(p, unix.SIGKILL)
+		return nil, e
+	}
+	s.log.Info("vm started", "vm", req.VM, "epoch", req.Epoch, "session", req.Session,
+		"pid", p.pid, "protected", req.Protected)
+	return Started{PID: p.pid, StartTicks: p.startTicks}, nil
+}
+
+func (s *Server) kill(vm string) (any, *Error) {
+	now := s.lockNow()
+	in, outcome, e := s.tab.kill(now, vm)
+	if e == nil && in != nil && in.proc != nil {
+		s.procs.signal(in.proc, unix.SIGKILL)
+	}
+	s.mu.Unlock()
+	s.poke()
+	if e != nil {
+		return nil, e
+	}
+	if in == nil {
+		return killReply{Outcome: outcome}, nil
+	}
+	timer := time.NewTimer(KillWait)
+	defer timer.Stop()
+	select {
+	case <-in.done:
+		return killReply{Outcome: outcome}, nil
+	case <-timer.C:
+		return nil, refuse(CodeTimeout, "vm %s is not reaped after %v; killing goes on", vm, KillWait)
+	}
+}
+
+// endIfStopped ends Serve once an op stop was granted and its answer queued.
+func (s *Server) endIfStopped() {
+	s.mu.Lock()
+	stopping := s.tab.stopping
+	s.mu.Unlock()
+	if stopping {
+		s.stopOnce.Do(func() { close(s.stopOp) })
+	}
+}
