@@ -116,23 +116,46 @@ func (o *Object[S, T]) Decode(spec, status []byte) (newer bool, err error) {
 }
 
 // DecodeStrict reads a user's JSON into v: one value, no unknown fields, no
-// wrong types. The error names the field.
+// wrong types. The error names the field. An error of the reader itself, such
+// as a body over its limit, is returned as it is.
 func DecodeStrict(r io.Reader, v any) error {
-	dec := json.NewDecoder(r)
+	src := &source{r: r}
+	dec := json.NewDecoder(src)
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
+	err := dec.Decode(v)
+	if src.err != nil {
+		return src.err
+	}
+	if err != nil {
 		return strictError(err)
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+	_, err = dec.Token()
+	if src.err != nil {
+		return src.err
+	}
+	if !errors.Is(err, io.EOF) {
 		return Invalid("", "the body has data after the first JSON value; send one object")
 	}
 	return nil
 }
 
+// source remembers why reading failed, which is no fault of the JSON.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(b []byte) (int, error) {
+	n, err := s.r.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		s.err = err
+	}
+	return n, err
+}
+
 func strictError(err error) error {
 	var typ *json.UnmarshalTypeError
 	var syn *json.SyntaxError
-	var big interface{ Timeout() bool }
 	switch {
 	case errors.As(err, &typ):
 		return Invalid(typ.Field, "is a JSON %s where a %s belongs", typ.Value, typ.Type)
@@ -142,12 +165,10 @@ func strictError(err error) error {
 		return Invalid("", "the body is empty; send a JSON object")
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return Invalid("", "the body ends in the middle of a JSON value")
-	case errors.As(err, &big):
-		return err
 	}
 	if f, ok := bytes.CutPrefix([]byte(err.Error()), []byte(`json: unknown field "`)); ok {
 		name := string(bytes.TrimSuffix(f, []byte(`"`)))
-		return Invalid(name, "is not a known field; see /api/v1/openapi.json for the fields of this kind")
+		return Invalid(clip(name), "is not a known field; see /api/v1/openapi.json for the fields of this kind")
 	}
 	return Invalid("", "%v", err)
 }

@@ -44,20 +44,20 @@ func ParseSize(s string) (Size, error) {
 	}
 	unit, ok := sizeUnits[strings.ToLower(strings.TrimSpace(in[cut:]))]
 	if !ok || cut == 0 {
-		return 0, fmt.Errorf("%q is not a size; write bytes or a number with K, M, G or T, such as 512M", s)
+		return 0, fmt.Errorf("%q is not a size; write bytes or a number with K, M, G or T, such as 512M", clip(s))
 	}
 	if n, err := strconv.ParseInt(in[:cut], 10, 64); err == nil {
 		if n > math.MaxInt64/int64(unit) {
-			return 0, fmt.Errorf("%q is too large; the limit is 8 EiB", s)
+			return 0, fmt.Errorf("%q is too large; the limit is 8 EiB", clip(s))
 		}
 		return Size(n) * unit, nil
 	}
 	f, err := strconv.ParseFloat(in[:cut], 64)
 	if err != nil {
-		return 0, fmt.Errorf("%q is not a size; write bytes or a number with K, M, G or T, such as 512M", s)
+		return 0, fmt.Errorf("%q is not a size; write bytes or a number with K, M, G or T, such as 512M", clip(s))
 	}
 	if f *= float64(unit); f >= math.MaxInt64 {
-		return 0, fmt.Errorf("%q is too large; the limit is 8 EiB", s)
+		return 0, fmt.Errorf("%q is too large; the limit is 8 EiB", clip(s))
 	}
 	return Size(f), nil
 }

@@ -6,6 +6,8 @@ package api
 import (
 	"encoding/hex"
 	"path/filepath"
+	"strings"
+	"unicode"
 )
 
 // Pool is a place for images and volumes.
@@ -52,10 +54,27 @@ func (s *PoolSpec) Validate() error {
 		}
 		return nil
 	}
-	if !filepath.IsAbs(s.Path) || filepath.Clean(s.Path) != s.Path || s.Path == "/" || len(s.Path) > 1024 {
-		return Invalid("spec.path", "%q must be an absolute, clean path of at most 1024 characters and not /", clip(s.Path))
+	if !validPath(s.Path) || s.Path == "/" {
+		return Invalid("spec.path", "%q must be an absolute, clean path of at most %d characters, none of them a control character, and not /", clip(s.Path), maxPath)
 	}
 	return nil
+}
+
+// maxPath is the longest path that a user may name.
+const maxPath = 1024
+
+// validPath refuses control characters too: a NUL ends a path for the system
+// but not for us, and a line break forges lines of logs.
+func validPath(p string) bool {
+	return len(p) <= maxPath && filepath.IsAbs(p) && filepath.Clean(p) == p && !strings.ContainsFunc(p, unicode.IsControl)
+}
+
+// validNode checks the name of a node that may be left out.
+func validNode(name string) error {
+	if name == "" {
+		return nil
+	}
+	return ValidName("spec.node", name)
 }
 
 // PoolStatus is composed when a pool is read, from the PoolState of each node.
@@ -116,8 +135,11 @@ func (s *ImageSpec) Validate() error {
 	if err := ValidName("spec.pool", s.Pool); err != nil {
 		return err
 	}
-	if s.Path != "" && (!filepath.IsAbs(s.Path) || filepath.Clean(s.Path) != s.Path) {
-		return Invalid("spec.path", "%q must be an absolute, clean path on the node", clip(s.Path))
+	if s.Path != "" && !validPath(s.Path) {
+		return Invalid("spec.path", "%q must be an absolute, clean path on the node, of at most %d characters and none of them a control character", clip(s.Path), maxPath)
+	}
+	if err := validNode(s.Node); err != nil {
+		return err
 	}
 	if s.SHA256 != "" {
 		if b, err := hex.DecodeString(s.SHA256); err != nil || len(b) != 32 {
@@ -184,7 +206,10 @@ func (s *VolumeSpec) Validate() error {
 	if s.Image == "" && s.Size == 0 {
 		return Invalid("spec.size", "is missing; give the size of an empty volume, such as 10G, or an image to clone")
 	}
-	return d.validate("spec")
+	if err := d.validate("spec"); err != nil {
+		return err
+	}
+	return validNode(s.Node)
 }
 
 // VolumeStatus is written by the storage module of the node spec.node.

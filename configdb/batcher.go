@@ -6,6 +6,7 @@ package configdb
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/muster-vm/muster/configdb/fsm"
@@ -29,11 +30,29 @@ type batcher struct {
 	pending chan *proposal
 	apply   func([]byte) ([]fsm.Outcome, error)
 	now     func() time.Time
+	stopped chan struct{} // closed when run takes nothing more
 }
 
 type proposal struct {
-	txn  *fsm.Txn
-	done chan answer // has room for the answer, so that nobody waits to give it
+	txn   *fsm.Txn
+	done  chan answer // has room for the answer, so that nobody waits to give it
+	taken atomic.Bool // by run, which will answer, or back by its caller
+}
+
+// take decides who has the proposal: run, to propose it, or its caller, who
+// then knows for certain that it never was.
+func (p *proposal) take() bool { return p.taken.CompareAndSwap(false, true) }
+
+// bytes is about how much of a log entry the proposal needs.
+func (p *proposal) bytes() int {
+	n := len(p.txn.Actor) + 64
+	for _, r := range p.txn.Require {
+		n += len(r.Key) + 16
+	}
+	for _, op := range p.txn.Ops {
+		n += len(op.Key) + len(op.Value) + 16
+	}
+	return n
 }
 
 type answer struct {
@@ -42,7 +61,7 @@ type answer struct {
 }
 
 func newBatcher(apply func([]byte) ([]fsm.Outcome, error)) *batcher {
-	return &batcher{pending: make(chan *proposal, pendingTxns), apply: apply, now: time.Now}
+	return &batcher{pending: make(chan *proposal, pendingTxns), apply: apply, now: time.Now, stopped: make(chan struct{})}
 }
 
 // propose waits until the transaction was decided.
@@ -50,8 +69,19 @@ func (b *batcher) propose(ctx context.Context, t *fsm.Txn) (fsm.Outcome, error) 
 	p := &proposal{txn: t, done: make(chan answer, 1)}
 	select {
 	case b.pending <- p:
+	case <-b.stopped:
+		return fsm.Outcome{}, errNotLeader
 	case <-ctx.Done():
 		return fsm.Outcome{}, errNotLeader // it was never proposed
+	}
+	select {
+	case a := <-p.done:
+		return a.outcome, a.err
+	case <-b.stopped:
+	case <-ctx.Done():
+	}
+	if p.take() {
+		return fsm.Outcome{}, errNotLeader
 	}
 	select {
 	case a := <-p.done:
@@ -61,23 +91,28 @@ func (b *batcher) propose(ctx context.Context, t *fsm.Txn) (fsm.Outcome, error) 
 	}
 }
 
-// run packs until the context ends and then answers what still waits.
+// run packs until the context ends. What was not proposed by then is refused.
 func (b *batcher) run(ctx context.Context) {
+	defer close(b.stopped)
 	slots := make(chan struct{}, packsInFlight)
 	var carry *proposal
 	for {
 		select {
 		case slots <- struct{}{}:
 		case <-ctx.Done():
-			b.refuse(carry)
+			if carry != nil {
+				carry.done <- answer{err: errNotLeader}
+			}
 			return
 		}
 		first := carry
-		if carry = nil; first == nil {
+		for first == nil {
 			select {
-			case first = <-b.pending:
+			case p := <-b.pending:
+				if p.take() {
+					first = p
+				}
 			case <-ctx.Done():
-				b.refuse(nil)
 				return
 			}
 		}
@@ -87,20 +122,6 @@ func (b *batcher) run(ctx context.Context) {
 			defer func() { <-slots }()
 			b.commit(pack)
 		}()
-	}
-}
-
-func (b *batcher) refuse(carry *proposal) {
-	if carry != nil {
-		carry.done <- answer{err: errNotLeader}
-	}
-	for {
-		select {
-		case p := <-b.pending:
-			p.done <- answer{err: errNotLeader}
-		default:
-			return
-		}
 	}
 }
 
@@ -117,10 +138,7 @@ func (b *batcher) gather(first *proposal) (pack []*proposal, carry *proposal) {
 				return false
 			}
 		}
-		n := 0
-		for _, op := range p.txn.Ops {
-			n += len(op.Key) + len(op.Value)
-		}
+		n := p.bytes()
 		if len(pack) > 0 && size+n > fsm.MaxPackBytes/2 {
 			return false
 		}
@@ -135,6 +153,9 @@ func (b *batcher) gather(first *proposal) (pack []*proposal, carry *proposal) {
 	for len(pack) < fsm.MaxPackTxns {
 		select {
 		case p := <-b.pending:
+			if !p.take() {
+				continue // its caller gave up
+			}
 			if !add(p) {
 				return pack, p
 			}

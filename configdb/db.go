@@ -181,6 +181,9 @@ func Propose(t *Txn, commit func(*fsm.Txn) (fsm.Outcome, error)) (uint64, error)
 		t.committed(out.Revision)
 		return out.Revision, nil
 	case fsm.Conflict:
+		if out.Failed < 0 || out.Failed >= len(t.t.Require) {
+			return 0, fmt.Errorf("transaction ended with a conflict in precondition %d of %d", out.Failed, len(t.t.Require))
+		}
 		return 0, &ConflictError{Precondition: t.t.Require[out.Failed], Actual: out.Actual, Revision: out.Revision}
 	case fsm.SessionUnknown:
 		return 0, fmt.Errorf("%w: the request's session is no longer known", ErrUncertain)

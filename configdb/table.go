@@ -90,16 +90,19 @@ func (t Table[S, T]) decode(spec, status Entry) (api.Object[S, T], error) {
 	return o, nil
 }
 
-// Find returns the object with a name in a project, or with an ID.
+// Find returns the object with an ID, or with a name in a project. The ID comes
+// first, so that nobody can hide an object behind a name that looks like its ID.
 func (t Table[S, T]) Find(v *View, project, nameOrID string) (api.Object[S, T], error) {
 	if project == "" {
 		project = api.DefaultProject
 	}
+	if api.IsID(nameOrID) {
+		if _, ok := v.Get(t.SpecKey(nameOrID)); ok {
+			return t.Get(v, nameOrID)
+		}
+	}
 	if claim, ok := v.Get(t.NameKey(project, nameOrID)); ok {
 		return t.Get(v, string(claim.Value))
-	}
-	if api.IsID(nameOrID) {
-		return t.Get(v, nameOrID)
 	}
 	return api.Object[S, T]{}, api.Errorf(api.CodeNotFound, "%s %q does not exist in project %s", t.Kind, nameOrID, project)
 }
@@ -158,6 +161,12 @@ func (t Table[S, T]) UpdateSpec(v *View, tx *Txn, o *api.Object[S, T]) error {
 	if newer {
 		return fmt.Errorf("%s %q: %w", t.Kind, o.Meta.Name, api.ErrNewerSchema)
 	}
+	if o.Meta.Name != before.Meta.Name || o.Meta.Project != before.Meta.Project {
+		// The claim of the old name would stay, and deletion would take away
+		// the claim of whoever has the new one.
+		return api.Invalid("meta.name", "of %s %q in project %s cannot be changed; create another object", t.Kind, before.Meta.Name, before.Meta.Project)
+	}
+	o.Meta.Kind = t.Kind
 	o.Meta.Generation = before.Meta.Generation
 	was, err := before.EncodeSpec()
 	if err != nil {

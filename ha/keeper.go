@@ -99,7 +99,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil && !failing:
-			k.log.Warn("lease not renewed", "err", err, "remaining", k.Remaining())
+			k.log.Warn("lease not renewed", "err", err, "remaining", max(0, k.Remaining()))
 		case err == nil && failing:
 			k.log.Info("lease renewed again")
 		}

@@ -123,3 +123,14 @@ func (q *queue) succeeded(id string) {
 	defer q.mu.Unlock()
 	q.state[id].failures = 0
 }
+
+// stop cancels what would be looked at later.
+func (q *queue) stop() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, s := range q.state {
+		if s.timer != nil {
+			s.timer.Stop()
+		}
+	}
+}

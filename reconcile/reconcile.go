@@ -80,15 +80,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	errs := make(chan error, len(l.cfg.Sources))
 	for _, s := range l.cfg.Sources {
 		wg.Go(func() {
-			err := configdb.Follow(ctx, l.cfg.DB, s.Prefix, func(b configdb.Batch) error {
-				v := l.cfg.DB.Local()
-				for _, c := range b.Changes {
-					for _, id := range s.IDs(v, c) {
-						l.queue.add(id)
-					}
-				}
-				return nil
-			})
+			err := l.follow(ctx, s)
 			if ctx.Err() == nil {
 				errs <- fmt.Errorf("%s: watch %s: %w", l.cfg.Name, s.Prefix, err)
 				cancel()
@@ -99,6 +91,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		wg.Go(func() { l.work(ctx) })
 	}
 	wg.Wait()
+	l.queue.stop()
 	select {
 	case err := <-errs:
 		if !errors.Is(err, configdb.ErrClosed) {
@@ -107,6 +100,39 @@ func (l *Loop) Run(ctx context.Context) error {
 	default:
 	}
 	return nil
+}
+
+// follow enqueues what a source's changes are about. It remembers the keys of
+// the source: a watch that had to begin anew does not name what was deleted
+// meanwhile, and a deleted object is often the one that needs cleaning up.
+func (l *Loop) follow(ctx context.Context, s Source) error {
+	known := map[string]struct{}{}
+	return configdb.Follow(ctx, l.cfg.DB, s.Prefix, func(b configdb.Batch) error {
+		v := l.cfg.DB.Local()
+		gone := map[string]struct{}{}
+		if b.Synced {
+			gone, known = known, map[string]struct{}{}
+		}
+		for _, c := range b.Changes {
+			delete(gone, c.Key)
+			if c.Deleted {
+				delete(known, c.Key)
+			} else {
+				known[c.Key] = struct{}{}
+			}
+			l.enqueue(s.IDs(v, c))
+		}
+		for key := range gone {
+			l.enqueue(s.IDs(v, configdb.Change{Entry: configdb.Entry{Key: key, Revision: b.Revision}, Deleted: true}))
+		}
+		return nil
+	})
+}
+
+func (l *Loop) enqueue(ids []string) {
+	for _, id := range ids {
+		l.queue.add(id)
+	}
 }
 
 func (l *Loop) work(ctx context.Context) {

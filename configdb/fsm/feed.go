@@ -70,15 +70,16 @@ func (s *State) Changed() <-chan struct{} {
 func (s *State) ChangedKeys(prefix string, from, to uint64) ([]string, error) {
 	f := &s.feed
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if from < f.first {
+	ring, first := f.ring, f.first // what is in the ring never changes, it is only added to or replaced
+	f.mu.Unlock()
+	if from < first {
 		return nil, ErrCompacted
 	}
-	i := sort.Search(len(f.ring), func(i int) bool { return f.ring[i].revision > from })
+	i := sort.Search(len(ring), func(i int) bool { return ring[i].revision > from })
 	last := map[string]int{}
 	var keys []string
-	for ; i < len(f.ring) && f.ring[i].revision <= to; i++ {
-		k := f.ring[i].key
+	for ; i < len(ring) && ring[i].revision <= to; i++ {
+		k := ring[i].key
 		if !strings.HasPrefix(k, prefix) {
 			continue
 		}

@@ -129,8 +129,13 @@ func (s *State) Restore(r io.Reader) error {
 	d := decoder{b: body[len(snapshotMagic):]}
 	v := &View{tree: new(btree.Map[string, item]), revision: d.uvarint(), term: d.uvarint(), time: d.varint()}
 	sessions := d.sessions()
-	for range d.count(1 << 30) {
+	last := ""
+	for i := range d.count(1 << 30) {
 		key := string(d.bytes(MaxKeyBytes))
+		if i > 0 && key <= last {
+			d.fail("keys out of order")
+		}
+		last = key
 		it := item{value: bytes.Clone(d.bytes(MaxValueBytes)), revision: d.uvarint(), created: d.uvarint()}
 		if d.err != nil {
 			break

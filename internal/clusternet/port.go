@@ -123,6 +123,11 @@ func (l *protoListener) deliver(ctx context.Context, c net.Conn) bool {
 	}
 	select {
 	case l.conns <- c:
+		select {
+		case <-l.closed:
+			l.drain() // Close may have looked before
+		default:
+		}
 		return true
 	case <-l.closed:
 	case <-ctx.Done():
@@ -140,10 +145,22 @@ func (l *protoListener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close implements net.Listener.
+// Close implements net.Listener. Connections that nobody accepted are closed.
 func (l *protoListener) Close() error {
 	l.once.Do(func() { close(l.closed) })
+	l.drain()
 	return nil
+}
+
+func (l *protoListener) drain() {
+	for {
+		select {
+		case c := <-l.conns:
+			_ = c.Close()
+		default:
+			return
+		}
+	}
 }
 
 // Addr implements net.Listener.

@@ -25,6 +25,8 @@ import (
 const (
 	// MaxCallBytes is the largest request or answer.
 	MaxCallBytes = 16 << 20
+	// maxErrorText is how much of an unexpected answer an error repeats.
+	maxErrorText = 512
 	// pingAfter and pingWait find a dead peer on an idle connection.
 	pingAfter = 2 * time.Second
 	pingWait  = 2 * time.Second
@@ -189,9 +191,12 @@ func (c *RPCClient) Call(ctx context.Context, nodeID, address, method string, re
 		return nil, fmt.Errorf("call %s on node %s: %w", method, nodeID, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, MaxCallBytes))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, MaxCallBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("call %s on node %s: %w", method, nodeID, err)
+	}
+	if len(body) > MaxCallBytes {
+		return nil, fmt.Errorf("call %s on node %s: the answer is larger than %d bytes", method, nodeID, MaxCallBytes)
 	}
 	switch resp.StatusCode {
 	case http.StatusOK:
@@ -202,5 +207,5 @@ func (c *RPCClient) Call(ctx context.Context, nodeID, address, method string, re
 			return nil, &re
 		}
 	}
-	return nil, fmt.Errorf("call %s on node %s: status %d: %s", method, nodeID, resp.StatusCode, bytes.TrimSpace(body))
+	return nil, fmt.Errorf("call %s on node %s: status %d: %s", method, nodeID, resp.StatusCode, bytes.TrimSpace(body[:min(len(body), maxErrorText)]))
 }

@@ -161,8 +161,14 @@ func ParseCSR(csrPEM []byte) (*x509.CertificateRequest, error) {
 }
 
 // SignNode issues a node's certificate for its public key. Only what the
-// caller decided is in it, nothing that the request asked for.
+// caller decided is in it, nothing that the request asked for. Neither name nor
+// host may look like a node's ID name: its holder could pose as that node.
 func SignNode(caCertPEM, caKeyPEM []byte, csr *x509.CertificateRequest, nodeID, name, host string) ([]byte, error) {
+	for _, n := range []string{name, host} {
+		if strings.HasSuffix(strings.ToLower(strings.TrimRight(n, ".")), nodeDomain) {
+			return nil, fmt.Errorf("sign certificate of node %s: %q is reserved", name, n)
+		}
+	}
 	ca, err := ParseCert(caCertPEM)
 	if err != nil {
 		return nil, fmt.Errorf("authority: %w", err)

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+var goldenTime = time.Date(2026, 2, 3, 4, 5, 6, 789, time.UTC)
+
+func goldenMeta(k Kind) Meta {
+	deleting := goldenTime.Add(time.Hour)
+	return Meta{
+		ID: "0193c0de-0000-7000-8000-000000000001", Kind: k, Name: "web1", Project: "default", Owner: "vm/0193c0de-0000-7000-8000-000000000002",
+		Labels: map[string]string{"tier": "front", "app": "shop"}, Revision: 12, StatusRevision: 13, Generation: 3,
+		CreatedAt: goldenTime, DeletingAt: &deleting, Finalizers: []string{"hypervisor", "storage"},
+	}
+}
+
+type goldens struct {
+	cluster   Cluster
+	node      Node
+	vm        VM
+	binding   Binding
+	image     Image
+	volume    Volume
+	pool      Pool
+	poolState PoolState
+	task      Task
+	token     Token
+}
+
+// goldenObjects has every field of every kind set, so that a renamed or lost
+// field shows.
+func goldenObjects() goldens {
+	cond := []Condition{{Type: "Ready", OK: true, Reason: "Up", Message: "all is <well> & good", Since: goldenTime}}
+	state := PoolStateStatus{Node: "n1", Ready: true, Reason: "r", Stamp: "stamp", Total: TiB, Free: GiB}
+	at := goldenTime
+	return goldens{
+		cluster: Cluster{Meta: goldenMeta(KindCluster), Spec: ClusterSpec{CACert: "PEM\n", SealedCAKey: []byte{0, 1, 255}, Life: 1}},
+		node: Node{
+			Meta: goldenMeta(KindNode),
+			Spec: NodeSpec{Address: "10.0.0.1:7600", Role: RoleVoter, Maintenance: true, Accelerator: AccelTCG, ReservedMemory: GiB},
+			Status: NodeStatus{
+				ObservedGeneration: 3, Phase: NodeReady, Version: "0.1", BootID: "b", LostAt: &at, LostTerm: 4, Accelerator: AccelTCG,
+				AcceleratorReason: "asked for", QEMUVersion: "7.2", GuardLevel: "softdog", CPUs: 8, Memory: 32 * GiB, Message: "m", Conditions: cond,
+			},
+		},
+		vm: VM{
+			Meta: goldenMeta(KindVM),
+			Spec: VMSpec{
+				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local"}},
+				HA: HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
+			},
+			Status: VMStatus{
+				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm",
+				RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
+			},
+		},
+		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true}},
+		image: Image{
+			Meta: goldenMeta(KindImage),
+			Spec: ImageSpec{Pool: "local", Path: "/a", Node: "n1", SHA256: strings.Repeat("ab", 32)},
+			Status: ImageStatus{
+				ObservedGeneration: 3, Phase: StorageReady, Format: "qcow2", VirtualSize: GiB, Size: MiB, SHA256: strings.Repeat("ab", 32),
+				Progress: 100, Message: "m", Conditions: cond,
+			},
+		},
+		volume: Volume{
+			Meta:   goldenMeta(KindVolume),
+			Spec:   VolumeSpec{Pool: "local", Image: "i", Size: GiB, Node: "n1"},
+			Status: VolumeStatus{ObservedGeneration: 3, Phase: StorageReady, Format: "qcow2", Size: GiB, Message: "m", Conditions: cond},
+		},
+		pool: Pool{
+			Meta: goldenMeta(KindPool), Spec: PoolSpec{Type: PoolShared, Path: "/srv"}, Status: PoolStatus{Nodes: []PoolStateStatus{state}},
+		},
+		poolState: PoolState{Meta: goldenMeta(KindPoolState), Spec: PoolStateSpec{PoolID: "p", NodeID: "n"}, Status: state},
+		task: Task{
+			Meta: goldenMeta(KindTask),
+			Spec: TaskSpec{
+				Action: ActionVMStart, TargetKind: KindVM, TargetID: "t", Target: "web1", TargetGeneration: 3, TargetEpoch: 2,
+				TargetReboots: 5, Actor: "me", Deadline: goldenTime,
+			},
+			Status: TaskStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, StartedAt: &at, FinishedAt: &at},
+		},
+		token: Token{
+			Meta: goldenMeta(KindToken),
+			Spec: TokenSpec{
+				Use: TokenJoin, Role: RoleViewer, JoinRole: RoleWitness, Hash: "h", ExpiresAt: goldenTime, UsedBy: "n", UsedKey: "k",
+			},
+		},
+	}
+}
+
+func TestGoldenEncodings(t *testing.T) {
+	g := goldenObjects()
+	golden(t, g.cluster)
+	golden(t, g.node)
+	golden(t, g.vm)
+	golden(t, g.binding)
+	golden(t, g.image)
+	golden(t, g.volume)
+	golden(t, g.pool)
+	golden(t, g.poolState)
+	golden(t, g.task)
+	golden(t, g.token)
+}
+
+// stored is one golden file.
+type stored struct {
+	Spec   json.RawMessage `json:"spec"`
+	Status json.RawMessage `json:"status"`
+}
+
+func golden[S, T any](t *testing.T, o Object[S, T]) {
+	t.Helper()
+	t.Run(string(o.Meta.Kind), func(t *testing.T) {
+		everyFieldSet(t, reflect.ValueOf(o), "")
+		spec, err := o.EncodeSpec()
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, err := o.EncodeStatus()
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join("testdata", "golden", string(o.Meta.Kind)+"-v1.json")
+		if *update {
+			b, err := json.MarshalIndent(stored{spec, status}, "", "  ")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, append(b, '\n'), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var file stored
+		if err := json.Unmarshal(b, &file); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := spec, compact(t, file.Spec); !bytes.Equal(got, want) {
+			t.Errorf("spec is encoded as\n%s\nwant\n%s", got, want)
+		}
+		if got, want := status, compact(t, file.Status); !bytes.Equal(got, want) {
+			t.Errorf("status is encoded as\n%s\nwant\n%s", got, want)
+		}
+		// What a release wrote is read as it was, but for the revisions, which
+		// are never stored.
+		var back Object[S, T]
+		newer, err := back.Decode(file.Spec, file.Status)
+		if err != nil || newer {
+			t.Fatalf("decode: newer %v, %v", newer, err)
+		}
+		want := o
+		want.Meta.Revision, want.Meta.StatusRevision = 0, 0
+		if !reflect.DeepEqual(back, want) {
+			t.Errorf("read back as\n%+v\nwant\n%+v", back, want)
+		}
+		newerSchema(t, o, file)
+	})
+}
+
+// newerSchema checks that a later version's value is read and reported.
+func newerSchema[S, T any](t *testing.T, o Object[S, T], file stored) {
+	t.Helper()
+	later := func(raw json.RawMessage, inner string) []byte {
+		var m map[string]any
+		if err := json.Unmarshal(raw, &m); err != nil {
+			t.Fatal(err)
+		}
+		m["schema"], m["invented"] = Schema+1, []int{1}
+		m[inner].(map[string]any)["invented"] = map[string]any{"a": 1}
+		b, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	var back Object[S, T]
+	newer, err := back.Decode(later(file.Spec, "spec"), later(file.Status, "status"))
+	if err != nil || !newer {
+		t.Errorf("a later version's value: newer %v, %v", newer, err)
+	}
+	if back.Meta.ID != o.Meta.ID || !reflect.DeepEqual(back.Spec, o.Spec) {
+		t.Errorf("a later version's value was read as %+v", back)
+	}
+}
+
+func compact(t *testing.T, raw json.RawMessage) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := json.Compact(&b, raw); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// everyFieldSet fails for a field that the golden object leaves out.
+func everyFieldSet(t *testing.T, v reflect.Value, path string) {
+	t.Helper()
+	if v.Type() == reflect.TypeFor[time.Time]() {
+		return
+	}
+	for i := range v.NumField() {
+		name := path + "." + v.Type().Field(i).Name
+		f := v.Field(i)
+		if f.Kind() == reflect.Struct && f.NumField() == 0 {
+			continue
+		}
+		if f.IsZero() {
+			t.Errorf("the golden object does not set %s", name)
+		}
+		if f.Kind() == reflect.Slice && f.Len() > 0 {
+			f = f.Index(0)
+		}
+		if f.Kind() == reflect.Struct {
+			everyFieldSet(t, f, name)
+		}
+	}
+}
+
+func TestDecodeRefusesBrokenValues(t *testing.T) {
+	good := `{"schema":1,"meta":{},"spec":{}}`
+	for name, c := range map[string]struct{ spec, status string }{
+		"no spec":         {"", ""},
+		"truncated spec":  {good[:20], ""},
+		"no schema":       {`{"meta":{},"spec":{}}`, ""},
+		"schema 0":        {`{"schema":0}`, ""},
+		"negative schema": {`{"schema":-1}`, ""},
+		"wrong type":      {`{"schema":1,"spec":{"cpus":"x"}}`, ""},
+		"broken status":   {good, `{`},
+	} {
+		var vm VM
+		var status []byte
+		if c.status != "" {
+			status = []byte(c.status)
+		}
+		if _, err := vm.Decode([]byte(c.spec), status); err == nil {
+			t.Errorf("%s: read as %+v", name, vm)
+		}
+	}
+	var vm VM
+	if _, err := vm.Decode([]byte(good), nil); err != nil {
+		t.Errorf("a spec without status: %v", err)
+	}
+}

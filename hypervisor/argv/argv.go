@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+// Package argv turns a VM into the argument vector of QEMU. It is one pure
+// function without goroutines, clocks or I/O.
+//
+// Guarantees:
+//   - Equal input gives equal output; testdata holds golden vectors.
+//   - QEMU never probes a disk's format: every blockdev names its driver.
+//   - Whatever a path or name holds, it stays one value (commas are doubled);
+//     what QEMU could not take is refused with an error.
+//   - No device, monitor, network card or configuration file that is not named.
+//
+// Non-guarantees: it does not look whether files exist.
+//
+// Choices, with their reasons:
+//   - The page cache is used (cache.direct=off) and flushes are honoured
+//     (cache.no-flush=off): what a guest has fsynced is on the disk. Directories
+//     on any file system work, also those without O_DIRECT.
+//   - locking=on: a second QEMU on the same file is refused by QEMU itself.
+//   - werror=enospc, rerror=report: a full host disk pauses the guest, which
+//     goes on when there is space again; every other error is the guest's to
+//     handle, as with a real disk.
+//   - panic=none: a guest panic is reported by an event, and the guest does what
+//     its own settings say.
+//   - QEMU exits when the guest powers off, and stays for a reset.
+package argv
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/muster-vm/muster/api"
+)
+
+// Limits.
+const (
+	// MaxSocketPath is the longest path of a unix socket (sun_path without its
+	// final NUL).
+	MaxSocketPath = 107
+	// MaxCPUs is what the q35 machine takes without an interrupt-remapping
+	// IOMMU, which this version does not give it.
+	MaxCPUs = 255
+)
+
+// Machine is everything that decides about the argument vector.
+type Machine struct {
+	// QEMU is the absolute path of the program.
+	QEMU string
+	// ID is the VM's UUID, Name its name.
+	ID, Name string
+	CPUs     int
+	// Memory in bytes, a multiple of 1 MiB.
+	Memory api.Size
+	// Disks in boot order.
+	Disks []Disk
+	// Accelerator is kvm or tcg.
+	Accelerator api.Accelerator
+	// Paused starts QEMU without running the guest.
+	Paused bool
+	// QMP, Agent and Serial are paths of unix sockets that QEMU makes; Log
+	// receives a copy of the serial output.
+	QMP, Agent, Serial, Log string
+}
+
+// Disk is one disk that exists as a file.
+type Disk struct {
+	Path string
+	// Format is qcow2 or raw, as the storage module knows it.
+	Format string
+}
+
+// Build returns the argument vector, with the program as its first element.
+func Build(m Machine) ([]string, error) {
+	if err := m.validate(); err != nil {
+		return nil, err
+	}
+	a := base(m)
+	a = append(a,
+		"-device", "virtio-serial-pci,id=vser0",
+		"-chardev", "socket,id=ga0,path="+escape(m.Agent)+",server=on,wait=off",
+		"-device", "virtserialport,id=agent0,bus=vser0.0,chardev=ga0,name=org.qemu.guest_agent.0",
+		"-chardev", "socket,id=serial0,path="+escape(m.Serial)+",server=on,wait=off,logfile="+escape(m.Log)+",logappend=on",
+		"-device", "isa-serial,id=com0,chardev=serial0",
+		"-object", "rng-random,id=rng0,filename=/dev/urandom",
+		"-device", "virtio-rng-pci,id=vrng0,rng=rng0",
+		"-device", "virtio-balloon-pci,id=balloon0",
+		"-device", "pvpanic,id=panic0",
+	)
+	for i, d := range m.Disks {
+		a = append(a, disk(i, d)...)
+	}
+	if m.Paused {
+		a = append(a, "-S")
+	}
+	return a, nil
+}
+
+// base is the part without devices.
+func base(m Machine) []string {
+	accel, cpu := "tcg,thread=multi", "max"
+	if m.Accelerator == api.AccelKVM {
+		accel, cpu = "kvm", "host"
+	}
+	n := strconv.Itoa(m.CPUs)
+	return []string{
+		m.QEMU,
+		"-nodefaults", "-no-user-config", "-display", "none", "-vga", "none",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-name", "guest=" + escape(m.Name) + ",debug-threads=on",
+		"-uuid", m.ID,
+		"-machine", "q35,usb=off,vmport=off,graphics=off,dump-guest-core=off",
+		"-accel", accel,
+		"-cpu", cpu,
+		"-smp", "cpus=" + n + ",sockets=1,cores=" + n + ",threads=1",
+		"-m", "size=" + strconv.FormatInt(int64(m.Memory/api.MiB), 10) + "M",
+		"-rtc", "base=utc",
+		"-boot", "strict=on",
+		"-action", "panic=none",
+		"-msg", "timestamp=on",
+		"-smbios", "type=1,manufacturer=Muster,product=Muster VM,uuid=" + m.ID + ",serial=" + escape(m.Name),
+		"-fw_cfg", "name=opt/muster/name,string=" + escape(m.Name),
+		"-fw_cfg", "name=opt/muster/id,string=" + m.ID,
+		"-chardev", "socket,id=qmp0,path=" + escape(m.QMP) + ",server=on,wait=off",
+		"-mon", "chardev=qmp0,mode=control",
+	}
+}
+
+func disk(i int, d Disk) []string {
+	n := strconv.Itoa(i)
+	const cache = ",cache.direct=off,cache.no-flush=off,discard=unmap"
+	return []string{
+		"-blockdev", "driver=file,node-name=file" + n + ",filename=" + escape(d.Path) + ",locking=on,aio=threads" + cache,
+		"-blockdev", "driver=" + d.Format + ",node-name=disk" + n + ",file=file" + n + cache,
+		"-device", "virtio-blk-pci,id=vd" + n + ",drive=disk" + n + ",bootindex=" + strconv.Itoa(i+1) + ",werror=enospc,rerror=report",
+	}
+}
+
+// escape keeps a value whole in a QEMU option string.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+func (m *Machine) validate() error {
+	if err := api.ValidName("meta.name", m.Name); err != nil {
+		return err
+	}
+	if !api.IsID(m.ID) {
+		return api.Invalid("meta.id", "%q is not an object ID", m.ID)
+	}
+	if m.CPUs < 1 || m.CPUs > MaxCPUs {
+		return api.Invalid("spec.cpus", "is %d; QEMU's q35 machine takes 1 to %d virtual CPUs", m.CPUs, MaxCPUs)
+	}
+	if m.Memory < api.MinMemory || m.Memory%api.MiB != 0 {
+		return api.Invalid("spec.memory", "is %d bytes; give a multiple of 1 MiB, at least %s", int64(m.Memory), api.MinMemory)
+	}
+	if m.Accelerator != api.AccelKVM && m.Accelerator != api.AccelTCG {
+		return fmt.Errorf("build the QEMU command of vm %s: accelerator %q is neither kvm nor tcg", m.Name, m.Accelerator)
+	}
+	if len(m.Disks) > api.MaxDisks {
+		return api.Invalid("spec.disks", "has %d disks; at most %d are allowed", len(m.Disks), api.MaxDisks)
+	}
+	for i, d := range m.Disks {
+		if d.Format != "qcow2" && d.Format != "raw" {
+			return fmt.Errorf("build the QEMU command of vm %s: disk %d has format %q, which is neither qcow2 nor raw", m.Name, i, d.Format)
+		}
+		if err := validPath("disk", d.Path); err != nil {
+			return err
+		}
+	}
+	for _, p := range []struct{ what, path string }{{"QMP socket", m.QMP}, {"guest agent socket", m.Agent}, {"serial socket", m.Serial}} {
+		if len(p.path) > MaxSocketPath {
+			return fmt.Errorf("path %q of the %s has %d bytes; unix sockets take at most %d: choose a shorter data directory", p.path, p.what, len(p.path), MaxSocketPath)
+		}
+		if err := validPath(p.what, p.path); err != nil {
+			return err
+		}
+	}
+	if err := validPath("serial log", m.Log); err != nil {
+		return err
+	}
+	return validPath("QEMU program", m.QEMU)
+}
+
+// validPath refuses what an argument cannot carry, and relative paths, which
+// QEMU would read as "protocol:rest" or below its own working directory.
+func validPath(what, p string) error {
+	if !strings.HasPrefix(p, "/") || strings.ContainsAny(p, "\x00\n\r") {
+		return fmt.Errorf("path %q of the %s is not absolute or has a control character", p, what)
+	}
+	return nil
+}

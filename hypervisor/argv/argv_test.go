@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package argv
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/muster-vm/muster/api"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func machine() Machine {
+	return Machine{
+		QEMU: "/usr/bin/qemu-system-x86_64", ID: "0198a000-0000-7000-8000-000000000001", Name: "web1",
+		CPUs: 2, Memory: 512 * api.MiB, Accelerator: api.AccelTCG,
+		Disks: []Disk{{Path: "/var/lib/muster/pool/volumes/v1.qcow2", Format: "qcow2"}},
+		QMP:   "/run/muster/vm/a/qmp", Agent: "/run/muster/vm/a/ga", Serial: "/run/muster/vm/a/serial", Log: "/run/muster/vm/a/log",
+	}
+}
+
+func TestGolden(t *testing.T) {
+	for name, change := range map[string]func(*Machine){
+		"tcg":    func(*Machine) {},
+		"kvm":    func(m *Machine) { m.Accelerator = api.AccelKVM; m.CPUs = 8; m.Memory = 16 * api.GiB },
+		"paused": func(m *Machine) { m.Paused = true },
+		"disks": func(m *Machine) {
+			m.Disks = append(m.Disks, Disk{"/pool/raw,file=/etc/shadow", "raw"}, Disk{"/pool/x=y", "qcow2"})
+		},
+		"diskless": func(m *Machine) { m.Disks = nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := machine()
+			change(&m)
+			a, err := Build(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := strings.Join(a, "\n") + "\n"
+			file := filepath.Join("testdata", name+".golden")
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil || got != string(want) {
+				t.Fatalf("differs from %s (run with -update and look at the difference): %v\n%s", file, err, got)
+			}
+		})
+	}
+}
+
+func TestWhatQEMUCannotTakeIsRefused(t *testing.T) {
+	for name, change := range map[string]func(*Machine){
+		"name with a comma":    func(m *Machine) { m.Name = "a,b" },
+		"name with a path":     func(m *Machine) { m.Name = "../x" },
+		"no id":                func(m *Machine) { m.ID = "x" },
+		"no cpu":               func(m *Machine) { m.CPUs = 0 },
+		"too many cpus":        func(m *Machine) { m.CPUs = MaxCPUs + 1 },
+		"odd memory":           func(m *Machine) { m.Memory += 4096 },
+		"accelerator auto":     func(m *Machine) { m.Accelerator = api.AccelAuto },
+		"format to be probed":  func(m *Machine) { m.Disks[0].Format = "" },
+		"format with options":  func(m *Machine) { m.Disks[0].Format = "qcow2,backing=x" },
+		"relative disk":        func(m *Machine) { m.Disks[0].Path = "nbd:host:1" },
+		"disk with a newline":  func(m *Machine) { m.Disks[0].Path = "/a\nb" },
+		"disk with a NUL":      func(m *Machine) { m.Disks[0].Path = "/a\x00b" },
+		"too many disks":       func(m *Machine) { m.Disks = make([]Disk, api.MaxDisks+1) },
+		"socket path too long": func(m *Machine) { m.QMP = "/" + strings.Repeat("x", MaxSocketPath) },
+		"no serial log":        func(m *Machine) { m.Log = "" },
+		"no program":           func(m *Machine) { m.QEMU = "" },
+	} {
+		m := machine()
+		change(&m)
+		if a, err := Build(m); err == nil {
+			t.Errorf("%s: accepted: %q", name, a)
+		}
+	}
+}
+
+// options splits an option string as QEMU does: a doubled comma is a comma.
+func options(s string) map[string]string {
+	const mark = "\x00"
+	out := map[string]string{}
+	for i, part := range strings.Split(strings.ReplaceAll(s, ",,", mark), ",") {
+		k, v, ok := strings.Cut(part, "=")
+		if !ok && i == 0 {
+			k, v = "", part
+		}
+		if _, twice := out[k]; twice {
+			return nil
+		}
+		out[k] = strings.ReplaceAll(v, mark, ",")
+	}
+	return out
+}
+
+func TestAnyValidMachineKeepsItsValuesWhole(t *testing.T) {
+	path := rapid.StringMatching(`/[a-z,=:. "'\\%]{1,30}`)
+	rapid.Check(t, func(t *rapid.T) {
+		m := machine()
+		m.Name = rapid.StringMatching(`[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`).Draw(t, "name")
+		m.CPUs = rapid.IntRange(1, MaxCPUs).Draw(t, "cpus")
+		m.Memory = api.Size(rapid.IntRange(16, 1<<20).Draw(t, "MiB")) * api.MiB
+		m.Accelerator = rapid.SampledFrom([]api.Accelerator{api.AccelKVM, api.AccelTCG}).Draw(t, "accel")
+		m.Paused = rapid.Bool().Draw(t, "paused")
+		m.QMP, m.Agent, m.Serial, m.Log = path.Draw(t, "qmp"), path.Draw(t, "ga"), path.Draw(t, "serial"), path.Draw(t, "log")
+		m.Disks = nil
+		for range rapid.IntRange(0, api.MaxDisks).Draw(t, "disks") {
+			m.Disks = append(m.Disks, Disk{path.Draw(t, "disk"), rapid.SampledFrom([]string{"qcow2", "raw"}).Draw(t, "format")})
+		}
+		a, err := Build(m)
+		if err != nil {
+			t.Fatalf("refused: %v", err)
+		}
+		check(t, m, a)
+	})
+}
+
+func check(t *rapid.T, m Machine, a []string) {
+	files, devices := []string{}, 0
+	sockets := map[string]string{}
+	for i, arg := range a {
+		if slices.Contains([]string{"-drive", "-hda", "-cdrom", "-monitor", "-serial", "-netdev", "-nic"}, arg) {
+			t.Fatalf("%s is used", arg)
+		}
+		if i == 0 || !strings.HasPrefix(a[i-1], "-") || strings.HasPrefix(arg, "-") {
+			continue
+		}
+		o := options(arg)
+		if o == nil {
+			t.Fatalf("%s %s names an option twice", a[i-1], arg)
+		}
+		switch a[i-1] {
+		case "-blockdev":
+			if o["driver"] == "" {
+				t.Fatalf("blockdev without a driver: %s", arg)
+			}
+			if o["driver"] == "file" {
+				if o["locking"] != "on" || o["cache.no-flush"] != "off" {
+					t.Fatalf("unsafe file: %s", arg)
+				}
+				files = append(files, o["filename"])
+			} else if d := m.Disks[devices]; o["driver"] != d.Format {
+				t.Fatalf("format %s, want %s", o["driver"], d.Format)
+			}
+		case "-chardev":
+			sockets[o["id"]] = o["path"] + "|" + o["logfile"]
+		case "-device":
+			if o[""] == "virtio-blk-pci" {
+				devices++
+			}
+		}
+	}
+	if devices != len(m.Disks) || len(files) != devices {
+		t.Fatalf("%d disks, %d devices, %d files", len(m.Disks), devices, len(files))
+	}
+	for i, d := range m.Disks {
+		if files[i] != d.Path {
+			t.Fatalf("path %q became %q", d.Path, files[i])
+		}
+	}
+	if sockets["qmp0"] != m.QMP+"|" || sockets["ga0"] != m.Agent+"|" || sockets["serial0"] != m.Serial+"|"+m.Log {
+		t.Fatalf("sockets %q", sockets)
+	}
+}

@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package hypervisor
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/hypervisor/accel"
+	"github.com/muster-vm/muster/hypervisor/argv"
+	"github.com/muster-vm/muster/hypervisor/console"
+	"github.com/muster-vm/muster/reconcile"
+)
+
+// Times and limits.
+const (
+	// QMPDeadline bounds one QMP command, AttachDeadline connecting to a QEMU.
+	QMPDeadline    = 2 * time.Second
+	AttachDeadline = 3 * time.Second
+	// QuietTime is how long a QEMU that did not answer is left alone.
+	QuietTime = 10 * time.Second
+	// GuardDeadline bounds a call of the guard; a kill waits for the reaping.
+	GuardDeadline = 5 * time.Second
+	KillDeadline  = 15 * time.Second
+	// WriteDeadline bounds a transaction.
+	WriteDeadline = 5 * time.Second
+	// PowerButtonInterval is the pause between two presses of the ACPI power
+	// button, StopTimeout when the user is told that the guest ignores it.
+	PowerButtonInterval = 10 * time.Second
+	StopTimeout         = 60 * time.Second
+	// askedOffWindow is how long after the last press an end of the guest is
+	// taken for its answer.
+	askedOffWindow = 5 * time.Minute
+	// MinRestart and MaxRestart bound the pause before a crashed QEMU is
+	// started again; StableTime of running resets it.
+	MinRestart = time.Second
+	MaxRestart = 60 * time.Second
+	StableTime = 60 * time.Second
+	// ResyncInterval is the slow look at everything, for what no event told.
+	ResyncInterval = 30 * time.Second
+	// IORetry is the pause between two attempts to continue a guest that was
+	// paused because the host's disk is full.
+	IORetry = 30 * time.Second
+	// freshTime is how long a new QEMU may take to open its sockets before
+	// somebody is told, attachRetry the pause between looks meanwhile.
+	freshTime   = 2 * time.Second
+	attachRetry = 20 * time.Millisecond
+	// lookSoon is the pause before another look at what has no event.
+	lookSoon = 200 * time.Millisecond
+	waitLook = 2 * time.Second
+	// Workers of the loop.
+	Workers = 8
+	// maxLogTail is how much of QEMU's log goes into a status message.
+	maxLogTail = 512
+)
+
+// ProcessState is where a guarded process is in its life.
+type ProcessState string
+
+// The states.
+const (
+	ProcessRunning ProcessState = "running"
+	ProcessKilling ProcessState = "killing"
+	ProcessExited  ProcessState = "exited"
+)
+
+// Reasons of an end that the hypervisor treats in their own way; with every
+// other reason exit code and signal decide.
+const (
+	ReasonKill     = "kill request"
+	ReasonLease    = "lease expired"
+	ReasonStopping = "guard stopping"
+)
+
+// StartRequest asks the guard for one QEMU process.
+type StartRequest struct {
+	VM             string
+	Epoch, Session uint64
+	Protected      bool
+	Argv, Env      []string
+	Dir, LogPath   string
+}
+
+// Process is what the guard knows of one VM.
+type Process struct {
+	VM        string
+	Epoch     uint64
+	PID       int
+	Protected bool
+	State     ProcessState
+	// Reason, ExitCode and Signal say how it ended.
+	Reason           string
+	ExitCode, Signal int
+	LogPath          string
+}
+
+// Guard starts and parents the QEMU processes.
+type Guard interface {
+	// Start begins a process unless the session's lease has lapsed or the VM
+	// has one already.
+	Start(ctx context.Context, r StartRequest) (Process, error)
+	// Kill sends SIGKILL and returns when the process is reaped. It is no
+	// error if there is none.
+	Kill(ctx context.Context, vm string) error
+	// Protect says whether the process dies with the lease.
+	Protect(ctx context.Context, vm string, on bool) error
+	// List returns all processes, also ended ones until Forget or Start.
+	List(ctx context.Context) ([]Process, error)
+	// Forget drops the record of an ended process. It is no error if there is
+	// none.
+	Forget(ctx context.Context, vm string) error
+}
+
+// Lease tells whether this node may start VMs.
+type Lease interface {
+	// Current returns the session of the valid lease and the store revision
+	// that a start must have seen; ok is false without a valid lease.
+	Current() (session, revision uint64, ok bool)
+}
+
+// Volumes finds the files of volumes.
+type Volumes interface {
+	// Resolve returns a volume's path on this node and its format. The error
+	// says what is missing if it is not ready or not reachable here.
+	Resolve(v *configdb.View, project, name string) (path, format string, err error)
+}
+
+// Config of New.
+type Config struct {
+	DB               configdb.DB
+	NodeID, NodeName string
+	// RunDir holds the sockets: it should be on a file system in memory, be
+	// private to root, and its path be at most MaxRunDir bytes.
+	RunDir  string
+	Guard   Guard
+	Lease   Lease
+	Volumes Volumes
+	// QEMU is the program; qemu-system-x86_64 when empty.
+	QEMU string
+	Log  *slog.Logger
+	// Now is the clock; time.Now when nil.
+	Now func() time.Time
+	// FactsChanged, if set, is called when Facts has news. It must not block.
+	FactsChanged func()
+}
+
+// MaxRunDir is the longest RunDir with which the sockets' paths fit.
+const MaxRunDir = argv.MaxSocketPath - len("/vm/0123456789ab/serial")
+
+// Hypervisor is the module. Make it with New, then Run it once.
+type Hypervisor struct {
+	cfg   Config
+	log   *slog.Logger
+	loop  *reconcile.Loop
+	procs processTable
+	facts factFinder
+
+	mu        sync.Mutex
+	running   bool
+	runCtx    context.Context // of Run; only for goroutines that Run waits for
+	tasks     sync.WaitGroup
+	instances map[string]*instance
+	strangers map[string]Process
+	waiting   map[string]string // volume being deleted → VM that waits for it
+	caughtUp  bool
+}
+
+// New checks the configuration and returns a hypervisor that does nothing until
+// Run.
+func New(cfg Config) (*Hypervisor, error) {
+	if !filepath.IsAbs(cfg.RunDir) || len(cfg.RunDir) > MaxRunDir {
+		return nil, api.Errorf(api.CodeInvalid, "run directory %q must be absolute and at most %d bytes, or the paths of its sockets get too long", cfg.RunDir, MaxRunDir)
+	}
+	if cfg.DB == nil || cfg.Guard == nil || cfg.Lease == nil || cfg.Volumes == nil || cfg.NodeID == "" {
+		return nil, errors.New("configure the hypervisor: DB, Guard, Lease, Volumes and NodeID are needed")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	h := &Hypervisor{
+		cfg: cfg, log: cfg.Log, procs: newProcessTable(cfg.Guard),
+		instances: map[string]*instance{}, strangers: map[string]Process{}, waiting: map[string]string{},
+	}
+	h.loop = reconcile.New(reconcile.Config{
+		Name: "hypervisor", DB: cfg.DB, Reconcile: h.reconcile, Workers: Workers, Log: cfg.Log,
+		Sources: []reconcile.Source{
+			{Prefix: configdb.VMs.SpecPrefix(), IDs: idsOf(configdb.VMs.IDOf)},
+			{Prefix: configdb.VMs.StatusPrefix(), IDs: idsOf(configdb.VMs.IDOf)},
+			{Prefix: configdb.Bindings.SpecPrefix(), IDs: idsOf(configdb.Bindings.IDOf)},
+			{Prefix: configdb.Volumes.SpecPrefix(), IDs: h.volumeUsers},
+			{Prefix: configdb.Volumes.StatusPrefix(), IDs: h.volumeUsers},
+			{Prefix: configdb.Nodes.SpecKey(cfg.NodeID), IDs: h.nodeChanged},
+		},
+	})
+	return h, nil
+}
+
+func idsOf(idOf func(string) (string, bool)) func(*configdb.View, configdb.Change) []string {
+	return func(_ *configdb.View, c configdb.Change) []string {
+		id, ok := idOf(c.Key)
+		if !ok {
+			return nil
+		}
+		return []string{id}
+	}
+}
+
+// volumeUsers names the VMs that attach a volume or wait for its end.
+func (h *Hypervisor) volumeUsers(v *configdb.View, c configdb.Change) []string {
+	id, ok := configdb.Volumes.IDOf(c.Key)
+	if !ok {
+		return nil
+	}
+	var out []string
+	for _, by := range configdb.Volumes.Referrers(v, id) {
+		if vm, ok := strings.CutPrefix(by, string(api.KindVM)+"/"); ok {
+			out = append(out, vm)
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if vm, ok := h.waiting[id]; ok {
+		out = append(out, vm)
+		if c.Deleted {
+			delete(h.waiting, id)
+		}
+	}
+	return out
+}
+
+// nodeChanged looks whether the administrator chose another accelerator.
+func (h *Hypervisor) nodeChanged(v *configdb.View, _ configdb.Change) []string {
+	h.detect(h.wantedAccelerator(v))
+	return nil
+}
+
+// Run works until the context ends, which is not an error. VMs go on running.
+func (h *Hypervisor) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := os.MkdirAll(filepath.Join(h.cfg.RunDir, "vm"), 0o700); err != nil {
+		return fmt.Errorf("make the run directory: %w", err)
+	}
+	h.mu.Lock()
+	if h.running {
+		h.mu.Unlock()
+		return errors.New("the hypervisor runs already")
+	}
+	h.running, h.runCtx = true, ctx
+	h.mu.Unlock()
+	h.detect(h.wantedAccelerator(h.cfg.DB.Local()))
+	h.spawn(h.resync)
+	err := h.loop.Run(ctx)
+	cancel()
+	h.mu.Lock()
+	h.running = false
+	all := h.instances
+	h.instances = map[string]*instance{}
+	h.mu.Unlock()
+	for _, in := range all {
+		in.detach()
+	}
+	h.tasks.Wait()
+	return err
+}
+
+// spawn starts a goroutine that Run waits for.
+func (h *Hypervisor) spawn(f func(ctx context.Context)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.running {
+		ctx := h.runCtx
+		h.tasks.Go(func() { f(ctx) })
+	}
+}
+
+// resync looks at everything now and then.
+func (h *Hypervisor) resync(ctx context.Context) {
+	t := time.NewTicker(ResyncInterval)
+	defer t.Stop()
+	for {
+		h.Wake()
+		select {
+		case <-t.C:
+			if h.facts.get().Problem != "" {
+				h.facts.invalidate() // somebody may have mended it
+				h.detect(h.wantedAccelerator(h.cfg.DB.Local()))
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Wake looks at every VM that is bound here or that the guard knows. Call it
+// when the lease was regained or the connection to the guard was made anew.
+func (h *Hypervisor) Wake() {
+	h.procs.invalidate()
+	v := h.cfg.DB.Local()
+	bindings, err := configdb.Bindings.List(v)
+	if err != nil {
+		h.log.Error("a binding cannot be read", "err", err)
+	}
+	for i := range bindings {
+		if bindings[i].Spec.NodeID == h.cfg.NodeID {
+			h.loop.Enqueue(bindings[i].Meta.ID)
+		}
+	}
+	h.mu.Lock()
+	ctx := h.runCtx
+	h.mu.Unlock()
+	if ctx == nil {
+		return
+	}
+	procs, err := h.procs.get(ctx)
+	if err != nil {
+		h.log.Warn("the guard does not answer", "err", err)
+	}
+	for id := range procs {
+		h.loop.Enqueue(id)
+	}
+}
+
+// GuardEvent tells that the guard reported something about a VM. It does not
+// block.
+func (h *Hypervisor) GuardEvent(vm string) {
+	h.procs.invalidate()
+	h.loop.Enqueue(vm)
+}
+
+// Console returns the serial console of a VM that runs on this node.
+func (h *Hypervisor) Console(vmID string) (*console.Console, error) {
+	h.mu.Lock()
+	in := h.instances[vmID]
+	h.mu.Unlock()
+	if in != nil {
+		if c := in.openConsole(); c != nil {
+			return c, nil
+		}
+	}
+	return nil, api.Errorf(api.CodeRefused, "vm %s does not run on node %s, so it has no console; start it first", vmID, h.cfg.NodeName)
+}
+
+// paths are the files of one VM.
+type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog string }
+
+// pathsOf shortens the ID by its hash, because paths of sockets are limited.
+func (h *Hypervisor) pathsOf(id string) paths {
+	sum := sha256.Sum256([]byte(id))
+	dir := filepath.Join(h.cfg.RunDir, "vm", hex.EncodeToString(sum[:6]))
+	return paths{
+		dir: dir, qmp: filepath.Join(dir, "qmp"), agent: filepath.Join(dir, "ga"), serial: filepath.Join(dir, "serial"),
+		serialLog: filepath.Join(dir, "log"), qemuLog: filepath.Join(dir, "qemu.log"),
+	}
+}
+
+// AgentSocket is the path of the guest agent's socket of a running VM.
+func (h *Hypervisor) AgentSocket(vmID string) string { return h.pathsOf(vmID).agent }
+
+func (h *Hypervisor) wantedAccelerator(v *configdb.View) api.Accelerator {
+	n, err := configdb.Nodes.Get(v, h.cfg.NodeID)
+	if err != nil || n.Spec.Accelerator == "" {
+		return api.AccelAuto
+	}
+	return n.Spec.Accelerator
+}
+
+// detect finds out QEMU and the accelerator in the background, unless that is
+// known or under way, and wakes the VMs that wait for it.
+func (h *Hypervisor) detect(want api.Accelerator) {
+	if !h.facts.begin(want) {
+		return
+	}
+	h.spawn(func(ctx context.Context) {
+		r := accel.Detect(ctx, accel.Config{Binary: h.cfg.QEMU, Want: want, Dir: h.cfg.RunDir, Log: h.log})
+		if ctx.Err() != nil {
+			return
+		}
+		h.facts.set(want, r)
+		h.log.Info("accelerator chosen", "accelerator", r.Accelerator, "reason", r.Reason, "qemu", r.Version, "problem", r.Problem)
+		h.factsChanged()
+		h.Wake()
+	})
+}
+
+func (h *Hypervisor) factsChanged() {
+	if h.cfg.FactsChanged != nil {
+		h.cfg.FactsChanged()
+	}
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/hypervisor/console"
+	"github.com/muster-vm/muster/hypervisor/qmp"
+)
+
+// instance is what the daemon remembers of one VM. Only the VM's reconciler
+// (one at a time) uses the fields of the first group; the second is shared with
+// the follower of events and with callers of Console, under mu.
+type instance struct {
+	id string
+
+	pid        int       // of the process that this daemon started or adopted
+	judged     int       // PID whose end was judged and written
+	putOff     int       // PID whose end put off the next start
+	startedAt  time.Time // when this daemon started or adopted it
+	logFrom    int64     // size of QEMU's log before the start
+	wasUp      bool      // QEMU answered once
+	generation uint64    // of the VM when it was looked at last
+	failures   int       // unexpected ends in a row
+	notBefore  time.Time // of the next start
+	quietUntil time.Time // no QMP before, because QEMU did not answer
+	buttonAt   time.Time // last press of the power button
+	stopSince  time.Time // when the stop began
+	askedOff   bool      // we pressed the button in this life of QEMU
+	reset      uint64    // spec.reboots carried out
+	ioRetryAt  time.Time // last attempt to continue after an I/O error
+	accel      string
+	reported   string // last thing that was logged once
+
+	mu       sync.Mutex
+	conn     *qmp.Conn
+	console  *console.Console
+	followed chan struct{} // closed when all events of conn were seen
+	shutdown *shutdownEvent
+	panicked bool
+}
+
+// shutdownEvent is QMP's SHUTDOWN (QAPI run-state.json).
+type shutdownEvent struct {
+	guest  bool
+	reason string
+}
+
+func (h *Hypervisor) instance(id string) *instance {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	in := h.instances[id]
+	if in == nil {
+		in = &instance{id: id}
+		h.instances[id] = in
+	}
+	return in
+}
+
+// drop forgets a VM that is no business of this node any more.
+func (h *Hypervisor) drop(id string) {
+	h.mu.Lock()
+	in := h.instances[id]
+	delete(h.instances, id)
+	delete(h.strangers, id)
+	h.mu.Unlock()
+	if in != nil {
+		in.detach()
+	}
+}
+
+func (in *instance) openConn() *qmp.Conn {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.conn == nil {
+		return nil
+	}
+	select {
+	case <-in.conn.Done():
+		return nil
+	default:
+		return in.conn
+	}
+}
+
+func (in *instance) openConsole() *console.Console {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.console == nil {
+		return nil
+	}
+	select {
+	case <-in.console.Done():
+		return nil
+	default:
+		return in.console
+	}
+}
+
+// detach lets go of QEMU, which goes on.
+func (in *instance) detach() {
+	in.mu.Lock()
+	conn, con := in.conn, in.console
+	in.conn, in.console = nil, nil
+	in.mu.Unlock()
+	if conn != nil {
+		_ = conn.Disconnect()
+	}
+	if con != nil {
+		con.Close()
+	}
+}
+
+// begin takes note of a process that this life of the daemon has not seen.
+func (in *instance) begin(pid int, now time.Time) {
+	in.detach()
+	in.pid, in.startedAt, in.wasUp = pid, now, false
+	in.quietUntil, in.buttonAt, in.stopSince, in.askedOff = time.Time{}, time.Time{}, time.Time{}, false
+	in.mu.Lock()
+	in.shutdown, in.panicked, in.followed = nil, false, nil
+	in.mu.Unlock()
+}
+
+// attach connects to QEMU's monitor and console, as far as that has not been
+// done.
+func (h *Hypervisor) attach(ctx context.Context, in *instance) error {
+	p := h.pathsOf(in.id)
+	if in.openConn() == nil {
+		dialCtx, cancel := context.WithTimeout(ctx, AttachDeadline)
+		conn, err := qmp.Dial(dialCtx, p.qmp)
+		cancel()
+		if err != nil {
+			return err
+		}
+		followed := make(chan struct{})
+		sub := conn.Subscribe()
+		in.mu.Lock()
+		in.conn, in.followed = conn, followed
+		in.mu.Unlock()
+		h.spawn(func(ctx context.Context) {
+			defer close(followed)
+			h.follow(ctx, in, sub)
+		})
+		if err := in.askAccelerator(ctx); err != nil {
+			return err
+		}
+	}
+	if in.openConsole() == nil {
+		c, err := console.Open(ctx, p.serial, p.serialLog, h.log.With("vm", in.id))
+		if err != nil {
+			h.log.Warn("no console", "vm", in.id, "err", err)
+			return nil
+		}
+		in.mu.Lock()
+		in.console = c
+		in.mu.Unlock()
+	}
+	return nil
+}
+
+// follow takes note of events and wakes the reconciler, which asks for the real
+// state, so that lost events do no harm.
+func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscription) {
+	defer sub.Close()
+	for {
+		e, _, err := sub.Next(ctx)
+		if err != nil {
+			if ctx.Err() == nil && !errors.Is(err, qmp.ErrClosed) {
+				h.procs.invalidate()
+				h.loop.Enqueue(in.id)
+			}
+			return
+		}
+		switch e.Event {
+		case "SHUTDOWN":
+			guest, _ := e.Data["guest"].(bool)
+			reason, _ := e.Data["reason"].(string)
+			in.mu.Lock()
+			in.shutdown = &shutdownEvent{guest: guest, reason: reason}
+			in.mu.Unlock()
+		case "GUEST_PANICKED":
+			in.mu.Lock()
+			in.panicked = true
+			in.mu.Unlock()
+		case "RESET":
+			in.mu.Lock()
+			in.panicked = false
+			in.mu.Unlock()
+		case "STOP", "RESUME", "POWERDOWN", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP":
+		default:
+			continue // nothing that the status shows
+		}
+		h.loop.Enqueue(in.id)
+	}
+}
+
+// settled waits until all events of an ended QEMU were seen, and returns what
+// they said.
+func (in *instance) settled(ctx context.Context) *shutdownEvent {
+	in.mu.Lock()
+	followed := in.followed
+	in.mu.Unlock()
+	if followed != nil {
+		t := time.NewTimer(QMPDeadline)
+		defer t.Stop()
+		select {
+		case <-followed:
+		case <-t.C:
+		case <-ctx.Done():
+		}
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.shutdown
+}
+
+// command runs one QMP command without arguments under QMPDeadline.
+func (in *instance) command(ctx context.Context, cmd string, result any) error {
+	conn := in.openConn()
+	if conn == nil {
+		return fmt.Errorf("QMP %s: %w", cmd, qmp.ErrClosed)
+	}
+	ctx, cancel := context.WithTimeout(ctx, QMPDeadline)
+	defer cancel()
+	return conn.Execute(ctx, cmd, nil, result)
+}
+
+// runState asks for QEMU's RunState (QAPI query-status).
+func (in *instance) runState(ctx context.Context) (string, error) {
+	var r struct {
+		Status string `json:"status"`
+	}
+	err := in.command(ctx, "query-status", &r)
+	return r.Status, err
+}
+
+func (in *instance) askAccelerator(ctx context.Context) error {
+	var r struct {
+		Enabled bool `json:"enabled"`
+	}
+	if err := in.command(ctx, "query-kvm", &r); err != nil {
+		return err
+	}
+	in.accel = "tcg"
+	if r.Enabled {
+		in.accel = "kvm"
+	}
+	return nil
+}

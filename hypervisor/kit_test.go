@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/storetest"
+	"github.com/muster-vm/muster/hypervisor/accel"
+	"github.com/muster-vm/muster/internal/qmptest"
+)
+
+const patience = 30 * time.Second
+
+// launcher makes a process that calls exited once when it has ended.
+type launcher func(r StartRequest, exited func(code, signal int)) (pid int, kill func(), err error)
+
+// testGuard is a Guard inside the test.
+type testGuard struct {
+	launch launcher
+	event  func(vm string)
+
+	mu      sync.Mutex
+	session uint64 // the one whose lease is valid; 0: none
+	procs   map[string]*testProc
+	starts  []StartRequest
+	refuse  error // what Protect answers
+	calls   []string
+}
+
+type testProc struct {
+	Process
+	kill func()
+	done chan struct{}
+}
+
+func (g *testGuard) Start(_ context.Context, r StartRequest) (Process, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r.Session == 0 || r.Session != g.session {
+		return Process{}, fmt.Errorf("session %d lapsed", r.Session)
+	}
+	if p := g.procs[r.VM]; p != nil && p.State != ProcessExited {
+		return Process{}, errors.New("exists")
+	}
+	p := &testProc{done: make(chan struct{})}
+	p.Process = Process{VM: r.VM, Epoch: r.Epoch, Protected: r.Protected, State: ProcessRunning, LogPath: r.LogPath}
+	pid, kill, err := g.launch(r, func(code, signal int) { g.exited(p, code, signal) })
+	if err != nil {
+		return Process{}, err
+	}
+	p.PID, p.kill = pid, kill
+	g.procs[r.VM] = p
+	g.starts = append(g.starts, r)
+	return p.Process, nil
+}
+
+func (g *testGuard) exited(p *testProc, code, signal int) {
+	g.mu.Lock()
+	if p.Reason == "" {
+		p.Reason = "exited"
+	}
+	p.State, p.ExitCode, p.Signal = ProcessExited, code, signal
+	event := g.event
+	g.mu.Unlock()
+	close(p.done)
+	if event != nil {
+		event(p.VM)
+	}
+}
+
+func (g *testGuard) end(p *testProc, reason string) {
+	g.mu.Lock()
+	if p.State == ProcessRunning {
+		p.State, p.Reason = ProcessKilling, reason
+	}
+	g.mu.Unlock()
+	p.kill()
+	<-p.done
+}
+
+func (g *testGuard) Kill(_ context.Context, vm string) error {
+	g.mu.Lock()
+	p := g.procs[vm]
+	g.calls = append(g.calls, "kill "+vm)
+	running := p != nil && p.State != ProcessExited
+	g.mu.Unlock()
+	if running {
+		g.end(p, ReasonKill)
+	}
+	return nil
+}
+
+func (g *testGuard) Protect(_ context.Context, vm string, on bool) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.calls = append(g.calls, fmt.Sprintf("protect %v", on))
+	if g.refuse != nil {
+		return g.refuse
+	}
+	if p := g.procs[vm]; p != nil {
+		p.Protected = on
+	}
+	return nil
+}
+
+func (g *testGuard) List(context.Context) ([]Process, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var out []Process
+	for _, p := range g.procs {
+		out = append(out, p.Process)
+	}
+	return out, nil
+}
+
+func (g *testGuard) Forget(_ context.Context, vm string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p := g.procs[vm]; p != nil && p.State == ProcessExited {
+		delete(g.procs, vm)
+	}
+	return nil
+}
+
+// Current implements Lease: the same session that the guard knows.
+func (g *testGuard) Current() (session, revision uint64, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.session, 0, g.session != 0
+}
+
+// lease begins a session, or ends it with 0 and kills the protected VMs.
+func (g *testGuard) lease(session uint64) {
+	g.mu.Lock()
+	g.session = session
+	var doomed []*testProc
+	for _, p := range g.procs {
+		if session == 0 && p.Protected && p.State == ProcessRunning {
+			doomed = append(doomed, p)
+		}
+	}
+	g.mu.Unlock()
+	for _, p := range doomed {
+		g.end(p, ReasonLease)
+	}
+}
+
+func (g *testGuard) get(vm string) (Process, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p := g.procs[vm]; p != nil {
+		return p.Process, true
+	}
+	return Process{}, false
+}
+
+func (g *testGuard) startCount() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.starts)
+}
+
+func (g *testGuard) killAll() {
+	g.mu.Lock()
+	all := make([]*testProc, 0, len(g.procs))
+	for _, p := range g.procs {
+		if p.State != ProcessExited {
+			all = append(all, p)
+		}
+	}
+	g.event = nil
+	g.mu.Unlock()
+	for _, p := range all {
+		g.end(p, ReasonKill)
+	}
+}
+
+// execQEMU launches the real program.
+func execQEMU(r StartRequest, exited func(code, signal int)) (int, func(), error) {
+	log, err := os.OpenFile(r.LogPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer log.Close()
+	cmd := exec.Command(r.Argv[0], r.Argv[1:]...)
+	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = r.Env, r.Dir, log, log
+	if err := cmd.Start(); err != nil {
+		return 0, nil, err
+	}
+	go func() {
+		_ = cmd.Wait()
+		ws := cmd.ProcessState.Sys().(syscall.WaitStatus)
+		if ws.Signaled() {
+			exited(-1, int(ws.Signal()))
+			return
+		}
+		exited(ws.ExitStatus(), 0)
+	}()
+	return cmd.Process.Pid, func() { _ = cmd.Process.Kill() }, nil
+}
+
+// fakes launches qmptest QEMUs and hands them to the test.
+type fakes struct {
+	mu     sync.Mutex
+	n      int
+	last   *qmptest.QEMU
+	broken string // written to the log instead of starting
+	dumb   bool   // guests ignore the power button
+}
+
+func (f *fakes) launch(r StartRequest, exited func(code, signal int)) (int, func(), error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.n++
+	if f.broken != "" {
+		if err := os.WriteFile(r.LogPath, []byte(f.broken), 0o600); err != nil {
+			return 0, nil, err
+		}
+		go exited(1, 0)
+		return 1000 + f.n, func() {}, nil
+	}
+	q, err := qmptest.Start(r.Argv, exited)
+	if err != nil {
+		return 0, nil, err
+	}
+	q.IgnorePowerButton = f.dumb
+	f.last = q
+	return 1000 + f.n, func() { q.Exit(-1, 9) }, nil
+}
+
+func (f *fakes) qemu() *qmptest.QEMU {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last
+}
+
+// testVolumes are files below a directory.
+type testVolumes struct {
+	mu    sync.Mutex
+	paths map[string]string
+}
+
+func (v *testVolumes) Resolve(_ *configdb.View, _, name string) (string, string, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if p, ok := v.paths[name]; ok {
+		return p, "qcow2", nil
+	}
+	return "", "", api.Errorf(api.CodeRefused, "volume %s is not ready", name)
+}
+
+func (v *testVolumes) put(name, path string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.paths[name] = path
+}
+
+// env is one node with its hypervisor.
+type env struct {
+	t      *testing.T
+	db     *storetest.Mem
+	guard  *testGuard
+	fakes  *fakes
+	vols   *testVolumes
+	runDir string
+	h      *Hypervisor
+	stop   func()
+	clock  *clock
+}
+
+// clock is a real clock that can be moved on.
+type clock struct {
+	mu    sync.Mutex
+	ahead time.Duration
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Now().Add(c.ahead)
+}
+
+func (c *clock) advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ahead += d
+}
+
+func newEnv(t *testing.T, real bool) *env {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "hv") // t.TempDir is too long for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	e := &env{t: t, db: storetest.New(t), fakes: &fakes{}, vols: &testVolumes{paths: map[string]string{}}, runDir: dir, clock: &clock{}}
+	e.guard = &testGuard{launch: e.fakes.launch, session: 1, procs: map[string]*testProc{}}
+	if real {
+		if _, _, err := accel.FindQEMU(t.Context(), ""); err != nil {
+			t.Fatalf("this test needs the real QEMU: %v", err)
+		}
+		e.guard.launch = execQEMU
+	}
+	node := api.Node{Meta: api.NewMeta(api.KindNode, "", "n1"), Spec: api.NodeSpec{Accelerator: api.AccelTCG}}
+	node.Meta.ID = "node-1"
+	tx := &configdb.Txn{}
+	must(t, configdb.Nodes.Create(tx, &node))
+	e.commit(tx)
+	t.Cleanup(e.guard.killAll)
+	t.Cleanup(func() { e.stop() })
+	e.begin()
+	return e
+}
+
+// begin starts a daemon's life.
+func (e *env) begin() {
+	e.t.Helper()
+	h, err := New(Config{
+		DB: e.db, NodeID: "node-1", NodeName: "n1", RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols,
+		Log: slog.New(slog.NewTextHandler(e.t.Output(), nil)), Now: e.clock.now,
+	})
+	must(e.t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	e.guard.mu.Lock()
+	e.guard.event = h.GuardEvent
+	e.guard.mu.Unlock()
+	e.h = h
+	e.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			e.t.Errorf("Run: %v", err)
+		}
+		e.stop = func() {}
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (e *env) commit(tx *configdb.Txn) {
+	e.t.Helper()
+	_, err := e.db.Txn(e.t.Context(), tx)
+	must(e.t, err)
+}
+
+// create makes a VM that is bound to a node, with one volume of its own.
+func (e *env) create(node string, spec api.VMSpec) string {
+	e.t.Helper()
+	vm := api.VM{Meta: api.NewMeta(api.KindVM, "", "web1"), Spec: spec}
+	vol := api.Volume{Meta: api.NewMeta(api.KindVolume, "", "web1-disk0"), Spec: api.VolumeSpec{Size: api.GiB}}
+	vol.Meta.Owner = "vm/" + vm.Meta.ID
+	vm.Spec.Disks = []api.VMDisk{{Volume: vol.Meta.Name}}
+	if vm.Spec.Memory == 0 {
+		vm.Spec.Memory = 64 * api.MiB
+	}
+	must(e.t, vm.Prepare())
+	must(e.t, vol.Prepare())
+	b := api.Binding{Meta: vm.Meta, Spec: api.BindingSpec{NodeID: node, Node: node, Epoch: 1}}
+	tx := &configdb.Txn{}
+	must(e.t, configdb.Volumes.Create(tx, &vol))
+	e.commit(tx)
+	tx = &configdb.Txn{}
+	must(e.t, configdb.VMs.Create(tx, &vm))
+	must(e.t, configdb.Bindings.CreateUnnamed(tx, &b))
+	configdb.Volumes.Refer(tx, vol.Meta.ID, api.KindVM, vm.Meta.ID)
+	e.commit(tx)
+	return vm.Meta.ID
+}
+
+// running makes a VM that runs.
+func (e *env) running(spec api.VMSpec) (string, api.VM) {
+	e.t.Helper()
+	e.vols.put("web1-disk0", e.disk())
+	spec.Power = api.PowerRunning
+	id := e.create("node-1", spec)
+	return id, e.wait(id, "running", func(vm api.VM) bool { return vm.Status.Phase == api.VMRunning && vm.Status.PID != 0 })
+}
+
+func (e *env) disk() string {
+	path := filepath.Join(e.runDir, "disk.qcow2")
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", path, "1G").CombinedOutput(); err != nil {
+		e.t.Fatalf("this test needs qemu-img (install qemu-utils): %v: %s", err, out)
+	}
+	return path
+}
+
+// change writes a wish.
+func (e *env) change(id string, f func(*api.VM)) {
+	e.t.Helper()
+	_, err := configdb.Transact(e.t.Context(), e.db, "test", 10, func(v *configdb.View, tx *configdb.Txn) error {
+		vm, err := configdb.VMs.Get(v, id)
+		if err != nil {
+			return err
+		}
+		f(&vm)
+		return configdb.VMs.UpdateSpec(v, tx, &vm)
+	})
+	must(e.t, err)
+}
+
+func (e *env) rebind(id, node string, epoch uint64) {
+	e.t.Helper()
+	_, err := configdb.Transact(e.t.Context(), e.db, "test", 10, func(v *configdb.View, tx *configdb.Txn) error {
+		b, err := configdb.Bindings.Get(v, id)
+		if err != nil {
+			return err
+		}
+		b.Spec.NodeID, b.Spec.Node, b.Spec.Epoch = node, node, epoch
+		return configdb.Bindings.UpdateSpec(v, tx, &b)
+	})
+	must(e.t, err)
+}
+
+func (e *env) vm(id string) api.VM {
+	e.t.Helper()
+	vm, err := configdb.VMs.Get(e.db.Local(), id)
+	must(e.t, err)
+	return vm
+}
+
+func (e *env) binding(id string) api.Binding {
+	e.t.Helper()
+	b, err := configdb.Bindings.Get(e.db.Local(), id)
+	must(e.t, err)
+	return b
+}
+
+// wait follows the database until a VM is as wished.
+func (e *env) wait(id, what string, ok func(api.VM) bool) api.VM {
+	e.t.Helper()
+	var last api.VM
+	e.until(what, func() bool {
+		vm, err := configdb.VMs.Get(e.db.Local(), id)
+		last = vm
+		return err == nil && ok(vm)
+	}, func() string { return fmt.Sprintf("spec %+v, status %+v", last.Spec, last.Status) })
+	return last
+}
+
+// until looks after every change of the database, and now and then for what is
+// not in it.
+func (e *env) until(what string, ok func() bool, state func() string) {
+	e.t.Helper()
+	end := time.Now().Add(patience)
+	for !ok() {
+		if time.Now().After(end) {
+			e.t.Fatalf("waited %v for: %s; %s", patience, what, state())
+		}
+		ctx, cancel := context.WithTimeout(e.t.Context(), 20*time.Millisecond)
+		_, _ = e.db.WaitRevision(ctx, e.db.Local().Revision()+1)
+		cancel()
+	}
+}
+
+func nothing() string { return "" }

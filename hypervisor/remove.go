@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// remove takes one step in the end of a VM: kill QEMU, give back its volumes
+// and mark those that were made with it for deletion, wait until they are gone,
+// then remove the object with its binding.
+func (s *step) remove(ctx context.Context) error {
+	id := s.vm.Meta.ID
+	s.report(api.VMDeleting, "")
+	if s.proc != nil && s.proc.State != ProcessExited {
+		if err := s.h.kill(ctx, id); err != nil {
+			return fmt.Errorf("end vm %s before its deletion: %w", s.vm.Meta.Name, err)
+		}
+	}
+	s.in.detach()
+	s.ended()
+	if len(s.vm.Meta.Finalizers) > 0 {
+		s.report(api.VMDeleting, "waiting for "+strings.Join(s.vm.Meta.Finalizers, ", "))
+		return nil
+	}
+	left, err := s.giveBack(ctx)
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		s.report(api.VMDeleting, "waiting for the deletion of volume "+strings.Join(left, ", "))
+		s.result.After = waitLook
+		return nil
+	}
+	s.silent = true
+	tx := &configdb.Txn{Actor: actor}
+	configdb.VMs.Delete(tx, &s.vm)
+	configdb.Bindings.DeleteUnnamed(tx, &s.b)
+	if err := s.commit(ctx, tx); err != nil {
+		return err
+	}
+	s.h.log.Info("VM deleted", "vm", id, "name", s.vm.Meta.Name)
+	return s.cleanUp(ctx)
+}
+
+// giveBack releases every volume that the VM referred to and marks its own for
+// deletion, in one transaction. QEMU is dead by now, so nothing writes to them.
+// It returns the names of its own volumes that still exist.
+func (s *step) giveBack(ctx context.Context) (left []string, err error) {
+	id := s.vm.Meta.ID
+	volumes, err := configdb.Volumes.List(s.v)
+	if err != nil {
+		return nil, err
+	}
+	tx := &configdb.Txn{Actor: actor}
+	owner := string(api.KindVM) + "/" + id
+	for i := range volumes {
+		vol := &volumes[i]
+		ref := configdb.Volumes.RefPrefix(vol.Meta.ID) + owner
+		if _, ok := s.v.Get(ref); ok {
+			configdb.Volumes.Release(tx, vol.Meta.ID, api.KindVM, id)
+		}
+		if vol.Meta.Owner != owner {
+			continue
+		}
+		left = append(left, vol.Meta.Name)
+		s.h.awaitVolume(vol.Meta.ID, id)
+		if vol.Meta.Deleting() {
+			continue
+		}
+		now := s.now.UTC()
+		vol.Meta.DeletingAt = &now
+		if err := configdb.Volumes.UpdateSpec(s.v, tx, vol); err != nil {
+			return nil, err
+		}
+	}
+	return left, s.commit(ctx, tx)
+}
+
+// awaitVolume makes the end of a volume wake the VM: its references are gone by
+// then.
+func (h *Hypervisor) awaitVolume(volume, vm string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.waiting[volume] = vm
+}
+
+// cleanUp removes what the host keeps of a VM that is gone. What fails is tried
+// again when the process table is looked at next.
+func (s *step) cleanUp(ctx context.Context) error {
+	id := s.vm.Meta.ID
+	s.h.drop(id)
+	err := os.RemoveAll(s.h.pathsOf(id).dir)
+	return errors.Join(s.h.forget(ctx, id), err)
+}

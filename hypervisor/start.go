@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package hypervisor
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/hypervisor/argv"
+	"github.com/muster-vm/muster/hypervisor/console"
+)
+
+// down handles a VM that has no process.
+func (s *step) down(ctx context.Context) error {
+	lost := s.vm.Status.PID != 0 // the guard knows nothing of it any more
+	s.ended()
+	if s.vm.Spec.Power == api.PowerStopped {
+		s.vm.Status.RebootsDone = s.vm.Spec.Reboots
+		if _, ok := s.disks(); !ok && s.vm.Status.Phase == api.VMCreating {
+			return nil
+		}
+		if s.vm.Status.Phase != api.VMStopped || lost {
+			s.report(api.VMStopped, "")
+		}
+		if err := s.protect(ctx, false); err != nil {
+			return err
+		}
+		return nil
+	}
+	if lost {
+		s.report(api.VMStarting, "QEMU is gone: the host or its guard was restarted; it is started again")
+	}
+	return s.start(ctx)
+}
+
+// start begins QEMU, or says what it waits for.
+func (s *step) start(ctx context.Context) error {
+	if wait := s.in.notBefore.Sub(s.now); wait > 0 {
+		s.result.After = wait
+		return nil
+	}
+	session, revision, ok := s.h.cfg.Lease.Current()
+	if !ok {
+		s.wait(api.VMStarting, "waiting: this node has no lease, so it must not start VMs")
+		return nil
+	}
+	if s.v.Revision() < revision {
+		s.silent = true
+		s.result.After = attachRetry
+		return nil
+	}
+	m, ok := s.machine()
+	if !ok {
+		return nil
+	}
+	args, err := argv.Build(m)
+	if err != nil {
+		s.fail(err.Error())
+		return nil
+	}
+	if err := s.protect(ctx, false); err != nil {
+		return err
+	}
+	p := s.h.pathsOf(s.vm.Meta.ID)
+	if err := s.prepare(p); err != nil {
+		s.fail(err.Error())
+		return nil
+	}
+	return s.launch(ctx, StartRequest{
+		VM: s.vm.Meta.ID, Epoch: s.b.Spec.Epoch, Session: session, Protected: s.b.Spec.Protected,
+		Argv: args, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Dir: p.dir, LogPath: p.qemuLog,
+	})
+}
+
+// wait reports what a start waits for; changes of the database wake the VM, and
+// so does a slow look.
+func (s *step) wait(phase api.VMPhase, message string) {
+	s.report(phase, message)
+	s.result.After = waitLook
+}
+
+// fail reports a start that cannot work as things are; it is tried again later.
+func (s *step) fail(message string) {
+	s.report(api.VMFailed, message)
+	s.backOff()
+}
+
+// backOff puts off the next start.
+func (s *step) backOff() {
+	d := min(MinRestart<<min(s.in.failures, 16), MaxRestart)
+	s.in.failures++
+	s.in.notBefore = s.now.Add(d)
+	s.result.After = d
+}
+
+// machine collects what the argument vector is made of; ok is false if the
+// status says what is missing.
+func (s *step) machine() (m argv.Machine, ok bool) {
+	want := s.h.wantedAccelerator(s.v)
+	found, known := s.h.facts.forWish(want)
+	if !known {
+		s.h.detect(want)
+		s.wait(api.VMStarting, "waiting: the node finds out whether it can use KVM")
+		s.result.After = lookSoon
+		return m, false
+	}
+	if found.Binary == "" {
+		s.wait(api.VMFailed, found.Problem)
+		return m, false
+	}
+	p := s.h.pathsOf(s.vm.Meta.ID)
+	m = argv.Machine{
+		QEMU: found.Binary, ID: s.vm.Meta.ID, Name: s.vm.Meta.Name, CPUs: s.vm.Spec.CPUs, Memory: s.vm.Spec.Memory,
+		Accelerator: found.Accelerator, Paused: s.vm.Spec.Power == api.PowerPaused,
+		QMP: p.qmp, Agent: p.agent, Serial: p.serial, Log: p.serialLog,
+	}
+	m.Disks, ok = s.disks()
+	return m, ok
+}
+
+// disks finds the files of all disks. If one is not ready, a VM that is being
+// created or is to run says so and waits for it.
+func (s *step) disks() (out []argv.Disk, ok bool) {
+	for _, d := range s.vm.Spec.Disks {
+		path, format, err := s.h.cfg.Volumes.Resolve(s.v, s.vm.Meta.Project, d.Volume)
+		if err == nil {
+			out = append(out, argv.Disk{Path: path, Format: format})
+			continue
+		}
+		message := fmt.Sprintf("waiting for volume %s: %v", d.Volume, err)
+		switch was := s.vm.Status.Phase; {
+		case was == "", was == api.VMCreating:
+			s.wait(api.VMCreating, message)
+		case s.vm.Spec.Power != api.PowerStopped:
+			s.wait(api.VMStarting, message)
+		}
+		return nil, false
+	}
+	return out, true
+}
+
+// prepare makes the VM's run directory.
+func (s *step) prepare(p paths) error {
+	if err := os.MkdirAll(p.dir, 0o700); err != nil {
+		return fmt.Errorf("make the run directory of vm %s: %w", s.vm.Meta.Name, err)
+	}
+	for _, sock := range []string{p.qmp, p.agent, p.serial} {
+		if err := os.Remove(sock); err != nil && !os.IsNotExist(err) {
+			return fmt.Errorf("remove an old socket of vm %s: %w", s.vm.Meta.Name, err)
+		}
+	}
+	if err := console.Trim(p.serialLog); err != nil {
+		s.h.log.Warn("the serial log cannot be trimmed", "vm", s.vm.Meta.ID, "err", err)
+	}
+	s.in.logFrom = 0
+	if st, err := os.Stat(p.qemuLog); err == nil {
+		s.in.logFrom = st.Size()
+	}
+	return nil
+}
+
+// launch asks the guard, which has the last word about the lease.
+func (s *step) launch(ctx context.Context, r StartRequest) error {
+	gctx, cancel := context.WithTimeout(ctx, GuardDeadline)
+	defer cancel()
+	s.h.procs.invalidate()
+	p, err := s.h.cfg.Guard.Start(gctx, r)
+	s.h.procs.invalidate()
+	if err != nil {
+		s.h.log.Warn("the guard refused a start", "vm", s.vm.Meta.ID, "err", err)
+		s.report(api.VMStarting, fmt.Sprintf("QEMU was not started: %v", err))
+		s.backOff()
+		return nil
+	}
+	s.h.log.Info("QEMU started", "vm", s.vm.Meta.ID, "pid", p.PID, "epoch", r.Epoch, "protected", r.Protected)
+	s.in.begin(p.PID, s.now)
+	s.in.reset = s.vm.Spec.Reboots // a start is as good as any reboot asked for before
+	s.silent = true                // QEMU opens its sockets in some 0.1 s; one status says it all
+	s.result.After = attachRetry
+	return nil
+}

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/reconcile"
+)
+
+// The conditions of a VM that this module reports. Each is present only while
+// it is not OK.
+const (
+	ConditionStopTimedOut    = "StopTimedOut"
+	ConditionQMPUnresponsive = "QMPUnresponsive"
+	ConditionGuestPanicked   = "GuestPanicked"
+	ConditionIOError         = "IOError"
+	ConditionGuestHalted     = "GuestHalted"
+	ConditionProtection      = "Protection"
+)
+
+const actor = "hypervisor"
+
+// step is one look at one VM that is bound to this node: what was read, and the
+// status to be written. vm and b are this step's own copies.
+type step struct {
+	h    *Hypervisor
+	v    *configdb.View
+	vm   api.VM
+	b    api.Binding
+	proc *Process // nil: none, and no record of one
+	in   *instance
+	now  time.Time
+
+	problems []api.Condition
+	result   reconcile.Result
+	silent   bool // write no status this time
+}
+
+// reconcile takes one step towards the wish for one VM.
+func (h *Hypervisor) reconcile(ctx context.Context, id string) (reconcile.Result, error) {
+	procs, err := h.procs.get(ctx)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	v := h.cfg.DB.Local()
+	var proc *Process
+	if p, ok := procs[id]; ok {
+		proc = &p
+	}
+	caughtUp := h.catchUp(v)
+	vm, err := configdb.VMs.Get(v, id)
+	if api.CodeOf(err) == api.CodeNotFound {
+		return h.unknown(ctx, id, proc, caughtUp)
+	}
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	b, err := configdb.Bindings.Get(v, id)
+	missing := api.CodeOf(err) == api.CodeNotFound
+	if err != nil && !missing {
+		return reconcile.Result{}, err
+	}
+	if missing || b.Spec.NodeID != h.cfg.NodeID {
+		return h.foreign(ctx, id, proc, b, missing, caughtUp)
+	}
+	s := &step{h: h, v: v, vm: vm, b: b, proc: proc, in: h.instance(id), now: h.cfg.Now()}
+	if s.in.generation != vm.Meta.Generation { // a new wish is tried at once
+		s.in.generation, s.in.failures, s.in.notBefore = vm.Meta.Generation, 0, time.Time{}
+	}
+	if err := s.act(ctx, caughtUp); err != nil {
+		return reconcile.Result{}, err
+	}
+	return s.result, s.write(ctx)
+}
+
+// catchUp reports whether this node once held a lease on a view that contains
+// the lease's revision; from then on the view is never older than that.
+func (h *Hypervisor) catchUp(v *configdb.View) bool {
+	_, rev, ok := h.cfg.Lease.Current()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if ok && v.Revision() >= rev {
+		h.caughtUp = true
+	}
+	return h.caughtUp
+}
+
+// unknown handles a process whose VM is not in the database: it is reported.
+func (h *Hypervisor) unknown(ctx context.Context, id string, proc *Process, caughtUp bool) (reconcile.Result, error) {
+	if proc != nil && !caughtUp {
+		return reconcile.Result{After: lookSoon}, nil
+	}
+	h.drop(id)
+	if proc == nil {
+		return reconcile.Result{}, nil
+	}
+	if proc.State == ProcessExited {
+		return reconcile.Result{}, h.forget(ctx, id)
+	}
+	h.mu.Lock()
+	_, known := h.strangers[id]
+	h.strangers[id] = *proc
+	h.mu.Unlock()
+	if !known {
+		h.log.Warn("a QEMU runs whose VM is not in the database; it is left alone", "vm", id, "pid", proc.PID)
+		h.factsChanged()
+	}
+	return reconcile.Result{}, nil
+}
+
+// foreign handles a VM that is bound to another node, or to none.
+func (h *Hypervisor) foreign(ctx context.Context, id string, proc *Process, b api.Binding, missing, caughtUp bool) (reconcile.Result, error) {
+	switch {
+	case proc == nil:
+		h.drop(id)
+		return reconcile.Result{}, nil
+	case missing && !caughtUp, !missing && proc.Epoch > b.Spec.Epoch:
+		// The view is older than the process. Looking again is all there is to do.
+		return reconcile.Result{After: lookSoon}, nil
+	case proc.State == ProcessExited:
+		h.drop(id)
+		return reconcile.Result{}, h.forget(ctx, id)
+	}
+	h.log.Warn("a VM runs here that is bound elsewhere; it is killed", "vm", id, "pid", proc.PID, "epoch", proc.Epoch, "owner", b.Spec.Node, "ownerEpoch", b.Spec.Epoch)
+	if err := h.kill(ctx, id); err != nil {
+		return reconcile.Result{}, err
+	}
+	return reconcile.Result{After: attachRetry}, nil
+}
+
+func (h *Hypervisor) kill(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, KillDeadline)
+	defer cancel()
+	defer h.procs.invalidate()
+	return h.cfg.Guard.Kill(ctx, id)
+}
+
+func (h *Hypervisor) forget(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, GuardDeadline)
+	defer cancel()
+	defer h.procs.invalidate()
+	return h.cfg.Guard.Forget(ctx, id)
+}
+
+// act carries out one step for a VM that is bound here.
+func (s *step) act(ctx context.Context, caughtUp bool) error {
+	if !caughtUp {
+		return s.watchOnly(ctx)
+	}
+	s.vm.Status.ObservedGeneration = s.vm.Meta.Generation
+	s.vm.Status.Node, s.vm.Status.Epoch = s.b.Spec.Node, s.b.Spec.Epoch
+	switch {
+	case s.vm.Meta.Deleting():
+		return s.remove(ctx)
+	case s.proc == nil:
+		s.in.detach()
+		return s.down(ctx)
+	case s.proc.State == ProcessExited:
+		return s.exited(ctx)
+	case s.proc.State == ProcessKilling:
+		s.silent = true
+		s.result.After = lookSoon
+		return nil
+	}
+	return s.up(ctx)
+}
+
+// watchOnly adopts without touching, as long as the view may be old.
+func (s *step) watchOnly(ctx context.Context) error {
+	s.silent = true
+	s.result.After = lookSoon
+	if s.proc == nil || s.proc.State != ProcessRunning {
+		return nil
+	}
+	s.meet()
+	if s.now.Before(s.in.quietUntil) {
+		return nil
+	}
+	if err := s.h.attach(ctx, s.in); err != nil {
+		s.in.quietUntil = s.now.Add(QuietTime)
+	}
+	return nil
+}
+
+// meet takes note of a process that was not seen before.
+func (s *step) meet() {
+	if s.in.pid != s.proc.PID {
+		s.in.begin(s.proc.PID, s.now)
+		s.h.log.Info("running QEMU adopted", "vm", s.vm.Meta.ID, "pid", s.proc.PID)
+	}
+}
+
+// report sets phase and message of the status.
+func (s *step) report(phase api.VMPhase, message string) {
+	s.vm.Status.Phase, s.vm.Status.Message = phase, message
+}
+
+// problem adds a condition that is not OK.
+func (s *step) problem(typ, message string) {
+	s.problems = append(s.problems, api.Condition{Type: typ, Reason: typ, Message: message})
+}
+
+// ended clears what the status says of a process.
+func (s *step) ended() {
+	s.vm.Status.PID, s.vm.Status.StartedAt, s.vm.Status.Accelerator = 0, nil, ""
+}
+
+// conditions keeps the times of those that were there before.
+func (s *step) conditions() {
+	var out []api.Condition
+	for _, c := range s.problems {
+		if old, ok := api.FindCondition(s.vm.Status.Conditions, c.Type); ok {
+			out = append(out, old)
+		}
+		out = api.SetCondition(out, c, s.now)
+	}
+	s.vm.Status.Conditions = out
+}
+
+// write commits the status if it changed.
+func (s *step) write(ctx context.Context) error {
+	if s.silent {
+		return nil
+	}
+	tx := &configdb.Txn{Actor: actor}
+	s.conditions()
+	if err := configdb.VMs.UpdateStatus(s.v, tx, &s.vm); err != nil {
+		return err
+	}
+	return s.commit(ctx, tx)
+}
+
+// commit writes under the condition that the VM is still bound here.
+func (s *step) commit(ctx context.Context, tx *configdb.Txn) error {
+	if tx.Empty() {
+		return nil
+	}
+	tx.RequireRevision(configdb.Bindings.SpecKey(s.vm.Meta.ID), s.b.Meta.Revision)
+	ctx, cancel := context.WithTimeout(ctx, WriteDeadline)
+	defer cancel()
+	_, err := s.h.cfg.DB.Txn(ctx, tx)
+	return err
+}
+
+// protect makes the binding's promise and the guard agree with the wish.
+// running says whether there is a process.
+func (s *step) protect(ctx context.Context, running bool) error {
+	want := s.vm.Spec.HA == api.HARestart
+	if running && !s.proc.Protected && (want || s.b.Spec.Protected) {
+		if err := s.guardProtect(ctx, true); err != nil {
+			_, _, lease := s.h.cfg.Lease.Current()
+			if s.b.Spec.Protected && !lease {
+				// The leader may count on the guard's kill. Less running is safe.
+				s.h.log.Error("a VM that must be protected is not, and the lease is gone; it is killed", "vm", s.vm.Meta.ID, "err", err)
+				return errors.Join(err, s.h.kill(ctx, s.vm.Meta.ID))
+			}
+			return err
+		}
+	}
+	if s.b.Spec.Protected != want {
+		tx := &configdb.Txn{Actor: actor}
+		s.b.Spec.Protected = want
+		if err := configdb.Bindings.UpdateSpec(s.v, tx, &s.b); err != nil {
+			return err
+		}
+		// UpdateSpec requires the binding's revision itself.
+		wctx, cancel := context.WithTimeout(ctx, WriteDeadline)
+		defer cancel()
+		if _, err := s.h.cfg.DB.Txn(wctx, tx); err != nil {
+			return err
+		}
+	}
+	if running && s.proc.Protected && !want {
+		return s.guardProtect(ctx, false)
+	}
+	return nil
+}
+
+func (s *step) guardProtect(ctx context.Context, on bool) error {
+	ctx, cancel := context.WithTimeout(ctx, GuardDeadline)
+	defer cancel()
+	defer s.h.procs.invalidate()
+	if err := s.h.cfg.Guard.Protect(ctx, s.vm.Meta.ID, on); err != nil {
+		return err
+	}
+	s.proc.Protected = on
+	return nil
+}

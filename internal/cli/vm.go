@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package cli
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/client"
+)
+
+func (a *app) vmCmd() *cobra.Command {
+	stop := a.vmAction("stop", "stopped", "Shut VMs down", "Presses the ACPI power button and waits until the guest has shut down.\nWith --force the VM ends at once, like pulling the plug.")
+	stop.Flags().Bool("force", false, "end at once, like pulling the plug")
+	return group("vm", "Virtual machines",
+		a.vmCreate(), a.lsCmd(api.KindVM), a.showCmd(api.KindVM), a.vmSet(),
+		a.vmAction("start", "started", "Start VMs", "A VM that runs already is left as it is."),
+		stop,
+		a.vmAction("reboot", "rebooted", "Reset running VMs", "Resets the VM like the reset button."),
+		a.vmAction("pause", "paused", "Stop the virtual CPUs of running VMs", "Memory and devices stay as they are until the VM is resumed."),
+		a.vmAction("resume", "resumed", "Let paused VMs go on", ""),
+		a.consoleCmd(),
+		a.rmCmd(api.KindVM, "Removes VMs with the disks that were made for them. The cluster refuses to remove\na VM that it may not remove, and says why."))
+}
+
+type vmCreateFlags struct {
+	cpus     int
+	memory   api.Size
+	image    string
+	diskSize api.Size
+	disks    []api.Size
+	volumes  []string
+	pool, ha string
+	start    bool
+	labels   []string
+}
+
+func (a *app) vmCreate() *cobra.Command {
+	var f vmCreateFlags
+	cmd := &cobra.Command{
+		Use: "create NAME", Short: "Create a VM", Args: args("NAME"),
+		Long: `Creates a VM. Its disks, in boot order: a clone of --image, then the existing
+volumes of --volume, then an empty disk for each --disk.`,
+		Example: `  muster vm create web1 --cpu 1 --memory 512M --image tiny --ha restart --start
+  muster vm create db1 --cpu 4 --memory 8G --image debian --disk-size 20G --disk 100G --pool shared
+  muster vm create lab --memory 1G --disk 10G --label env=test`,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			spec, err := f.spec()
+			if err != nil {
+				return err
+			}
+			labels, err := parseLabels(f.labels, false)
+			if err != nil {
+				return err
+			}
+			return a.create(cmd.Context(), api.KindVM, names[0], labels, spec)
+		},
+	}
+	fs := cmd.Flags()
+	fs.IntVar(&f.cpus, "cpu", 1, "virtual CPUs")
+	f.memory = 512 * api.MiB
+	fs.Var(sizeFlag{&f.memory}, "memory", "guest memory, such as 512M or 4G")
+	fs.StringVar(&f.image, "image", "", "first disk: a clone of this image")
+	fs.Var(sizeFlag{&f.diskSize}, "disk-size", "enlarge the clone of --image to this size")
+	fs.Var(sizesFlag{&f.disks}, "disk", "an empty disk of this size (repeatable)")
+	fs.StringArrayVar(&f.volumes, "volume", nil, "attach this existing volume (repeatable)")
+	fs.StringVar(&f.pool, "pool", "", "pool for the new disks (default \"local\")")
+	fs.StringVar(&f.ha, "ha", "", "what to do when the node is lost: none or restart (default \"none\")")
+	fs.BoolVar(&f.start, "start", false, "start the VM when it is created")
+	fs.StringArrayVar(&f.labels, "label", nil, "label KEY=VALUE (repeatable)")
+	return cmd
+}
+
+// spec composes the wish and finds contradictions of flags.
+func (f *vmCreateFlags) spec() (map[string]any, error) {
+	if err := checkCPUs(f.cpus); err != nil {
+		return nil, err
+	}
+	if f.diskSize != 0 && f.image == "" {
+		u := usagef("--disk-size enlarges the clone of --image, which is not given")
+		u.hint = "for an empty disk use --disk SIZE"
+		return nil, u
+	}
+	disks := []map[string]any{}
+	add := func(d map[string]any) {
+		if d["volume"] == nil {
+			set(d, "pool", f.pool)
+		}
+		disks = append(disks, d)
+	}
+	if f.image != "" {
+		d := map[string]any{"image": f.image}
+		set(d, "size", f.diskSize)
+		add(d)
+	}
+	for _, v := range f.volumes {
+		add(map[string]any{"volume": v})
+	}
+	for _, n := range f.disks {
+		add(map[string]any{"size": n})
+	}
+	if f.pool != "" && f.image == "" && len(f.disks) == 0 {
+		return nil, usagef("--pool is for new disks, but neither --image nor --disk is given")
+	}
+	spec := map[string]any{"cpus": f.cpus, "memory": f.memory}
+	if len(disks) > 0 {
+		spec["disks"] = disks
+	}
+	set(spec, "ha", f.ha)
+	if f.start {
+		spec["power"] = api.PowerRunning
+	}
+	return spec, nil
+}
+
+// checkCPUs refuses 0 here, because the cluster takes it for "not given".
+func checkCPUs(n int) error {
+	if n < 1 {
+		return usagef("--cpu: is %d; give 1 to %d virtual CPUs", n, api.MaxCPUs)
+	}
+	return nil
+}
+
+// vmAction makes the command of a verb.
+func (a *app) vmAction(verb, done, short, long string) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " NAME...", Short: short, Long: long, Args: atLeastOne("NAME"),
+		Example:           "  muster vm " + verb + " web1",
+		ValidArgsFunction: a.completeNames(api.KindVM),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			var body any
+			if f := cmd.Flags().Lookup("force"); f != nil {
+				body = map[string]any{"force": f.Value.String() == "true"}
+			}
+			return a.each(names, func(c *client.Client, name string) error {
+				r, err := c.Action(cmd.Context(), api.KindVM, a.project, name, verb, body)
+				if err != nil {
+					return err
+				}
+				return a.finish(cmd.Context(), c, mustView(api.KindVM), name, done, r)
+			})
+		},
+	}
+}
+
+func (a *app) vmSet() *cobra.Command {
+	var cpus int
+	var memory api.Size
+	var ha string
+	var labels []string
+	cmd := &cobra.Command{
+		Use: "set NAME", Short: "Change CPUs, memory, HA policy or labels", Args: args("NAME"),
+		Long: "Changes what is given and leaves the rest. CPUs and memory take effect at the\nnext start of the VM. --label KEY- removes a label.",
+		Example: `  muster vm set web1 --memory 1G --cpu 2
+  muster vm set web1 --ha restart --label env=prod --label old-`,
+		ValidArgsFunction: a.completeNames(api.KindVM),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			changed := cmd.Flags().Changed
+			spec := map[string]any{}
+			if changed("cpu") {
+				if err := checkCPUs(cpus); err != nil {
+					return err
+				}
+				spec["cpus"] = cpus
+			}
+			if changed("memory") {
+				spec["memory"] = memory
+			}
+			if changed("ha") {
+				spec["ha"] = ha
+			}
+			l, err := parseLabels(labels, true)
+			if err != nil {
+				return err
+			}
+			if len(spec) == 0 && len(l) == 0 {
+				return usagef("vm set: nothing to change; give --cpu, --memory, --ha or --label")
+			}
+			return a.patch(cmd.Context(), api.KindVM, names[0], patchOf(spec, l))
+		},
+	}
+	cmd.Flags().IntVar(&cpus, "cpu", 0, "virtual CPUs")
+	cmd.Flags().Var(sizeFlag{&memory}, "memory", "guest memory, such as 512M or 4G")
+	cmd.Flags().StringVar(&ha, "ha", "", "what to do when the node is lost: none or restart")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "label KEY=VALUE, or KEY- to remove it (repeatable)")
+	return cmd
+}
+
+// patchOf builds a merge patch without empty parts, which would reset nothing
+// but count as a change of the document.
+func patchOf(spec, labels map[string]any) map[string]any {
+	p := map[string]any{}
+	if len(spec) > 0 {
+		p["spec"] = spec
+	}
+	if len(labels) > 0 {
+		p["meta"] = map[string]any{"labels": labels}
+	}
+	return p
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/pki"
+	"github.com/muster-vm/muster/internal/version"
+)
+
+// pendingKeyFile keeps the key of a join under way, so that a repeated join
+// with the same token is recognised as the same node.
+const pendingKeyFile = "join.key"
+
+// defaultCluster is the name of a cluster whose founder gives none.
+const defaultCluster = "muster"
+
+// Init implements rest.Bootstrap: it founds a cluster on this host.
+func (d *Daemon) Init(ctx context.Context, r api.InitRequest) (api.InitResult, error) {
+	if r.Name == "" {
+		r.Name = defaultCluster
+	}
+	if err := api.ValidName("name", r.Name); err != nil {
+		return api.InitResult{}, err
+	}
+	d.become.Lock()
+	defer d.become.Unlock()
+	if err := d.notYetMember(); err != nil {
+		return api.InitResult{}, err
+	}
+	info, caKey, err := d.foundership(r.Name)
+	if err != nil {
+		return api.InitResult{}, err
+	}
+	if err := info.save(d.cfg.DataDir); err != nil {
+		return api.InitResult{}, errors.Join(err, forget(d.cfg.DataDir))
+	}
+	if err := d.start(info); err != nil {
+		return api.InitResult{}, errors.Join(err, forget(d.cfg.DataDir))
+	}
+	m := d.current()
+	if err := m.store.Bootstrap(); err != nil {
+		return api.InitResult{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, initTimeout)
+	defer cancel()
+	token, err := m.populate(ctx, caKey)
+	if err != nil {
+		return api.InitResult{}, fmt.Errorf("found cluster %s: %w", r.Name, err)
+	}
+	return api.InitResult{
+		Cluster: info.Cluster, ClusterID: info.ClusterID, Node: info.Node, Address: info.Address, Token: token, CACert: string(info.ca),
+	}, nil
+}
+
+func (d *Daemon) notYetMember() error {
+	if m := d.current(); m != nil {
+		return api.Errorf(api.CodeRefused, "this host is node %s of cluster %s (%s) already; a data directory belongs to one cluster: use another --data-dir, or remove the node first", m.info.Node, m.info.Cluster, m.info.ClusterID)
+	}
+	if _, err := os.Stat(filepath.Join(d.cfg.DataDir, replicaDir)); err == nil {
+		return api.Errorf(api.CodeRefused, "%s holds the replica of an earlier cluster but not its identity; restore node.json and the keys from a backup, or move the directory away", d.cfg.DataDir)
+	}
+	return nil
+}
+
+func (d *Daemon) foundership(cluster string) (*membership, []byte, error) {
+	info := &membership{ClusterID: api.NewID(), Cluster: cluster, NodeID: api.NewID(), Node: d.cfg.NodeName, Address: d.cfg.Advertise, Founder: true}
+	info.clusterKey = pki.NewSecret(pki.ClusterKeyBytes)
+	var caKey []byte
+	var err error
+	if info.ca, caKey, err = pki.NewCA(cluster, info.ClusterID); err != nil {
+		return nil, nil, err
+	}
+	if info.key, err = pki.NewKey(); err != nil {
+		return nil, nil, err
+	}
+	csrPEM, err := pki.NewCSR(info.key, info.Node)
+	if err != nil {
+		return nil, nil, err
+	}
+	csr, err := pki.ParseCSR(csrPEM)
+	if err != nil {
+		return nil, nil, err
+	}
+	host, _, err := net.SplitHostPort(info.Address)
+	if err != nil {
+		return nil, nil, err
+	}
+	info.cert, err = pki.SignNode(info.ca, caKey, csr, info.NodeID, info.Node, host)
+	return info, caKey, err
+}
+
+// populate writes the first objects in one transaction: the cluster, this
+// node, the pool "local" and the administrator's token, which it returns.
+func (m *member) populate(ctx context.Context, caKey []byte) (string, error) {
+	tx := &configdb.Txn{Actor: "local:root"}
+	sealed, err := pki.Seal(m.info.clusterKey, caKeyLabel, caKey)
+	if err != nil {
+		return "", err
+	}
+	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", m.info.Cluster)}
+	c.Meta.ID = m.info.ClusterID
+	c.Spec = api.ClusterSpec{CACert: string(m.info.ca), SealedCAKey: sealed, Life: 1}
+	n := api.Node{Meta: api.NewMeta(api.KindNode, "", m.info.Node)}
+	n.Meta.ID = m.info.NodeID
+	n.Spec.Address = m.info.Address
+	n.Status = api.NodeStatus{Phase: api.NodeJoining, Version: version.Version}
+	p := api.Pool{Meta: api.NewMeta(api.KindPool, "", api.LocalPool)}
+	t := api.Token{Meta: api.NewMeta(api.KindToken, "", "admin")}
+	secret := base64.RawURLEncoding.EncodeToString(pki.NewSecret(32))
+	t.Spec = api.TokenSpec{Use: api.TokenAPI, Role: api.RoleAdministrator, Hash: pki.HashSecret(secret)}
+	err = errors.Join(c.Prepare(), n.Prepare(), p.Prepare(), t.Prepare(),
+		configdb.Clusters.Create(tx, &c), configdb.Nodes.Create(tx, &n), configdb.Pools.Create(tx, &p), configdb.Tokens.Create(tx, &t))
+	if err != nil {
+		return "", err
+	}
+	if _, err := m.store.Txn(ctx, tx); err != nil {
+		return "", err
+	}
+	return "muster_" + t.Meta.ID + "_" + secret, nil
+}
+
+// Join implements rest.Bootstrap: it makes this host a member of the cluster
+// that made the token.
+func (d *Daemon) Join(ctx context.Context, r api.JoinRequest) (api.JoinResult, error) {
+	t, err := pki.ParseJoinToken(r.Token)
+	if err != nil {
+		return api.JoinResult{}, api.Invalid("token", "%v", err)
+	}
+	d.become.Lock()
+	defer d.become.Unlock()
+	if err := d.notYetMember(); err != nil {
+		return api.JoinResult{}, err
+	}
+	if time.Now().After(t.ExpiresAt) {
+		return api.JoinResult{}, api.Errorf(api.CodeRefused, "this join token expired at %s; make a new one with: muster cluster token create", t.ExpiresAt.Format(time.RFC3339))
+	}
+	if err := probePort(d.cfg.Listen); err != nil {
+		return api.JoinResult{}, api.Errorf(api.CodeRefused, "%w", err)
+	}
+	key, err := d.pendingKey()
+	if err != nil {
+		return api.JoinResult{}, err
+	}
+	csr, err := pki.NewCSR(key, d.cfg.NodeName)
+	if err != nil {
+		return api.JoinResult{}, err
+	}
+	a, err := askAdmission(ctx, t, api.AdmitRequest{
+		TokenID: t.TokenID, Secret: t.Secret, CSR: string(csr), Node: d.cfg.NodeName, Address: d.cfg.Advertise, Version: version.Version,
+	})
+	if err != nil {
+		return api.JoinResult{}, err
+	}
+	info := &membership{
+		ClusterID: a.ClusterID, Cluster: a.Cluster, NodeID: a.NodeID, Node: d.cfg.NodeName, Address: d.cfg.Advertise, Peers: a.Peers,
+		key: key, cert: []byte(a.Cert), ca: []byte(a.CACert), clusterKey: a.ClusterKey,
+	}
+	if err := info.save(d.cfg.DataDir); err != nil {
+		return api.JoinResult{}, errors.Join(err, forget(d.cfg.DataDir))
+	}
+	_ = os.Remove(filepath.Join(d.cfg.DataDir, pendingKeyFile)) // a leftover does no harm
+	if err := d.start(info); err != nil {
+		return api.JoinResult{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	if err := d.current().waitMember(ctx); err != nil {
+		return api.JoinResult{}, fmt.Errorf("admitted to cluster %s, but not yet in step with it (the daemon goes on trying): %w", a.Cluster, err)
+	}
+	return api.JoinResult{Cluster: info.Cluster, ClusterID: info.ClusterID, Node: info.Node, Address: info.Address, CACert: a.CACert}, nil
+}
+
+// pendingKey returns the key of an interrupted join, or a new one.
+func (d *Daemon) pendingKey() ([]byte, error) {
+	path := filepath.Join(d.cfg.DataDir, pendingKeyFile)
+	if key, err := os.ReadFile(path); err == nil {
+		if _, err := pki.NewCSR(key, d.cfg.NodeName); err == nil {
+			return key, nil
+		}
+	}
+	key, err := pki.NewKey()
+	if err != nil {
+		return nil, err
+	}
+	return key, writeFile(path, key, 0o600)
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/clusternet"
+	"github.com/muster-vm/muster/internal/pki"
+)
+
+// Limits and defaults of joining.
+const (
+	defaultJoinTTL = time.Hour
+	minJoinTTL     = time.Minute
+	maxJoinTTL     = 7 * 24 * time.Hour
+	maxVoters      = 5
+	caKeyLabel     = "cluster/ca-key"
+	// actorCluster is recorded with what this file writes on its own account.
+	actorCluster = "cluster"
+)
+
+// The calls between nodes about membership.
+const (
+	methodEnlist = "cluster.enlist"
+	methodExpel  = "cluster.expel"
+)
+
+// Status implements rest.Cluster.
+func (m *member) Status(context.Context) (api.ClusterStatus, error) {
+	v := m.store.Local()
+	age, known := m.store.Staleness()
+	st := api.ClusterStatus{
+		Cluster: m.info.Cluster, ClusterID: m.info.ClusterID, Node: m.info.Node, Term: m.store.Term(),
+		Revision: v.Revision(), StaleSeconds: age.Seconds(), Quorum: known && age < quorumAge,
+	}
+	leaderID, _, _ := m.store.Leader()
+	members, err := m.store.Members()
+	if err != nil {
+		return st, err
+	}
+	for _, mb := range members {
+		ms := api.MemberStatus{NodeID: mb.NodeID, Address: mb.Address, Voter: mb.Voter, Leader: mb.NodeID == leaderID}
+		if n, err := configdb.Nodes.Get(v, mb.NodeID); err == nil {
+			ms.Node, ms.Role, ms.Phase = n.Meta.Name, n.Spec.Role, n.Status.Phase
+		}
+		if ms.Leader {
+			st.Leader = ms.Node
+		}
+		st.Members = append(st.Members, ms)
+	}
+	return st, nil
+}
+
+// CreateJoinToken implements rest.Cluster.
+func (m *member) CreateJoinToken(ctx context.Context, actor string, r api.JoinTokenRequest) (api.JoinToken, error) {
+	ttl := time.Duration(r.TTLSeconds) * time.Second
+	if r.TTLSeconds == 0 {
+		ttl = defaultJoinTTL
+	}
+	if ttl < minJoinTTL || ttl > maxJoinTTL {
+		return api.JoinToken{}, api.Invalid("ttlSeconds", "is %d; give %d to %d", r.TTLSeconds, int(minJoinTTL.Seconds()), int(maxJoinTTL.Seconds()))
+	}
+	ca, err := pki.ParseCert(m.info.ca)
+	if err != nil {
+		return api.JoinToken{}, err
+	}
+	secret := fmt.Sprintf("%x", pki.NewSecret(32))
+	expires := time.Now().Add(ttl).UTC().Truncate(time.Second)
+	t := api.Token{Meta: api.NewMeta(api.KindToken, "", "")}
+	t.Meta.Name = "join-" + t.Meta.ID
+	t.Spec = api.TokenSpec{Use: api.TokenJoin, JoinRole: r.Role, Hash: pki.HashSecret(secret), ExpiresAt: expires}
+	if err := t.Prepare(); err != nil {
+		return api.JoinToken{}, err
+	}
+	jt := pki.JoinToken{ClusterID: m.info.ClusterID, CAHash: pki.CAHash(ca), TokenID: t.Meta.ID, Secret: secret, ExpiresAt: expires}
+	// This node first, so that the joining node asks where it surely works.
+	jt.Addresses = []string{m.info.Address}
+	members, err := m.store.Members()
+	if err != nil {
+		return api.JoinToken{}, err
+	}
+	for _, mb := range members {
+		if mb.NodeID != m.info.NodeID {
+			jt.Addresses = append(jt.Addresses, mb.Address)
+		}
+	}
+	word, err := jt.Encode()
+	if err != nil {
+		return api.JoinToken{}, err
+	}
+	tx := &configdb.Txn{Actor: actor}
+	if err := configdb.Tokens.Create(tx, &t); err != nil {
+		return api.JoinToken{}, err
+	}
+	if _, err := m.store.Txn(ctx, tx); err != nil {
+		return api.JoinToken{}, err
+	}
+	return api.JoinToken{Token: word, ExpiresAt: expires}, nil
+}
+
+// Admit implements rest.Cluster: it checks the token, makes the node known and
+// issues its certificate. Everything is checked before anything is written.
+func (m *member) Admit(ctx context.Context, r api.AdmitRequest) (api.AdmitResult, error) {
+	if err := api.ValidName("node", r.Node); err != nil {
+		return api.AdmitResult{}, err
+	}
+	host, _, err := net.SplitHostPort(r.Address)
+	if err != nil || host == "" {
+		return api.AdmitResult{}, api.Invalid("address", "%q is not host:port", r.Address)
+	}
+	csr, err := pki.ParseCSR([]byte(r.CSR))
+	if err != nil {
+		return api.AdmitResult{}, api.Invalid("csr", "%v", err)
+	}
+	keyHash, err := pki.KeyHash(csr.PublicKey)
+	if err != nil {
+		return api.AdmitResult{}, api.Invalid("csr", "%v", err)
+	}
+	var n api.Node
+	// Not from an old replica: a token that was used a moment ago is used.
+	if _, err := m.store.View(ctx); err != nil {
+		return api.AdmitResult{}, err
+	}
+	_, err = configdb.Transact(ctx, m.store, "node "+r.Node, 4, func(v *configdb.View, tx *configdb.Txn) (err error) {
+		n, err = m.admission(v, tx, r, keyHash)
+		return err
+	})
+	if err != nil {
+		return api.AdmitResult{}, err
+	}
+	return m.admitted(n, csr, host)
+}
+
+// admission is the transaction of Admit.
+func (m *member) admission(v *configdb.View, tx *configdb.Txn, r api.AdmitRequest, keyHash string) (api.Node, error) {
+	t, err := configdb.Tokens.Get(v, r.TokenID)
+	if err != nil || t.Spec.Use != api.TokenJoin || subtle.ConstantTimeCompare([]byte(t.Spec.Hash), []byte(pki.HashSecret(r.Secret))) != 1 {
+		return api.Node{}, api.Errorf(api.CodeUnauthorized, "this join token is not known to cluster %s (revoked, or of another cluster); make a new one with: muster cluster token create", m.info.Cluster)
+	}
+	if time.Now().After(t.Spec.ExpiresAt) {
+		return api.Node{}, api.Errorf(api.CodeUnauthorized, "this join token expired at %s; make a new one with: muster cluster token create", t.Spec.ExpiresAt.Format(time.RFC3339))
+	}
+	if t.Spec.UsedBy != "" {
+		if n, err := configdb.Nodes.Get(v, t.Spec.UsedBy); err == nil && t.Spec.UsedKey == keyHash {
+			return n, nil // the same node finishes an interrupted join
+		}
+		return api.Node{}, api.Errorf(api.CodeUnauthorized, "this join token was used already; make a new one with: muster cluster token create")
+	}
+	nodes, err := configdb.Nodes.List(v)
+	if err != nil {
+		return api.Node{}, err
+	}
+	for i := range nodes {
+		if nodes[i].Meta.Name == r.Node {
+			return api.Node{}, api.Errorf(api.CodeExists, "a node named %s is a member already; choose another name with --node-name, or take the old one out with: muster node remove %s", r.Node, r.Node)
+		}
+		if nodes[i].Spec.Address == r.Address {
+			return api.Node{}, api.Errorf(api.CodeExists, "node %s has the address %s already; check --listen and --advertise", nodes[i].Meta.Name, r.Address)
+		}
+	}
+	n := api.Node{Meta: api.NewMeta(api.KindNode, "", r.Node)}
+	n.Spec = api.NodeSpec{Address: r.Address, Role: t.Spec.JoinRole}
+	n.Status = api.NodeStatus{Phase: api.NodeJoining, Version: r.Version}
+	if err := n.Prepare(); err != nil {
+		return n, err
+	}
+	if err := configdb.Nodes.Create(tx, &n); err != nil {
+		return n, err
+	}
+	t.Spec.UsedBy, t.Spec.UsedKey = n.Meta.ID, keyHash
+	return n, configdb.Tokens.UpdateSpec(v, tx, &t)
+}
+
+func (m *member) admitted(n api.Node, csr csrType, host string) (api.AdmitResult, error) {
+	c, err := configdb.Clusters.Get(m.store.Local(), m.info.ClusterID)
+	if err != nil {
+		return api.AdmitResult{}, err
+	}
+	caKey, err := pki.Open(m.info.clusterKey, caKeyLabel, c.Spec.SealedCAKey)
+	if err != nil {
+		return api.AdmitResult{}, err
+	}
+	cert, err := pki.SignNode(m.info.ca, caKey, csr, n.Meta.ID, n.Meta.Name, host)
+	if err != nil {
+		return api.AdmitResult{}, err
+	}
+	out := api.AdmitResult{
+		ClusterID: m.info.ClusterID, Cluster: m.info.Cluster, NodeID: n.Meta.ID, CACert: string(m.info.ca),
+		Cert: string(cert), ClusterKey: m.info.clusterKey, Role: n.Spec.Role,
+	}
+	members, err := m.store.Members()
+	if err != nil {
+		return api.AdmitResult{}, err
+	}
+	for _, mb := range members {
+		out.Peers = append(out.Peers, mb.NodeID+"@"+mb.Address)
+	}
+	m.log.Info("node admitted", "node", n.Meta.Name, "address", n.Spec.Address, "role", n.Spec.Role)
+	return out, nil
+}
+
+// RemoveNode implements rest.Cluster.
+func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool) error {
+	v, err := m.store.View(ctx)
+	if err != nil {
+		return err
+	}
+	n, err := configdb.Nodes.Find(v, "", name)
+	if err != nil {
+		return err
+	}
+	if n.Status.Phase == api.NodeReady && force {
+		return api.Errorf(api.CodeRefused, "node %s is alive; remove it without force", n.Meta.Name)
+	}
+	if (n.Status.Phase == api.NodeLost || n.Status.Phase == api.NodeJoining) && !force {
+		return api.Errorf(api.CodeRefused, "node %s is %s and cannot take leave itself; make sure that it is switched off, then use force", n.Meta.Name, n.Status.Phase)
+	}
+	if bound := boundTo(v, n.Meta.ID); len(bound) > 0 {
+		return api.Errorf(api.CodeRefused, "node %s still has %d VMs (%s); move or delete them first", n.Meta.Name, len(bound), joinSome(bound, 5))
+	}
+	req, err := json.Marshal(expelRequest{NodeID: n.Meta.ID, Actor: actor})
+	if err != nil {
+		return err
+	}
+	// The leader cannot take itself out: it hands over first, so ask again.
+	for {
+		_, err = m.CallLeader(ctx, methodExpel, req)
+		var re *clusternet.RemoteError
+		if err == nil || !errors.As(err, &re) && !errors.Is(err, errHandedOver) || re != nil && re.Code != codeHandedOver {
+			return err
+		}
+		select {
+		case <-time.After(leaderRetry):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func boundTo(v *configdb.View, nodeID string) []string {
+	var out []string
+	bindings, _ := configdb.Bindings.List(v)
+	for i := range bindings {
+		if bindings[i].Spec.NodeID == nodeID {
+			name := bindings[i].Meta.ID
+			if vm, err := configdb.VMs.Get(v, bindings[i].Meta.ID); err == nil {
+				name = vm.Meta.Name
+			}
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+func joinSome(list []string, most int) string {
+	out := ""
+	for i, s := range list {
+		if i == most {
+			return out + ", …"
+		}
+		if i > 0 {
+			out += ", "
+		}
+		out += s
+	}
+	return out
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/muster-vm/muster/api"
+)
+
+// Defaults of Config.
+const (
+	DefaultDataDir = "/var/lib/muster"
+	DefaultRunDir  = "/run/muster"
+	DefaultListen  = "0.0.0.0:7600"
+	defaultQEMU    = "qemu-system-x86_64"
+	defaultImgTool = "qemu-img"
+)
+
+// Config is everything that can be set for a daemon, from its file and its
+// flags. Cluster-wide settings are objects in the database, not here.
+type Config struct {
+	// DataDir holds this node's replica, keys and local pool.
+	DataDir string `json:"dataDir"`
+	// RunDir holds sockets and must be short: a socket's path has at most 107
+	// bytes. Default: /run/muster, or /run/muster-<hash> for another DataDir.
+	RunDir string `json:"runDir"`
+	// Listen is the one TCP port, host:port.
+	Listen string `json:"listen"`
+	// Advertise is the host:port that others use; default: Listen, or this
+	// host's first global address when Listen names none.
+	Advertise string `json:"advertise"`
+	// NodeName is a DNS label; default: the host name up to its first dot.
+	NodeName string `json:"nodeName"`
+	// QEMU, QEMUImg and Guard are the programs to run.
+	QEMU    string `json:"qemu"`
+	QEMUImg string `json:"qemuImg"`
+	Guard   string `json:"guard"`
+	// Watchdog is auto, none or the path of the device.
+	Watchdog string `json:"watchdog"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `json:"logLevel"`
+}
+
+// LoadFile reads a configuration file (YAML) over what c already says.
+func (c *Config) LoadFile(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("configuration file: %w", err)
+	}
+	if err := yaml.UnmarshalStrict(bytes.TrimSpace(b), c); err != nil {
+		return fmt.Errorf("configuration file %s: %w", path, err)
+	}
+	return nil
+}
+
+// Complete fills the defaults and validates.
+func (c *Config) Complete() error {
+	def := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	def(&c.DataDir, DefaultDataDir)
+	dir, err := filepath.Abs(c.DataDir)
+	if err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	c.DataDir = dir
+	def(&c.RunDir, defaultRunDir(dir))
+	def(&c.Listen, DefaultListen)
+	def(&c.QEMU, defaultQEMU)
+	def(&c.QEMUImg, defaultImgTool)
+	def(&c.Watchdog, "auto")
+	def(&c.LogLevel, "info")
+	if c.NodeName == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("host name: %w", err)
+		}
+		c.NodeName, _, _ = strings.Cut(strings.ToLower(host), ".")
+	}
+	if err := api.ValidName("nodeName", c.NodeName); err != nil {
+		return fmt.Errorf("%w; set it with --node-name", err)
+	}
+	if c.Guard == "" {
+		c.Guard = findGuard()
+	}
+	if _, err := c.Level(); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(c.RunDir) {
+		return fmt.Errorf("runDir: %q must be absolute", c.RunDir)
+	}
+	return c.completeAddress()
+}
+
+func (c *Config) completeAddress() error {
+	host, port, err := splitHostPort("listen", c.Listen)
+	if err != nil {
+		return err
+	}
+	if c.Advertise == "" {
+		if host == "" || net.ParseIP(host).IsUnspecified() {
+			if host, err = firstAddress(); err != nil {
+				return err
+			}
+		}
+		c.Advertise = net.JoinHostPort(host, port)
+	}
+	host, _, err = splitHostPort("advertise", c.Advertise)
+	if err != nil {
+		return err
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		return fmt.Errorf("advertise: %s is no address that others can reach; give this host's own", c.Advertise)
+	}
+	return nil
+}
+
+func splitHostPort(field, s string) (host, port string, err error) {
+	host, port, err = net.SplitHostPort(s)
+	if err != nil {
+		return "", "", fmt.Errorf("%s: %q is not host:port, such as 10.0.0.1:7600", field, s)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+		return "", "", fmt.Errorf("%s: port %q is not a number from 1 to 65535", field, port)
+	}
+	return host, port, nil
+}
+
+func firstAddress() (string, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", fmt.Errorf("addresses of this host: %w", err)
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+			return n.IP.String(), nil
+		}
+	}
+	return "", errors.New("this host has no address that others can reach; set one with --listen ADDR:PORT")
+}
+
+// defaultRunDir is short, and different for every data directory.
+func defaultRunDir(dataDir string) string {
+	if dataDir == DefaultDataDir {
+		return DefaultRunDir
+	}
+	sum := sha256.Sum256([]byte(dataDir))
+	return DefaultRunDir + "-" + hex.EncodeToString(sum[:4])
+}
+
+// findGuard looks beside this program first, then in PATH.
+func findGuard() string {
+	const name = "muster-guard"
+	if self, err := os.Executable(); err == nil {
+		p := filepath.Join(filepath.Dir(self), name)
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() {
+			return p
+		}
+	}
+	if p, err := exec.LookPath(name); err == nil {
+		return p
+	}
+	return name
+}
+
+// Level returns the log level.
+func (c *Config) Level() (slog.Level, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return 0, fmt.Errorf("logLevel: %q is not debug, info, warn or error", c.LogLevel)
+	}
+	return l, nil
+}

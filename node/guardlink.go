@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/ha"
+	"github.com/muster-vm/muster/hypervisor"
+	"github.com/muster-vm/muster/internal/guard"
+)
+
+// guardRetry is the pause between two attempts to reach or launch the guard.
+const guardRetry = 500 * time.Millisecond
+
+// guardLink keeps a connection to the guard of this host, launching one if none
+// answers. It supplies the guard to ha and hypervisor.
+type guardLink struct {
+	binary, runDir, logPath, watchdog string
+	log                               *slog.Logger
+	onExit                            func(vm string) // a VM's process ended
+	onNew                             func()          // a connection was made
+
+	mu     sync.Mutex
+	client *guard.Client
+	hello  guard.Hello
+	ready  chan struct{} // closed while client is set
+}
+
+func newGuardLink(c *Config, log *slog.Logger) *guardLink {
+	return &guardLink{
+		binary: c.Guard, runDir: c.RunDir, logPath: filepath.Join(c.DataDir, "guard.log"), watchdog: c.Watchdog,
+		log: log, ready: make(chan struct{}), onExit: func(string) {}, onNew: func() {},
+	}
+}
+
+// Serve keeps the connection until the context ends. The guard itself goes on.
+func (g *guardLink) Serve(ctx context.Context) error {
+	for {
+		err := g.session(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		g.log.Warn("guard connection lost", "err", err)
+		select {
+		case <-time.After(guardRetry):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// session is the life of one connection.
+func (g *guardLink) session(ctx context.Context) error {
+	if err := guard.Launch(ctx, g.binary, g.runDir, g.logPath, "--watchdog", g.watchdog); err != nil {
+		return err
+	}
+	c, err := guard.Dial(ctx, g.runDir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.Watch(ctx); err != nil {
+		return err
+	}
+	hello, err := c.Hello(ctx)
+	if err != nil {
+		return err
+	}
+	if hello.Protocol != guard.ProtocolVersion {
+		return fmt.Errorf("the running guard speaks protocol %d, this daemon %d; end its VMs and restart it", hello.Protocol, guard.ProtocolVersion)
+	}
+	g.set(c, hello)
+	defer g.set(nil, guard.Hello{})
+	g.log.Info("guard connected", "pid", hello.PID, "level", hello.Level)
+	g.onNew()
+	for {
+		select {
+		case e, ok := <-c.Events():
+			if !ok {
+				return c.Err()
+			}
+			if e.Kind == guard.EventExit {
+				g.onExit(e.Record.VM)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (g *guardLink) set(c *guard.Client, h guard.Hello) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c != nil {
+		close(g.ready)
+	} else {
+		g.ready = make(chan struct{})
+	}
+	g.client, g.hello = c, h
+}
+
+// use waits for the connection.
+func (g *guardLink) use(ctx context.Context) (*guard.Client, error) {
+	for {
+		g.mu.Lock()
+		c, ready := g.client, g.ready
+		g.mu.Unlock()
+		if c != nil {
+			return c, nil
+		}
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("guard is not reachable: %w", ctx.Err())
+		}
+	}
+}
+
+// Level is what the guard can rely on, for the administrator; empty while it
+// is not connected.
+func (g *guardLink) Level() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return string(g.hello.Level)
+}
+
+// leaseGuard is the guard as ha sees it.
+type leaseGuard struct{ *guardLink }
+
+var _ ha.Guard = leaseGuard{}
+
+// Session implements ha.Guard.
+func (g leaseGuard) Session(ctx context.Context) (uint64, error) {
+	c, err := g.use(ctx)
+	if err != nil {
+		return 0, err
+	}
+	h, err := c.Hello(ctx)
+	return h.Session, err
+}
+
+// Extend implements ha.Guard.
+func (g leaseGuard) Extend(ctx context.Context, session uint64, deadline time.Duration) error {
+	c, err := g.use(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = c.Extend(ctx, session, int64(deadline))
+	if errors.Is(err, guard.ErrLapsed) || errors.Is(err, guard.ErrStaleSession) {
+		return fmt.Errorf("%w: %w", ha.ErrLapsed, err)
+	}
+	return err
+}
+
+// vmGuard is the guard as hypervisor sees it.
+type vmGuard struct{ *guardLink }
+
+var _ hypervisor.Guard = vmGuard{}
+
+// Start implements hypervisor.Guard.
+func (g vmGuard) Start(ctx context.Context, r hypervisor.StartRequest) (hypervisor.Process, error) {
+	c, err := g.use(ctx)
+	if err != nil {
+		return hypervisor.Process{}, err
+	}
+	s, err := c.Start(ctx, guard.StartRequest{
+		VM: r.VM, Epoch: r.Epoch, Session: r.Session, Protected: r.Protected,
+		Argv: r.Argv, Env: r.Env, Dir: r.Dir, LogPath: r.LogPath,
+	})
+	if err != nil {
+		return hypervisor.Process{}, err
+	}
+	return hypervisor.Process{VM: r.VM, Epoch: r.Epoch, PID: s.PID, Protected: r.Protected, State: hypervisor.ProcessRunning, LogPath: r.LogPath}, nil
+}
+
+// Kill implements hypervisor.Guard.
+func (g vmGuard) Kill(ctx context.Context, vm string) error {
+	c, err := g.use(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = c.Kill(ctx, vm)
+	return err
+}
+
+// Protect implements hypervisor.Guard.
+func (g vmGuard) Protect(ctx context.Context, vm string, on bool) error {
+	c, err := g.use(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Protect(ctx, vm, on)
+}
+
+// Forget implements hypervisor.Guard.
+func (g vmGuard) Forget(ctx context.Context, vm string) error {
+	c, err := g.use(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Forget(ctx, vm)
+}
+
+// List implements hypervisor.Guard.
+func (g vmGuard) List(ctx context.Context) ([]hypervisor.Process, error) {
+	c, err := g.use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	records, err := c.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]hypervisor.Process, len(records))
+	for i, r := range records {
+		out[i] = hypervisor.Process{
+			VM: r.VM, Epoch: r.Epoch, PID: r.PID, Protected: r.Protected, State: processState(r.State),
+			Reason: string(r.Reason), ExitCode: r.ExitCode, Signal: r.Signal, LogPath: r.LogPath,
+		}
+	}
+	return out, nil
+}
+
+// processState: one that is being forked is there already, only without a PID.
+func processState(s guard.State) hypervisor.ProcessState {
+	switch s {
+	case guard.StateExited:
+		return hypervisor.ProcessExited
+	case guard.StateKilling:
+		return hypervisor.ProcessKilling
+	}
+	return hypervisor.ProcessRunning
+}

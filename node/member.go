@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/thejerf/suture/v4"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/ha"
+	"github.com/muster-vm/muster/hypervisor"
+	"github.com/muster-vm/muster/internal/clusternet"
+	"github.com/muster-vm/muster/storage"
+	"github.com/muster-vm/muster/task"
+)
+
+// Times of a member.
+const (
+	// quorumAge is how fresh the replica must be to call the quorum present.
+	quorumAge = 3 * time.Second
+	// enlistEvery is how often a node that is not yet in the group asks.
+	enlistEvery = 500 * time.Millisecond
+	// reassignEvery is how often the leader looks for storage work of lost nodes.
+	reassignEvery = 5 * time.Second
+)
+
+// member is everything that runs on a host that belongs to a cluster.
+type member struct {
+	cfg  *Config
+	info *membership
+	log  *slog.Logger
+
+	identity *clusternet.Identity
+	port     *clusternet.Port
+	rpc      *clusternet.RPCServer
+	client   *clusternet.RPCClient
+	store    *configdb.Store
+	guard    *guardLink
+	keeper   *ha.Keeper
+	ha       *ha.Service
+	storage  *storage.Service
+	hyper    *hypervisor.Hypervisor
+	task     *task.Service
+	facts    *registrar
+
+	rpcListener, webListener net.Listener
+
+	wake    chan struct{} // asks for a look at every VM
+	peersMu sync.Mutex
+	peers   map[string]http.RoundTripper // by id@address
+}
+
+// openMember opens the replica and wires the modules. ln is the one port.
+func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error), log *slog.Logger) (*member, error) {
+	id, err := info.identity()
+	if err != nil {
+		return nil, err
+	}
+	m := &member{cfg: cfg, info: info, log: log, identity: id, peers: map[string]http.RoundTripper{}, wake: make(chan struct{}, 1), port: clusternet.NewPort(ln, id, log)}
+	m.rpc, m.client = clusternet.NewRPCServer(log), clusternet.NewRPCClient(id)
+	raftListener := m.port.Listener(clusternet.ProtoRaft)
+	m.rpcListener = m.port.Listener(clusternet.ProtoRPC)
+	m.webListener = m.port.Listener(clusternet.ProtoH2, clusternet.ProtoH1)
+	m.store, err = configdb.Open(configdb.StoreConfig{
+		Dir: filepath.Join(cfg.DataDir, replicaDir), NodeID: info.NodeID, Address: info.Address, Identity: id,
+		Listener: raftListener, Server: m.rpc, Client: m.client, OnFatal: fatal, Log: log.With("module", "configdb"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := m.wire(); err != nil {
+		return nil, errors.Join(err, m.store.Close())
+	}
+	return m, nil
+}
+
+func (m *member) wire() error {
+	m.guard = newGuardLink(m.cfg, m.log.With("module", "guard"))
+	m.storage = storage.New(storage.Config{
+		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, DataDir: m.cfg.DataDir,
+		QemuImg: m.cfg.QEMUImg, Log: m.log.With("module", "storage"),
+	})
+	m.ha = ha.NewService(ha.ServiceConfig{DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, Log: m.log.With("module", "ha")})
+	m.keeper = ha.NewKeeper(ha.KeeperConfig{
+		NodeID: m.info.NodeID, DB: m.store, Caller: m, Guard: leaseGuard{m.guard}, Log: m.log.With("module", "ha"),
+		OnLease: m.wakeHypervisor,
+	})
+	var err error
+	m.hyper, err = hypervisor.New(hypervisor.Config{
+		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, RunDir: m.cfg.RunDir,
+		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, QEMU: m.cfg.QEMU, Log: m.log.With("module", "hypervisor"),
+	})
+	if err != nil {
+		return err
+	}
+	m.guard.onExit = m.hyper.GuardEvent
+	m.guard.onNew = m.wakeHypervisor
+	m.task = task.New(task.Config{DB: m.store, Log: m.log.With("module", "task")})
+	m.facts = &registrar{m: m, bootID: api.NewID()}
+	m.rpc.Handle(ha.MethodRenew, func(ctx context.Context, b []byte) ([]byte, error) {
+		return m.ha.Serve(ctx, clusternet.CallerOf(ctx), b)
+	})
+	m.rpc.Handle(methodEnlist, func(ctx context.Context, _ []byte) ([]byte, error) {
+		return m.serveEnlist(ctx, clusternet.CallerOf(ctx))
+	})
+	m.rpc.Handle(methodExpel, m.serveExpel)
+	return nil
+}
+
+// CallLeader implements ha.Caller: it calls the leader, which may be this node.
+func (m *member) CallLeader(ctx context.Context, method string, request []byte) ([]byte, error) {
+	id, addr, ok := m.store.Leader()
+	if !ok {
+		return nil, configdb.ErrNoQuorum
+	}
+	if id != m.info.NodeID {
+		return m.client.Call(ctx, id, addr, method, request)
+	}
+	switch method {
+	case ha.MethodRenew:
+		return m.ha.Serve(ctx, m.info.NodeID, request)
+	case methodExpel:
+		return m.serveExpel(ctx, request)
+	}
+	return nil, fmt.Errorf("call %s on this node: unknown method", method)
+}
+
+type notLeaderError struct{ error }
+
+// RPCCode keeps the code on the way to another node.
+func (notLeaderError) RPCCode() string { return "not_leader" }
+
+func notLeader() error { return notLeaderError{errors.New("this node is not the leader")} }
+
+// services returns what the supervisor runs, by name.
+func (m *member) services() map[string]suture.Service {
+	return map[string]suture.Service{
+		"port":       serviceFunc(m.port.Serve),
+		"rpc":        serviceFunc(func(ctx context.Context) error { return m.rpc.Serve(ctx, m.rpcListener) }),
+		"enlist":     serviceFunc(m.enlist),
+		"guard":      serviceFunc(m.guard.Serve),
+		"lease":      serviceFunc(m.keeper.Run),
+		"storage":    serviceFunc(m.storage.Run),
+		"hypervisor": serviceFunc(m.hyper.Run),
+		"wake":       serviceFunc(m.lookAround),
+		"node":       serviceFunc(m.facts.run),
+		"leader":     serviceFunc(m.leader),
+	}
+}
+
+type serviceFunc func(ctx context.Context) error
+
+// Serve implements suture.Service.
+func (f serviceFunc) Serve(ctx context.Context) error { return f(ctx) }
+
+// wakeHypervisor asks for a look at every VM and does not wait for it: neither
+// the renewal of the lease nor the guard's events may be held up.
+func (m *member) wakeHypervisor() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (m *member) lookAround(ctx context.Context) error {
+	for {
+		select {
+		case <-m.wake:
+			m.hyper.Wake()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// leader runs what needs one brain, while this node leads.
+func (m *member) leader(ctx context.Context) error {
+	return m.store.WhileLeader(ctx, func(ctx context.Context, l configdb.Leadership) {
+		sup := suture.New("leader", suture.Spec{EventHook: logSuture(m.log), PassThroughPanics: false})
+		sup.Add(serviceFunc(func(ctx context.Context) error { return m.ha.Run(ctx, l.Term) }))
+		sup.Add(serviceFunc(func(ctx context.Context) error { return m.task.Run(ctx, l.Term) }))
+		sup.Add(serviceFunc(func(ctx context.Context) error { return m.reassign(ctx, l.Term) }))
+		_ = sup.Serve(ctx) // ends with the leadership
+	})
+}
+
+func (m *member) reassign(ctx context.Context, term uint64) error {
+	tick := time.NewTicker(reassignEvery)
+	defer tick.Stop()
+	for {
+		if err := m.storage.Reassign(ctx, term); err != nil && ctx.Err() == nil {
+			m.log.Warn("storage work of lost nodes not handed on", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// enlist asks the leader to count this node in, until it is. A node that was
+// admitted but interrupted finishes here after its restart.
+func (m *member) enlist(ctx context.Context) error {
+	if m.info.Founder {
+		return suture.ErrDoNotRestart
+	}
+	tick := time.NewTicker(enlistEvery)
+	defer tick.Stop()
+	var told string
+	for {
+		if m.enlisted() {
+			return suture.ErrDoNotRestart
+		}
+		if err := m.askEnlist(ctx); err != nil && err.Error() != told {
+			told = err.Error()
+			m.log.Info("not yet a member of the configuration database", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// enlisted reports whether the group has this node, by this node's own log.
+func (m *member) enlisted() bool {
+	members, err := m.store.Members()
+	if err != nil {
+		return false
+	}
+	for _, mb := range members {
+		if mb.NodeID == m.info.NodeID {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *member) askEnlist(ctx context.Context) error {
+	var errs []error
+	for _, p := range m.info.Peers {
+		id, addr, _ := strings.Cut(p, "@")
+		cctx, cancel := context.WithTimeout(ctx, clusternet.DialTimeout)
+		_, err := m.client.Call(cctx, id, addr, methodEnlist, nil)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// waitMember waits until this node's replica knows the node itself.
+func (m *member) waitMember(ctx context.Context) error {
+	for {
+		v := m.store.Local()
+		if _, err := configdb.Nodes.Get(v, m.info.NodeID); err == nil {
+			return nil
+		}
+		if _, err := m.store.WaitRevision(ctx, v.Revision()+1); err != nil {
+			return err
+		}
+	}
+}
+
+func (m *member) close() error {
+	m.client.Close()
+	return m.store.Close()
+}
+
+func logSuture(log *slog.Logger) suture.EventHook {
+	return func(e suture.Event) {
+		if e.Type() == suture.EventTypeServicePanic {
+			log.Error("service panicked", "service", e.String())
+			return
+		}
+		log.Warn("service event", "event", e.String())
+	}
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/pki"
+	"github.com/muster-vm/muster/placement"
+)
+
+type csrType = *x509.CertificateRequest
+
+// Waits of joining and leaving.
+const (
+	admitTimeout = 20 * time.Second
+	leaderRetry  = 200 * time.Millisecond
+)
+
+// errHandedOver: the leader was asked to expel itself and gave up leadership.
+var errHandedOver = errors.New("leadership was handed over; ask the new leader")
+
+const codeHandedOver = "handed_over"
+
+type handedOverError struct{ error }
+
+// RPCCode keeps the code on the way to another node.
+func (handedOverError) RPCCode() string { return codeHandedOver }
+
+type expelRequest struct {
+	NodeID string `json:"nodeID"`
+	Actor  string `json:"actor"`
+}
+
+// serveEnlist is called on the leader by a node that was admitted and now
+// answers on its port: only then may it count for the quorum.
+func (m *member) serveEnlist(ctx context.Context, caller string) ([]byte, error) {
+	if _, ok := m.store.Leadership(); !ok {
+		return nil, notLeader()
+	}
+	v, err := m.store.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	n, err := configdb.Nodes.Get(v, caller)
+	if err != nil {
+		return nil, fmt.Errorf("this node was removed from the cluster: %w", err)
+	}
+	members, err := m.store.Members()
+	if err != nil {
+		return nil, err
+	}
+	voters := 0
+	for _, mb := range members {
+		if mb.NodeID == caller && mb.Address == n.Spec.Address {
+			return nil, nil
+		}
+		if mb.Voter && mb.NodeID != caller {
+			voters++
+		}
+	}
+	if err := m.store.AddMember(caller, n.Spec.Address, voters < maxVoters); err != nil {
+		return nil, err
+	}
+	m.log.Info("member added", "node", n.Meta.Name, "voter", voters < maxVoters)
+	return nil, nil
+}
+
+// serveExpel is called on the leader to take a node out for good.
+func (m *member) serveExpel(ctx context.Context, request []byte) ([]byte, error) {
+	var r expelRequest
+	if err := json.Unmarshal(request, &r); err != nil {
+		return nil, fmt.Errorf("malformed request: %w", err)
+	}
+	l, ok := m.store.Leadership()
+	if !ok {
+		return nil, notLeader()
+	}
+	if r.NodeID == m.info.NodeID {
+		if err := m.store.TransferLeadership(); err != nil {
+			return nil, fmt.Errorf("hand over leadership before leaving: %w", err)
+		}
+		return nil, handedOverError{errHandedOver}
+	}
+	// First the object: from then on the node gets no lease and no VM.
+	_, err := configdb.Transact(ctx, m.store, r.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
+		n, err := configdb.Nodes.Get(v, r.NodeID)
+		if api.CodeOf(err) == api.CodeNotFound {
+			return nil // a repeated request
+		}
+		if err != nil {
+			return err
+		}
+		if bound := boundTo(v, r.NodeID); len(bound) > 0 {
+			return api.Errorf(api.CodeRefused, "node %s still has VMs", n.Meta.Name)
+		}
+		// A VM placed there since v would be lost with it.
+		placement.Reserve(v, tx, r.NodeID)
+		tx.RequireTerm(l.Term)
+		configdb.Nodes.Delete(tx, &n)
+		for e := range v.Scan(configdb.PoolStates.SpecPrefix(), "") {
+			id, _ := configdb.PoolStates.IDOf(e.Key)
+			if ps, err := configdb.PoolStates.Get(v, id); err == nil && ps.Spec.NodeID == r.NodeID {
+				configdb.PoolStates.DeleteUnnamed(tx, &ps)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return nil, m.store.RemoveMember(r.NodeID)
+}
+
+// askAdmission talks to the members named in a join token. A member is
+// recognised by the hash of the authority that it shows.
+func askAdmission(ctx context.Context, t *pki.JoinToken, r api.AdmitRequest) (api.AdmitResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, admitTimeout)
+	defer cancel()
+	body, err := json.Marshal(r)
+	if err != nil {
+		return api.AdmitResult{}, err
+	}
+	var errs []error
+	for _, addr := range t.Addresses {
+		out, err := askOne(ctx, t, addr, body)
+		var refused *api.Error
+		if err == nil || errors.As(err, &refused) && refused.Code != api.CodeNoQuorum {
+			return out, err
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+	}
+	return api.AdmitResult{}, api.Errorf(api.CodeNoQuorum, "no member of the cluster could be reached: %v", errors.Join(errs...))
+}
+
+func askOne(ctx context.Context, t *pki.JoinToken, addr string, body []byte) (api.AdmitResult, error) {
+	var out api.AdmitResult
+	tr := &http.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			d := tls.Dialer{Config: &tls.Config{
+				MinVersion: tls.VersionTLS13,
+				// The authority is not known yet; its hash is, from the token.
+				InsecureSkipVerify: true, //nolint:gosec // VerifyConnection does it
+				VerifyConnection:   func(cs tls.ConnectionState) error { return verifyByHash(cs, t.CAHash) },
+			}}
+			return d.DialContext(ctx, "tcp", addr)
+		},
+	}
+	defer tr.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr+"/api/v1/cluster/admit", bytes.NewReader(body))
+	if err != nil {
+		return out, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		return out, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return out, err
+	}
+	if resp.StatusCode/100 != 2 {
+		var p struct {
+			Code   api.Code `json:"code"`
+			Field  string   `json:"field"`
+			Detail string   `json:"detail"`
+		}
+		if err := json.Unmarshal(b, &p); err != nil || p.Code == "" {
+			return out, fmt.Errorf("status %s", resp.Status)
+		}
+		if p.Code == api.CodeUnauthorized {
+			p.Code = api.CodeRefused // it is the join token, not the caller's login
+		}
+		return out, &api.Error{Code: p.Code, Field: p.Field, Detail: p.Detail}
+	}
+	if err := json.Unmarshal(b, &out); err != nil {
+		return out, fmt.Errorf("malformed answer: %w", err)
+	}
+	if out.ClusterID != t.ClusterID {
+		return out, fmt.Errorf("it is of cluster %s, the token of cluster %s", out.ClusterID, t.ClusterID)
+	}
+	return out, nil
+}
+
+// verifyByHash accepts a chain whose authority has the hash and has signed the
+// leaf.
+func verifyByHash(cs tls.ConnectionState, hash string) error {
+	for _, ca := range cs.PeerCertificates {
+		if !ca.IsCA || pki.CAHash(ca) != hash {
+			continue
+		}
+		roots := x509.NewCertPool()
+		roots.AddCert(ca)
+		_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots})
+		return err
+	}
+	return errors.New("the server is not of the cluster that made this join token")
+}

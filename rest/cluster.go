@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package rest
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+)
+
+// membershipTimeout bounds init, join and admit, which exchange certificates
+// and wait for the new member to be up to date.
+const membershipTimeout = 2 * time.Minute
+
+// Bounds of a join token's life in seconds.
+const (
+	minTTL, defaultTTL, maxTTL = 60, 3600, 604800
+)
+
+func (s *Server) clusterStatus(q *request) error {
+	st, err := s.cfg.Cluster.Status(q.ctx())
+	if err != nil {
+		return err
+	}
+	q.reply(http.StatusOK, st.Revision, st)
+	return nil
+}
+
+// membership gives a call that changes the membership the time it needs.
+func (q *request) membership(in any, call func(context.Context) (any, error)) error {
+	body, err := q.body()
+	if err != nil {
+		return err
+	}
+	if len(body) > 0 {
+		if err := decode(body, in); err != nil {
+			return err
+		}
+	}
+	_ = q.ctl.SetWriteDeadline(time.Now().Add(membershipTimeout + replyTimeout))
+	ctx, cancel := context.WithTimeout(q.ctx(), membershipTimeout)
+	defer cancel()
+	out, err := call(ctx)
+	if err != nil {
+		return err
+	}
+	q.reply(q.route.status, 0, out)
+	return nil
+}
+
+func (s *Server) clusterInit(q *request) error {
+	var in api.InitRequest
+	return q.membership(&in, func(ctx context.Context) (any, error) {
+		if in.Name != "" {
+			if err := api.ValidName("name", in.Name); err != nil {
+				return nil, err
+			}
+		}
+		return s.cfg.Bootstrap.Init(ctx, in)
+	})
+}
+
+func (s *Server) clusterJoin(q *request) error {
+	var in api.JoinRequest
+	return q.membership(&in, func(ctx context.Context) (any, error) {
+		if in.Token == "" {
+			return nil, api.Invalid("token", "is missing; muster cluster token create on a member prints one")
+		}
+		return s.cfg.Bootstrap.Join(ctx, in)
+	})
+}
+
+func (s *Server) clusterAdmit(q *request) error {
+	var in api.AdmitRequest
+	return q.membership(&in, func(ctx context.Context) (any, error) {
+		for _, f := range []struct{ name, value string }{{"tokenID", in.TokenID}, {"secret", in.Secret}, {"csr", in.CSR}, {"address", in.Address}} {
+			if f.value == "" {
+				return nil, api.Invalid(f.name, "is missing")
+			}
+		}
+		if err := api.ValidName("node", in.Node); err != nil {
+			return nil, err
+		}
+		return s.cfg.Cluster.Admit(ctx, in)
+	})
+}
+
+func (s *Server) joinToken(q *request) error {
+	var in api.JoinTokenRequest
+	return q.membership(&in, func(ctx context.Context) (any, error) {
+		switch in.Role {
+		case "":
+			in.Role = api.RoleVoter
+		case api.RoleVoter, api.RoleWitness:
+		default:
+			return nil, api.Invalid("role", "is %q; give voter or witness", clip(string(in.Role)))
+		}
+		if in.TTLSeconds == 0 {
+			in.TTLSeconds = defaultTTL
+		}
+		if in.TTLSeconds < minTTL || in.TTLSeconds > maxTTL {
+			return nil, api.Invalid("ttlSeconds", "is %d; give %d to %d", in.TTLSeconds, minTTL, maxTTL)
+		}
+		return s.cfg.Cluster.CreateJoinToken(ctx, q.who.actor, in)
+	})
+}

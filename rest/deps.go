@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package rest
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// Bootstrap makes this host a member of a cluster. Both calls fail with
+// api.CodeRefused when it is one already.
+type Bootstrap interface {
+	Init(ctx context.Context, r api.InitRequest) (api.InitResult, error)
+	Join(ctx context.Context, r api.JoinRequest) (api.JoinResult, error)
+}
+
+// Cluster is the membership of the cluster that this host belongs to.
+type Cluster interface {
+	Status(ctx context.Context) (api.ClusterStatus, error)
+	CreateJoinToken(ctx context.Context, actor string, r api.JoinTokenRequest) (api.JoinToken, error)
+	// Admit takes in a node that shows a join token.
+	Admit(ctx context.Context, r api.AdmitRequest) (api.AdmitResult, error)
+	// RemoveNode takes a node out for good; force is for one that is dead.
+	RemoveNode(ctx context.Context, actor, name string, force bool) error
+}
+
+// Placer decides where VMs may run.
+type Placer interface {
+	// Choose returns a node for a VM. vm.Spec.Disks names existing volumes
+	// only; newDisks are those that will be made with it, with their pool
+	// filled in. If only is not empty, that node (by name) is the one
+	// candidate. It fails with api.CodeUnplaceable and the reasons.
+	Choose(v *configdb.View, vm api.VM, newDisks []api.VMDisk, only string) (nodeID, node string, err error)
+	// Reserve adds to a transaction what makes it conflict with any other that
+	// takes memory on the same node since v.
+	Reserve(v *configdb.View, tx *configdb.Txn, nodeID string)
+}
+
+// Images is this node's storage.
+type Images interface {
+	// Upload stores the content of an image whose spec.node is this node and
+	// returns the image when it is ready. length is -1 when unknown, sha256
+	// empty when the client gave none. It fails with api.CodeIncomplete when r
+	// ends early, leaving the image ready for another try.
+	Upload(ctx context.Context, imageID string, r io.Reader, length int64, sha256 string) (api.Image, error)
+	// HasPool reports whether a pool, by name, is ready on this node.
+	HasPool(v *configdb.View, pool string) bool
+}
+
+// Consoles are the serial consoles of the VMs that this node is bound to.
+type Consoles interface {
+	// History returns at most the last n bytes of a VM's console. It fails
+	// with api.CodeRefused when there is nothing to show.
+	History(vmID string, n int) ([]byte, error)
+	// Attach joins a console; its output begins with at most history bytes of
+	// the past. It fails with api.CodeRefused when the VM does not run.
+	Attach(ctx context.Context, vmID string, history int) (Console, error)
+}
+
+// Console is one attachment.
+type Console interface {
+	// Output is closed when the VM ends or the reader fell too far behind.
+	Output() <-chan []byte
+	Write(ctx context.Context, p []byte) error
+	Close()
+}
+
+// Peers reaches the other nodes.
+type Peers interface {
+	// Proxy returns a transport to a node, by name, that shows this node's
+	// certificate and checks the other's, and the base URL to use with it. It
+	// must speak HTTP/1.1, because consoles upgrade the connection.
+	Proxy(node string) (http.RoundTripper, *url.URL, error)
+}

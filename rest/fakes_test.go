@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package rest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// fakePlacer gives each node the same memory.
+type fakePlacer struct {
+	mu       sync.Mutex
+	capacity api.Size
+	full     map[string]bool
+	asked    []api.VMDisk
+}
+
+func (p *fakePlacer) setFull(node string, full bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.full == nil {
+		p.full = map[string]bool{}
+	}
+	p.full[node] = full
+}
+
+func used(v *configdb.View, nodeID, except string) api.Size {
+	var sum api.Size
+	vms, _ := configdb.VMs.List(v)
+	for _, vm := range vms {
+		b, err := configdb.Bindings.Get(v, vm.Meta.ID)
+		if err == nil && b.Spec.NodeID == nodeID && vm.Spec.Power != api.PowerStopped && vm.Meta.ID != except {
+			sum += vm.Spec.Memory
+		}
+	}
+	return sum
+}
+
+func (p *fakePlacer) Choose(v *configdb.View, vm api.VM, newDisks []api.VMDisk, only string) (string, string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked = newDisks
+	nodes, err := configdb.Nodes.List(v)
+	if err != nil {
+		return "", "", err
+	}
+	for _, n := range nodes {
+		if only != "" && n.Meta.Name != only || n.Status.Phase != api.NodeReady || p.full[n.Meta.Name] {
+			continue
+		}
+		if vm.Spec.Power != api.PowerStopped && used(v, n.Meta.ID, vm.Meta.ID)+vm.Spec.Memory > p.capacity {
+			continue
+		}
+		return n.Meta.ID, n.Meta.Name, nil
+	}
+	return "", "", api.Errorf(api.CodeUnplaceable, "no node fits vm %s", vm.Meta.Name)
+}
+
+func (p *fakePlacer) Reserve(v *configdb.View, tx *configdb.Txn, nodeID string) {
+	key := "test/reserve/" + nodeID
+	e, _ := v.Get(key)
+	tx.RequireRevision(key, e.Revision)
+	tx.Put(key, nil)
+}
+
+type fakeImages struct {
+	db      configdb.DB
+	mu      sync.Mutex
+	without map[string]bool
+	got     map[string]string // image ID → node that stored it
+}
+
+type nodeImages struct {
+	*fakeImages
+	node string
+}
+
+func (i nodeImages) HasPool(_ *configdb.View, pool string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return !i.without[i.node+"/"+pool]
+}
+
+func (i nodeImages) Upload(ctx context.Context, id string, r io.Reader, length int64, sum string) (api.Image, error) {
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return api.Image{}, fmt.Errorf("store image: %w", err)
+	}
+	if length >= 0 && int64(len(b)) != length {
+		return api.Image{}, api.Errorf(api.CodeIncomplete, "got %d of %d bytes", len(b), length)
+	}
+	is := sha256.Sum256(b)
+	if sum != "" && hex.EncodeToString(is[:]) != sum {
+		return api.Image{}, api.Errorf(api.CodeChecksum, "the content is not what was announced")
+	}
+	i.mu.Lock()
+	if i.got == nil {
+		i.got = map[string]string{}
+	}
+	i.got[id] = i.node
+	i.mu.Unlock()
+	var img api.Image
+	_, err = configdb.Transact(ctx, i.db, "test", maxAttempts, func(v *configdb.View, tx *configdb.Txn) error {
+		if img, err = configdb.Images.Get(v, id); err != nil {
+			return err
+		}
+		img.Status.Phase, img.Status.Size = api.StorageReady, api.Size(len(b))
+		return configdb.Images.UpdateStatus(v, tx, &img)
+	})
+	return img, err
+}
+
+type fakeConsoles struct {
+	mu    sync.Mutex
+	rings map[string][]byte
+}
+
+func (c *fakeConsoles) History(id string, n int) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b, ok := c.rings[id]
+	if !ok {
+		return nil, api.Errorf(api.CodeRefused, "the VM has not run here")
+	}
+	return b[max(0, len(b)-n):], nil
+}
+
+func (c *fakeConsoles) Attach(_ context.Context, id string, n int) (Console, error) {
+	b, err := c.History(id, n)
+	if err != nil {
+		return nil, err
+	}
+	e := &echo{out: make(chan []byte, 16)}
+	if len(b) > 0 {
+		e.out <- b
+	}
+	return e, nil
+}
+
+// echo is a console whose guest repeats what is typed and ends on "bye".
+type echo struct{ out chan []byte }
+
+func (e *echo) Output() <-chan []byte { return e.out }
+func (e *echo) Close()                {}
+func (e *echo) Write(ctx context.Context, p []byte) error {
+	if string(p) == "bye" {
+		close(e.out)
+		return nil
+	}
+	select {
+	case e.out <- bytes.Clone(p):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+type fakeCluster struct {
+	mu      sync.Mutex
+	removed []string
+	actor   string
+}
+
+func (c *fakeCluster) Init(_ context.Context, r api.InitRequest) (api.InitResult, error) {
+	return api.InitResult{Cluster: r.Name, Token: "muster_x"}, nil
+}
+
+func (c *fakeCluster) Join(_ context.Context, r api.JoinRequest) (api.JoinResult, error) {
+	if r.Token == "used" {
+		return api.JoinResult{}, api.Errorf(api.CodeRefused, "the join token was used already; create another")
+	}
+	return api.JoinResult{Node: "m1"}, nil
+}
+
+func (c *fakeCluster) Status(context.Context) (api.ClusterStatus, error) {
+	return api.ClusterStatus{Cluster: "c", Node: "m1", Leader: "m1", Term: 7, Revision: 9, Quorum: true}, nil
+}
+
+func (c *fakeCluster) CreateJoinToken(_ context.Context, actor string, r api.JoinTokenRequest) (api.JoinToken, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.actor = actor
+	return api.JoinToken{Token: "join-" + string(r.Role), ExpiresAt: time.Now().Add(time.Duration(r.TTLSeconds) * time.Second)}, nil
+}
+
+func (c *fakeCluster) Admit(_ context.Context, r api.AdmitRequest) (api.AdmitResult, error) {
+	if r.Secret != "right" {
+		return api.AdmitResult{}, api.Errorf(api.CodeUnauthorized, "the join token is unknown, expired or used")
+	}
+	return api.AdmitResult{NodeID: "id"}, nil
+}
+
+func (c *fakeCluster) RemoveNode(_ context.Context, _, name string, force bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.removed = append(c.removed, fmt.Sprint(name, force))
+	return nil
+}
+
+// fakePeers marks requests as coming from a node, as its certificate would.
+type fakePeers struct {
+	f    *fixture
+	from string
+}
+
+type peerTransport struct{ from string }
+
+func (p peerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set(testPeer, p.from)
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+func (p fakePeers) Proxy(node string) (http.RoundTripper, *url.URL, error) {
+	u, ok := p.f.urls[node]
+	if !ok {
+		return nil, nil, errors.New("no such node")
+	}
+	parsed, err := url.Parse(u)
+	return peerTransport{p.from}, parsed, err
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package rest
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// vmRequest is the body of /vms/{name}/stop.
+type vmRequest struct {
+	Force bool `json:"force,omitempty" doc:"pull the plug instead of pressing the power button"`
+}
+
+type vmResource struct {
+	resource[api.VMSpec, api.VMStatus]
+}
+
+func newVMs() *vmResource {
+	r := &vmResource{resource[api.VMSpec, api.VMStatus]{table: configdb.VMs, need: needViewer}}
+	r.update = r.change
+	return r
+}
+
+// vmState is a VM with what decides about it, from one view.
+type vmState struct {
+	vm      api.VM
+	binding api.Binding
+}
+
+// load reads a VM and its binding. Whatever is then decided requires that the
+// binding is still the same, because ha may move it meanwhile.
+func (c *change) load(vm api.VM) (*vmState, error) {
+	b, err := configdb.Bindings.Get(c.v, vm.Meta.ID)
+	if err != nil {
+		return nil, fmt.Errorf("vm %s has no binding: %w", vm.Meta.Name, err)
+	}
+	c.tx.RequireRevision(configdb.Bindings.SpecKey(b.Meta.ID), b.Meta.Revision)
+	return &vmState{vm: vm, binding: b}, nil
+}
+
+// change carries out a PUT or PATCH.
+func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
+	if !slices.Equal(old.Spec.Disks, want.Spec.Disks) {
+		return nil, api.Errorf(api.CodeRefused, "the disks of vm %s cannot be changed after its creation in this version", old.Meta.Name)
+	}
+	if n := want.Spec.Reboots; n != 0 && n != old.Spec.Reboots {
+		return nil, api.Invalid("spec.reboots", "is changed by POST %svms/%s/reboot only", base, old.Meta.Name)
+	}
+	if hardwareDiffers(old, want) && !atRest(old) {
+		return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop the VM first to change its cpus or memory", old.Meta.Name, phaseText(old))
+	}
+	st, err := c.load(old.Clone())
+	if err != nil {
+		return nil, err
+	}
+	st.vm.Meta.Labels = want.Meta.Labels
+	st.vm.Spec.CPUs, st.vm.Spec.Memory, st.vm.Spec.HA = want.Spec.CPUs, want.Spec.Memory, want.Spec.HA
+	action, err := c.wish(st, want.Spec.Power, want.Spec.ForceStop)
+	if err != nil {
+		return nil, err
+	}
+	e, err := r.store(c, &st.vm)
+	if err != nil || action == "" {
+		return e, err
+	}
+	e.task, err = c.vmTask(st, action)
+	return e, err
+}
+
+// wish moves the VM to a power state and returns the action that this is, or
+// "" when it is there already.
+func (c *change) wish(st *vmState, power api.PowerState, force bool) (api.Action, error) {
+	old := st.vm.Spec.Power
+	switch {
+	case power == api.PowerStopped && old == api.PowerStopped && (!force || st.vm.Spec.ForceStop):
+		return "", nil
+	case power == api.PowerStopped:
+		c.wishStopped(st, force)
+		return api.ActionVMStop, nil
+	case power == old:
+		return "", nil
+	case power == api.PowerPaused:
+		return api.ActionVMPause, c.wishPaused(st)
+	case old == api.PowerPaused:
+		return api.ActionVMResume, c.wishResumed(st)
+	}
+	return api.ActionVMStart, c.wishRunning(st)
+}
+
+func hardwareDiffers(a, b *api.VM) bool {
+	return a.Spec.CPUs != b.Spec.CPUs || a.Spec.Memory != b.Spec.Memory
+}
+
+// atRest reports that the VM is neither running nor meant to.
+func atRest(vm *api.VM) bool {
+	if vm.Spec.Power != api.PowerStopped {
+		return false
+	}
+	switch vm.Status.Phase {
+	case api.VMStopped, api.VMCreating, api.VMFailed:
+		return vm.Status.PID == 0
+	}
+	return false
+}
+
+// phaseText says what a VM does, for messages.
+func phaseText(vm *api.VM) string {
+	if vm.Status.Phase == api.VMStopped && vm.Spec.Power != api.PowerStopped {
+		return "about to run"
+	}
+	return string(vm.Status.Phase)
+}
+
+// action answers POST /vms/{name}/<verb>.
+func (r *vmResource) action(action api.Action) func(*request) error {
+	return func(q *request) error {
+		body, err := q.body()
+		if err != nil {
+			return err
+		}
+		var in vmRequest
+		if len(body) > 0 {
+			if err := decode(body, &in); err != nil {
+				return err
+			}
+		}
+		if in.Force && action != api.ActionVMStop {
+			return api.Invalid("force", "has a meaning for stop only")
+		}
+		out, err := q.change(body, func(c *change) (*effect, error) { return r.act(c, action, in.Force) })
+		if err != nil {
+			return err
+		}
+		return q.answerTask(out)
+	}
+}
+
+func (r *vmResource) act(c *change, action api.Action, force bool) (*effect, error) {
+	vm, err := r.find(c.q, c.v)
+	if err != nil {
+		return nil, err
+	}
+	if vm.Meta.Deleting() {
+		return nil, api.Errorf(api.CodeRefused, "vm %s is being deleted", vm.Meta.Name)
+	}
+	st, err := c.load(vm)
+	if err != nil {
+		return nil, err
+	}
+	switch action {
+	case api.ActionVMStart:
+		err = c.wishRunning(st)
+	case api.ActionVMStop:
+		c.wishStopped(st, force)
+	case api.ActionVMPause:
+		err = c.wishPaused(st)
+	case api.ActionVMResume:
+		err = c.wishResumed(st)
+	case api.ActionVMReboot:
+		err = c.wishReboot(st)
+	default:
+		err = fmt.Errorf("action %s has no handler", action)
+	}
+	if err != nil {
+		return nil, err
+	}
+	e, err := r.store(c, &st.vm)
+	if err != nil {
+		return nil, err
+	}
+	e.status = http.StatusAccepted
+	e.task, err = c.vmTask(st, action)
+	return e, err
+}
+
+// vmTask adds the task of an action, after the spec was stored: by then the
+// generation is the one that carries the wish.
+func (c *change) vmTask(st *vmState, action api.Action) (string, error) {
+	spec := api.TaskSpec{
+		Action: action, TargetKind: api.KindVM, TargetID: st.vm.Meta.ID, Target: st.vm.Meta.Name,
+		TargetGeneration: st.vm.Meta.Generation, TargetEpoch: st.binding.Spec.Epoch,
+	}
+	if action == api.ActionVMReboot {
+		spec.TargetReboots = st.vm.Spec.Reboots
+	}
+	within := vmPowerDeadline
+	if action == api.ActionVMCreate {
+		within = vmCreateDeadline
+	}
+	return c.newTask(st.vm.Meta.Project, spec, within)
+}
+
+// delete answers DELETE /vms/{name}.
+func (r *vmResource) delete(q *request) error {
+	force, err := q.boolParam("force")
+	if err != nil {
+		return err
+	}
+	cond, err := q.match("If-Match")
+	if err != nil {
+		return err
+	}
+	out, err := q.change(nil, func(c *change) (*effect, error) {
+		vm, err := r.find(q, c.v)
+		if err != nil {
+			return nil, err
+		}
+		if err := cond.check(r.label(&vm.Meta), vm.Meta.Revision); err != nil {
+			return nil, err
+		}
+		st, err := c.load(vm)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case atRest(&st.vm):
+		case force:
+			st.vm.Spec.Power, st.vm.Spec.ForceStop = api.PowerStopped, true
+		case !st.vm.Meta.Deleting():
+			return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop it first or use ?force=true", vm.Meta.Name, phaseText(&vm))
+		}
+		if err := r.markDeleting(c, &st.vm); err != nil {
+			return nil, err
+		}
+		task, err := c.vmTask(st, api.ActionVMDelete)
+		return &effect{status: http.StatusAccepted, kind: api.KindVM, id: vm.Meta.ID, task: task, object: &st.vm}, err
+	})
+	if err != nil {
+		return err
+	}
+	return q.answerTask(out)
+}

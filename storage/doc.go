@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+// Package storage keeps pools, images and volumes of one node in step with
+// what the configuration database says.
+//
+// A pool is a directory with the folders images, volumes, tmp and nodes and a
+// marker file with the pool's ID. A dir pool is this node's own; a shared pool
+// is one directory that every node sees, which each node proves before it
+// calls the pool ready (poolshared.go says how).
+//
+// Guarantees:
+//   - A file below images/ was inspected before it got there and never changes
+//     afterwards; nothing that qemu-img opens can make it open another file.
+//   - A file below volumes/ is put there by link(2), which never replaces: two
+//     executors of one volume cannot overwrite each other.
+//   - Unfinished work is below tmp/ under names with the node's ID and is
+//     removed on failure and at the next start.
+//   - Status is written on change only; an idle pool writes nothing.
+//   - Every call into a pool's file system has a deadline and a goroutine of
+//     its own, so that a hung NFS server stalls its own pool only.
+//
+// Non-guarantees: content that qemu-img calls "raw" is accepted as raw,
+// whatever it is, because a raw disk has no signature; give a SHA-256 to be
+// sure of it. A copy of a shared pool's directory cannot be told from the
+// original while no other node that has the pool ready is alive. Ready volumes
+// are not re-read: QEMU reports a file that was removed behind our back.
+//
+// Goroutines: Run owns three reconcile loops (pools, images, volumes) and
+// waits for them. A call that hangs in the kernel outlives its deadline; at
+// most maxWorkCalls and one check per pool can hang at a time.
+//
+// Limits are the constants in storage.go, lane.go and qemuimg.go.
+package storage

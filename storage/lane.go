@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package storage
+
+import (
+	"context"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+)
+
+// Limits of the calls into one pool's file system.
+const (
+	// maxWorkCalls is how many calls of one pool may run, or hang, at a time.
+	maxWorkCalls = 16
+	// checkDeadline is how long the check of a pool may take.
+	checkDeadline = 10 * time.Second
+	// callDeadline is how long one read, write, link or unlink may take. It is
+	// generous because a write may have to wait for a busy disk.
+	callDeadline = 60 * time.Second
+)
+
+// lane runs calls that may hang in the kernel, where no context reaches them.
+type lane struct {
+	what  string // for the error, such as: pool "nfs" at /srv/vm
+	slots chan struct{}
+}
+
+func newLane(what string, slots int) *lane {
+	return &lane{what: what, slots: make(chan struct{}, slots)}
+}
+
+func (l *lane) hung(deadline time.Duration) error {
+	return api.Errorf(api.CodeTimeout, "%s: the file system has not answered for %s; check that its disk or server is reachable", l.what, deadline)
+}
+
+// call runs f in a goroutine of its own and waits for it until the deadline or
+// the context's end. A call that hangs keeps its slot until the kernel lets it
+// go; its late result is dropped, so f must own everything it touches.
+func call[T any](ctx context.Context, l *lane, deadline time.Duration, f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	var none T
+	timer := time.NewTimer(deadline)
+	defer timer.Stop()
+	select {
+	case l.slots <- struct{}{}:
+	case <-timer.C:
+		return none, l.hung(deadline)
+	case <-ctx.Done():
+		return none, context.Cause(ctx)
+	}
+	done := make(chan result, 1)
+	go func() {
+		v, err := f()
+		<-l.slots // before the result: who has it must not find the lane busy
+		done <- result{v, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-timer.C:
+		return none, l.hung(deadline)
+	case <-ctx.Done():
+		return none, context.Cause(ctx)
+	}
+}
+
+// do is call for functions without a result.
+func (l *lane) do(ctx context.Context, deadline time.Duration, f func() error) error {
+	_, err := call(ctx, l, deadline, func() (struct{}, error) { return struct{}{}, f() })
+	return err
+}
+
+// busy reports whether every slot is taken.
+func (l *lane) busy() bool { return len(l.slots) == cap(l.slots) }
