@@ -76,8 +76,11 @@ func (s *step) start(ctx context.Context) error {
 }
 
 // wait reports what a start waits for; changes of the database wake the VM, and
-// so does a slow look.
+// so does a slow look. A VM that never got further is still being created.
 func (s *step) wait(phase api.VMPhase, message string) {
+	if was := s.vm.Status.Phase; phase == api.VMStarting && (was == "" || was == api.VMCreating) {
+		phase = api.VMCreating
+	}
 	s.report(phase, message)
 	s.result.After = waitLook
 }
@@ -130,12 +133,8 @@ func (s *step) disks() (out []argv.Disk, ok bool) {
 			out = append(out, argv.Disk{Path: path, Format: format})
 			continue
 		}
-		message := fmt.Sprintf("waiting for volume %s: %v", d.Volume, err)
-		switch was := s.vm.Status.Phase; {
-		case was == "", was == api.VMCreating:
-			s.wait(api.VMCreating, message)
-		case s.vm.Spec.Power != api.PowerStopped:
-			s.wait(api.VMStarting, message)
+		if was := s.vm.Status.Phase; s.vm.Spec.Power != api.PowerStopped || was == "" || was == api.VMCreating {
+			s.wait(api.VMStarting, fmt.Sprintf("waiting for volume %s: %v", d.Volume, err))
 		}
 		return nil, false
 	}

@@ -233,18 +233,36 @@ func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool)
 		return err
 	}
 	// The leader cannot take itself out: it hands over first, so ask again.
+	ctx, cancel := context.WithTimeout(ctx, expelTimeout)
+	defer cancel()
 	for {
 		_, err = m.CallLeader(ctx, methodExpel, req)
-		var re *clusternet.RemoteError
-		if err == nil || !errors.As(err, &re) && !errors.Is(err, errHandedOver) || re != nil && re.Code != codeHandedOver {
+		if err == nil || !askAgain(err) {
 			return err
 		}
 		select {
 		case <-time.After(leaderRetry):
 		case <-ctx.Done():
-			return ctx.Err()
+			return fmt.Errorf("remove node %s: %w", name, err)
 		}
 	}
+}
+
+// askAgain reports whether the leader is changing, so that the request was
+// carried out by nobody.
+func askAgain(err error) bool {
+	var here interface{ RPCCode() string }
+	var there *clusternet.RemoteError
+	code := ""
+	switch {
+	case errors.Is(err, configdb.ErrNoQuorum):
+		return true
+	case errors.As(err, &here):
+		code = here.RPCCode()
+	case errors.As(err, &there):
+		code = there.Code
+	}
+	return code == codeHandedOver || code == codeNotLeader
 }
 
 func boundTo(v *configdb.View, nodeID string) []string {

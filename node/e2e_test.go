@@ -242,6 +242,14 @@ func TestNodeLeavesGracefully(t *testing.T) {
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]
 	b.refuse(4, "alive", "node", "remove", "n3", "--force")
 	a.run("node", "remove", "n1") // most likely the leader: it hands over first
+	select {
+	case <-a.exited:
+		if !strings.Contains(a.log(), "was removed from cluster test") {
+			t.Errorf("the removed daemon ended without saying why:\n%s", a.log())
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the removed daemon goes on")
+	}
 	f.eventually(30*time.Second, "two members remain", func() error {
 		out := b.run("node", "ls", "-o", "name")
 		if n := len(strings.Fields(out)); n != 2 {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/clusternet"
 )
 
@@ -37,6 +38,8 @@ type membership struct {
 	NodeID    string `json:"nodeID"`
 	Node      string `json:"node"`
 	Address   string `json:"address"`
+	// Role given by the join token; a witness runs neither VMs nor storage.
+	Role api.NodeRole `json:"role,omitempty"`
 	// Founder is true on the node that ran init.
 	Founder bool `json:"founder,omitempty"`
 	// Peers are "id@host:port" of the members at the time of joining.

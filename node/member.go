@@ -57,6 +57,7 @@ type member struct {
 
 	rpcListener, webListener net.Listener
 
+	fatal   func(error)   // ends the daemon
 	wake    chan struct{} // asks for a look at every VM
 	peersMu sync.Mutex
 	peers   map[string]http.RoundTripper // by id@address
@@ -68,7 +69,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error
 	if err != nil {
 		return nil, err
 	}
-	m := &member{cfg: cfg, info: info, log: log, identity: id, peers: map[string]http.RoundTripper{}, wake: make(chan struct{}, 1), port: clusternet.NewPort(ln, id, log)}
+	m := &member{cfg: cfg, info: info, log: log, fatal: fatal, identity: id, peers: map[string]http.RoundTripper{}, wake: make(chan struct{}, 1), port: clusternet.NewPort(ln, id, log)}
 	m.rpc, m.client = clusternet.NewRPCServer(log), clusternet.NewRPCClient(id)
 	raftListener := m.port.Listener(clusternet.ProtoRaft)
 	m.rpcListener = m.port.Listener(clusternet.ProtoRPC)
@@ -140,13 +141,13 @@ func (m *member) CallLeader(ctx context.Context, method string, request []byte) 
 type notLeaderError struct{ error }
 
 // RPCCode keeps the code on the way to another node.
-func (notLeaderError) RPCCode() string { return "not_leader" }
+func (notLeaderError) RPCCode() string { return codeNotLeader }
 
 func notLeader() error { return notLeaderError{errors.New("this node is not the leader")} }
 
 // services returns what the supervisor runs, by name.
 func (m *member) services() map[string]suture.Service {
-	return map[string]suture.Service{
+	all := map[string]suture.Service{
 		"port":       serviceFunc(m.port.Serve),
 		"rpc":        serviceFunc(func(ctx context.Context) error { return m.rpc.Serve(ctx, m.rpcListener) }),
 		"enlist":     serviceFunc(m.enlist),
@@ -158,6 +159,12 @@ func (m *member) services() map[string]suture.Service {
 		"node":       serviceFunc(m.facts.run),
 		"leader":     serviceFunc(m.leader),
 	}
+	if m.info.Role == api.RoleWitness {
+		delete(all, "storage")
+		delete(all, "hypervisor")
+		delete(all, "wake")
+	}
+	return all
 }
 
 type serviceFunc func(ctx context.Context) error

@@ -28,12 +28,17 @@ type csrType = *x509.CertificateRequest
 const (
 	admitTimeout = 20 * time.Second
 	leaderRetry  = 200 * time.Millisecond
+	expelTimeout = 20 * time.Second
 )
 
 // errHandedOver: the leader was asked to expel itself and gave up leadership.
 var errHandedOver = errors.New("leadership was handed over; ask the new leader")
 
-const codeHandedOver = "handed_over"
+// Codes of refusals after which another leader is to be asked.
+const (
+	codeHandedOver = "handed_over"
+	codeNotLeader  = "not_leader"
+)
 
 type handedOverError struct{ error }
 

@@ -5,6 +5,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -20,6 +21,7 @@ const factsEvery = 2 * time.Second
 type registrar struct {
 	m      *member
 	bootID string
+	seen   bool // the replica has had this node's object
 }
 
 func (r *registrar) run(ctx context.Context) error {
@@ -38,8 +40,17 @@ func (r *registrar) run(ctx context.Context) error {
 }
 
 func (r *registrar) write(ctx context.Context) error {
+	_, err := configdb.Nodes.Get(r.m.store.Local(), r.m.info.NodeID)
+	switch {
+	case err == nil:
+		r.seen = true
+	case r.seen && api.CodeOf(err) == api.CodeNotFound:
+		return r.m.removed(ctx)
+	default:
+		return err // not replicated yet
+	}
 	facts := r.m.hyper.Facts()
-	_, err := configdb.Transact(ctx, r.m.store, "node "+r.m.info.Node, 4, func(v *configdb.View, tx *configdb.Txn) error {
+	_, err = configdb.Transact(ctx, r.m.store, "node "+r.m.info.Node, 4, func(v *configdb.View, tx *configdb.Txn) error {
 		n, err := configdb.Nodes.Get(v, r.m.info.NodeID)
 		if err != nil {
 			return err
@@ -60,5 +71,18 @@ func (r *registrar) write(ctx context.Context) error {
 		}
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
+	return err
+}
+
+// removed ends the daemon of a node that was taken out of its cluster. The
+// guard goes too, as it has no VM: a node with VMs is not taken out.
+func (m *member) removed(ctx context.Context) error {
+	if c, err := m.guard.use(ctx); err == nil {
+		if err := c.Stop(ctx); err != nil {
+			m.log.Warn("guard not stopped", "err", err)
+		}
+	}
+	err := fmt.Errorf("this node was removed from cluster %s; to join again, start with an empty data directory", m.info.Cluster)
+	m.fatal(err)
 	return err
 }

@@ -8,6 +8,8 @@
 //   - Reconcile is called for every object that a source names, after every
 //     change of it, and never for one id by two workers at once.
 //   - Changes that come while a call runs lead to one more call.
+//   - Deletions are seen even when the watch had to begin anew, for which Run
+//     keeps the keys (not the values) of its sources in memory.
 //   - A failed call is repeated with exponential back-off between MinBackoff
 //     and MaxBackoff; Result.After asks for a later look.
 //   - A panic in Reconcile is an error of that object, with its stack in the

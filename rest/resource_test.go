@@ -47,6 +47,12 @@ func TestListSelectsAndPages(t *testing.T) {
 		"?fields=meta.name=vm2,spec.ha=none": "vm2",
 		"?fields=spec.memory=536870912":      "vm0 vm1 vm2 vm3",
 		"?fields=status.message=":            "vm0 vm1 vm2 vm3",
+		"?fields=spec.reboots=0":             "vm0 vm1 vm2 vm3",
+		"?fields=spec.forceStop=false":       "vm0 vm1 vm2 vm3",
+		"?fields=spec.forceStop=true":        "",
+		"?fields=meta.labels.odd=1":          "vm1 vm3",
+		"?fields=meta.labels.none=":          "vm0 vm1 vm2 vm3",
+		"?fields=status.startedAt=x":         "",
 		"?limit=1000&consistency=stale":      "vm0 vm1 vm2 vm3",
 	} {
 		l := want[List[api.VM]](t, f.do(call{method: "GET", path: "vms" + query}), 200)

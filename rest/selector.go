@@ -100,8 +100,8 @@ func hasField(t reflect.Type, path []string) bool {
 	return false
 }
 
-// matches reports whether an object is selected. The fields are compared as
-// JSON shows them; a missing one equals the empty string.
+// matches reports whether an object is selected. A field is compared as JSON
+// writes it; one that is not set also equals the empty string.
 func (s *selection) matches(m *api.Meta, object any) (bool, error) {
 	if !s.all && m.Project != s.project {
 		return false, nil
@@ -111,35 +111,49 @@ func (s *selection) matches(m *api.Meta, object any) (bool, error) {
 			return false, nil
 		}
 	}
-	if len(s.fields) == 0 {
-		return true, nil
-	}
-	b, err := json.Marshal(object)
-	if err != nil {
-		return false, fmt.Errorf("encode %s %s: %w", m.Kind, m.Name, err)
-	}
-	doc, err := generic(b)
-	if err != nil {
-		return false, fmt.Errorf("decode %s %s: %w", m.Kind, m.Name, err)
-	}
 	for _, f := range s.fields {
-		if lookup(doc, strings.Split(f.key, ".")) != f.value {
+		v := lookup(reflect.ValueOf(object), strings.Split(f.key, "."))
+		if !v.IsValid() || v.IsZero() {
+			if f.value == "" {
+				continue
+			}
+			if !v.IsValid() {
+				return false, nil
+			}
+		}
+		text, err := json.Marshal(v.Interface())
+		if err != nil {
+			return false, fmt.Errorf("encode %s of %s %s: %w", f.key, m.Kind, m.Name, err)
+		}
+		var plain string
+		if json.Unmarshal(text, &plain) != nil {
+			plain = string(text) // a number or a truth
+		}
+		if plain != f.value {
 			return false, nil
 		}
 	}
 	return true, nil
 }
 
-func lookup(v any, path []string) string {
-	for _, p := range path {
-		m, ok := v.(map[string]any)
-		if !ok {
-			return ""
+// lookup follows a path that hasField has found to lead somewhere. The result
+// is invalid if a pointer or a key of a map on the way is missing.
+func lookup(v reflect.Value, path []string) reflect.Value {
+	for v.Kind() == reflect.Pointer {
+		v = v.Elem()
+	}
+	if len(path) == 0 || !v.IsValid() {
+		return v
+	}
+	switch v.Kind() {
+	case reflect.Map:
+		return lookup(v.MapIndex(reflect.ValueOf(path[0])), path[1:])
+	case reflect.Struct:
+		for f := range fieldsOf(v.Type()) {
+			if jsonField(f) == path[0] {
+				return lookup(v.FieldByIndex(f.Index), path[1:])
+			}
 		}
-		v = m[p]
 	}
-	if v == nil {
-		return ""
-	}
-	return fmt.Sprint(v)
+	return reflect.Value{}
 }

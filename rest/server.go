@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"strconv"
@@ -109,11 +110,35 @@ func (s *Server) Handler() http.Handler { return s.from(false) }
 func (s *Server) LocalHandler() http.Handler { return s.from(true) }
 
 // HTTPServer returns a server for one of the handlers with limits that leave
-// streams alone: bodies and replies have deadlines of their own.
+// streams alone: bodies and replies have deadlines of their own. Its Shutdown
+// also ends the streams, which else would never be over.
 func (s *Server) HTTPServer(h http.Handler) *http.Server {
-	return &http.Server{
+	stop, cancel := context.WithCancelCause(context.Background())
+	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return context.WithValue(context.Background(), stopKey{}, stop) },
+	}
+	srv.RegisterOnShutdown(func() { cancel(errShutdown) })
+	return srv
+}
+
+type stopKey struct{}
+
+var errShutdown = errors.New("this node is shutting down; use another one")
+
+// endOnShutdown gives a stream a context that ends with its server.
+func (q *request) endOnShutdown() (done func()) {
+	stop, ok := q.ctx().Value(stopKey{}).(context.Context)
+	if !ok || !q.route.stream {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancelCause(q.ctx())
+	q.r = q.r.WithContext(ctx)
+	detach := context.AfterFunc(stop, func() { cancel(errShutdown) })
+	return func() {
+		detach()
+		cancel(nil)
 	}
 }
 
@@ -229,6 +254,7 @@ func (q *request) run() error {
 	if err := q.minRevision(); err != nil {
 		return err
 	}
+	defer q.endOnShutdown()()
 	return q.route.handle(q)
 }
 

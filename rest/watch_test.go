@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -272,6 +273,39 @@ func TestDeletedTokenEndsItsStreams(t *testing.T) {
 		if _, _, err := c.Read(t.Context()); err == nil {
 			t.Error("a console outlived its token")
 		}
+	}
+}
+
+func TestShutdownEndsStreams(t *testing.T) {
+	f := newFixture(t)
+	vm := f.newVM("web1", api.VMStopped)
+	f.report(vm.Meta.ID, api.VMRunning)
+	f.console.rings[vm.Meta.ID] = nil
+	s := f.servers["m1"]
+	srv := httptest.NewUnstartedServer(nil)
+	srv.Config = s.HTTPServer(s.Handler())
+	srv.Start()
+	t.Cleanup(srv.Close)
+	f.urls["m1"] = srv.URL
+	w, sse := f.ws("kinds=node"), f.sse("kinds=node")
+	con, _, err := f.dial("vms/web1/console", api.RoleOperator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := srv.Config.Shutdown(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, st := range []stream{w, sse} {
+		for {
+			if _, _, err := st.next(); err != nil {
+				break
+			}
+		}
+	}
+	if _, _, err := con.Read(t.Context()); err == nil {
+		t.Error("the console is still open")
 	}
 }
 

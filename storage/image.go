@@ -90,7 +90,14 @@ func (s *Service) reconcileImage(ctx context.Context, id string) (reconcile.Resu
 // retryable reports whether a failure may go away by itself.
 func retryable(list []api.Condition) bool {
 	c, ok := api.FindCondition(list, conditionReady)
-	return ok && !c.OK && (c.Reason == "StorageFull" || c.Reason == "Timeout" || c.Reason == "Error")
+	if !ok || c.OK {
+		return false
+	}
+	switch c.Reason {
+	case "StorageFull", "Timeout", "Unsupported", "Error":
+		return true
+	}
+	return false
 }
 
 // awaitUpload says what the image waits for. It also ends the phase of an

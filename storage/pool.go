@@ -89,13 +89,13 @@ func (s *Service) reconcilePool(ctx context.Context, id string) (reconcile.Resul
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	// Before the write, so that who sees the pool ready finds it usable.
+	changed := lp.setUsable(got.ready)
 	if err := s.writePoolState(ctx, v, pool, got); err != nil {
-		if got.ready {
-			lp.setUsable(false)
-		}
+		lp.setUsable(false)
 		return reconcile.Result{}, err
 	}
-	if lp.setUsable(got.ready) && got.ready {
+	if changed && got.ready {
 		s.wake(v, pool) // the stored state may be the same as in our last life
 	}
 	return reconcile.Result{After: got.again}, nil

@@ -4,6 +4,7 @@
 package storage
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -169,6 +170,11 @@ func TestMarkersAndBadDirectories(t *testing.T) {
 		return err
 	})
 	k.untilGone(configdb.PoolStates.SpecKey(first.Meta.ID + "." + k.nodes["m1"].id))
+	k.txn(func(v *configdb.View, tx *configdb.Txn) error { // any change makes it look again
+		p, err := configdb.Pools.Get(v, second.Meta.ID)
+		p.Meta.Labels = map[string]string{"look": "again"}
+		return errors.Join(err, configdb.Pools.UpdateSpec(v, tx, &p))
+	})
 	k.untilReady(second, "m1") // the directory is free now
 	if string(read(t, precious)) != "x" {
 		t.Error("the user's data is gone")

@@ -72,6 +72,9 @@ func (q *qemuImg) run(ctx context.Context, deadline time.Duration, cpuSeconds in
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	name, verb := q.program, args[0]
+	if _, err := exec.LookPath(q.program); err != nil {
+		return nil, api.Errorf(api.CodeUnsupported, "qemu-img cannot be used on this node (%w); install the package qemu-utils", err)
+	}
 	if q.prlimit != "" {
 		limits := []string{"--as=" + strconv.FormatInt(addressSpace, 10), "--core=0"}
 		if cpuSeconds > 0 {
@@ -93,8 +96,6 @@ func (q *qemuImg) run(ctx context.Context, deadline time.Duration, cpuSeconds in
 		return nil, fmt.Errorf("qemu-img %s printed more than %d bytes", verb, maxOutput)
 	case err == nil:
 		return out.b.Bytes(), nil
-	case errors.Is(err, exec.ErrNotFound):
-		return nil, api.Errorf(api.CodeUnsupported, "qemu-img is missing on this node; install the package qemu-utils")
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return nil, api.Errorf(api.CodeTimeout, "qemu-img %s did not end within %s", verb, deadline)
 	case ctx.Err() != nil:

@@ -114,6 +114,7 @@ func (s *Service) Run(ctx context.Context) error {
 		Name: "pools", DB: s.cfg.DB, Log: s.log, Reconcile: s.reconcilePool,
 		Sources: []reconcile.Source{
 			own(configdb.Pools),
+			{Prefix: configdb.Nodes.SpecKey(s.cfg.NodeID), IDs: allPools}, // this node became a member
 			{Prefix: configdb.PoolStates.SpecPrefix(), IDs: poolOfState},
 			{Prefix: configdb.PoolStates.StatusPrefix(), IDs: poolOfState},
 		},
@@ -170,6 +171,16 @@ func released(prefix string) reconcile.Source {
 	}}
 }
 
+func allPools(v *configdb.View, _ configdb.Change) []string {
+	var ids []string
+	for e := range v.Scan(configdb.Pools.SpecPrefix(), "") {
+		if id, ok := configdb.Pools.IDOf(e.Key); ok {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 func poolOfState(_ *configdb.View, c configdb.Change) []string {
 	id, _ := configdb.PoolStates.IDOf(c.Key)
 	if pool, _, ok := strings.Cut(id, "."); ok {
@@ -181,18 +192,21 @@ func poolOfState(_ *configdb.View, c configdb.Change) []string {
 // HasPool reports whether the pool with this name or ID is ready on this node.
 func (s *Service) HasPool(v *configdb.View, poolName string) bool {
 	pool, err := configdb.Pools.Find(v, "", poolName)
-	return err == nil && s.poolReady(v, pool) == nil
+	return err == nil && s.poolUsable(v, pool) == nil
 }
 
-// poolReady returns nil if the pool is ready here, or an error that says why
-// it is not.
-func (s *Service) poolReady(v *configdb.View, pool api.Pool) error {
+// poolUsable returns nil if the pool is ready here and was found so by this
+// process, or an error that says why it is not.
+func (s *Service) poolUsable(v *configdb.View, pool api.Pool) error {
 	st, err := configdb.PoolStates.Get(v, pool.Meta.ID+"."+s.cfg.NodeID)
 	switch {
 	case err != nil:
 		return api.Errorf(api.CodeRefused, "pool %q is not set up on node %s yet", pool.Meta.Name, s.cfg.NodeName)
 	case !st.Status.Ready:
 		return api.Errorf(api.CodeRefused, "pool %q is not ready on node %s: %s", pool.Meta.Name, s.cfg.NodeName, st.Status.Reason)
+	case !s.local(pool).usable():
+		// The stored state is of an earlier life of this daemon.
+		return api.Errorf(api.CodeRefused, "pool %q is being checked on node %s; try again in a moment", pool.Meta.Name, s.cfg.NodeName)
 	}
 	return nil
 }
@@ -220,7 +234,7 @@ func (s *Service) Resolve(v *configdb.View, project, name string) (path, format 
 	case pool.Spec.Type == api.PoolDir && vol.Spec.Node != s.cfg.NodeName:
 		return "", "", api.Errorf(api.CodeRefused, "volume %q is in the pool %q of node %s, not of node %s", vol.Meta.Name, pool.Meta.Name, vol.Spec.Node, s.cfg.NodeName)
 	}
-	if err := s.poolReady(v, pool); err != nil {
+	if err := s.poolUsable(v, pool); err != nil {
 		return "", "", fmt.Errorf("volume %q: %w", vol.Meta.Name, err)
 	}
 	return volumePath(s.poolPath(pool), vol.Meta.ID), vol.Status.Format, nil
@@ -248,15 +262,10 @@ func (s *Service) readyPool(v *configdb.View, name string) (api.Pool, *localPool
 	if err != nil {
 		return pool, nil, err
 	}
-	if err := s.poolReady(v, pool); err != nil {
+	if err := s.poolUsable(v, pool); err != nil {
 		return pool, nil, err
 	}
-	lp := s.local(pool)
-	if !lp.usable() {
-		// The stored state is of an earlier life of this daemon.
-		return pool, nil, api.Errorf(api.CodeRefused, "pool %q is being checked on node %s; try again in a moment", pool.Meta.Name, s.cfg.NodeName)
-	}
-	return pool, lp, nil
+	return pool, s.local(pool), nil
 }
 
 // local returns what this process knows of a pool.
@@ -319,6 +328,8 @@ func reason(err error) string {
 		return "Timeout"
 	case api.CodeIncomplete:
 		return "Incomplete"
+	case api.CodeUnsupported:
+		return "Unsupported"
 	}
 	return "Error"
 }

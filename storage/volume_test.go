@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -137,6 +138,30 @@ func TestVolumeRefusals(t *testing.T) {
 	if left := files(t, root, "tmp"); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
+}
+
+func TestMissingQemuImgIsSaid(t *testing.T) {
+	k := newKit(t, "m1")
+	p := k.pool("local", api.PoolSpec{Type: api.PoolDir})
+	cfg := k.config("m1")
+	cfg.QemuImg = filepath.Join(t.TempDir(), "qemu-img")
+	k.nodes["m1"].Service = New(cfg)
+	k.start("m1")
+	k.untilReady(p, "m1")
+	vol := k.volume("v", api.VolumeSpec{Size: api.MiB, Node: "m1"})
+	got := k.untilVolume(vol.Meta.ID, api.StorageFailed)
+	if !strings.Contains(got.Status.Message, "install the package qemu-utils") || got.Status.Conditions[0].Reason != "Unsupported" {
+		t.Errorf("status %+v", got.Status)
+	}
+	// It goes on as soon as the program is there.
+	real, err := exec.LookPath("qemu-img")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(real, cfg.QemuImg); err != nil {
+		t.Fatal(err)
+	}
+	k.untilVolume(vol.Meta.ID, api.StorageReady)
 }
 
 func TestVolumeNeverReplacesAFile(t *testing.T) {

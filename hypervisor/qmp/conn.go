@@ -341,13 +341,15 @@ func (c *Conn) send(ctx context.Context, line []byte) error {
 	if err == nil {
 		return nil
 	}
-	if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		// QEMU is gone. What it said last, SHUTDOWN above all, may still wait to
+		// be read: the reader ends the connection when it has seen everything.
+		return err
+	}
+	if n > 0 {
 		c.fail(fmt.Errorf("write to QEMU: %w", err))
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("%w: %w", ErrTimeout, err)
-	}
-	return err
+	return fmt.Errorf("%w: %w", ErrTimeout, err)
 }
 
 // read hands on what QEMU says until the stream ends.

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -248,6 +249,45 @@ func TestEndOfQEMUEndsEverything(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestLastWordsAreHeardAlthoughAWriteFailed(t *testing.T) {
+	a, b := net.Pipe()
+	stream := &brokenWrites{Conn: a}
+	c := New(func(context.Context) (net.Conn, error) { return stream, nil })
+	p := &peer{t: t, Conn: b, r: bufio.NewReader(b)}
+	go func() {
+		p.say(greeting)
+		p.say(`{"return": {}, "id": %d}`+"\n", p.hear().ID)
+	}()
+	if err := c.ConnectContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sub := c.Subscribe()
+	defer sub.Close()
+	stream.broken.Store(true)
+	if err := c.Execute(t.Context(), "query-status", nil, nil); !errors.Is(err, io.ErrClosedPipe) {
+		t.Fatal(err)
+	}
+	p.say(`{"event": "SHUTDOWN", "data": {"guest": true}}` + "\n")
+	p.Close()
+	if e, _, err := sub.Next(t.Context()); err != nil || e.Event != "SHUTDOWN" {
+		t.Fatal(e, err)
+	}
+	<-c.Done()
+}
+
+// brokenWrites is the stream to a peer that reads no more.
+type brokenWrites struct {
+	net.Conn
+	broken atomic.Bool
+}
+
+func (b *brokenWrites) Write(p []byte) (int, error) {
+	if b.broken.Load() {
+		return 0, io.ErrClosedPipe
+	}
+	return b.Conn.Write(p)
 }
 
 func TestGarbageEndsTheConnection(t *testing.T) {

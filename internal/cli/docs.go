@@ -43,7 +43,7 @@ func Reference() string {
 	root := a.root()
 	var b strings.Builder
 	b.WriteString("# Command line reference\n\n<!-- Made by: go run ./cmd/muster docs --dir docs/reference. Do not edit. -->\n\n")
-	b.WriteString(root.Long + "\n\n## Global flags\n\n")
+	b.WriteString("```\n" + root.Long + "\n```\n\n## Global flags\n\n")
 	flagTable(&b, root.PersistentFlags())
 	b.WriteString("\n## Commands\n\n")
 	var pages []*cobra.Command

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"github.com/muster-vm/muster/api"
+)
+
+func (f *fakeCluster) serveCluster(w http.ResponseWriter, r *http.Request, node, path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	reply := func(status int, v any) { b, _ := json.Marshal(v); f.send(w, status, b) }
+	switch r.Method + " " + path {
+	case "GET cluster":
+		s := api.ClusterStatus{Cluster: "prod", ClusterID: "c-1", Node: node, Leader: "m1", Term: 3, Revision: f.rev, Quorum: true}
+		for _, n := range []string{"m1", "m2"} {
+			s.Members = append(s.Members, api.MemberStatus{NodeID: "id-" + n, Node: n, Address: "10.0.0.1:7600", Voter: true, Leader: n == "m1", Role: api.RoleVoter, Phase: api.NodeReady})
+		}
+		reply(200, s)
+	case "POST cluster/init":
+		if node != "local" {
+			f.fail(w, api.Errorf(api.CodeForbidden, "only on the socket"))
+			return
+		}
+		var in api.InitRequest
+		if err := api.DecodeStrict(r.Body, &in); err != nil {
+			f.fail(w, err)
+			return
+		}
+		reply(200, api.InitResult{Cluster: first(in.Name, "muster"), ClusterID: "c-1", Node: "m1", Address: "10.0.0.1:7600", Token: "muster_01_first", CACert: "PEM"})
+	case "POST cluster/join":
+		var in api.JoinRequest
+		_ = api.DecodeStrict(r.Body, &in)
+		if in.Token != "join-me" {
+			f.fail(w, api.Errorf(api.CodeRefused, "the token was used already; make another with muster cluster token create"))
+			return
+		}
+		reply(200, api.JoinResult{Cluster: "prod", ClusterID: "c-1", Node: "m3", Address: "10.0.0.3:7600"})
+	case "POST cluster/tokens":
+		var in api.JoinTokenRequest
+		if err := api.DecodeStrict(r.Body, &in); err != nil {
+			f.fail(w, err)
+			return
+		}
+		reply(201, api.JoinToken{Token: fmt.Sprintf("join_%s_%d", in.Role, in.TTLSeconds)})
+	default:
+		f.fail(w, api.Errorf(api.CodeNotFound, "no such path"))
+	}
+}

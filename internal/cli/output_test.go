@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/client"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files and the reference")
+
+var goldenNow = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
+// goldenObjects are one or two objects of every kind, some of them hostile.
+var goldenObjects = map[api.Kind][]string{
+	api.KindVM: {
+		`{"meta":{"id":"01931e6c-7a52-7c3e-9b1f-2f6f0d6c3a11","kind":"vm","name":"web1","project":"default","labels":{"env":"prod","app":"web"},"revision":12,"generation":3,"createdAt":"2026-11-21T11:55:00Z"},
+		  "spec":{"cpus":2,"memory":536870912,"ha":"restart","power":"running","disks":[{"volume":"web1-disk1","image":"tiny","pool":"local","size":10737418240}]},
+		  "status":{"observedGeneration":2,"phase":"running","node":"m1","epoch":2,"pid":4711,"startedAt":"2026-11-21T11:59:30Z","accelerator":"kvm","message":"runs\u001b[2J\u001b]0;owned\u0007 well",
+		  "conditions":[{"type":"Protected","ok":false,"reason":"GuardMissing","message":"start muster-guard on m1","since":"2026-11-21T11:00:00Z"}]}}`,
+		`{"meta":{"name":"a-vm-with-a-rather-long-name","createdAt":"2024-01-01T00:00:00Z","deletingAt":"2026-11-21T11:59:00Z","finalizers":["hypervisor"]},"spec":{"cpus":1,"memory":17179869184,"ha":"none"},"status":{"phase":"stopped"}}`},
+	api.KindImage:  {`{"meta":{"name":"tiny","createdAt":"2026-11-20T12:00:00Z"},"spec":{"pool":"local","node":"m1"},"status":{"phase":"importing","progress":40,"format":"qcow2","virtualSize":1610612736,"size":1048576}}`},
+	api.KindVolume: {`{"meta":{"name":"web1-disk1","owner":"vm/01931e6c","createdAt":"2026-11-21T11:00:00Z"},"spec":{"pool":"shared","image":"tiny","size":10737418240},"status":{"phase":"ready"}}`},
+	api.KindPool: {`{"meta":{"name":"local","createdAt":"2026-11-21T11:00:00Z"},"spec":{"type":"dir"},"status":{"nodes":[{"node":"m1","ready":true,"free":1073741824,"total":2147483648},{"node":"m2","ready":false,"reason":"the directory does not exist; create it"}]}}`,
+		`{"meta":{"name":"nfs","createdAt":"2026-11-21T11:00:00Z"},"spec":{"type":"shared","path":"/mnt/nfs"},"status":{"nodes":[{"node":"m1","ready":true,"free":1073741824,"total":2147483648},{"node":"m2","ready":true,"free":1073741824,"total":2147483648}]}}`},
+	api.KindNode:  {`{"meta":{"name":"m1","createdAt":"2026-11-21T11:00:00Z"},"spec":{"address":"10.76.0.11:7600","role":"voter","maintenance":true,"reservedMemory":536870912},"status":{"phase":"ready","version":"0.1.0","cpus":8,"memory":17179869184,"accelerator":"tcg","acceleratorReason":"KVM ran no guest within 5 s","qemuVersion":"7.2.0","guardLevel":"process only"}}`},
+	api.KindTask:  {`{"meta":{"id":"01931e6c-7a52-7c3e-9b1f-2f6f0d6c3a11","createdAt":"2026-11-21T11:59:58Z"},"spec":{"action":"vm.start","targetKind":"vm","targetID":"x","target":"web1","actor":"admin"},"status":{"phase":"failed","progress":30,"message":"QEMU ended:\nno memory","code":"internal"}}`},
+	api.KindToken: {`{"meta":{"name":"ci","createdAt":"2026-11-21T11:00:00Z"},"spec":{"use":"api","role":"operator","expiresAt":"2026-11-21T18:00:00Z"},"status":{}}`},
+}
+
+func testApp(out, errOut *bytes.Buffer) *app {
+	return &app{Streams: Streams{In: strings.NewReader(""), Out: out, Err: errOut, Getenv: func(string) string { return "" }, Now: func() time.Time { return goldenNow }}}
+}
+
+// TestTablesAndSectionsMatchTheirGoldenFiles fixes what people see.
+func TestTablesAndSectionsMatchTheirGoldenFiles(t *testing.T) {
+	for _, k := range kinds() {
+		t.Run(string(k.kind), func(t *testing.T) {
+			var out, errOut bytes.Buffer
+			a := testApp(&out, &errOut)
+			l := &client.List{}
+			for _, o := range goldenObjects[k.kind] {
+				l.Items = append(l.Items, json.RawMessage(o))
+			}
+			if len(l.Items) == 0 {
+				t.Fatal("no golden object")
+			}
+			if err := a.printList(k, l); err != nil {
+				t.Fatal(err)
+			}
+			for _, o := range l.Items {
+				fmt.Fprintln(&out, "----")
+				if err := a.printObject(k, o); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if strings.ContainsAny(out.String(), "\x1b\a") {
+				t.Errorf("control characters in %q", out.String())
+			}
+			golden(t, filepath.Join("testdata", "golden", string(k.kind)+".txt"), out.String())
+		})
+	}
+}
+
+func golden(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs (go test ./internal/cli -update rewrites it); got:\n%s", path, got)
+	}
+}
+
+// TestTheReferenceIsUpToDate compares docs/reference/cli.md with the commands.
+func TestTheReferenceIsUpToDate(t *testing.T) {
+	if Reference() != Reference() {
+		t.Fatal("the reference differs from run to run")
+	}
+	golden(t, filepath.Join("..", "..", "docs", "reference", "cli.md"), Reference())
+}
+
+func TestEveryCommandHasHelpAndExamples(t *testing.T) {
+	var out, errOut bytes.Buffer
+	root := testApp(&out, &errOut).root()
+	for _, group := range root.Commands() {
+		if group.Name() == "completion" || group.Name() == "help" || group.Hidden {
+			continue
+		}
+		for _, c := range append(group.Commands(), group) {
+			if c.Short == "" {
+				t.Errorf("%s has no help", c.CommandPath())
+			}
+			if !c.HasSubCommands() && c.Example == "" {
+				t.Errorf("%s has no example", c.CommandPath())
+			}
+		}
+	}
+}
+
+func TestColourOnlyOnATerminalWithoutNoColor(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		tty     bool
+		noColor string
+		want    bool
+	}{{"terminal", true, "", true}, {"NO_COLOR", true, "1", false}, {"pipe", false, "", false}} {
+		var out, errOut bytes.Buffer
+		a := testApp(&out, &errOut)
+		a.OutTTY, a.Getenv = c.tty, func(string) string { return c.noColor }
+		tab := &table{head: []string{"NAME", "STATUS", "AGE"}}
+		tab.add("web1", "running", "5m")
+		if err := a.printTable(tab, ""); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(out.String(), green+"running"+plain+"  5m"); got != c.want {
+			t.Errorf("%s: colour %t, want %t: %q", c.name, got, c.want, out.String())
+		}
+	}
+}
+
+func TestCleanRemovesWhatSteersATerminal(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain":                    "plain",
+		"a\x1b[31mred\x1b[0m":      "ared",
+		"a\x1b]0;title\x07b":       "ab",
+		"a\x1b]8;;http://x\x1b\\b": "ab",
+		"a\x1b]never ended":        "a",
+		"a\u009b31mb":              "ab",
+		"a\x1b(Bb":                 "ab",
+		"line\nbreak\ttab":         "line break tab",
+		"bell\a\x7f\b":             "bell",
+		"rtl\u202egnp.exe":         "rtlgnp.exe",
+		"broken\xff":               "broken\ufffd",
+		"end\x1b":                  "end",
+		"grüße":                    "grüße",
+	} {
+		if got := clean(in); got != want {
+			t.Errorf("clean(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func FuzzCleanLeavesNoControlCharacter(f *testing.F) {
+	f.Add("a\x1b[31m\x9b\xc2\x9bx")
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, r := range clean(s) {
+			if r < 0x20 || r >= 0x7f && r < 0xa0 {
+				t.Fatalf("clean(%q) leaves %q", s, r)
+			}
+		}
+	})
+}
+
+func TestAgesAndTimes(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 5 * time.Second: "5s", 5 * time.Minute: "5m", 26 * time.Hour: "1d", 47 * time.Hour: "1d",
+		90 * 24 * time.Hour: "90d", 800 * 24 * time.Hour: "2y",
+	} {
+		if got := age(goldenNow.Add(-d), goldenNow); got != want {
+			t.Errorf("age of %s = %q, want %q", d, got, want)
+		}
+	}
+	if got := age(time.Time{}, goldenNow); got != "-" {
+		t.Errorf("age of nothing = %q", got)
+	}
+}
+
+func TestProgressIsABarOnATerminalAndLinesElsewhere(t *testing.T) {
+	var out, errOut bytes.Buffer
+	a := testApp(&out, &errOut)
+	p := a.newProgress("vm.create web1")
+	for _, n := range []int{0, 5, 10, 50, 50, 80} {
+		p.update(n, "cloning")
+	}
+	p.clear()
+	want := "muster: vm.create web1: cloning\nmuster: vm.create web1: 50% cloning\nmuster: vm.create web1: 80% cloning\n"
+	if errOut.String() != want {
+		t.Errorf("plain progress:\n%s", errOut.String())
+	}
+	errOut.Reset()
+	a.ErrTTY = true
+	p = a.newProgress("vm.create web1")
+	p.update(50, "cloning\x1b[2J")
+	p.clear()
+	if got := errOut.String(); got != "\r\x1b[Kvm.create web1 [############............]  50% 0.0 s cloning\r\x1b[K" {
+		t.Errorf("bar: %q", got)
+	}
+	errOut.Reset()
+	a.flags.quiet = true
+	p.update(60, "x")
+	if errOut.Len() > 0 {
+		t.Errorf("--quiet shows %q", errOut.String())
+	}
+}
+
+func TestHistoryIsJoinedWithoutLossAfterAReconnect(t *testing.T) {
+	for _, c := range []struct{ printed, history, want string }{
+		{"counter 7\n", "boot\ncounter 7\ncounter 8\n", "counter 8\n"},
+		{"counter 7\n", "boot\ncounter 7\n", ""},
+		{"counter 7\n", "boot 2\ncounter 1\n", "boot 2\ncounter 1\n"},
+		{"x\n", "x\nx\n", "x\n"},
+	} {
+		if got := string(after([]byte(c.printed), []byte(c.history))); got != c.want {
+			t.Errorf("after(%q, %q) = %q, want %q", c.printed, c.history, got, c.want)
+		}
+	}
+}

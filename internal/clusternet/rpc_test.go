@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package clusternet
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+type codedError struct{ error }
+
+func (codedError) RPCCode() string { return "busy" }
+
+// peer is a node that answers calls until stop.
+type peer struct {
+	addr string
+	stop func()
+	rpc  *RPCServer
+}
+
+// startPeer serves on an address; methods registers what it answers.
+func startPeer(t *testing.T, id *Identity, addr string, methods func(*RPCServer)) *peer {
+	t.Helper()
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	port, rpc := NewPort(ln, id, log), NewRPCServer(log)
+	methods(rpc)
+	ctx, cancel := context.WithCancel(context.Background())
+	rpcLn := port.Listener(ProtoRPC)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := port.Serve(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	wg.Go(func() {
+		if err := rpc.Serve(ctx, rpcLn); err != nil {
+			t.Error(err)
+		}
+	})
+	p := &peer{addr: ln.Addr().String(), rpc: rpc}
+	p.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	t.Cleanup(p.stop)
+	return p
+}
+
+func newClient(t *testing.T, id *Identity) *RPCClient {
+	t.Helper()
+	c := NewRPCClient(id)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func timeout(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestCalls(t *testing.T) {
+	c := newCluster(t)
+	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", func(s *RPCServer) {
+		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
+		s.Handle("who", func(ctx context.Context, _ []byte) ([]byte, error) { return []byte(CallerOf(ctx)), nil })
+		s.Handle("fail", func(_ context.Context, b []byte) ([]byte, error) { return nil, errors.New(string(b)) })
+		s.Handle("busy", func(context.Context, []byte) ([]byte, error) {
+			return nil, fmt.Errorf("outer: %w", codedError{errors.New("inner")})
+		})
+		s.Handle("flood", func(_ context.Context, _ []byte) ([]byte, error) { return make([]byte, MaxCallBytes+1), nil })
+		s.Handle("brim", func(_ context.Context, _ []byte) ([]byte, error) { return make([]byte, MaxCallBytes), nil })
+		s.Handle("panic", func(context.Context, []byte) ([]byte, error) { panic(http.ErrAbortHandler) })
+	})
+	cli := newClient(t, c.identity(t, "client"))
+	call := func(method string, b []byte) ([]byte, error) {
+		return cli.Call(timeout(t, waitTimeout), "server", p.addr, method, b)
+	}
+	for _, body := range [][]byte{nil, []byte("x"), bytes.Repeat([]byte("large"), MaxCallBytes/5)} {
+		if got, err := call("echo", body); err != nil || !bytes.Equal(got, body) {
+			t.Errorf("%d bytes came back as %d, %v", len(body), len(got), err)
+		}
+	}
+	if got, err := call("who", nil); err != nil || string(got) != "client" {
+		t.Errorf("caller %q, %v", got, err)
+	}
+	var re *RemoteError
+	if _, err := call("fail", []byte("no \x00 space")); !errors.As(err, &re) || re.Detail != "no \x00 space" || re.Code != "" || re.Error() != re.Detail {
+		t.Errorf("remote error %#v", err)
+	}
+	if _, err := call("busy", nil); !errors.As(err, &re) || re.Code != "busy" || re.Detail != "outer: inner" {
+		t.Errorf("coded error %#v", err)
+	}
+	if got, err := call("brim", nil); err != nil || len(got) != MaxCallBytes {
+		t.Errorf("the largest answer: %d bytes, %v", len(got), err)
+	}
+	for name, x := range map[string]struct {
+		method string
+		body   []byte
+		says   string
+	}{
+		"unknown method":       {"none", nil, "404"},
+		"request over limit":   {"echo", make([]byte, MaxCallBytes+1), ""},
+		"answer over limit":    {"flood", nil, "larger than"},
+		"handler that panics":  {"panic", nil, ""},
+		"method with a slash":  {"a/../echo/", nil, ""},
+		"method of odd bytes":  {"\x00", nil, ""},
+		"method with question": {"none?x=1", nil, "404"},
+	} {
+		got, err := call(x.method, x.body)
+		if err == nil || errors.As(err, &re) || !strings.Contains(err.Error(), x.says) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+	if _, err := call("echo", []byte("still there")); err != nil {
+		t.Errorf("after all that: %v", err)
+	}
+	if _, err := cli.Call(timeout(t, waitTimeout), "other", p.addr, "echo", nil); err == nil {
+		t.Error("a call to another node at this address was answered")
+	}
+	if CallerOf(t.Context()) != "" {
+		t.Error("a caller without a call")
+	}
+}
+
+func TestManyCallsAtOnce(t *testing.T) {
+	c := newCluster(t)
+	srv, id := c.identity(t, "server"), c.identity(t, "client")
+	var dials atomic.Int64
+	id.DialTCP = func(ctx context.Context, address string) (net.Conn, error) {
+		dials.Add(1)
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", address)
+	}
+	release := make(chan struct{})
+	var inside atomic.Int64
+	p := startPeer(t, srv, "127.0.0.1:0", func(s *RPCServer) {
+		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
+		s.Handle("meet", func(ctx context.Context, b []byte) ([]byte, error) {
+			inside.Add(1)
+			select {
+			case <-release:
+			case <-ctx.Done():
+			}
+			return b, nil
+		})
+	})
+	cli := newClient(t, id)
+	if _, err := cli.Call(timeout(t, waitTimeout), "server", p.addr, "echo", nil); err != nil {
+		t.Fatal(err)
+	}
+	const many = 300
+	var wg sync.WaitGroup
+	for i := range many {
+		wg.Go(func() {
+			want := fmt.Sprint(i)
+			got, err := cli.Call(timeout(t, waitTimeout), "server", p.addr, "meet", []byte(want))
+			if err != nil || string(got) != want {
+				t.Errorf("%s: %q, %v", want, got, err)
+			}
+		})
+	}
+	// All of them are under way at once, and a call goes past them.
+	eventually(t, func() error {
+		if n := inside.Load(); n != many {
+			return fmt.Errorf("%d of %d calls are under way", n, many)
+		}
+		return nil
+	})
+	if _, err := cli.Call(timeout(t, waitTimeout), "server", p.addr, "echo", nil); err != nil {
+		t.Errorf("past waiting calls: %v", err)
+	}
+	close(release)
+	wg.Wait()
+	if n := dials.Load(); n != 1 {
+		t.Errorf("%d connections for one peer", n)
+	}
+}
+
+func eventually(t *testing.T, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(waitTimeout)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func TestCallsEndWithTheirContext(t *testing.T) {
+	c := newCluster(t)
+	began, ended := make(chan struct{}, 2), make(chan error, 2)
+	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", func(s *RPCServer) {
+		s.Handle("hang", func(ctx context.Context, _ []byte) ([]byte, error) {
+			began <- struct{}{}
+			<-ctx.Done()
+			ended <- ctx.Err()
+			return nil, ctx.Err()
+		})
+	})
+	cli := newClient(t, c.identity(t, "client"))
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := cli.Call(short, "server", p.addr, "hang", nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("past its deadline: %v", err)
+	}
+	gone, giveUp := context.WithCancel(t.Context())
+	go func() {
+		for range cap(began) { // the deadline may have passed before the handler ran
+			select {
+			case <-began:
+			case <-time.After(waitTimeout):
+			}
+			giveUp()
+		}
+	}()
+	_, err := cli.Call(gone, "server", p.addr, "hang", nil)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+	var re *RemoteError
+	if errors.As(err, &re) {
+		t.Errorf("taken for an answer: %v", err)
+	}
+	// The other side learns of it, so that it does not work for nobody.
+	select {
+	case err := <-ended:
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("the handler's context: %v", err)
+		}
+	case <-time.After(waitTimeout):
+		t.Error("the handler was not told")
+	}
+}
+
+func TestAPeerThatRestartsIsFoundAgain(t *testing.T) {
+	c := newCluster(t)
+	srv := c.identity(t, "server")
+	methods := func(s *RPCServer) {
+		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
+	}
+	p := startPeer(t, srv, "127.0.0.1:0", methods)
+	cli := newClient(t, c.identity(t, "client"))
+	echo := func(d time.Duration) error {
+		_, err := cli.Call(timeout(t, d), "server", p.addr, "echo", []byte("x"))
+		return err
+	}
+	for range 3 {
+		if err := echo(waitTimeout); err != nil {
+			t.Fatal(err)
+		}
+		p.stop()
+		if err := echo(time.Second); err == nil {
+			t.Fatal("a peer that is gone answered")
+		}
+		p = startPeer(t, srv, p.addr, methods)
+		eventually(t, func() error { return echo(time.Second) })
+	}
+}
+
+// A call under way when the peer dies ends at once, not at its deadline.
+func TestCallsToADyingPeerEnd(t *testing.T) {
+	c := newCluster(t)
+	began := make(chan struct{})
+	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", func(s *RPCServer) {
+		s.Handle("hang", func(ctx context.Context, _ []byte) ([]byte, error) {
+			close(began)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+	})
+	cli := newClient(t, c.identity(t, "client"))
+	done := make(chan error, 1)
+	go func() {
+		_, err := cli.Call(timeout(t, 10*waitTimeout), "server", p.addr, "hang", nil)
+		done <- err
+	}()
+	<-began
+	p.stop()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("answered by a dead peer")
+		}
+	case <-time.After(waitTimeout):
+		t.Error("the call still waits")
+	}
+}
+
+// Only nodes reach the methods: a certificate of another cluster, or none,
+// never gets as far as a handler.
+func TestStrangersCannotCall(t *testing.T) {
+	c := newCluster(t)
+	var calls atomic.Int64
+	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", func(s *RPCServer) {
+		s.Handle("echo", func(context.Context, []byte) ([]byte, error) { calls.Add(1); return nil, nil })
+	})
+	stranger := newCluster(t).identity(t, "client")
+	if _, err := newClient(t, stranger).Call(timeout(t, waitTimeout), "server", p.addr, "echo", nil); err == nil {
+		t.Error("a stranger's call was answered")
+	}
+	half := c.identity(t, "client") // trusts this cluster, but shows another's certificate
+	half.cert = stranger.cert
+	if _, err := newClient(t, half).Call(timeout(t, waitTimeout), "server", p.addr, "echo", nil); err == nil {
+		t.Error("a call with a strange certificate was answered")
+	}
+	if n := calls.Load(); n != 0 {
+		t.Errorf("%d calls reached the handler", n)
+	}
+}
