@@ -26,6 +26,16 @@ const (
 	KindPoolState Kind = "poolstate"
 	KindTask      Kind = "task"
 	KindToken     Kind = "token"
+
+	KindNetwork     Kind = "network"
+	KindSwitchState Kind = "switchstate"
+	KindUplink      Kind = "uplink"
+	KindIPPool      Kind = "ippool"
+	KindEvent       Kind = "event"
+	KindRule        Kind = "rule"
+	KindAlert       Kind = "alert"
+	KindReceiver    Kind = "receiver"
+	KindUser        Kind = "user"
 )
 
 // Plural returns the REST path element of k.

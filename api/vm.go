@@ -50,6 +50,8 @@ type VMSpec struct {
 	Memory Size `json:"memory" doc:"guest memory in bytes, or a string such as 512M"`
 	// Disks in boot order, at most 24.
 	Disks []VMDisk `json:"disks,omitempty" maxItems:"24"`
+	// NICs in order of the guest's slots, at most 8.
+	NICs []VMNIC `json:"nics,omitempty" maxItems:"8"`
 	// HA is "none" (default) or "restart".
 	HA HAPolicy `json:"ha,omitempty" enum:"none,restart"`
 	// Power is the wished power state: stopped (default), running or paused.
@@ -115,6 +117,14 @@ func (s *VMSpec) Validate() error {
 	}
 	if len(s.Disks) > MaxDisks {
 		return Invalid("spec.disks", "has %d disks; at most %d are allowed", len(s.Disks), MaxDisks)
+	}
+	if len(s.NICs) > MaxNICs {
+		return Invalid("spec.nics", "has %d interfaces; at most %d are allowed", len(s.NICs), MaxNICs)
+	}
+	for i := range s.NICs {
+		if err := s.NICs[i].validate(fmt.Sprintf("spec.nics[%d]", i)); err != nil {
+			return err
+		}
 	}
 	seen := map[string]bool{}
 	for i := range s.Disks {

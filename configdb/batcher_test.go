@@ -311,6 +311,15 @@ func TestAWithdrawnTransactionIsNeverProposed(t *testing.T) {
 	})
 }
 
+func TestAWithdrawnTransactionIsNotPacked(t *testing.T) {
+	all := proposals(write(1, "a"), write(2, "b"), write(3, "c"), write(4, "d"))
+	all[0].take()
+	all[2].take()
+	if got := sequences(packs(newBatcher(nil), all)); got != "[[2 4]]" {
+		t.Errorf("packed %s", got)
+	}
+}
+
 func TestAFullQueueWaitsNoLongerThanItsCaller(t *testing.T) {
 	b := newBatcher(nil) // nobody runs it
 	for range pendingTxns {

@@ -51,7 +51,7 @@ func TestAForgottenSessionIsReplacedOnce(t *testing.T) {
 		t.Fatalf("new session begins with %+v", c)
 	}
 	s.forgotten(b) // the old one, again
-	s.end(b, true) // must not touch the new one
+	s.end(a, true) // must not touch the new one
 	if d := s.begin(); d.Session != c.Session || d.Done != 0 || d.Sequence != 1 {
 		t.Errorf("after a late word about the old session: %+v", d)
 	}

@@ -37,6 +37,16 @@ var (
 	PoolStates = Table[api.PoolStateSpec, api.PoolStateStatus]{api.KindPoolState}
 	Tasks      = Table[api.TaskSpec, api.TaskStatus]{api.KindTask}
 	Tokens     = Table[api.TokenSpec, api.TokenStatus]{api.KindToken}
+
+	Networks     = Table[api.NetworkSpec, api.NetworkStatus]{api.KindNetwork}
+	SwitchStates = Table[api.SwitchStateSpec, api.SwitchStateStatus]{api.KindSwitchState}
+	Uplinks      = Table[api.UplinkSpec, api.UplinkStatus]{api.KindUplink}
+	IPPools      = Table[api.IPPoolSpec, api.IPPoolStatus]{api.KindIPPool}
+	Events       = Table[api.EventSpec, struct{}]{api.KindEvent}
+	Rules        = Table[api.RuleSpec, struct{}]{api.KindRule}
+	Alerts       = Table[api.AlertSpec, api.AlertStatus]{api.KindAlert}
+	Receivers    = Table[api.ReceiverSpec, api.ReceiverStatus]{api.KindReceiver}
+	Users        = Table[api.UserSpec, struct{}]{api.KindUser}
 )
 
 // SpecPrefix and StatusPrefix are what to watch for changes of a kind.

@@ -132,9 +132,12 @@ func TestProcessNewerThanTheViewIsLeftAlone(t *testing.T) {
 	e.guard.mu.Lock()
 	e.guard.procs[id].Epoch = 7
 	e.guard.mu.Unlock()
+	e.stop()
 	e.rebind(id, "node-2", 2) // as an old replica would show it
-	e.h.Wake()
-	time.Sleep(3 * lookSoon) // that nothing happens can only be seen by waiting
+	e.h.procs.invalidate()
+	if r, err := e.h.reconcile(t.Context(), id); err != nil || r.After == 0 {
+		t.Fatal(r, err)
+	}
 	if p, ok := e.guard.get(id); !ok || p.State != ProcessRunning {
 		t.Fatalf("killed on an old view: %+v", p)
 	}
@@ -376,7 +379,7 @@ func TestConsoleOfARunningVM(t *testing.T) {
 		t.Fatalf("%q", b)
 	}
 	e.fakes.qemu().Exit(-1, 9)
-	for range ch { //nolint:revive // until it is closed
+	for range ch {
 	}
 }
 
@@ -429,4 +432,26 @@ func TestJudgement(t *testing.T) {
 			t.Errorf("%s: %d, want %d", name, got, c.want)
 		}
 	}
+}
+
+func TestProcessThatIsBeingForkedIsWaitedFor(t *testing.T) {
+	e := newEnv(t, false)
+	e.vols.put("web1-disk0", e.disk())
+	id := e.create("node-1", api.VMSpec{})
+	e.wait(id, "stopped", func(vm api.VM) bool { return vm.Status.Phase == api.VMStopped })
+	e.stop()
+	forked := &testProc{Process: Process{VM: id, Epoch: 1, State: ProcessRunning}, done: make(chan struct{})}
+	forked.kill = func() { e.guard.exited(forked, -1, 9) }
+	e.guard.procs[id] = forked
+	e.h.procs.invalidate()
+	e.change(id, func(vm *api.VM) { vm.Spec.Power = api.PowerRunning })
+	if r, err := e.h.reconcile(t.Context(), id); err != nil || r.After == 0 {
+		t.Fatal(r, err)
+	}
+	if vm := e.vm(id); vm.Status.Phase != api.VMStopped || e.guard.startCount() != 0 {
+		t.Fatalf("%+v", vm.Status)
+	}
+	e.begin()
+	forked.kill() // the fork failed: the VM is started anew
+	e.wait(id, "running", func(vm api.VM) bool { return vm.Status.Phase == api.VMRunning })
 }

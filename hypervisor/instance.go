@@ -35,8 +35,7 @@ type instance struct {
 	askedOff   bool      // we pressed the button in this life of QEMU
 	reset      uint64    // spec.reboots carried out
 	ioRetryAt  time.Time // last attempt to continue after an I/O error
-	accel      string
-	reported   string // last thing that was logged once
+	accel      string    // kvm or tcg, as QEMU says
 
 	mu       sync.Mutex
 	conn     *qmp.Conn

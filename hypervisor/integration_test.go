@@ -60,7 +60,7 @@ func TestRealQEMULifeCycle(t *testing.T) {
 	e.wait(id, "stopping", func(vm api.VM) bool { return vm.Status.Phase == api.VMStopping })
 	e.change(id, func(vm *api.VM) { vm.Spec.ForceStop = true })
 	e.wait(id, "stopped", func(vm api.VM) bool { return vm.Status.Phase == api.VMStopped && vm.Status.PID == 0 })
-	for range ch { //nolint:revive // it must be closed now
+	for range ch {
 	}
 }
 

@@ -163,7 +163,7 @@ func (s *step) act(ctx context.Context, caughtUp bool) error {
 		return s.down(ctx)
 	case s.proc.State == ProcessExited:
 		return s.exited(ctx)
-	case s.proc.State == ProcessKilling:
+	case s.proc.State == ProcessKilling, s.proc.PID == 0: // dying, or being forked
 		s.silent = true
 		s.result.After = lookSoon
 		return nil
@@ -175,7 +175,7 @@ func (s *step) act(ctx context.Context, caughtUp bool) error {
 func (s *step) watchOnly(ctx context.Context) error {
 	s.silent = true
 	s.result.After = lookSoon
-	if s.proc == nil || s.proc.State != ProcessRunning {
+	if s.proc == nil || s.proc.State != ProcessRunning || s.proc.PID == 0 {
 		return nil
 	}
 	s.meet()

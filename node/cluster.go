@@ -25,8 +25,6 @@ const (
 	maxJoinTTL     = 7 * 24 * time.Hour
 	maxVoters      = 5
 	caKeyLabel     = "cluster/ca-key"
-	// actorCluster is recorded with what this file writes on its own account.
-	actorCluster = "cluster"
 )
 
 // The calls between nodes about membership.

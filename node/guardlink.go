@@ -88,7 +88,9 @@ func (g *guardLink) session(ctx context.Context) error {
 				return c.Err()
 			}
 			if e.Kind == guard.EventExit {
-				g.onExit(e.Record.VM)
+				g.onExit(e.VM)
+			} else {
+				g.onNew() // the lease lapsed: look at everything
 			}
 		case <-ctx.Done():
 			return ctx.Err()

@@ -223,7 +223,7 @@ func (r *vmResource) delete(q *request) error {
 		case force:
 			st.vm.Spec.Power, st.vm.Spec.ForceStop = api.PowerStopped, true
 		case !st.vm.Meta.Deleting():
-			return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop it first or use ?force=true", vm.Meta.Name, phaseText(&vm))
+			return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop it first, or force it (--force, ?force=true)", vm.Meta.Name, phaseText(&vm))
 		}
 		if err := r.markDeleting(c, &st.vm); err != nil {
 			return nil, err

@@ -248,12 +248,15 @@ func TestSnapshotReportsAFullDisk(t *testing.T) {
 // answer repeated requests.
 func TestSnapshotIsOneMoment(t *testing.T) {
 	s := smallState(t)
-	p := s.Snapshot()
+	p, want := s.Snapshot(), snapshotOf(t, s)
 	id := RequestID{Session: [16]byte{7}, Sequence: 1}
 	apply(t, s, entry{4, 2, put("key/a", "later", id)})
 	var b bytes.Buffer
 	if _, err := p.WriteTo(&b); err != nil {
 		t.Fatal(err)
+	}
+	if !bytes.Equal(b.Bytes(), want) {
+		t.Error("what was applied later is in the snapshot")
 	}
 	r := New()
 	if err := r.Restore(&b); err != nil {

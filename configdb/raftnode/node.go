@@ -161,7 +161,7 @@ func (n *Node) Apply(data []byte) ([]fsm.Outcome, error) {
 	return r.outcomes, r.err
 }
 
-// ErrNotLeader: this node does not lead, so that nothing was proposed.
+// ErrNotLeader means that this node does not lead, so that nothing was proposed.
 var ErrNotLeader = errors.New("this node is not the leader")
 
 // Verify asks a majority whether this node still leads. The round trip begins

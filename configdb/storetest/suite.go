@@ -25,7 +25,7 @@ const suiteTimeout = 30 * time.Second
 func Run(t *testing.T, pick func() configdb.DB) {
 	for _, c := range []struct {
 		name string
-		run  func(*testing.T, context.Context, func() configdb.DB)
+		run  func(context.Context, *testing.T, func() configdb.DB)
 	}{
 		{"a write is read on the node that wrote it", testReadYourWrites},
 		{"a linearizable view anywhere has every acknowledged write", testLinearizable},
@@ -42,12 +42,12 @@ func Run(t *testing.T, pick func() configdb.DB) {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), suiteTimeout)
 			defer cancel()
-			c.run(t, ctx, pick)
+			c.run(ctx, t, pick)
 		})
 	}
 }
 
-func put(t *testing.T, ctx context.Context, db configdb.DB, key, value string) uint64 {
+func put(ctx context.Context, t *testing.T, db configdb.DB, key, value string) uint64 {
 	t.Helper()
 	tx := &configdb.Txn{Actor: "test"}
 	tx.Put(key, []byte(value))
@@ -58,20 +58,20 @@ func put(t *testing.T, ctx context.Context, db configdb.DB, key, value string) u
 	return rev
 }
 
-func testReadYourWrites(t *testing.T, ctx context.Context, pick func() configdb.DB) {
+func testReadYourWrites(ctx context.Context, t *testing.T, pick func() configdb.DB) {
 	for i := range 20 {
 		db, key := pick(), fmt.Sprintf("ryw/%d", i)
-		rev := put(t, ctx, db, key, "v")
+		rev := put(ctx, t, db, key, "v")
 		if e, ok := db.Local().Get(key); !ok || e.Revision != rev || string(e.Value) != "v" {
 			t.Fatalf("local read after write: %v %+v, want revision %d", ok, e, rev)
 		}
 	}
 }
 
-func testLinearizable(t *testing.T, ctx context.Context, pick func() configdb.DB) {
+func testLinearizable(ctx context.Context, t *testing.T, pick func() configdb.DB) {
 	for i := range 20 {
 		key := fmt.Sprintf("lin/%d", i)
-		rev := put(t, ctx, pick(), key, "v")
+		rev := put(ctx, t, pick(), key, "v")
 		v, err := pick().View(ctx)
 		if err != nil {
 			t.Fatal(err)
@@ -82,8 +82,8 @@ func testLinearizable(t *testing.T, ctx context.Context, pick func() configdb.DB
 	}
 }
 
-func testPreconditions(t *testing.T, ctx context.Context, pick func() configdb.DB) {
-	rev := put(t, ctx, pick(), "pre/a", "1")
+func testPreconditions(ctx context.Context, t *testing.T, pick func() configdb.DB) {
+	rev := put(ctx, t, pick(), "pre/a", "1")
 	cases := map[string]func(*configdb.Txn){
 		"absent key exists":   func(tx *configdb.Txn) { tx.RequireRevision("pre/a", 0) },
 		"other revision":      func(tx *configdb.Txn) { tx.RequireRevision("pre/a", rev+1000) },
@@ -118,7 +118,7 @@ func testPreconditions(t *testing.T, ctx context.Context, pick func() configdb.D
 	}
 }
 
-func testAtomic(t *testing.T, ctx context.Context, pick func() configdb.DB) {
+func testAtomic(ctx context.Context, t *testing.T, pick func() configdb.DB) {
 	for i := range 10 {
 		tx := &configdb.Txn{}
 		tx.Put("atom/x", fmt.Append(nil, i))
@@ -135,7 +135,7 @@ func testAtomic(t *testing.T, ctx context.Context, pick func() configdb.DB) {
 	}
 }
 
-func testIncrements(t *testing.T, ctx context.Context, pick func() configdb.DB) {
+func testIncrements(ctx context.Context, t *testing.T, pick func() configdb.DB) {
 	const clients, each = 8, 10
 	var wg sync.WaitGroup
 	for range clients {
@@ -165,7 +165,7 @@ func testIncrements(t *testing.T, ctx context.Context, pick func() configdb.DB) 
 	}
 }
 
-func testOneWins(t *testing.T, ctx context.Context, pick func() configdb.DB) {
+func testOneWins(ctx context.Context, t *testing.T, pick func() configdb.DB) {
 	const racers = 16
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -191,7 +191,7 @@ func testOneWins(t *testing.T, ctx context.Context, pick func() configdb.DB) {
 	}
 }
 
-func testLimits(t *testing.T, ctx context.Context, pick func() configdb.DB) {
+func testLimits(ctx context.Context, t *testing.T, pick func() configdb.DB) {
 	for name, fill := range map[string]func(*configdb.Txn){
 		"long key":   func(tx *configdb.Txn) { tx.Put(strings.Repeat("k", fsm.MaxKeyBytes+1), nil) },
 		"empty key":  func(tx *configdb.Txn) { tx.Put("", nil) },
@@ -213,18 +213,18 @@ func fillTxn(tx *configdb.Txn, n, size int) {
 	}
 }
 
-func testWatch(t *testing.T, ctx context.Context, pick func() configdb.DB) {
+func testWatch(ctx context.Context, t *testing.T, pick func() configdb.DB) {
 	db := pick()
-	put(t, ctx, db, "watch/a", "1")
-	put(t, ctx, db, "watch/b", "1")
+	put(ctx, t, db, "watch/a", "1")
+	put(ctx, t, db, "watch/b", "1")
 	w := db.Watch("watch/", 0)
 	b, err := w.Next(ctx)
 	if err != nil || !b.Synced || len(b.Changes) != 2 {
 		t.Fatalf("initial set: %+v, %v", b, err)
 	}
-	put(t, ctx, db, "other", "1")
-	put(t, ctx, db, "watch/a", "2")
-	put(t, ctx, db, "watch/a", "3")
+	put(ctx, t, db, "other", "1")
+	put(ctx, t, db, "watch/a", "2")
+	put(ctx, t, db, "watch/a", "3")
 	tx := &configdb.Txn{}
 	tx.Delete("watch/b")
 	if _, err := db.Txn(ctx, tx); err != nil {
@@ -248,9 +248,9 @@ func testWatch(t *testing.T, ctx context.Context, pick func() configdb.DB) {
 	}
 }
 
-func testWatchResume(t *testing.T, ctx context.Context, pick func() configdb.DB) {
-	rev := put(t, ctx, pick(), "resume/a", "1")
-	last := put(t, ctx, pick(), "resume/b", "1")
+func testWatchResume(ctx context.Context, t *testing.T, pick func() configdb.DB) {
+	rev := put(ctx, t, pick(), "resume/a", "1")
+	last := put(ctx, t, pick(), "resume/b", "1")
 	db := pick()
 	if _, err := db.WaitRevision(ctx, last); err != nil {
 		t.Fatal(err)
@@ -261,7 +261,7 @@ func testWatchResume(t *testing.T, ctx context.Context, pick func() configdb.DB)
 	}
 }
 
-func testValues(t *testing.T, ctx context.Context, pick func() configdb.DB) {
+func testValues(ctx context.Context, t *testing.T, pick func() configdb.DB) {
 	all := make([]byte, 256)
 	for i := range all {
 		all[i] = byte(i)
@@ -282,7 +282,7 @@ func testValues(t *testing.T, ctx context.Context, pick func() configdb.DB) {
 	}
 }
 
-func testCancel(t *testing.T, ctx context.Context, pick func() configdb.DB) {
+func testCancel(ctx context.Context, t *testing.T, pick func() configdb.DB) {
 	db := pick()
 	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer cancel()

@@ -202,7 +202,7 @@ func runProbe(ctx context.Context, dir, bin, accel, cpu string, limit time.Durat
 	if err != nil {
 		return outcome{}, err
 	}
-	defer os.Remove(rom.Name()) //nolint:errcheck // a leftover of 64 KiB in the run directory is harmless
+	defer os.Remove(rom.Name())
 	_, err = rom.Write(image())
 	if err = errors.Join(err, rom.Close()); err != nil {
 		return outcome{}, err

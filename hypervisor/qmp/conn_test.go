@@ -244,7 +244,7 @@ func TestEndOfQEMUEndsEverything(t *testing.T) {
 				t.Fatal(err)
 			}
 			<-c.Done()
-			if _, _, err := sub.Next(t.Context()); err == nil || err != c.Err() { //nolint:errorlint // the very same
+			if _, _, err := sub.Next(t.Context()); err == nil || err != c.Err() {
 				t.Fatal(err)
 			}
 		})

@@ -51,7 +51,7 @@ type wire struct {
 func decode(line []byte) (message, error) {
 	var w wire
 	if err := json.Unmarshal(line, &w); err != nil {
-		return message{}, fmt.Errorf("%w: %q is not a QMP message: %v", ErrProtocol, clip(line), err)
+		return message{}, fmt.Errorf("%w: %q is not a QMP message: %w", ErrProtocol, clip(line), err)
 	}
 	switch {
 	case w.QMP != nil:

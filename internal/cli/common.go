@@ -80,8 +80,10 @@ func (a *app) rmCmd(kind api.Kind, long string) *cobra.Command {
 		Example:           "  muster " + string(kind) + " rm NAME",
 		ValidArgsFunction: a.completeNames(kind),
 		RunE: func(cmd *cobra.Command, names []string) error {
+			f := cmd.Flags().Lookup("force") // only some kinds have it
+			force := f != nil && f.Value.String() == "true"
 			return a.each(names, func(c *client.Client, name string) error {
-				r, err := c.Delete(cmd.Context(), kind, a.project, name, false)
+				r, err := c.Delete(cmd.Context(), kind, a.project, name, force)
 				if err != nil {
 					return err
 				}

@@ -203,11 +203,12 @@ func (s *consoleSession) run(ctx context.Context, conn *client.Console) error {
 			return w.error
 		}
 		s.notice("connection through %s lost; reconnecting", conn.Server())
-		if time.Since(began) > stableAfter {
+		switch {
+		case time.Since(began) > stableAfter:
 			wait, unstable = retryFirst, time.Time{}
-		} else if unstable.IsZero() {
+		case unstable.IsZero():
 			unstable = began
-		} else if time.Since(unstable) > s.outage() {
+		case time.Since(unstable) > s.outage():
 			return api.Errorf(client.CodeUnavailable, "console of %s: every connection is lost at once: %w", s.name, err)
 		}
 		if err := sleep(ctx, wait); err != nil {

@@ -222,6 +222,11 @@ func (f *fakeCluster) serveObject(w http.ResponseWriter, r *http.Request, kind a
 			f.fail(w, api.Errorf(api.CodeRefused, "%s %s is used by vm web1", kind, o.meta.Name))
 			return
 		}
+		var vm api.VM
+		if kind == api.KindVM && json.Unmarshal(o.raw, &vm) == nil && vm.Status.Phase == api.VMRunning && r.URL.Query().Get("force") != "true" {
+			f.fail(w, api.Errorf(api.CodeRefused, "vm %s is running; stop it first or use ?force=true", o.meta.Name))
+			return
+		}
 		f.remove(kind, o)
 		switch kind {
 		case api.KindVM, api.KindImage, api.KindVolume:

@@ -125,7 +125,6 @@ func (a *app) watch(ctx context.Context, o client.WatchOptions) error {
 	if err != nil {
 		return err
 	}
-	o.Project = a.project
 	names := map[string]string{} // delete events carry only the ID
 	err = c.Watch(ctx, o, func(e client.Event) error { return a.printEvent(e, names) })
 	if ctx.Err() != nil {
@@ -135,6 +134,12 @@ func (a *app) watch(ctx context.Context, o client.WatchOptions) error {
 }
 
 func (a *app) printEvent(e client.Event, names map[string]string) error {
+	if !a.wantsEvent(e, names) {
+		return nil
+	}
+	if e.Type == client.EventDelete {
+		defer delete(names, e.ID)
+	}
 	switch a.flags.output {
 	case "json":
 		var line bytes.Buffer
@@ -160,9 +165,6 @@ func (a *app) printEvent(e client.Event, names map[string]string) error {
 	if e.Type == client.EventPut {
 		m := client.MetaOf(e.Object)
 		name, detail = first(m.Name, m.ID), a.eventDetail(e)
-		names[m.ID] = name
-	} else {
-		delete(names, e.ID)
 	}
 	if a.flags.output == "name" {
 		fmt.Fprintf(a.Out, "%s/%s\n", e.Kind, clean(name))
@@ -174,6 +176,25 @@ func (a *app) printEvent(e client.Event, names map[string]string) error {
 	}
 	_, err := fmt.Fprintln(a.Out, strings.TrimRight(fmt.Sprintf("%-8d %-6s %-6s %-20s %s", e.Revision, event, e.Kind, clean(name), clean(detail)), " "))
 	return err
+}
+
+// wantsEvent notes the names of objects and applies --project, which the
+// stream itself does not know: an object of which nothing was shown is not
+// reported as deleted.
+func (a *app) wantsEvent(e client.Event, names map[string]string) bool {
+	all := a.project == "" || a.project == "*" || !client.Scoped(e.Kind)
+	switch e.Type {
+	case client.EventPut:
+		m := client.MetaOf(e.Object)
+		if !all && m.Project != a.project {
+			return false
+		}
+		names[m.ID] = first(m.Name, m.ID)
+	case client.EventDelete:
+		_, known := names[e.ID]
+		return all || known
+	}
+	return true
 }
 
 // eventDetail is the state of the object in short.

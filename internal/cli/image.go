@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"hash"
 	"io"
@@ -167,7 +166,7 @@ func (s *source) open(ctx context.Context, tell bool) (io.ReadCloser, error) {
 
 // meter counts and hashes what passes, and shows it.
 type meter struct {
-	ctx  context.Context //nolint:containedctx // a reader has no other way to hear of it
+	ctx  context.Context // a reader has no other way to hear of its end
 	in   io.ReadCloser
 	hash hash.Hash
 	size int64
@@ -264,5 +263,5 @@ func (a *app) upload(ctx context.Context, c *client.Client, name string, s *sour
 	if image.Status.Phase == api.StorageFailed {
 		return &taskError{message: fmt.Sprintf("image %s: %s", name, first(image.Status.Message, "the import failed"))}
 	}
-	return a.finished(mustView(api.KindImage), name, done, json.RawMessage(raw), image.Spec.Node, time.Since(began))
+	return a.finished(mustView(api.KindImage), name, done, raw, image.Spec.Node, time.Since(began))
 }

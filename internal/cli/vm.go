@@ -13,6 +13,8 @@ import (
 func (a *app) vmCmd() *cobra.Command {
 	stop := a.vmAction("stop", "stopped", "Shut VMs down", "Presses the ACPI power button and waits until the guest has shut down.\nWith --force the VM ends at once, like pulling the plug.")
 	stop.Flags().Bool("force", false, "end at once, like pulling the plug")
+	rm := a.rmCmd(api.KindVM, "Removes VMs with the disks that were made for them. A running VM is refused;\nwith --force it ends at once, like pulling the plug, and is removed.")
+	rm.Flags().Bool("force", false, "end a running VM at once and remove it")
 	return group("vm", "Virtual machines",
 		a.vmCreate(), a.lsCmd(api.KindVM), a.showCmd(api.KindVM), a.vmSet(),
 		a.vmAction("start", "started", "Start VMs", "A VM that runs already is left as it is."),
@@ -21,7 +23,7 @@ func (a *app) vmCmd() *cobra.Command {
 		a.vmAction("pause", "paused", "Stop the virtual CPUs of running VMs", "Memory and devices stay as they are until the VM is resumed."),
 		a.vmAction("resume", "resumed", "Let paused VMs go on", ""),
 		a.consoleCmd(),
-		a.rmCmd(api.KindVM, "Removes VMs with the disks that were made for them. The cluster refuses to remove\na VM that it may not remove, and says why."))
+		rm)
 }
 
 type vmCreateFlags struct {

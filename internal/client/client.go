@@ -178,7 +178,7 @@ func (c *Client) round(ctx context.Context, r *Request, failed *attempts) (*Repl
 			c.good.Store(int32(at))
 			return nil, err
 		}
-		if ctx.Err() != nil && ctx.Err() != context.DeadlineExceeded {
+		if ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return nil, ctx.Err()
 		}
 		*failed = append(*failed, attemptError{server: e.name, err: err, sent: sent})
@@ -260,7 +260,7 @@ func (c *Client) unknownOutcome(r *Request, e *endpoint, err error, answered boo
 // giveUp chooses the error that says most: what a server answered rather than
 // that another was silent.
 func (c *Client) giveUp(ctx context.Context, failed attempts) error {
-	if ctx.Err() != nil && ctx.Err() != context.DeadlineExceeded {
+	if ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return ctx.Err()
 	}
 	var best *Problem
@@ -290,7 +290,7 @@ func (c *Client) attempt(ctx context.Context, e *endpoint, r *Request) (reply *R
 	if err != nil {
 		return nil, false, err
 	}
-	stop := func() {}
+	var stop func()
 	if r.Stream == nil {
 		timer := time.AfterFunc(answerTimeout, func() { cancel(errNoAnswer) })
 		stop = func() { timer.Stop() }
@@ -303,7 +303,7 @@ func (c *Client) attempt(ctx context.Context, e *endpoint, r *Request) (reply *R
 	resp, err := e.rest.Do(req)
 	stop()
 	if err != nil {
-		if cause := context.Cause(ctx); cause != nil && ctx.Err() == context.Canceled {
+		if cause := context.Cause(ctx); cause != nil && errors.Is(ctx.Err(), context.Canceled) {
 			err = cause
 		}
 		return nil, connected.Load(), err

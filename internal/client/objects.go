@@ -160,7 +160,8 @@ func (c *Client) Patch(ctx context.Context, kind api.Kind, project, name string,
 	return resultOf(reply), nil
 }
 
-// Delete removes an object. force is for a node that will not come back.
+// Delete removes an object. force is for a running VM and for a node that will
+// not come back.
 func (c *Client) Delete(ctx context.Context, kind api.Kind, project, name string, force bool) (*Result, error) {
 	path, err := objectPath(kind, name)
 	if err != nil {

@@ -88,6 +88,7 @@ func (c *Client) dialOne(ctx context.Context, e *endpoint, path string, q url.Va
 	defer cancel()
 	h := http.Header{}
 	c.sign(h, e)
+	//nolint:bodyclose // "You never need to close resp.Body yourself", says Dial
 	conn, resp, err := websocket.Dial(dialCtx, e.base+Base+path+"?"+q.Encode(), &websocket.DialOptions{HTTPClient: e.ws, HTTPHeader: h})
 	if err != nil {
 		if resp != nil && resp.StatusCode >= 400 {

@@ -35,9 +35,8 @@ type Event struct {
 
 // WatchOptions say what to watch.
 type WatchOptions struct {
-	Kinds   []api.Kind // all that the role may see when empty
-	Project string
-	Since   uint64 // 0: the whole set first
+	Kinds []api.Kind // all that the role may see when empty
+	Since uint64     // 0: the whole set first
 	// MaxOutage is how long no server may answer before the watch fails.
 	MaxOutage time.Duration
 }
@@ -95,9 +94,6 @@ func (c *Client) watchOnce(ctx context.Context, o WatchOptions, p *position, del
 	}
 	if len(kinds) > 0 {
 		q.Set("kinds", strings.Join(kinds, ","))
-	}
-	if o.Project != "" {
-		q.Set("project", o.Project)
 	}
 	if p.since > 0 {
 		q.Set("since", strconv.FormatUint(p.since, 10))

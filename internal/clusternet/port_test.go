@@ -361,33 +361,34 @@ func TestGarbageIsNoHandshake(t *testing.T) {
 // Connections that nobody accepted are closed with their listener, whenever
 // they were delivered.
 func TestAClosedListenerKeepsNoConnection(t *testing.T) {
-	l := &protoListener{conns: make(chan net.Conn, backlog), closed: make(chan struct{})}
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var ends []net.Conn
-	for range 64 {
-		wg.Go(func() {
+	for range 500 {
+		l := &protoListener{conns: make(chan net.Conn, backlog), closed: make(chan struct{})}
+		var wg sync.WaitGroup
+		var ends []net.Conn
+		for range 8 {
 			a, b := net.Pipe()
-			mu.Lock()
 			ends = append(ends, b)
-			mu.Unlock()
-			if !l.deliver(context.Background(), a) {
-				_ = a.Close()
-			}
-		})
-	}
-	_ = l.Close()
-	wg.Wait()
-	for _, b := range ends {
-		_ = b.SetDeadline(time.Now().Add(waitTimeout))
-		if _, err := b.Read(make([]byte, 1)); err != io.EOF {
-			t.Fatalf("a connection stays open: %v", err)
+			wg.Go(func() {
+				if !l.deliver(context.Background(), a) {
+					_ = a.Close()
+				}
+			})
 		}
+		_ = l.Close()
+		wg.Wait()
+		if n := len(l.conns); n != 0 {
+			t.Fatalf("%d connections stay open", n)
+		}
+		for _, b := range ends {
+			if _, err := b.Read(make([]byte, 1)); err != io.EOF {
+				t.Fatalf("a connection stays open: %v", err)
+			}
+		}
+		if _, err := l.Accept(); err == nil {
+			t.Error("accepted after the end")
+		}
+		_ = l.Close() // twice is harmless
 	}
-	if _, err := l.Accept(); err == nil {
-		t.Error("accepted after the end")
-	}
-	_ = l.Close() // twice is harmless
 }
 
 func TestServeReportsAListenerThatIsGone(t *testing.T) {

@@ -107,7 +107,9 @@ func (s *RPCServer) Serve(ctx context.Context, ln net.Listener) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
-	if err := srv.Serve(plainListener{ln}); err != nil && ctx.Err() == nil {
+	err := srv.Serve(plainListener{ln})
+	_ = srv.Close() // Serve returns before the connections are closed
+	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("serve calls: %w", err)
 	}
 	return nil

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package api
+
+import (
+	"net"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Severity of an event or alert.
+type Severity string
+
+// The severities, as in syslog (RFC 5424) but fewer.
+const (
+	SeverityInfo     Severity = "info"
+	SeverityWarning  Severity = "warning"
+	SeverityCritical Severity = "critical"
+)
+
+// Event is something that happened; it never changes. The newest 10,000 are
+// kept.
+type Event = Object[EventSpec, struct{}]
+
+// EventSpec says what happened to what.
+type EventSpec struct {
+	// Type is "<kind>.<what>", such as node.lost, vm.recovered, audit.change.
+	Type     string   `json:"type"`
+	Severity Severity `json:"severity"`
+	// TargetKind, TargetID and Target (its name) say what it is about.
+	TargetKind Kind   `json:"targetKind,omitempty"`
+	TargetID   string `json:"targetID,omitempty"`
+	Target     string `json:"target,omitempty"`
+	// Node is the name of the node that it happened on.
+	Node string `json:"node,omitempty"`
+	// Actor and Source are who did it and from which address, for audit events.
+	Actor   string `json:"actor,omitempty"`
+	Source  string `json:"source,omitempty"`
+	Message string `json:"message"`
+	// Details for programs.
+	Details map[string]string `json:"details,omitempty"`
+}
+
+// Rule says when an alert fires.
+type Rule = Object[RuleSpec, struct{}]
+
+// RuleCheck is what a rule looks at.
+type RuleCheck string
+
+// The built-in checks.
+const (
+	CheckNodeLost      RuleCheck = "node-lost"
+	CheckQuorumMargin  RuleCheck = "quorum-margin"
+	CheckVMFailed      RuleCheck = "vm-failed"
+	CheckVMRecovered   RuleCheck = "vm-recovered"
+	CheckPoolFull      RuleCheck = "pool-full"
+	CheckClockSkew     RuleCheck = "clock-skew"
+	CheckCertificate   RuleCheck = "certificate"
+	CheckMetric        RuleCheck = "metric"
+	maxRuleForSeconds            = 86400
+	maxReceiverAddress           = 1024
+)
+
+// RuleSpec is the definition.
+type RuleSpec struct {
+	Check    RuleCheck `json:"check" enum:"node-lost,quorum-margin,vm-failed,vm-recovered,pool-full,clock-skew,certificate,metric"`
+	Severity Severity  `json:"severity,omitempty" enum:"info,warning,critical"`
+	// Threshold in the unit of the check: percent for pool-full, seconds for
+	// clock-skew, days for certificate, the metric's own for metric.
+	Threshold float64 `json:"threshold,omitempty"`
+	// Metric is the name of the series, for check metric; Above and below say
+	// which side of the threshold is bad.
+	Metric string `json:"metric,omitempty"`
+	Below  bool   `json:"below,omitempty"`
+	// ForSeconds is how long it must be so before the alert fires, 0-86400.
+	ForSeconds int  `json:"forSeconds,omitempty"`
+	Disabled   bool `json:"disabled,omitempty"`
+}
+
+// SetDefaults implements Spec.
+func (s *RuleSpec) SetDefaults() {
+	if s.Severity == "" {
+		s.Severity = SeverityWarning
+	}
+}
+
+// Validate implements Spec.
+func (s *RuleSpec) Validate() error {
+	switch s.Check {
+	case CheckNodeLost, CheckQuorumMargin, CheckVMFailed, CheckVMRecovered, CheckPoolFull, CheckClockSkew, CheckCertificate:
+	case CheckMetric:
+		if s.Metric == "" {
+			return Invalid("spec.metric", "is missing; give the name of a series")
+		}
+	default:
+		return Invalid("spec.check", "%q is not a check; see the reference", clip(string(s.Check)))
+	}
+	switch s.Severity {
+	case SeverityInfo, SeverityWarning, SeverityCritical:
+	default:
+		return Invalid("spec.severity", "is %q; give info, warning or critical", clip(string(s.Severity)))
+	}
+	if s.ForSeconds < 0 || s.ForSeconds > maxRuleForSeconds {
+		return Invalid("spec.forSeconds", "is %d; give 0 to %d", s.ForSeconds, maxRuleForSeconds)
+	}
+	return nil
+}
+
+// Alert is one firing of a rule for one target.
+type Alert = Object[AlertSpec, AlertStatus]
+
+// AlertSpec is written once, but for the acknowledgement.
+type AlertSpec struct {
+	Rule       string   `json:"rule"`
+	Severity   Severity `json:"severity"`
+	TargetKind Kind     `json:"targetKind,omitempty"`
+	TargetID   string   `json:"targetID,omitempty"`
+	Target     string   `json:"target,omitempty"`
+	// AcknowledgedBy and AcknowledgedAt are set by POST /alerts/{id}/acknowledge.
+	AcknowledgedBy string     `json:"acknowledgedBy,omitempty" readOnly:"true"`
+	AcknowledgedAt *time.Time `json:"acknowledgedAt,omitempty" readOnly:"true"`
+}
+
+// AlertPhase is where an alert is in its life.
+type AlertPhase string
+
+// The phases.
+const (
+	AlertPending  AlertPhase = "pending"
+	AlertFiring   AlertPhase = "firing"
+	AlertResolved AlertPhase = "resolved"
+)
+
+// AlertStatus is written by the leader's monitor service.
+type AlertStatus struct {
+	Phase      AlertPhase `json:"phase,omitempty"`
+	Message    string     `json:"message,omitempty"`
+	PendingAt  *time.Time `json:"pendingAt,omitempty"`
+	FiringAt   *time.Time `json:"firingAt,omitempty"`
+	ResolvedAt *time.Time `json:"resolvedAt,omitempty"`
+	// Sent names the receivers that were told, as "<receiver>/<phase>".
+	Sent []string `json:"sent,omitempty"`
+}
+
+// Receiver is where alerts go.
+type Receiver = Object[ReceiverSpec, ReceiverStatus]
+
+// ReceiverType is how.
+type ReceiverType string
+
+// The types.
+const (
+	ReceiverSMTP    ReceiverType = "smtp"
+	ReceiverSNMP    ReceiverType = "snmp"
+	ReceiverWebhook ReceiverType = "webhook"
+)
+
+// ReceiverSpec is the definition. Secrets are sealed before they are stored
+// and are never shown.
+type ReceiverSpec struct {
+	Type ReceiverType `json:"type" enum:"smtp,snmp,webhook"`
+	// MinSeverity that is sent: info, warning (default) or critical.
+	MinSeverity Severity `json:"minSeverity,omitempty" enum:"info,warning,critical"`
+	// Address is host:port for smtp and snmp, an http(s) URL for webhook.
+	Address string `json:"address"`
+	// From and To are mail addresses, for smtp.
+	From string   `json:"from,omitempty"`
+	To   []string `json:"to,omitempty"`
+	// TLS of smtp: starttls (default), tls or none.
+	TLS string `json:"tls,omitempty" enum:"starttls,tls,none"`
+	// User for smtp authentication, or the SNMP v3 user.
+	User string `json:"user,omitempty"`
+	// Secret is the smtp password, the SNMP community (v2c), the SNMP v3
+	// authentication and privacy pass phrase, or the webhook's HMAC key.
+	// Write only.
+	Secret string `json:"secret,omitempty"`
+	// SealedSecret is how it is stored; never shown.
+	SealedSecret []byte `json:"sealedSecret,omitempty" readOnly:"true"`
+	// Version of SNMP: 2c (default) or 3.
+	Version  string `json:"version,omitempty" enum:"2c,3"`
+	Disabled bool   `json:"disabled,omitempty"`
+}
+
+// SetDefaults implements Spec.
+func (s *ReceiverSpec) SetDefaults() {
+	if s.MinSeverity == "" {
+		s.MinSeverity = SeverityWarning
+	}
+	if s.Type == ReceiverSMTP && s.TLS == "" {
+		s.TLS = "starttls"
+	}
+	if s.Type == ReceiverSNMP && s.Version == "" {
+		s.Version = "2c"
+	}
+}
+
+// Validate implements Spec.
+func (s *ReceiverSpec) Validate() error {
+	if len(s.Address) > maxReceiverAddress {
+		return Invalid("spec.address", "is longer than %d characters", maxReceiverAddress)
+	}
+	switch s.Type {
+	case ReceiverSMTP:
+		if s.From == "" || len(s.To) == 0 || len(s.To) > 32 {
+			return Invalid("spec.to", "an smtp receiver needs from and 1 to 32 addresses in to")
+		}
+		for _, a := range append([]string{s.From}, s.To...) {
+			if !strings.Contains(a, "@") || strings.ContainsAny(a, "\r\n \t<>") {
+				return Invalid("spec.to", "%q is not a mail address", clip(a))
+			}
+		}
+	case ReceiverSNMP:
+		if s.Version != "2c" && s.Version != "3" {
+			return Invalid("spec.version", "is %q; give 2c or 3", clip(s.Version))
+		}
+		if s.Version == "3" && s.User == "" {
+			return Invalid("spec.user", "is missing; SNMP v3 needs a user")
+		}
+	case ReceiverWebhook:
+		u, err := url.Parse(s.Address)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return Invalid("spec.address", "%q is not an http or https URL", clip(s.Address))
+		}
+		return nil
+	default:
+		return Invalid("spec.type", "is %q; give smtp, snmp or webhook", clip(string(s.Type)))
+	}
+	if _, _, err := net.SplitHostPort(s.Address); err != nil {
+		return Invalid("spec.address", "%q is not host:port", clip(s.Address))
+	}
+	return nil
+}
+
+// ReceiverStatus is written by the leader's monitor service.
+type ReceiverStatus struct {
+	Phase     string     `json:"phase,omitempty"`
+	Message   string     `json:"message,omitempty"`
+	Queued    int        `json:"queued,omitempty"`
+	LastSent  *time.Time `json:"lastSent,omitempty"`
+	LastError string     `json:"lastError,omitempty"`
+}
