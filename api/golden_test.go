@@ -61,7 +61,8 @@ func goldenObjects() goldens {
 			Meta: goldenMeta(KindVM),
 			Spec: VMSpec{
 				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local"}},
-				HA: HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
+				NICs: []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5"}},
+				HA:   HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
 			},
 			Status: VMStatus{
 				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm",

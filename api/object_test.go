@@ -99,7 +99,7 @@ func TestIDs(t *testing.T) {
 	seen := map[string]bool{}
 	for range many {
 		id := NewID()
-		if !IsID(id) || id[14] != '7' || !strings.Contains("89ab", id[19:20]) || seen[id] {
+		if !IsID(id) || id[14] != '7' || !strings.ContainsRune("89ab", rune(id[19])) || seen[id] {
 			t.Fatalf("%s is not a fresh UUIDv7", id)
 		}
 		seen[id] = true

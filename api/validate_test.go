@@ -147,6 +147,11 @@ func TestVMSpec(t *testing.T) {
 		{"absurd disk", disk(VMDisk{Size: 1<<63 - 1}), "spec.disks[1].size"},
 		{"uneven disk", disk(VMDisk{Size: MiB + 512}), "spec.disks[1].size"},
 		{"disk of an image", disk(VMDisk{Image: "i"}), ""},
+		{"nic", &VMSpec{NICs: []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5"}}}, ""},
+		{"nic of a parent", &VMSpec{NICs: []VMNIC{{Network: "../lan"}}}, "spec.nics[0].network"},
+		{"nic with a multicast MAC", &VMSpec{NICs: []VMNIC{{Network: "lan", MAC: "01:00:5e:00:00:01"}}}, "spec.nics[0].mac"},
+		{"nic with an odd address", &VMSpec{NICs: []VMNIC{{Network: "lan", Address: "10.0.0.05"}}}, "spec.nics[0].address"},
+		{"too many nics", &VMSpec{NICs: make([]VMNIC, MaxNICs+1)}, "spec.nics"},
 		{"largest disk", disk(VMDisk{Size: 256 * TiB}), ""},
 	})
 }

@@ -101,7 +101,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	cancel()
-	<-done
+	if serr := <-done; serr != nil && !errors.Is(serr, context.Canceled) {
+		d.log.Warn("services did not all end", "err", serr)
+	}
 	return err
 }
 

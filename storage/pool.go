@@ -233,7 +233,7 @@ func (s *Service) checkPool(ctx context.Context, v *configdb.View, pool api.Pool
 		}
 		return got, nil
 	}
-	return s.checkShared(ctx, pool, lp, st, look, seen)
+	return s.checkShared(ctx, lp, st, look, seen)
 }
 
 // other is the state of the same pool on another member.

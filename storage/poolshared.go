@@ -30,7 +30,7 @@ import (
 // Nothing but the stamps is ever written to the database.
 
 // checkShared takes the next step of that procedure.
-func (s *Service) checkShared(ctx context.Context, pool api.Pool, lp *localPool, st api.PoolState, look look, seen sight) (verdict, error) {
+func (s *Service) checkShared(ctx context.Context, lp *localPool, st api.PoolState, look look, seen sight) (verdict, error) {
 	now := s.cfg.Now()
 	if lp.stamp == "" || lp.root != seen.root {
 		lp.stamp, lp.root, lp.since, lp.badSince = rand.Text(), seen.root, now, time.Time{}

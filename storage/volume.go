@@ -194,7 +194,7 @@ func (s *Service) adoptVolume(ctx context.Context, lp *localPool, path string, p
 }
 
 func (s *Service) volumeReady(ctx context.Context, lp *localPool, id string, p volumePlan) error {
-	_, err := s.setVolume(ctx, id, func(vol *api.Volume) error {
+	err := s.setVolume(ctx, id, func(vol *api.Volume) error {
 		vol.Status.Phase, vol.Status.Message = api.StorageReady, ""
 		vol.Status.Format, vol.Status.Size = formatQcow2, api.Size(p.size)
 		vol.Status.Conditions = api.SetCondition(vol.Status.Conditions, success(), s.cfg.Now())
@@ -208,7 +208,7 @@ func (s *Service) volumeReady(ctx context.Context, lp *localPool, id string, p v
 }
 
 func (s *Service) volumeWaits(ctx context.Context, id string, why error) (reconcile.Result, error) {
-	_, err := s.setVolume(ctx, id, func(vol *api.Volume) error {
+	err := s.setVolume(ctx, id, func(vol *api.Volume) error {
 		vol.Status.Phase, vol.Status.Message = api.StoragePending, why.Error()
 		return nil
 	})
@@ -218,7 +218,7 @@ func (s *Service) volumeWaits(ctx context.Context, id string, why error) (reconc
 // volumeFailed records a failure; what may go away is returned too, so that
 // the loop tries again with back-off. An equal failure writes nothing.
 func (s *Service) volumeFailed(ctx context.Context, id string, cause error, again bool) error {
-	_, err := s.setVolume(ctx, id, func(vol *api.Volume) error {
+	err := s.setVolume(ctx, id, func(vol *api.Volume) error {
 		vol.Status.Phase, vol.Status.Message = api.StorageFailed, cause.Error()
 		vol.Status.Conditions = api.SetCondition(vol.Status.Conditions, failure(cause), s.cfg.Now())
 		return nil
@@ -234,8 +234,7 @@ func (s *Service) volumeFailed(ctx context.Context, id string, cause error, agai
 
 // setVolume changes the status of a volume that is this node's, on fresh
 // state, and never one that is ready: a guest may use it.
-func (s *Service) setVolume(ctx context.Context, id string, f func(*api.Volume) error) (api.Volume, error) {
-	var out api.Volume
+func (s *Service) setVolume(ctx context.Context, id string, f func(*api.Volume) error) error {
 	_, err := configdb.Transact(ctx, s.cfg.DB, actor, txnAttempts, func(v *configdb.View, tx *configdb.Txn) error {
 		vol, err := configdb.Volumes.Get(v, id)
 		if err != nil {
@@ -249,14 +248,13 @@ func (s *Service) setVolume(ctx context.Context, id string, f func(*api.Volume) 
 			return err
 		}
 		vol.Status.ObservedGeneration = vol.Meta.Generation
-		out = vol
 		if err := configdb.Volumes.UpdateStatus(v, tx, &vol); err != nil || tx.Empty() {
 			return err
 		}
 		tx.RequireRevision(configdb.Volumes.SpecKey(id), vol.Meta.Revision)
 		return nil
 	})
-	return out, err
+	return err
 }
 
 // deleteVolume removes the file, then the object with its references.

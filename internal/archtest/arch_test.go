@@ -146,21 +146,21 @@ func TestLibrariesStayInTheirFolders(t *testing.T) {
 
 func TestSmallProgramsStaySmall(t *testing.T) {
 	for _, p := range list(t) {
-		switch s := short(p.ImportPath); {
-		case s == "api":
+		switch s := short(p.ImportPath); s {
+		case "api":
 			for _, imp := range p.Imports {
 				if strings.Contains(imp, ".") {
 					t.Errorf("api imports %s: it may use the standard library only", imp)
 				}
 			}
-		case s == "cmd/muster-guard" || s == "internal/guard":
+		case "cmd/muster-guard", "internal/guard":
 			for _, imp := range p.Deps {
 				if strings.Contains(strings.Split(imp, "/")[0], ".") && !strings.HasPrefix(imp, "golang.org/x/sys") &&
 					!strings.HasPrefix(imp, module+"internal/guard") && !strings.HasPrefix(imp, module+"internal/version") {
 					t.Errorf("%s depends on %s: the guard has the standard library and x/sys only", s, imp)
 				}
 			}
-		case s == "cmd/muster":
+		case "cmd/muster":
 			for _, imp := range p.Deps {
 				if strings.HasPrefix(imp, module) && (top(imp) == "node" || top(imp) == "configdb" || layer(imp) == 2) {
 					t.Errorf("cmd/muster depends on %s: it talks only REST", short(imp))

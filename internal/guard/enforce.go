@@ -97,7 +97,7 @@ func (s *Server) housekeep() {
 	}
 	s.chaseStrangers()
 	now := s.lockNow()
-	obeys := !s.tab.overdue(now, KillTime)
+	obeys := !s.tab.overdue(now)
 	first := s.dogIdle == obeys // the answer has changed
 	s.dogIdle = !obeys
 	s.mu.Unlock()

@@ -57,7 +57,7 @@ func Launch(ctx context.Context, binary, runDir, logPath string, extraArgs ...st
 	for {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("guard: launch: %w (last: %v)", ctx.Err(), lastErr)
+			return fmt.Errorf("guard: launch: %w (last: %w)", ctx.Err(), lastErr)
 		case <-time.After(pause):
 		}
 		pid, err := answers(ctx, runDir)

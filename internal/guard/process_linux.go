@@ -153,7 +153,7 @@ func (f *forker) start(req StartRequest, check func() error) (*process, error) {
 		return nil, fmt.Errorf("run %s: %w", req.Argv[0], err)
 	}
 	// Not reaped before it is registered, so /proc/PID is there even if it died.
-	setOOMScore(pid, 0)
+	_ = setOOMScore(pid, 0) // best effort, as for the guard itself
 	p := &process{pid: pid, cg: cg}
 	if st, err := readProcStat(pid); err == nil {
 		p.startTicks = st.startTicks

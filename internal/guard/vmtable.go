@@ -9,7 +9,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"time"
 )
 
 // table is the whole state of the guard and all its decisions. It does no I/O
@@ -117,13 +116,13 @@ func (t *table) overdueCount() int {
 }
 
 // overdue tells whether some protected VM has outlived its right to run by more
-// than grace: the host no longer obeys SIGKILL.
-func (t *table) overdue(now int64, grace time.Duration) bool {
+// than KillTime: the host no longer obeys SIGKILL.
+func (t *table) overdue(now int64) bool {
 	for _, in := range t.vms {
 		// Without a pid nothing runs yet, and what then does is killed at once:
 		// an exec that hangs on dead storage is no reason to reset the host.
 		present := in.rec.PID != 0 && in.rec.State != StateExited
-		if present && in.dueNS != 0 && in.rec.Protected && now-in.dueNS > int64(grace) {
+		if present && in.dueNS != 0 && in.rec.Protected && now-in.dueNS > int64(KillTime) {
 			return true
 		}
 	}
@@ -248,8 +247,7 @@ func (t *table) dropPrev(in *instance) {
 func (t *table) kill(now int64, vm string) (*instance, Outcome, *Error) {
 	t.observe(now)
 	in := t.vms[vm]
-	switch {
-	case in == nil || in.rec.State == StateExited:
+	if in == nil || in.rec.State == StateExited {
 		if pid, ok := t.strangers[vm]; ok {
 			return nil, "", refuse(CodeStranger, "process %d of an earlier guard cannot be killed", pid)
 		}
