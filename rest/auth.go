@@ -51,6 +51,8 @@ type caller struct {
 	// local is true on the unix socket, forwarded when another node sent the
 	// request on.
 	local, forwarded bool
+	// session is true for calls inside this process; see SessionHandler.
+	session bool
 }
 
 func (c caller) may(need access) bool { return rank[c.role] >= need }
@@ -58,8 +60,9 @@ func (c caller) may(need access) bool { return rank[c.role] >= need }
 // login finds out who asks and whether the route is open to them.
 func (q *request) login() error {
 	need := q.route.need
-	if local, _ := q.ctx().Value(localKey{}).(bool); local {
-		q.who = caller{actor: localActor, role: api.RoleAdministrator, scope: localActor, local: true}
+	known, _ := q.ctx().Value(callerKey{}).(caller)
+	if known.local {
+		q.who = known
 		return nil
 	}
 	switch {
@@ -73,14 +76,17 @@ func (q *request) login() error {
 	if q.db == nil {
 		return api.Errorf(api.CodeNotMember, "this host belongs to no cluster yet; run muster cluster init or join")
 	}
-	who, err := q.identify()
-	if err != nil {
-		return err
+	q.who = known
+	if !known.session {
+		who, err := q.identify()
+		if err != nil {
+			return err
+		}
+		q.who = who
 	}
-	q.who = who
-	if !who.may(need) {
-		return api.Errorf(api.CodeForbidden, "%s %s needs the role %s; the token %q has the role %s",
-			q.r.Method, q.route.path, roleFor(need), who.actor, who.role)
+	if !q.who.may(need) {
+		return api.Errorf(api.CodeForbidden, "%s %s needs the role %s; %q has the role %s",
+			q.r.Method, q.route.path, roleFor(need), q.who.actor, q.who.role)
 	}
 	return nil
 }

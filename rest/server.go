@@ -142,14 +142,29 @@ func (q *request) endOnShutdown() (done func()) {
 	}
 }
 
-type localKey struct{}
+// SessionHandler serves calls made inside this process for somebody who has
+// logged in by other means, such as a key in the console shell. It checks the
+// role like any other call.
+func (s *Server) SessionHandler(actor string, role api.Role) http.Handler {
+	return s.as(caller{actor: actor, role: role, scope: "session:" + actor, session: true})
+}
+
+type callerKey struct{}
 
 func (s *Server) from(local bool) http.Handler {
+	if local {
+		return s.as(caller{actor: localActor, role: api.RoleAdministrator, scope: localActor, local: true})
+	}
+	return s.as(caller{})
+}
+
+// as serves calls of a caller who is known; the zero caller has to log in.
+func (s *Server) as(who caller) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := &recorder{ResponseWriter: w, s: s, route: "unknown", began: s.cfg.Now()}
 		defer rec.done(r)
 		defer s.recovered(rec, r)
-		r = r.WithContext(context.WithValue(r.Context(), localKey{}, local))
+		r = r.WithContext(context.WithValue(r.Context(), callerKey{}, who))
 		s.router.ServeHTTP(rec, r)
 	})
 }

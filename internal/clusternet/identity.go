@@ -22,6 +22,8 @@ const (
 	ProtoRPC  = "muster-rpc"
 	ProtoH2   = "h2"
 	ProtoH1   = "http/1.1"
+	// ProtoSSH stands for connections that begin with "SSH-" instead of TLS.
+	ProtoSSH = "ssh"
 )
 
 // clusterProtocols need a node's certificate on both sides.

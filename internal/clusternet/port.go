@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 )
@@ -37,7 +38,7 @@ func NewPort(ln net.Listener, id *Identity, log *slog.Logger) *Port {
 }
 
 // Listener returns the listener of some protocols. Its connections are
-// *tls.Conn whose handshake is done.
+// *tls.Conn whose handshake is done, but for ProtoSSH, which are plain.
 func (p *Port) Listener(protocols ...string) net.Listener {
 	l := &protoListener{addr: p.ln.Addr(), conns: make(chan net.Conn, backlog), closed: make(chan struct{})}
 	p.mu.Lock()
@@ -89,7 +90,14 @@ func (p *Port) Serve(ctx context.Context) error {
 func (p *Port) handshake(ctx context.Context, raw net.Conn) {
 	hctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
-	c := tls.Server(raw, p.config)
+	first := &peekedConn{Conn: raw}
+	if first.begins(hctx, sshGreeting) {
+		if l := p.listener(ProtoSSH); l == nil || !l.deliver(hctx, first) {
+			_ = raw.Close()
+		}
+		return
+	}
+	c := tls.Server(first, p.config)
 	if err := c.HandshakeContext(hctx); err != nil {
 		p.log.Debug("handshake failed", "peer", raw.RemoteAddr(), "err", err)
 		_ = raw.Close()
@@ -99,12 +107,52 @@ func (p *Port) handshake(ctx context.Context, raw net.Conn) {
 	if proto == "" {
 		proto = ProtoH1 // a web client without ALPN
 	}
-	p.mu.Lock()
-	l := p.protos[proto]
-	p.mu.Unlock()
-	if l == nil || !l.deliver(hctx, c) {
+	if l := p.listener(proto); l == nil || !l.deliver(hctx, c) {
 		_ = c.Close()
 	}
+}
+
+func (p *Port) listener(proto string) *protoListener {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.protos[proto]
+}
+
+// sshGreeting begins the first line of an SSH client (RFC 4253 section 4.2),
+// which may speak before the server does; a TLS client begins with 0x16.
+const sshGreeting = "SSH-"
+
+// peekedConn is a connection whose first bytes were looked at. They are read
+// again by whoever gets the connection.
+type peekedConn struct {
+	net.Conn
+	head []byte
+}
+
+// begins reads as much as is needed to tell whether the client begins with a
+// word, until the context ends.
+func (c *peekedConn) begins(ctx context.Context, word string) bool {
+	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Now()) })
+	defer stop()
+	buf := make([]byte, len(word))
+	for len(c.head) < len(word) {
+		n, err := c.Conn.Read(buf[:len(word)-len(c.head)])
+		c.head = append(c.head, buf[:n]...)
+		if err != nil || !strings.HasPrefix(word, string(c.head)) {
+			return false
+		}
+	}
+	return true
+}
+
+// Read implements net.Conn.
+func (c *peekedConn) Read(b []byte) (int, error) {
+	if len(c.head) > 0 {
+		n := copy(b, c.head)
+		c.head = c.head[n:]
+		return n, nil
+	}
+	return c.Conn.Read(b)
 }
 
 // protoListener is the net.Listener of one protocol.
