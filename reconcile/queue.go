@@ -11,6 +11,9 @@ import (
 
 // queue holds each id at most once and hands it to one worker at a time.
 type queue struct {
+	// pause is the least time between a failed call and the next: what failed may
+	// itself have made the change that asks for another look.
+	pause time.Duration
 	mu    sync.Mutex
 	ready []string
 	state map[string]*slot
@@ -21,10 +24,11 @@ type slot struct {
 	queued, running, again bool
 	failures               int
 	timer                  *time.Timer
+	due                    time.Time // of timer
 }
 
-func newQueue() *queue {
-	return &queue{state: map[string]*slot{}, wake: make(chan struct{}, 1)}
+func newQueue(pause time.Duration) *queue {
+	return &queue{pause: pause, state: map[string]*slot{}, wake: make(chan struct{}, 1)}
 }
 
 func (q *queue) slot(id string) *slot {
@@ -36,10 +40,23 @@ func (q *queue) slot(id string) *slot {
 	return s
 }
 
-func (q *queue) add(id string) {
+// add asks for a look now.
+func (q *queue) add(id string) { q.put(id, false) }
+
+// changed asks for a look after a change of the database: now, or after the
+// pause if the last call failed.
+func (q *queue) changed(id string) { q.put(id, true) }
+
+func (q *queue) put(id string, patient bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s := q.slot(id)
+	if patient && s.failures > 0 && s.timer != nil {
+		if time.Until(s.due) > q.pause {
+			q.later(id, s, q.pause)
+		}
+		return
+	}
 	if s.timer != nil {
 		s.timer.Stop()
 		s.timer = nil
@@ -98,15 +115,26 @@ func (q *queue) finish(id string, after time.Duration) {
 	s := q.state[id]
 	s.running = false
 	switch {
+	case s.again && s.failures > 0 && after > 0:
+		q.later(id, s, min(after, q.pause))
 	case s.again:
 		s.queued = true
 		q.ready = append(q.ready, id)
 		q.signal()
 	case after > 0:
-		s.timer = time.AfterFunc(after, func() { q.add(id) })
+		q.later(id, s, after)
 	case s.failures == 0:
 		delete(q.state, id)
 	}
+}
+
+// later is called with the lock held.
+func (q *queue) later(id string, s *slot, after time.Duration) {
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	s.due = time.Now().Add(after)
+	s.timer = time.AfterFunc(after, func() { q.add(id) })
 }
 
 // failed counts one more failure and returns how many there were before.

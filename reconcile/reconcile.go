@@ -66,7 +66,7 @@ func New(cfg Config) *Loop {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Loop{cfg: cfg, queue: newQueue()}
+	return &Loop{cfg: cfg, queue: newQueue(cfg.MinBackoff)}
 }
 
 // Enqueue asks for a look at an object, for events from outside the database.
@@ -131,7 +131,7 @@ func (l *Loop) follow(ctx context.Context, s Source) error {
 
 func (l *Loop) enqueue(ids []string) {
 	for _, id := range ids {
-		l.queue.add(id)
+		l.queue.changed(id)
 	}
 }
 
@@ -155,7 +155,9 @@ func (l *Loop) work(ctx context.Context) {
 		case ctx.Err() != nil:
 			l.queue.finish(id, 0)
 		case errors.Is(err, configdb.ErrConflict):
-			l.queue.finish(id, l.cfg.MinBackoff/10) // state moved on: look at it soon
+			// The state moved on: look at it soon, but not ever faster if it lasts.
+			n := l.queue.failed(id)
+			l.queue.finish(id, min(l.cfg.MinBackoff/10<<min(n, 16), l.cfg.MaxBackoff))
 		case err != nil:
 			l.queue.finish(id, failures(id, err))
 		default:

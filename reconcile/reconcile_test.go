@@ -203,7 +203,7 @@ func TestBackoffGrowsIsBoundedAndResets(t *testing.T) {
 		got = gaps(t, cfg, 4, func(int) (Result, error) {
 			return Result{}, fmt.Errorf("write: %w", &configdb.ConflictError{})
 		})
-		if want := ms(10, 10, 10); !slices.Equal(got, want) {
+		if want := ms(10, 20, 40); !slices.Equal(got, want) {
 			t.Errorf("pauses after conflicts %v, want %v", got, want)
 		}
 		// The longest and oddest settings end in MaxBackoff, never in a busy loop.
@@ -236,6 +236,26 @@ func TestAChangeEndsABackoff(t *testing.T) {
 		synctest.Wait()
 		if n := calls.Load(); n != 2 {
 			t.Errorf("%d calls: the pause of a call long past had an effect", n)
+		}
+	})
+}
+
+func TestAFailedCallThatChangesItsOwnObjectIsNotRepeatedAtOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, db *storetest.Mem) {
+		var calls atomic.Int64
+		put(t, db, "obj/a")
+		run(t, Config{
+			DB: db, Sources: source(), MinBackoff: time.Second, MaxBackoff: time.Minute,
+			Reconcile: func(context.Context, string) (Result, error) {
+				calls.Add(1)
+				put(t, db, "obj/a") // such as a status with a time in it
+				return Result{}, errors.New("broken")
+			},
+		})
+		time.Sleep(30*time.Second + time.Millisecond) // fake time
+		synctest.Wait()
+		if n := calls.Load(); n < 4 || n > 35 {
+			t.Errorf("%d calls in 30 s with pauses of at least 1 s", n)
 		}
 	})
 }

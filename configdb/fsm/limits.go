@@ -3,8 +3,6 @@
 
 package fsm
 
-import "time"
-
 // Limits, checked before a command is proposed and again when it is decoded.
 const (
 	// MaxKeyBytes is the longest key.
@@ -21,8 +19,12 @@ const (
 	MaxPackBytes = 8 << 20
 	// HistoryLength is how many changes a watcher may lag behind.
 	HistoryLength = 1 << 16
-	// SessionIdle is the leader time after which an idle session is forgotten.
-	SessionIdle = time.Hour
+	// SessionIdle is after how many later entries an idle session is forgotten.
+	// It is counted in entries and not in time, so that no leader's clock can
+	// make the nodes forget a session whose requests are still under way.
+	SessionIdle = 1 << 20
+	// sweepEvery is how many entries lie between two looks for idle sessions.
+	sweepEvery = 1 << 10
 	// MaxSessionWindow is the most requests of one session whose results are
 	// remembered; a session with more in flight is refused.
 	MaxSessionWindow = 1 << 14

@@ -95,7 +95,7 @@ func (c *countWriter) Write(b []byte) (int, error) {
 
 func appendSession(b []byte, id [16]byte, ses *session) []byte {
 	b = append(b, id[:]...)
-	b = binary.AppendVarint(b, ses.seen)
+	b = binary.AppendUvarint(b, ses.seen)
 	b = binary.AppendUvarint(b, ses.done)
 	b = binary.AppendUvarint(b, uint64(len(ses.results)))
 	for _, seq := range sortedKeys(ses.results) {
@@ -159,7 +159,7 @@ func (d *decoder) sessions() map[[16]byte]*session {
 	out := map[[16]byte]*session{}
 	for range d.count(1 << 24) {
 		id := d.session()
-		ses := &session{seen: d.varint(), done: d.uvarint(), results: map[uint64]Outcome{}}
+		ses := &session{seen: d.uvarint(), done: d.uvarint(), results: map[uint64]Outcome{}}
 		for range d.count(MaxSessionWindow) {
 			seq := d.uvarint()
 			o := Outcome{Revision: d.uvarint(), Status: OutcomeStatus(d.byte()), Failed: d.count(MaxTxnOps), Actual: d.uvarint()}

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/tidwall/btree"
 )
@@ -46,7 +45,7 @@ const (
 )
 
 type session struct {
-	seen    int64 // leader time of the last request
+	seen    uint64 // index of the last request
 	done    uint64
 	results map[uint64]Outcome
 }
@@ -92,7 +91,7 @@ func (s *State) Apply(index, term uint64, data []byte) ([]Outcome, error) {
 	for i := range cmd.Txns {
 		outcomes[i] = s.applyOnce(index, term, &cmd.Txns[i], touched)
 	}
-	s.expireSessions()
+	s.expireSessions(index)
 	s.feed.add(index, touched)
 	s.publish(index, term)
 	s.feed.notify()
@@ -127,7 +126,7 @@ func (s *State) applyOnce(index, term uint64, t *Txn, touched map[string]bool) O
 		ses = &session{results: map[uint64]Outcome{}}
 		s.sessions[t.Request.Session] = ses
 	}
-	ses.seen = s.time
+	ses.seen = index
 	if r, ok := ses.results[t.Request.Sequence]; ok {
 		return r
 	}
@@ -195,11 +194,13 @@ func (s *State) holds(p Precondition, term uint64) (actual uint64, ok bool) {
 	return 0, false
 }
 
-// expireSessions forgets sessions that were idle for SessionIdle of leader
-// time. It depends on the commands alone, so that all nodes forget alike.
-func (s *State) expireSessions() {
-	limit := s.time - int64(SessionIdle/time.Nanosecond)
-	maps.DeleteFunc(s.sessions, func(_ [16]byte, ses *session) bool { return ses.seen < limit })
+// expireSessions forgets, now and then, sessions that were idle for SessionIdle
+// entries. It depends on the indexes alone, so that all nodes forget alike.
+func (s *State) expireSessions(index uint64) {
+	if index%sweepEvery != 0 || index < SessionIdle {
+		return
+	}
+	maps.DeleteFunc(s.sessions, func(_ [16]byte, ses *session) bool { return ses.seen < index-SessionIdle })
 }
 
 // sortedSessions returns the session ids in a fixed order, for snapshots.

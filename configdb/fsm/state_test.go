@@ -68,8 +68,11 @@ func genHistory(t *rapid.T) []entry {
 	for range rapid.IntRange(1, 25).Draw(t, "entries") {
 		index += rapid.Uint64Range(1, 2).Draw(t, "step")
 		term = max(term, rapid.Uint64Range(1, 2).Draw(t, "term"))
-		// Clocks of leaders differ: time may go back, or jump over SessionIdle.
-		now += rapid.Int64Range(-int64(time.Minute), int64(SessionIdle)*2/3).Draw(t, "time")
+		if rapid.IntRange(0, 3).Draw(t, "jump") == 0 { // most of a session's patience, to a sweep
+			index = (index/sweepEvery + SessionIdle*2/3/sweepEvery) * sweepEvery
+		}
+		// Clocks of leaders differ: time may go back.
+		now += rapid.Int64Range(-int64(time.Minute), int64(time.Hour)).Draw(t, "time")
 		out = append(out, entry{index, term, Command{Time: now, Txns: rapid.SliceOfN(genTxn(), 0, 3).Draw(t, "txns")}})
 	}
 	return out
@@ -131,7 +134,7 @@ type model struct {
 }
 
 type modelSession struct {
-	seen     int64
+	seen     uint64
 	done     uint64
 	answered map[uint64]Outcome
 }
@@ -144,7 +147,7 @@ func (m *model) apply(e entry) []Outcome {
 		out = append(out, m.request(e, x, touched))
 	}
 	for id, s := range m.sessions {
-		if m.now-s.seen > int64(SessionIdle) {
+		if e.index%sweepEvery == 0 && e.index-s.seen > SessionIdle {
 			delete(m.sessions, id)
 		}
 	}
@@ -164,7 +167,7 @@ func (m *model) request(e entry, x Txn, touched map[string]bool) Outcome {
 		s = &modelSession{answered: map[uint64]Outcome{}}
 		m.sessions[id.Session] = s
 	}
-	s.seen = m.now
+	s.seen = e.index
 	if o, ok := s.answered[id.Sequence]; ok {
 		return o
 	}
@@ -341,16 +344,14 @@ func TestAForgottenSessionIsRefused(t *testing.T) {
 	ses := [16]byte{1}
 	begin := put("k", "1", RequestID{Session: ses})
 	apply(t, s, entry{1, 1, begin})
-	idle := Command{Time: int64(SessionIdle)}
-	apply(t, s, entry{2, 1, idle})
+	apply(t, s, entry{SessionIdle, 1, Command{}})
 	next := put("k", "2", RequestID{Session: ses, Sequence: 1, Done: 1})
-	if out := apply(t, s, entry{3, 1, next}); out[0].Status != Applied {
+	if out := apply(t, s, entry{SessionIdle + 1, 1, next}); out[0].Status != Applied {
 		t.Fatalf("a session that is not idle longer than the limit: %+v", out)
 	}
-	idle.Time = 2*int64(SessionIdle) + 1
-	apply(t, s, entry{4, 1, idle})
+	apply(t, s, entry{2*SessionIdle + sweepEvery, 1, Command{}})
 	next.Txns[0].Request.Sequence, next.Txns[0].Request.Done = 2, 2
-	if out := apply(t, s, entry{5, 1, next}); out[0].Status != SessionUnknown {
+	if out := apply(t, s, entry{3 * SessionIdle, 1, next}); out[0].Status != SessionUnknown {
 		t.Errorf("a forgotten session: %+v", out)
 	}
 	if n := len(s.Snapshot().sessions); n != 0 {

@@ -19,7 +19,9 @@ import (
 const (
 	HandshakeTimeout = 10 * time.Second
 	MaxHandshakes    = 512
-	backlog          = 128 // finished handshakes waiting for a protocol's server
+	// MaxHandshakesPerIP keeps one address from taking all places.
+	MaxHandshakesPerIP = 128
+	backlog            = 128 // finished handshakes waiting for a protocol's server
 )
 
 // Port accepts on one listener and hands each connection to its protocol.
@@ -28,13 +30,14 @@ type Port struct {
 	config *tls.Config
 	log    *slog.Logger
 
-	mu     sync.Mutex
-	protos map[string]*protoListener
+	mu      sync.Mutex
+	protos  map[string]*protoListener
+	shaking map[string]int // handshakes under way, by address
 }
 
 // NewPort returns a port that serves nothing until Listener and Serve.
 func NewPort(ln net.Listener, id *Identity, log *slog.Logger) *Port {
-	return &Port{ln: ln, config: id.serverConfig(), log: log, protos: map[string]*protoListener{}}
+	return &Port{ln: ln, config: id.serverConfig(), log: log, protos: map[string]*protoListener{}, shaking: map[string]int{}}
 }
 
 // Listener returns the listener of some protocols. Its connections are
@@ -74,14 +77,24 @@ func (p *Port) Serve(ctx context.Context) error {
 			}
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			_ = c.Close() // over the limit; the client tries again
+		from, ok := p.admit(c)
+		if ok {
+			select {
+			case slots <- struct{}{}:
+			default:
+				p.dismiss(from)
+				ok = false
+			}
+		}
+		if !ok {
+			_ = c.Close() // over a limit; the client tries again
 			continue
 		}
 		wg.Go(func() {
-			defer func() { <-slots }()
+			defer func() {
+				<-slots
+				p.dismiss(from)
+			}()
 			p.handshake(ctx, c)
 		})
 	}
@@ -109,6 +122,29 @@ func (p *Port) handshake(ctx context.Context, raw net.Conn) {
 	}
 	if l := p.listener(proto); l == nil || !l.deliver(hctx, c) {
 		_ = c.Close()
+	}
+}
+
+// admit counts a handshake of the address that a connection comes from.
+func (p *Port) admit(c net.Conn) (from string, ok bool) {
+	from, _, err := net.SplitHostPort(c.RemoteAddr().String())
+	if err != nil {
+		from = c.RemoteAddr().String()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.shaking[from] >= MaxHandshakesPerIP {
+		return from, false
+	}
+	p.shaking[from]++
+	return from, true
+}
+
+func (p *Port) dismiss(from string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.shaking[from]--; p.shaking[from] == 0 {
+		delete(p.shaking, from)
 	}
 }
 

@@ -14,7 +14,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -140,12 +142,39 @@ type RPCClient struct {
 	id *Identity
 	mu sync.Mutex
 	// one transport per node and address, so that a changed address is dialled
-	peers map[string]*http.Transport
+	peers map[string]*rpcPeer
+}
+
+// rpcPeer is the connection to one node. Until it stands, one call at a time
+// goes ahead: a hundred calls to a node that just became leader would
+// otherwise make a hundred handshakes.
+type rpcPeer struct {
+	*http.Transport
+	dialling chan struct{} // holds a token while the first call is under way
+	stands   atomic.Bool
+}
+
+// enter waits for its turn. The returned function ends it: with true when a
+// connection stands, with false when there is none.
+func (p *rpcPeer) enter(ctx context.Context) (leave func(stands bool), err error) {
+	if p.stands.Load() {
+		return func(stands bool) { p.stands.Store(stands) }, nil
+	}
+	select {
+	case p.dialling <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	var once sync.Once
+	return func(stands bool) {
+		p.stands.Store(stands)
+		once.Do(func() { <-p.dialling })
+	}, nil
 }
 
 // NewRPCClient returns a client without connections.
 func NewRPCClient(id *Identity) *RPCClient {
-	return &RPCClient{id: id, peers: map[string]*http.Transport{}}
+	return &RPCClient{id: id, peers: map[string]*rpcPeer{}}
 }
 
 // Close drops all connections.
@@ -155,17 +184,17 @@ func (c *RPCClient) Close() {
 	for _, t := range c.peers {
 		t.CloseIdleConnections()
 	}
-	c.peers = map[string]*http.Transport{}
+	c.peers = map[string]*rpcPeer{}
 }
 
-func (c *RPCClient) transport(nodeID, address string) *http.Transport {
+func (c *RPCClient) peer(nodeID, address string) *rpcPeer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	key := nodeID + "@" + address
 	if t := c.peers[key]; t != nil {
 		return t
 	}
-	t := &http.Transport{
+	t := &rpcPeer{dialling: make(chan struct{}, 1), Transport: &http.Transport{
 		Protocols: h2only(),
 		HTTP2:     &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingWait},
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -176,7 +205,7 @@ func (c *RPCClient) transport(nodeID, address string) *http.Transport {
 			return plainConn{conn}, nil
 		},
 		DisableCompression: true,
-	}
+	}}
 	c.peers[key] = t
 	return t
 }
@@ -188,8 +217,17 @@ func (c *RPCClient) Call(ctx context.Context, nodeID, address, method string, re
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.transport(nodeID, address).RoundTrip(req)
+	p := c.peer(nodeID, address)
+	leave, err := p.enter(ctx)
 	if err != nil {
+		return nil, fmt.Errorf("call %s on node %s: %w", method, nodeID, err)
+	}
+	// The others may go on as soon as there is a connection, however long this
+	// call takes.
+	got := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { leave(true) }}
+	resp, err := p.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, got)))
+	if err != nil {
+		leave(ctx.Err() != nil && p.stands.Load()) // a deadline says nothing about the connection
 		return nil, fmt.Errorf("call %s on node %s: %w", method, nodeID, err)
 	}
 	defer func() { _ = resp.Body.Close() }()

@@ -190,6 +190,33 @@ func TestManyCallsAtOnce(t *testing.T) {
 	}
 }
 
+func TestACrowdMakesOneConnection(t *testing.T) {
+	c := newCluster(t)
+	srv, id := c.identity(t, "server"), c.identity(t, "client")
+	p := startPeer(t, srv, "127.0.0.1:0", func(s *RPCServer) {
+		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
+	})
+	var dials atomic.Int64
+	id.DialTCP = func(ctx context.Context, address string) (net.Conn, error) {
+		dials.Add(1)
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", address)
+	}
+	client := newClient(t, id)
+	var wg sync.WaitGroup
+	for range 100 {
+		wg.Go(func() {
+			if _, err := client.Call(timeout(t, 20*time.Second), srv.NodeID, p.addr, "echo", nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := dials.Load(); n != 1 {
+		t.Errorf("%d connections for 100 calls", n)
+	}
+}
+
 func eventually(t *testing.T, try func() error) {
 	t.Helper()
 	deadline := time.Now().Add(waitTimeout)
