@@ -34,10 +34,11 @@ const (
 
 // Daemon is one musterd.
 type Daemon struct {
-	cfg  *Config
-	log  *slog.Logger
-	rest *rest.Server
-	sup  *suture.Supervisor
+	cfg   *Config
+	log   *slog.Logger
+	rest  *rest.Server
+	sup   *suture.Supervisor
+	table *serviceTable
 
 	fatalOnce sync.Once
 	fatal     chan error
@@ -50,10 +51,10 @@ type Daemon struct {
 
 // New prepares a daemon; Run starts it.
 func New(cfg *Config, log *slog.Logger) (*Daemon, error) {
-	d := &Daemon{cfg: cfg, log: log, fatal: make(chan error, 1)}
+	d := &Daemon{cfg: cfg, log: log, fatal: make(chan error, 1), table: newServiceTable(log)}
 	srv, err := rest.New(rest.Config{
 		Version: version.Version, Node: d.nodeName, DB: d.db, Bootstrap: d, Cluster: clusterOf{d}, Placer: restPlacer{},
-		Images: imagesOf{d}, Consoles: consolesOf{d}, Peers: d, PeerName: d.peerName, Log: log.With("module", "rest"),
+		Images: imagesOf{d}, Consoles: consolesOf{d}, Peers: d, PeerName: d.peerName, Services: d.services, Log: log.With("module", "rest"),
 	})
 	if err != nil {
 		return nil, err
@@ -134,27 +135,20 @@ func (d *Daemon) start(info *membership) error {
 	if err != nil {
 		return errors.Join(err, ln.Close())
 	}
+	m.table = d.table
 	d.mu.Lock()
 	d.member = m
 	d.mu.Unlock()
 	for name, s := range m.services() {
-		d.sup.Add(named{s, name})
+		d.sup.Add(&watched{s, name, d.table})
 	}
 	d.serve("web", d.rest.HTTPServer(d.rest.Handler()), m.webListener)
 	return nil
 }
 
-// named gives a service its name in the supervisor's log.
-type named struct {
-	suture.Service
-	name string
-}
-
-func (n named) String() string { return n.name }
-
 // serve adds an HTTP server to the supervisor.
 func (d *Daemon) serve(name string, srv *http.Server, ln net.Listener) {
-	d.sup.Add(named{serviceFunc(func(ctx context.Context) error {
+	d.sup.Add(&watched{func(ctx context.Context) error {
 		stop := context.AfterFunc(ctx, func() {
 			grace, cancel := context.WithTimeout(context.Background(), shutdownGrace)
 			defer cancel()
@@ -166,7 +160,7 @@ func (d *Daemon) serve(name string, srv *http.Server, ln net.Listener) {
 			return fmt.Errorf("serve %s: %w", name, err)
 		}
 		return suture.ErrDoNotRestart
-	}), name})
+	}, name, d.table})
 }
 
 // listenLocal opens the administrator's socket. The directory's lock is held,
@@ -243,3 +237,6 @@ func (d *Daemon) Proxy(node string) (http.RoundTripper, *url.URL, error) {
 func notMember() error {
 	return api.Errorf(api.CodeNotMember, "this host belongs to no cluster yet; run: muster cluster init, or: muster cluster join TOKEN")
 }
+
+// services is how this daemon's services fare.
+func (d *Daemon) services() []api.ServiceStatus { return d.table.list(d.nodeName()) }

@@ -58,6 +58,7 @@ type member struct {
 	rpcListener, webListener net.Listener
 
 	fatal   func(error)   // ends the daemon
+	table   *serviceTable // how the services fare
 	wake    chan struct{} // asks for a look at every VM
 	peersMu sync.Mutex
 	peers   map[string]http.RoundTripper // by id@address
@@ -146,18 +147,18 @@ func (notLeaderError) RPCCode() string { return codeNotLeader }
 func notLeader() error { return notLeaderError{errors.New("this node is not the leader")} }
 
 // services returns what the supervisor runs, by name.
-func (m *member) services() map[string]suture.Service {
-	all := map[string]suture.Service{
-		"port":       serviceFunc(m.port.Serve),
-		"rpc":        serviceFunc(func(ctx context.Context) error { return m.rpc.Serve(ctx, m.rpcListener) }),
-		"enlist":     serviceFunc(m.enlist),
-		"guard":      serviceFunc(m.guard.Serve),
-		"lease":      serviceFunc(m.keeper.Run),
-		"storage":    serviceFunc(m.storage.Run),
-		"hypervisor": serviceFunc(m.hyper.Run),
-		"wake":       serviceFunc(m.lookAround),
-		"node":       serviceFunc(m.facts.run),
-		"leader":     serviceFunc(m.leader),
+func (m *member) services() map[string]func(context.Context) error {
+	all := map[string]func(context.Context) error{
+		"port":       m.port.Serve,
+		"rpc":        func(ctx context.Context) error { return m.rpc.Serve(ctx, m.rpcListener) },
+		"enlist":     m.enlist,
+		"guard":      m.guard.Serve,
+		"lease":      m.keeper.Run,
+		"storage":    m.storage.Run,
+		"hypervisor": m.hyper.Run,
+		"wake":       m.lookAround,
+		"node":       m.facts.run,
+		"leader":     m.leader,
 	}
 	if m.info.Role == api.RoleWitness {
 		delete(all, "storage")
@@ -166,11 +167,6 @@ func (m *member) services() map[string]suture.Service {
 	}
 	return all
 }
-
-type serviceFunc func(ctx context.Context) error
-
-// Serve implements suture.Service.
-func (f serviceFunc) Serve(ctx context.Context) error { return f(ctx) }
 
 // wakeHypervisor asks for a look at every VM and does not wait for it: neither
 // the renewal of the lease nor the guard's events may be held up.
@@ -195,10 +191,12 @@ func (m *member) lookAround(ctx context.Context) error {
 // leader runs what needs one brain, while this node leads.
 func (m *member) leader(ctx context.Context) error {
 	return m.store.WhileLeader(ctx, func(ctx context.Context, l configdb.Leadership) {
-		sup := suture.New("leader", suture.Spec{EventHook: logSuture(m.log), PassThroughPanics: false})
-		sup.Add(serviceFunc(func(ctx context.Context) error { return m.ha.Run(ctx, l.Term) }))
-		sup.Add(serviceFunc(func(ctx context.Context) error { return m.task.Run(ctx, l.Term) }))
-		sup.Add(serviceFunc(func(ctx context.Context) error { return m.reassign(ctx, l.Term) }))
+		sup := suture.New("leader", suture.Spec{EventHook: logSuture(m.log)})
+		for name, run := range map[string]func(context.Context, uint64) error{
+			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign,
+		} {
+			sup.Add(&watched{func(ctx context.Context) error { return run(ctx, l.Term) }, name, m.table})
+		}
 		_ = sup.Serve(ctx) // ends with the leadership
 	})
 }

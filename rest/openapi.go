@@ -27,6 +27,7 @@ var paramDocs = map[string]struct {
 	typ, doc string
 }{
 	"project":     {"string", "project of the objects; * in lists for all"},
+	"node":        {"string", "name of the one node to ask; default all"},
 	"labels":      {"string", "k=v,k2=v2: objects with all these labels"},
 	"fields":      {"string", "path=value,…: objects whose fields equal these, such as status.phase=running"},
 	"limit":       {"integer", "most items, 1-1000; default 500"},

@@ -247,3 +247,15 @@ func TestObjectOfANewerVersionIsNotRewritten(t *testing.T) {
 	want[api.VM](t, f.do(call{method: "GET", path: "vms/web1"}), 200)
 	wantProblem(t, f.do(call{method: "PATCH", path: "vms/web1", body: `{"spec":{"ha":"restart"}}`}), 501, api.CodeUnsupported, "")
 }
+
+func TestServicesOfEveryNodeFromAnyNode(t *testing.T) {
+	f := newFixture(t)
+	for _, at := range []string{"m1", "m2"} {
+		all := want[ServiceList](t, f.do(call{method: "GET", path: "services", node: at, role: api.RoleViewer}), 200)
+		one := want[ServiceList](t, f.do(call{method: "GET", path: "services?node=m2", node: at, role: api.RoleViewer}), 200)
+		if len(all.Items) != 2 || all.Items[0].Node != "m1" || all.Items[1].Node != "m2" || len(one.Items) != 1 || one.Items[0].Node != "m2" {
+			t.Errorf("services at %s: all %+v, of m2 %+v", at, all, one)
+		}
+	}
+	wantProblem(t, f.do(call{method: "GET", path: "services?node=none"}), 404, api.CodeNotFound, "")
+}

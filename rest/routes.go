@@ -116,6 +116,8 @@ func (s *Server) plainRoutes() []route {
 			summary: "Whether this node can take any call", status: http.StatusOK},
 		{method: http.MethodGet, path: "/metrics", need: needLoopback, handle: s.serveMetrics, produces: "text/plain",
 			summary: "Metrics for Prometheus", status: http.StatusOK},
+		{method: http.MethodGet, path: base + "services", need: needViewer, handle: serveServices, params: []string{"node"},
+			summary: "How the supervised parts of the daemons fare, on every node", out: typeOf[ServiceList](), status: http.StatusOK},
 		{method: http.MethodGet, path: base + "openapi.json", need: needViewer, handle: s.serveOpenAPI, produces: "application/json",
 			summary: "This description", status: http.StatusOK},
 		{method: http.MethodGet, path: base + "watch", need: needViewer, handle: watch, stream: true,

@@ -38,6 +38,8 @@ type Config struct {
 	// PeerName returns the name of the node whose verified certificate came
 	// with a request.
 	PeerName func(*http.Request) (node string, ok bool)
+	// Services returns how the supervised parts of this daemon fare.
+	Services func() []api.ServiceStatus
 
 	Log *slog.Logger
 	// Now is the clock; time.Now when nil.
@@ -51,7 +53,7 @@ func (c *Config) check() error {
 	}{
 		{"Node", c.Node != nil}, {"DB", c.DB != nil}, {"Bootstrap", c.Bootstrap != nil}, {"Cluster", c.Cluster != nil},
 		{"Placer", c.Placer != nil}, {"Images", c.Images != nil}, {"Consoles", c.Consoles != nil}, {"Peers", c.Peers != nil},
-		{"PeerName", c.PeerName != nil},
+		{"PeerName", c.PeerName != nil}, {"Services", c.Services != nil},
 	} {
 		if !f.set {
 			return fmt.Errorf("rest: Config.%s is not set", f.name)
