@@ -43,6 +43,36 @@ type EventSpec struct {
 	Details map[string]string `json:"details,omitempty"`
 }
 
+// maxEventMessage is the longest message of an event in bytes.
+const maxEventMessage = 2000
+
+// NewEvent returns an event about an object. It is stored in the transaction
+// of the change that it tells of, so that neither is there without the other.
+func NewEvent(typ string, severity Severity, kind Kind, target Meta, message string, now time.Time) Event {
+	if len(message) > maxEventMessage {
+		message = strings.ToValidUTF8(message[:maxEventMessage], "") + "…"
+	}
+	e := Event{Meta: NewMeta(KindEvent, "", "")}
+	e.Meta.Name, e.Meta.CreatedAt = e.Meta.ID, now.UTC()
+	e.Spec = EventSpec{
+		Type: typ, Severity: severity, TargetKind: kind, TargetID: target.ID, Target: target.Name, Message: message,
+	}
+	return e
+}
+
+// Rank orders severities: info 1, warning 2, critical 3, anything else 0.
+func (s Severity) Rank() int {
+	switch s {
+	case SeverityInfo:
+		return 1
+	case SeverityWarning:
+		return 2
+	case SeverityCritical:
+		return 3
+	}
+	return 0
+}
+
 // Rule says when an alert fires.
 type Rule = Object[RuleSpec, struct{}]
 
@@ -60,6 +90,7 @@ const (
 	CheckCertificate   RuleCheck = "certificate"
 	CheckMetric        RuleCheck = "metric"
 	maxRuleForSeconds            = 86400
+	maxMetricName                = 200
 	maxReceiverAddress           = 1024
 )
 
@@ -84,7 +115,25 @@ func (s *RuleSpec) SetDefaults() {
 	if s.Severity == "" {
 		s.Severity = SeverityWarning
 	}
+	if s.Threshold != 0 {
+		return
+	}
+	switch s.Check {
+	case CheckPoolFull:
+		s.Threshold = defaultPoolPercent
+	case CheckClockSkew:
+		s.Threshold = defaultSkewSeconds
+	case CheckCertificate:
+		s.Threshold = defaultCertDays
+	}
 }
+
+// Thresholds of the checks that need one, in their units.
+const (
+	defaultPoolPercent = 90
+	defaultSkewSeconds = 2
+	defaultCertDays    = 30
+)
 
 // Validate implements Spec.
 func (s *RuleSpec) Validate() error {
@@ -104,6 +153,15 @@ func (s *RuleSpec) Validate() error {
 	}
 	if s.ForSeconds < 0 || s.ForSeconds > maxRuleForSeconds {
 		return Invalid("spec.forSeconds", "is %d; give 0 to %d", s.ForSeconds, maxRuleForSeconds)
+	}
+	if len(s.Metric) > maxMetricName {
+		return Invalid("spec.metric", "is longer than %d characters", maxMetricName)
+	}
+	switch {
+	case s.Check == CheckPoolFull && (s.Threshold <= 0 || s.Threshold > 100):
+		return Invalid("spec.threshold", "is %g; give a percentage above 0 and up to 100", s.Threshold)
+	case (s.Check == CheckClockSkew || s.Check == CheckCertificate) && s.Threshold <= 0:
+		return Invalid("spec.threshold", "is %g; give a number above 0", s.Threshold)
 	}
 	return nil
 }
@@ -143,6 +201,9 @@ type AlertStatus struct {
 	// Sent names the receivers that were told, as "<receiver>/<phase>".
 	Sent []string `json:"sent,omitempty"`
 }
+
+// SentMark is the entry of Sent for a receiver and a phase.
+func SentMark(receiver string, phase AlertPhase) string { return receiver + "/" + string(phase) }
 
 // Receiver is where alerts go.
 type Receiver = Object[ReceiverSpec, ReceiverStatus]

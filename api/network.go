@@ -4,9 +4,12 @@
 package api
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 )
 
 // Network is a layer-2 network that is the same on every node.
@@ -28,7 +31,18 @@ const (
 	MaxVLAN = 4094
 	MaxVNI  = 1<<24 - 1
 	MaxNICs = 8
+	// VXLANMTU is the MTU of guests on vxlan networks: what the tunnel's headers
+	// leave of 1500 bytes.
+	VXLANMTU = 1450
 )
+
+// MTU of the guests' network cards, 0 for the usual 1500.
+func (s *NetworkSpec) MTU() int {
+	if s.Type == NetworkVXLAN {
+		return VXLANMTU
+	}
+	return 0
+}
 
 // NetworkSpec is the definition; type and tag cannot be changed.
 type NetworkSpec struct {
@@ -106,6 +120,22 @@ type SwitchStateStatus struct {
 	UplinkUp bool   `json:"uplinkUp,omitempty"`
 	// Networks that are realised here, by name, in order.
 	Networks []string `json:"networks,omitempty"`
+	// Problems says by name which networks are not, and why.
+	Problems map[string]string `json:"problems,omitempty"`
+}
+
+// Realised reports whether a network, by name, is usable on the node, and if
+// not, why.
+func (s *SwitchStateStatus) Realised(network string) (ok bool, reason string) {
+	switch {
+	case !s.Ready:
+		return false, s.Reason
+	case slices.Contains(s.Networks, network):
+		return true, ""
+	case s.Problems[network] != "":
+		return false, s.Problems[network]
+	}
+	return false, "the node has not made it yet"
 }
 
 // Uplink bridges a physical NIC of a node into its virtual switch. There is at
@@ -206,11 +236,53 @@ func (s *IPPoolSpec) Validate() error {
 			return Invalid(fmt.Sprintf("spec.dns[%d]", i), "%q is not an IPv4 address", clip(d))
 		}
 	}
+	if s.Gateway != "" && !s.Host(netip.MustParseAddr(s.Gateway)) {
+		return Invalid("spec.gateway", "%s is the address of the subnet or of all its hosts, not of one host", s.Gateway)
+	}
 	first, last := s.Range()
 	if last.Less(first) {
 		return Invalid("spec.end", "%s is before %s", last, first)
 	}
+	if s.Total() == 0 {
+		return Invalid("spec.start", "leaves no address to hand out: %s is the gateway", s.Gateway)
+	}
+	if len(s.Domain) > 253 || strings.ContainsFunc(s.Domain, func(c rune) bool { return c <= ' ' || c > '~' }) {
+		return Invalid("spec.domain", "%q is not a domain name", clip(s.Domain))
+	}
 	return nil
+}
+
+// Host reports whether a is an address of the subnet that one host can have.
+func (s *IPPoolSpec) Host(a netip.Addr) bool {
+	whole := IPPoolSpec{CIDR: s.CIDR}
+	first, last := whole.Range()
+	return !a.Less(first) && !last.Less(a)
+}
+
+// Total is how many addresses are handed out, without the gateway.
+func (s *IPPoolSpec) Total() int {
+	first, last := s.Range()
+	n := int(number(last)) - int(number(first)) + 1
+	if g, err := netip.ParseAddr(s.Gateway); err == nil && !g.Less(first) && !last.Less(g) {
+		n--
+	}
+	return max(n, 0)
+}
+
+// At returns the n-th address that could be handed out, from 0; it may be the
+// gateway.
+func (s *IPPoolSpec) At(n int) netip.Addr {
+	first, _ := s.Range()
+	return address(number(first) + uint32(n))
+}
+
+func number(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}
+
+func address(n uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, n)))
 }
 
 // Range returns the first and last address that are handed out (the gateway
@@ -218,11 +290,8 @@ func (s *IPPoolSpec) Validate() error {
 func (s *IPPoolSpec) Range() (first, last netip.Addr) {
 	p := netip.MustParsePrefix(s.CIDR)
 	first = p.Addr().Next()
-	b := p.Addr().As4()
-	host := uint32(1)<<(32-p.Bits()) - 2 // without network and broadcast
-	n := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
-	n += host
-	last = netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
+	hosts := uint32(1)<<(32-p.Bits()) - 2 // without network and broadcast
+	last = address(number(p.Addr()) + hosts)
 	if a, err := netip.ParseAddr(s.Start); err == nil && first.Less(a) {
 		first = a
 	}

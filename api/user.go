@@ -6,7 +6,10 @@ package api
 import "strings"
 
 // User is a person who logs in to the console shell with a key.
-type User = Object[UserSpec, struct{}]
+type User = Object[UserSpec, UserStatus]
+
+// UserStatus is what the cluster observes: nothing yet.
+type UserStatus struct{}
 
 // Limits of a user.
 const (

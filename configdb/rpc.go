@@ -30,6 +30,7 @@ func (notLeaderError) RPCCode() string { return codeNotLeader }
 
 func (s *Store) register(srv *clusternet.RPCServer) {
 	srv.Handle(methodTxn, s.serveTxn)
+	srv.Handle(methodTerm, s.serveTerm)
 	srv.Handle(methodReadIndex, func(ctx context.Context, _ []byte) ([]byte, error) {
 		rev, err := s.readIndex(ctx)
 		if err != nil {

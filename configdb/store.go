@@ -57,6 +57,10 @@ type Store struct {
 	sessions *sessions
 	opened   time.Time
 
+	behind      lag
+	leaderMu    sync.Mutex
+	leaderMoved chan struct{} // closed when another leader, or none, is known
+
 	closed chan struct{}
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -69,7 +73,7 @@ var _ DB = (*Store)(nil)
 func Open(cfg StoreConfig) (*Store, error) {
 	s := &Store{
 		cfg: cfg, log: cfg.Log, state: fsm.New(), leading: newLeaderTracker(),
-		sessions: newSessions(), opened: time.Now(), closed: make(chan struct{}),
+		sessions: newSessions(), opened: time.Now(), closed: make(chan struct{}), leaderMoved: make(chan struct{}),
 	}
 	node, err := raftnode.Open(raftnode.Config{
 		Dir: cfg.Dir, NodeID: cfg.NodeID, Address: cfg.Address, Identity: cfg.Identity,
@@ -79,11 +83,15 @@ func Open(cfg StoreConfig) (*Store, error) {
 		return nil, fmt.Errorf("open configuration database: %w", err)
 	}
 	s.node = node
-	s.verify.verify = node.Verify
+	s.verify.verify = s.askVoters
 	s.batch = newBatcher(node.Apply)
 	s.register(cfg.Server)
 	ctx, cancel := context.WithCancel(context.Background())
-	s.cancel = cancel
+	stopWatching := node.WatchLeader(s.noteLeader)
+	s.cancel = func() {
+		cancel()
+		stopWatching()
+	}
 	s.wg.Go(func() { s.batch.run(ctx) })
 	s.wg.Go(func() { s.track(ctx) })
 	return s, nil
@@ -108,12 +116,19 @@ func (s *Store) Watch(prefix string, from uint64) *Watch {
 	return NewWatch(s.state, s.closed, prefix, from)
 }
 
+// Heard notes that the leader had a revision at a time. A node whose disk takes
+// no more entries still hears from the leader, but stays behind.
+func (s *Store) Heard(revision uint64, at time.Time) { s.behind.heard(revision, at) }
+
 // Staleness implements DB. A leader is confirmed by a majority at least every
 // lease time, or it would have stepped down; a follower counts from the last
-// message of a leader.
+// message of a leader, or from when it was last known to lack a revision.
 func (s *Store) Staleness() (time.Duration, bool) {
 	if l, _ := s.leading.get(); l != nil {
 		return 0, true
+	}
+	if behind, ok := s.behind.since(s.state.View().Revision()); ok {
+		return time.Since(behind), true
 	}
 	last := s.node.LastContact()
 	if last.Before(s.opened) {
@@ -242,8 +257,9 @@ type target struct {
 func (s *Store) onLeader(ctx context.Context, f func(context.Context, target) error) error {
 	var last error
 	for {
+		moved := s.leaderChange() // before the look, so that no change is missed
 		if id, addr, ok := s.node.Leader(); ok {
-			actx, cancel := context.WithTimeout(ctx, attemptTimeout)
+			actx, cancel := attempt(ctx, moved)
 			err := f(actx, target{self: id == s.cfg.NodeID, nodeID: id, address: addr})
 			cancel()
 			if err == nil || errors.Is(err, ErrTooLarge) {
@@ -262,6 +278,34 @@ func (s *Store) onLeader(ctx context.Context, f func(context.Context, target) er
 			return ErrClosed
 		}
 	}
+}
+
+// noteLeader ends what waits for a leader that is no longer the leader.
+func (s *Store) noteLeader() {
+	s.leaderMu.Lock()
+	defer s.leaderMu.Unlock()
+	close(s.leaderMoved)
+	s.leaderMoved = make(chan struct{})
+}
+
+func (s *Store) leaderChange() <-chan struct{} {
+	s.leaderMu.Lock()
+	defer s.leaderMu.Unlock()
+	return s.leaderMoved
+}
+
+// attempt returns the context of one try, which ends early when this node
+// learns of another leader: a dead one never answers.
+func attempt(ctx context.Context, moved <-chan struct{}) (context.Context, context.CancelFunc) {
+	actx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	go func() {
+		select {
+		case <-moved:
+			cancel()
+		case <-actx.Done():
+		}
+	}()
+	return actx, cancel
 }
 
 func withDefaultDeadline(ctx context.Context) (context.Context, context.CancelFunc) {

@@ -46,7 +46,7 @@ var (
 	Rules        = Table[api.RuleSpec, struct{}]{api.KindRule}
 	Alerts       = Table[api.AlertSpec, api.AlertStatus]{api.KindAlert}
 	Receivers    = Table[api.ReceiverSpec, api.ReceiverStatus]{api.KindReceiver}
-	Users        = Table[api.UserSpec, struct{}]{api.KindUser}
+	Users        = Table[api.UserSpec, api.UserStatus]{api.KindUser}
 )
 
 // SpecPrefix and StatusPrefix are what to watch for changes of a kind.

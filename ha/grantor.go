@@ -56,13 +56,16 @@ type grantor struct {
 	readmit func(nodeID string)      // tells the service that a lost node is back
 }
 
-// enter makes sure that the memory is of this term. The beginning is taken as
-// late as now, which only makes the leader wait longer.
-func (g *grantor) enter(term uint64) {
-	if g.term != term {
+// enter makes sure that the memory is of this term, and refuses an earlier one:
+// a request that was held up since then must not wipe what is remembered now,
+// above all not the bar of a node that is being declared lost. The beginning is
+// taken as late as now, which only makes the leader wait longer.
+func (g *grantor) enter(term uint64) bool {
+	if term > g.term {
 		g.term, g.since = term, g.now()
 		g.granted, g.barred = map[string]time.Duration{}, map[string]bool{}
 	}
+	return term == g.term
 }
 
 // renew answers one request; see DESIGN.md for the order of the steps.
@@ -96,7 +99,9 @@ func (g *grantor) admissible(term uint64, nodeID string) error {
 
 // check is called with the lock held.
 func (g *grantor) check(term uint64, nodeID string) (*configdb.View, error) {
-	g.enter(term)
+	if !g.enter(term) {
+		return nil, refusal{"the leadership of that request is over"}
+	}
 	if g.barred[nodeID] {
 		return nil, refusal{"the node is being declared lost"}
 	}
@@ -119,7 +124,9 @@ func (g *grantor) check(term uint64, nodeID string) (*configdb.View, error) {
 func (g *grantor) overdue(term uint64, ready []string) []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.enter(term)
+	if !g.enter(term) {
+		return nil
+	}
 	var out []string
 	for _, id := range ready {
 		last := max(g.since, g.granted[id])
@@ -129,6 +136,17 @@ func (g *grantor) overdue(term uint64, ready []string) []string {
 		}
 	}
 	return out
+}
+
+// welcome counts a node that is about to be readmitted as if it had just been
+// granted a lease: its silence from before would else make it overdue at once,
+// before its next request can come. Counting later only makes the leader wait.
+func (g *grantor) welcome(term uint64, nodeID string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.enter(term) {
+		g.granted[nodeID] = g.now()
+	}
 }
 
 // settle lifts the bar once the outcome of the declaration is known and

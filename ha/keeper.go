@@ -41,6 +41,7 @@ type Keeper struct {
 	log    *slog.Logger
 	now    func() time.Duration
 	wake   func() // called when the lease begins anew
+	heard  func(revision uint64, at time.Time)
 
 	mu       sync.Mutex
 	session  uint64
@@ -58,6 +59,8 @@ type KeeperConfig struct {
 	Now    func() time.Duration // nil: BootTime
 	// OnLease is called when a new lease session has begun.
 	OnLease func()
+	// Heard is told which revision the leader had when it answered.
+	Heard func(revision uint64, at time.Time)
 }
 
 // NewKeeper returns a keeper without a lease.
@@ -68,7 +71,10 @@ func NewKeeper(c KeeperConfig) *Keeper {
 	if c.OnLease == nil {
 		c.OnLease = func() {}
 	}
-	return &Keeper{nodeID: c.NodeID, db: c.DB, caller: c.Caller, guard: c.Guard, log: c.Log, now: c.Now, wake: c.OnLease}
+	if c.Heard == nil {
+		c.Heard = func(uint64, time.Time) {}
+	}
+	return &Keeper{nodeID: c.NodeID, db: c.DB, caller: c.Caller, guard: c.Guard, log: c.Log, now: c.Now, wake: c.OnLease, heard: c.Heard}
 }
 
 // Current returns the lease session under which a VM may be started now, and
@@ -128,6 +134,7 @@ func (k *Keeper) renew(ctx context.Context) error {
 	if err := json.Unmarshal(b, &a); err != nil {
 		return fmt.Errorf("renew lease: malformed answer: %w", err)
 	}
+	k.heard(a.Revision, time.Now())
 	return k.extend(rctx, sent+LeaseDuration, a)
 }
 

@@ -105,6 +105,9 @@ func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, placer 
 		return fmt.Errorf("recover vm %s: placement chose the lost node %s", c.vm.Meta.Name, node)
 	}
 	c.require(tx, term)
+	// The new node must not begin to leave the cluster meanwhile.
+	to, _ := v.Get(configdb.Nodes.SpecKey(nodeID))
+	tx.RequireRevision(configdb.Nodes.SpecKey(nodeID), to.Revision)
 	c.binding.Spec.NodeID, c.binding.Spec.Node = nodeID, node
 	c.binding.Spec.Epoch++
 	if err := configdb.Bindings.UpdateSpec(v, tx, &c.binding); err != nil {

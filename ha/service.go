@@ -212,6 +212,7 @@ func (s *Service) declareLost(ctx context.Context, term uint64, nodeID string) {
 // readmit lets a lost node have leases again. Moves of its VMs required the
 // status that this rewrites, so none can land after it.
 func (s *Service) readmit(ctx context.Context, term uint64, nodeID string) error {
+	s.grant.welcome(term, nodeID)
 	_, err := s.update(ctx, term, nodeID, func(n *api.Node) bool {
 		if n.Status.Phase != api.NodeLost {
 			return false

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -383,9 +385,9 @@ func (w *world) check() (running int) {
 }
 
 func TestNoTwoNodesRunOneVM(t *testing.T) {
-	seeds, steps := 24, 3000 // ten minutes of cluster time each
-	if testing.Short() {
-		seeds = 6
+	seeds, steps := 8, 2000 // seven minutes of cluster time each
+	if n, err := strconv.Atoi(os.Getenv("MUSTER_SIM_SEEDS")); err == nil {
+		seeds = n // for a longer hunt
 	}
 	moved, ran := uint64(0), 0
 	for s := range seeds {

@@ -78,6 +78,9 @@ func (s *step) exited(ctx context.Context) error {
 		return err
 	}
 	s.in.judged = p.PID
+	if len(s.vm.Spec.NICs) > 0 {
+		s.h.unplug(ctx, s.vm.Meta.ID)
+	}
 	s.silent = true
 	if s.result.After == 0 {
 		s.result.After = attachRetry

@@ -34,6 +34,8 @@ const (
 	// GuardDeadline bounds a call of the guard; a kill waits for the reaping.
 	GuardDeadline = 5 * time.Second
 	KillDeadline  = 15 * time.Second
+	// PortDeadline bounds plugging or unplugging network cards.
+	PortDeadline = 8 * time.Second
 	// WriteDeadline bounds a transaction.
 	WriteDeadline = 5 * time.Second
 	// PowerButtonInterval is the pause between two presses of the ACPI power
@@ -109,7 +111,8 @@ type Process struct {
 // Guard starts and parents the QEMU processes.
 type Guard interface {
 	// Start begins a process unless the session's lease has lapsed or the VM
-	// has one already.
+	// has one already. After an error without Refused() == true the process may
+	// still begin, until a Kill that was called later has returned.
 	Start(ctx context.Context, r StartRequest) (Process, error)
 	// Kill sends SIGKILL and returns when the process is reaped. It is no
 	// error if there is none.
@@ -137,6 +140,16 @@ type Volumes interface {
 	Resolve(v *configdb.View, project, name string) (path, format string, err error)
 }
 
+// Ports are the places of network cards in this node's virtual switch.
+type Ports interface {
+	// Plug makes the tap device of a VM's network card, by its index in
+	// spec.nics, and returns its name when the switch has it; offload is whether
+	// the switch takes frames with offloaded checksums. It may be repeated.
+	Plug(ctx context.Context, vm api.VM, nic int) (device string, offload bool, err error)
+	// Unplug removes all of a VM. It is no error if there is none.
+	Unplug(ctx context.Context, vmID string) error
+}
+
 // Config of New.
 type Config struct {
 	DB               configdb.DB
@@ -147,6 +160,8 @@ type Config struct {
 	Guard   Guard
 	Lease   Lease
 	Volumes Volumes
+	// Ports may be nil: then VMs with network cards do not start.
+	Ports Ports
 	// QEMU is the program; qemu-system-x86_64 when empty.
 	QEMU string
 	Log  *slog.Logger

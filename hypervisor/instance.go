@@ -35,6 +35,7 @@ type instance struct {
 	askedOff   bool      // we pressed the button in this life of QEMU
 	reset      uint64    // spec.reboots carried out
 	ioRetryAt  time.Time // last attempt to continue after an I/O error
+	unsure     bool      // a start was sent and its outcome is not known
 	accel      string    // kvm or tcg, as QEMU says
 
 	mu       sync.Mutex

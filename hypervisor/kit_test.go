@@ -276,6 +276,7 @@ type env struct {
 	guard  *testGuard
 	fakes  *fakes
 	vols   *testVolumes
+	ports  *testPorts
 	runDir string
 	h      *Hypervisor
 	stop   func()
@@ -307,7 +308,7 @@ func newEnv(t *testing.T, real bool) *env {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	e := &env{t: t, db: storetest.New(t), fakes: &fakes{}, vols: &testVolumes{paths: map[string]string{}}, runDir: dir, clock: &clock{}}
+	e := &env{t: t, db: storetest.New(t), fakes: &fakes{}, vols: &testVolumes{paths: map[string]string{}}, ports: &testPorts{}, runDir: dir, clock: &clock{}}
 	e.guard = &testGuard{launch: e.fakes.launch, session: 1, procs: map[string]*testProc{}}
 	if real {
 		if _, _, err := accel.FindQEMU(t.Context(), ""); err != nil {
@@ -330,7 +331,7 @@ func newEnv(t *testing.T, real bool) *env {
 func (e *env) begin() {
 	e.t.Helper()
 	h, err := New(Config{
-		DB: e.db, NodeID: "node-1", NodeName: "n1", RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols,
+		DB: e.db, NodeID: "node-1", NodeName: "n1", RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Ports: e.ports,
 		Log: slog.New(slog.NewTextHandler(e.t.Output(), nil)), Now: e.clock.now,
 	})
 	must(e.t, err)

@@ -41,7 +41,11 @@ func (s *step) remove(ctx context.Context) error {
 		return nil
 	}
 	s.silent = true
+	if len(s.vm.Spec.NICs) > 0 {
+		s.h.unplug(ctx, id)
+	}
 	tx := &configdb.Txn{Actor: actor}
+	configdb.ReleaseNICs(s.v, tx, &s.vm)
 	configdb.VMs.Delete(tx, &s.vm)
 	configdb.Bindings.DeleteUnnamed(tx, &s.b)
 	if err := s.commit(ctx, tx); err != nil {

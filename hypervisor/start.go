@@ -5,13 +5,27 @@ package hypervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/hypervisor/argv"
 	"github.com/muster-vm/muster/hypervisor/console"
 )
+
+// settleStart makes sure that a start without an answer is over: before that
+// nobody may be told that the VM is stopped.
+func (s *step) settleStart(ctx context.Context) error {
+	if s.proc == nil || s.proc.State == ProcessExited {
+		if err := s.h.kill(ctx, s.vm.Meta.ID); err != nil {
+			return fmt.Errorf("make sure that a start of vm %s, whose outcome is not known, is over: %w", s.vm.Meta.Name, err)
+		}
+	}
+	s.in.unsure = false
+	return nil
+}
 
 // down handles a VM that has no process.
 func (s *step) down(ctx context.Context) error {
@@ -53,7 +67,7 @@ func (s *step) start(ctx context.Context) error {
 		return nil
 	}
 	m, ok := s.machine()
-	if !ok {
+	if !ok || !s.plug(ctx, &m) {
 		return nil
 	}
 	args, err := argv.Build(m)
@@ -141,6 +155,50 @@ func (s *step) disks() (out []argv.Disk, ok bool) {
 	return out, true
 }
 
+// plug gives every network card its device. If the switch cannot, the status
+// says why, and the start is tried again.
+func (s *step) plug(ctx context.Context, m *argv.Machine) bool {
+	if len(s.vm.Spec.NICs) == 0 {
+		return true
+	}
+	if s.h.cfg.Ports == nil {
+		s.wait(api.VMFailed, "this node has no virtual switch for the VM's network cards")
+		return false
+	}
+	for i, nic := range s.vm.Spec.NICs {
+		pctx, cancel := context.WithTimeout(ctx, PortDeadline)
+		device, offload, err := s.h.cfg.Ports.Plug(pctx, s.vm, i)
+		cancel()
+		if err != nil {
+			s.wait(api.VMStarting, "waiting for the virtual switch: "+err.Error())
+			return false
+		}
+		m.NICs = append(m.NICs, argv.NIC{Device: device, MAC: nic.MAC, MTU: s.mtu(nic.Network), Offload: offload})
+	}
+	return true
+}
+
+func (s *step) mtu(network string) int {
+	n, err := configdb.Networks.Find(s.v, api.DefaultProject, network)
+	if err != nil {
+		return 0
+	}
+	return n.Spec.MTU()
+}
+
+// unplug gives the network cards of a VM back that has no process any more. What
+// fails is found by the switch itself.
+func (h *Hypervisor) unplug(ctx context.Context, id string) {
+	if h.cfg.Ports == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, PortDeadline)
+	defer cancel()
+	if err := h.cfg.Ports.Unplug(ctx, id); err != nil {
+		h.log.Warn("network cards are left plugged for now", "vm", id, "err", err)
+	}
+}
+
 // prepare makes the VM's run directory.
 func (s *step) prepare(p paths) error {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
@@ -170,6 +228,8 @@ func (s *step) launch(ctx context.Context, r StartRequest) error {
 	s.h.procs.invalidate()
 	if err != nil {
 		s.h.log.Warn("the guard refused a start", "vm", s.vm.Meta.ID, "err", err)
+		var refused interface{ Refused() bool }
+		s.in.unsure = !errors.As(err, &refused) || !refused.Refused()
 		s.report(api.VMStarting, fmt.Sprintf("QEMU was not started: %v", err))
 		s.backOff()
 		return nil

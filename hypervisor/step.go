@@ -125,6 +125,7 @@ func (h *Hypervisor) foreign(ctx context.Context, id string, proc *Process, b ap
 		return reconcile.Result{After: lookSoon}, nil
 	case proc.State == ProcessExited:
 		h.drop(id)
+		h.unplug(ctx, id)
 		return reconcile.Result{}, h.forget(ctx, id)
 	}
 	h.log.Warn("a VM runs here that is bound elsewhere; it is killed", "vm", id, "pid", proc.PID, "epoch", proc.Epoch, "owner", b.Spec.Node, "ownerEpoch", b.Spec.Epoch)
@@ -152,6 +153,11 @@ func (h *Hypervisor) forget(ctx context.Context, id string) error {
 func (s *step) act(ctx context.Context, caughtUp bool) error {
 	if !caughtUp {
 		return s.watchOnly(ctx)
+	}
+	if s.in.unsure {
+		if err := s.settleStart(ctx); err != nil {
+			return err
+		}
 	}
 	s.vm.Status.ObservedGeneration = s.vm.Meta.Generation
 	s.vm.Status.Node, s.vm.Status.Epoch = s.b.Spec.Node, s.b.Spec.Epoch

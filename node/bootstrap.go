@@ -43,21 +43,25 @@ func (d *Daemon) Init(ctx context.Context, r api.InitRequest) (api.InitResult, e
 	if err != nil {
 		return api.InitResult{}, err
 	}
-	if err := info.save(d.cfg.DataDir); err != nil {
+	mark := filepath.Join(d.cfg.DataDir, foundingFile)
+	if err := errors.Join(writeFile(mark, nil, 0o600), info.save(d.cfg.DataDir)); err != nil {
 		return api.InitResult{}, errors.Join(err, forget(d.cfg.DataDir))
 	}
 	if err := d.start(info); err != nil {
 		return api.InitResult{}, errors.Join(err, forget(d.cfg.DataDir))
 	}
-	m := d.current()
-	if err := m.store.Bootstrap(); err != nil {
-		return api.InitResult{}, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, initTimeout)
+	// A caller who goes away must not leave half a cluster behind.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), initTimeout)
 	defer cancel()
-	token, err := m.populate(ctx, caKey)
+	token, err := d.current().found(ctx, caKey)
+	if err == nil { // for good, or a power cut would bring the mark back
+		err = errors.Join(os.Remove(mark), syncDir(d.cfg.DataDir))
+	}
 	if err != nil {
-		return api.InitResult{}, fmt.Errorf("found cluster %s: %w", r.Name, err)
+		// The services run already, so the daemon has to begin anew.
+		err = fmt.Errorf("found cluster %s: %w; nothing of it is kept, start musterd again", r.Name, err)
+		d.fail(err)
+		return api.InitResult{}, errors.Join(err, forget(d.cfg.DataDir))
 	}
 	return api.InitResult{
 		Cluster: info.Cluster, ClusterID: info.ClusterID, Node: info.Node, Address: info.Address, Token: token, CACert: string(info.ca),
@@ -99,6 +103,23 @@ func (d *Daemon) foundership(cluster string) (*membership, []byte, error) {
 	}
 	info.cert, err = pki.SignNode(info.ca, caKey, csr, info.NodeID, info.Node, host)
 	return info, caKey, err
+}
+
+// found begins the group with this node alone and writes the first objects.
+func (m *member) found(ctx context.Context, caKey []byte) (string, error) {
+	if err := m.store.Bootstrap(); err != nil {
+		return "", err
+	}
+	return m.populate(ctx, caKey)
+}
+
+// dropFounding removes what an init left that was interrupted by a crash.
+func (d *Daemon) dropFounding() error {
+	if _, err := os.Stat(filepath.Join(d.cfg.DataDir, foundingFile)); err != nil {
+		return nil //nolint:nilerr // it is not there, or loading says what is wrong
+	}
+	d.log.Warn("an init of a cluster was interrupted; what it left is removed, run muster cluster init again")
+	return forget(d.cfg.DataDir)
 }
 
 // populate writes the first objects in one transaction: the cluster, this

@@ -31,6 +31,7 @@ const (
 const (
 	methodEnlist = "cluster.enlist"
 	methodExpel  = "cluster.expel"
+	methodLeader = "cluster.leader"
 )
 
 // Status implements rest.Cluster.
@@ -223,10 +224,10 @@ func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool)
 	if (n.Status.Phase == api.NodeLost || n.Status.Phase == api.NodeJoining) && !force {
 		return api.Errorf(api.CodeRefused, "node %s is %s and cannot take leave itself; make sure that it is switched off, then use force", n.Meta.Name, n.Status.Phase)
 	}
-	if bound := boundTo(v, n.Meta.ID); len(bound) > 0 {
+	if bound := boundTo(v, n.Meta.ID); len(bound) > 0 && !force {
 		return api.Errorf(api.CodeRefused, "node %s still has %d VMs (%s); move or delete them first", n.Meta.Name, len(bound), joinSome(bound, 5))
 	}
-	req, err := json.Marshal(expelRequest{NodeID: n.Meta.ID, Actor: actor})
+	req, err := json.Marshal(expelRequest{NodeID: n.Meta.ID, Actor: actor, Force: force})
 	if err != nil {
 		return err
 	}
@@ -263,17 +264,15 @@ func askAgain(err error) bool {
 	return code == codeHandedOver || code == codeNotLeader
 }
 
+// boundTo returns the names of the VMs that are bound to a node.
 func boundTo(v *configdb.View, nodeID string) []string {
 	var out []string
-	bindings, _ := configdb.Bindings.List(v)
-	for i := range bindings {
-		if bindings[i].Spec.NodeID == nodeID {
-			name := bindings[i].Meta.ID
-			if vm, err := configdb.VMs.Get(v, bindings[i].Meta.ID); err == nil {
-				name = vm.Meta.Name
-			}
-			out = append(out, name)
+	for _, b := range bindingsOf(v, nodeID) {
+		name := b.Meta.ID
+		if vm, err := configdb.VMs.Get(v, b.Meta.ID); err == nil {
+			name = vm.Meta.Name
 		}
+		out = append(out, name)
 	}
 	return out
 }

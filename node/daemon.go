@@ -72,8 +72,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
-	if err := os.MkdirAll(d.cfg.RunDir, 0o700); err != nil {
-		return fmt.Errorf("run directory: %w", err)
+	runLock, err := lockRunDir(d.cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = runLock.Close() }()
+	if err := d.dropFounding(); err != nil {
+		return err
 	}
 	info, err := loadMembership(d.cfg.DataDir)
 	if err != nil {
@@ -127,6 +132,9 @@ func portError(listen string, err error) error {
 
 // start opens the membership and adds its services to the supervisor.
 func (d *Daemon) start(info *membership) error {
+	if err := takeRunDir(d.cfg.RunDir, info); err != nil {
+		return err
+	}
 	ln, err := net.Listen("tcp", d.cfg.Listen)
 	if err != nil {
 		return portError(d.cfg.Listen, err)

@@ -139,6 +139,19 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 		if p := rest[1].node(victim.name).Status.Phase; p != api.NodeLost {
 			t.Errorf("the dead node is %s", p)
 		}
+		victim.start() // switched on again, under the same leader
+		f.eventually(30*time.Second, "the dead node is back", func() error {
+			if p := rest[0].node(victim.name).Status.Phase; p != api.NodeReady {
+				return fmt.Errorf("phase %s", p)
+			}
+			return nil
+		})
+		for range 25 { // and stays
+			if p := rest[1].node(victim.name).Status.Phase; p != api.NodeReady {
+				t.Fatalf("the node that came back is %s again", p)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
 	})
 }
 
@@ -286,6 +299,21 @@ func TestDaemonRefusesToStart(t *testing.T) {
 		h.dataDir = a.dataDir
 		h.refuseStart("another musterd is running")
 	})
+	t.Run("on a run directory in use", func(t *testing.T) {
+		h := f.add("rundir")
+		h.runDir = a.runDir
+		h.refuseStart("another musterd uses the run directory")
+	})
+	t.Run("on a run directory whose guard has another node's VM", func(t *testing.T) {
+		g := newFlock(t, 1)
+		g.up()
+		g.nodes[0].run("vm", "create", "v", "--memory", "64M", "--disk", "64M", "--start")
+		g.nodes[0].kill9()
+		h := f.add("heir")
+		h.runDir = g.nodes[0].runDir
+		h.start() // it belongs to no cluster yet, so it harms nobody
+		h.refuse(1, "has the guard and VMs of node n1 of cluster test", "cluster", "join", f.joinToken(a), "--data-dir", h.dataDir)
+	})
 	t.Run("on a port in use", func(t *testing.T) {
 		h := f.add("port")
 		h.addr = a.addr
@@ -351,5 +379,49 @@ func TestUninitialisedDaemonSaysWhatToDo(t *testing.T) {
 	if err == nil {
 		_ = c.Close()
 		t.Error("a daemon without a cluster listens on its port")
+	}
+}
+
+func TestDeadNodeWithAnUnprotectedVMCanBeRemoved(t *testing.T) {
+	f := newFlock(t, 3)
+	f.up()
+	a, b, dead := f.nodes[0], f.nodes[1], f.nodes[2]
+	for _, h := range []*host{a, b} {
+		h.run("node", "maintenance", "on", h.name)
+	}
+	a.run("vm", "create", "loner", "--memory", "64M", "--disk", "64M", "--start")
+	for _, h := range []*host{a, b} {
+		h.run("node", "maintenance", "off", h.name)
+	}
+	dead.end()
+	f.eventually(60*time.Second, "the dead node is lost", func() error {
+		if p := a.node(dead.name).Status.Phase; p != api.NodeLost {
+			return fmt.Errorf("%s", p)
+		}
+		return nil
+	})
+	f.eventually(10*time.Second, "nobody knows of its vm", func() error {
+		if p := b.vm("loner").Status.Phase; p != api.VMUnknown {
+			return fmt.Errorf("%s", p)
+		}
+		return nil
+	})
+	a.refuse(4, "switched off", "node", "remove", dead.name)
+	a.run("node", "remove", dead.name, "--force")
+	vm := b.vm("loner")
+	if vm.Status.Node == dead.name || vm.Spec.Power != api.PowerStopped {
+		t.Errorf("after the removal: %+v %+v", vm.Spec, vm.Status)
+	}
+	b.run("vm", "rm", "loner")
+	a.refuse(3, "loner", "vm", "show", "loner")
+
+	dead.start()
+	select {
+	case <-dead.exited:
+		if !strings.Contains(dead.log(), "was removed from cluster test") {
+			t.Errorf("the removed node ended without saying why:\n%s", dead.log())
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("a node that was removed while it was away goes on")
 	}
 }

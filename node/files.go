@@ -28,7 +28,10 @@ const (
 	caFile         = "ca.crt"
 	clusterKeyFile = "cluster.key"
 	replicaDir     = "configdb"
-	poolDir        = "pool"
+	// foundingFile is there while init is under way: a cluster without its
+	// first objects is none, and nobody has its token.
+	foundingFile = "founding"
+	poolDir      = "pool"
 )
 
 // membership is what a node must remember to be a member again after a restart.
@@ -60,6 +63,23 @@ func lockDir(dir string) (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("another musterd is running on %s; stop it first or choose another --data-dir", dir)
+	}
+	return f, nil
+}
+
+// lockRunDir takes the run directory for this process: two daemons on one guard
+// would extend each other's leases.
+func lockRunDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("another musterd uses the run directory %s; choose another with --run-dir", dir)
 	}
 	return f, nil
 }
@@ -113,10 +133,11 @@ func (m *membership) save(dir string) error {
 	return nil
 }
 
-// forget undoes save after a failed init or join, with the replica.
+// forget undoes save after a failed init or join, with the replica. The mark of
+// an init goes last, so that an interrupted forget is taken up again.
 func forget(dir string) error {
 	var errs []error
-	for _, name := range []string{identityFile, keyFile, clusterKeyFile, certFile, caFile, replicaDir} {
+	for _, name := range []string{identityFile, keyFile, clusterKeyFile, certFile, caFile, replicaDir, foundingFile} {
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, name)))
 	}
 	return errors.Join(errs...)

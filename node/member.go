@@ -72,6 +72,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error
 	}
 	m := &member{cfg: cfg, info: info, log: log, fatal: fatal, identity: id, peers: map[string]http.RoundTripper{}, wake: make(chan struct{}, 1), port: clusternet.NewPort(ln, id, log)}
 	m.rpc, m.client = clusternet.NewRPCServer(log), clusternet.NewRPCClient(id)
+	m.rpc.Trust(m.trusted)
 	raftListener := m.port.Listener(clusternet.ProtoRaft)
 	m.rpcListener = m.port.Listener(clusternet.ProtoRPC)
 	m.webListener = m.port.Listener(clusternet.ProtoH2, clusternet.ProtoH1)
@@ -82,6 +83,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error
 	if err != nil {
 		return nil, err
 	}
+	id.Trust = m.trusted
 	if err := m.wire(); err != nil {
 		return nil, errors.Join(err, m.store.Close())
 	}
@@ -97,7 +99,7 @@ func (m *member) wire() error {
 	m.ha = ha.NewService(ha.ServiceConfig{DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, Log: m.log.With("module", "ha")})
 	m.keeper = ha.NewKeeper(ha.KeeperConfig{
 		NodeID: m.info.NodeID, DB: m.store, Caller: m, Guard: leaseGuard{m.guard}, Log: m.log.With("module", "ha"),
-		OnLease: m.wakeHypervisor,
+		OnLease: m.wakeHypervisor, Heard: m.store.Heard,
 	})
 	var err error
 	m.hyper, err = hypervisor.New(hypervisor.Config{
@@ -118,6 +120,7 @@ func (m *member) wire() error {
 		return m.serveEnlist(ctx, clusternet.CallerOf(ctx))
 	})
 	m.rpc.Handle(methodExpel, m.serveExpel)
+	m.rpc.Handle(methodLeader, m.serveLeader)
 	return nil
 }
 
@@ -208,6 +211,9 @@ func (m *member) reassign(ctx context.Context, term uint64) error {
 		if err := m.storage.Reassign(ctx, term); err != nil && ctx.Err() == nil {
 			m.log.Warn("storage work of lost nodes not handed on", "err", err)
 		}
+		if err := m.dropGhosts(); err != nil && ctx.Err() == nil {
+			m.log.Warn("a removed node is still a member of the configuration database", "err", err)
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -259,15 +265,41 @@ func (m *member) askEnlist(ctx context.Context) error {
 	var errs []error
 	for _, p := range m.info.Peers {
 		id, addr, _ := strings.Cut(p, "@")
-		cctx, cancel := context.WithTimeout(ctx, clusternet.DialTimeout)
-		_, err := m.client.Call(cctx, id, addr, methodEnlist, nil)
-		cancel()
+		err := m.enlistAt(ctx, id, addr)
 		if err == nil {
 			return nil
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// enlistAt asks one member, or the leader that it names: that may be one that
+// joined later than this node was told of the others.
+func (m *member) enlistAt(ctx context.Context, id, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, clusternet.DialTimeout)
+	defer cancel()
+	_, err := m.client.Call(ctx, id, addr, methodEnlist, nil)
+	var refused *clusternet.RemoteError
+	if !errors.As(err, &refused) || refused.Code != codeNotLeader {
+		return err
+	}
+	b, lerr := m.client.Call(ctx, id, addr, methodLeader, nil)
+	lid, laddr, ok := strings.Cut(string(b), "@")
+	if lerr != nil || !ok || lid == id {
+		return err
+	}
+	_, err = m.client.Call(ctx, lid, laddr, methodEnlist, nil)
+	return err
+}
+
+// serveLeader names the leader as "id@host:port", or nothing.
+func (m *member) serveLeader(context.Context, []byte) ([]byte, error) {
+	id, addr, ok := m.store.Leader()
+	if !ok {
+		return nil, nil
+	}
+	return []byte(id + "@" + addr), nil
 }
 
 // waitMember waits until this node's replica knows the node itself.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/clusternet"
 	"github.com/muster-vm/muster/internal/pki"
 	"github.com/muster-vm/muster/placement"
 )
@@ -48,6 +49,8 @@ func (handedOverError) RPCCode() string { return codeHandedOver }
 type expelRequest struct {
 	NodeID string `json:"nodeID"`
 	Actor  string `json:"actor"`
+	// Force: the administrator says that the lost node's host is switched off.
+	Force bool `json:"force,omitempty"`
 }
 
 // serveEnlist is called on the leader by a node that was admitted and now
@@ -100,22 +103,55 @@ func (m *member) serveExpel(ctx context.Context, request []byte) ([]byte, error)
 		}
 		return nil, handedOverError{errHandedOver}
 	}
-	// First the object: from then on the node gets no lease and no VM.
-	_, err := configdb.Transact(ctx, m.store, r.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
-		n, err := configdb.Nodes.Get(v, r.NodeID)
-		if api.CodeOf(err) == api.CodeNotFound {
-			return nil // a repeated request
+	if r.Force {
+		if err := m.takeOver(ctx, r, l.Term); err != nil {
+			return nil, err
 		}
-		if err != nil {
-			return err
-		}
-		if bound := boundTo(v, r.NodeID); len(bound) > 0 {
+	}
+	if err := m.deleteNode(ctx, r, l.Term); err != nil {
+		return nil, err
+	}
+	// If this fails, dropGhosts does it.
+	return nil, m.store.RemoveMember(r.NodeID)
+}
+
+// deleteNode takes the node's object away: from then on it gets neither lease
+// nor VM. First it is marked: every placement requires the revision of the
+// node's spec, so that a VM is either seen below or not placed there.
+func (m *member) deleteNode(ctx context.Context, r expelRequest, term uint64) error {
+	bound := false
+	step := func(decide func(v *configdb.View, tx *configdb.Txn, n *api.Node) error) error {
+		_, err := configdb.Transact(ctx, m.store, r.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
+			n, err := configdb.Nodes.Get(v, r.NodeID)
+			if api.CodeOf(err) == api.CodeNotFound {
+				return nil // a repeated request
+			}
+			if err != nil {
+				return err
+			}
+			tx.RequireTerm(term)
+			return decide(v, tx, &n)
+		})
+		return err
+	}
+	if err := step(func(v *configdb.View, tx *configdb.Txn, n *api.Node) error {
+		if len(boundTo(v, r.NodeID)) > 0 {
 			return api.Errorf(api.CodeRefused, "node %s still has VMs", n.Meta.Name)
 		}
-		// A VM placed there since v would be lost with it.
+		now := time.Now().UTC()
+		n.Meta.DeletingAt = &now
+		return configdb.Nodes.UpdateSpec(v, tx, n)
+	}); err != nil {
+		return err
+	}
+	err := step(func(v *configdb.View, tx *configdb.Txn, n *api.Node) error {
+		if bound = len(boundTo(v, r.NodeID)) > 0; bound {
+			n.Meta.DeletingAt = nil // it stays
+			return configdb.Nodes.UpdateSpec(v, tx, n)
+		}
 		placement.Reserve(v, tx, r.NodeID)
-		tx.RequireTerm(l.Term)
-		configdb.Nodes.Delete(tx, &n)
+		configdb.Nodes.Delete(tx, n)
+		tx.Put(removedPrefix+r.NodeID, []byte(n.Meta.Name))
 		for e := range v.Scan(configdb.PoolStates.SpecPrefix(), "") {
 			id, _ := configdb.PoolStates.IDOf(e.Key)
 			if ps, err := configdb.PoolStates.Get(v, id); err == nil && ps.Spec.NodeID == r.NodeID {
@@ -124,10 +160,75 @@ func (m *member) serveExpel(ctx context.Context, request []byte) ([]byte, error)
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
+	if err == nil && bound {
+		return api.Errorf(api.CodeRefused, "a VM was placed on the node meanwhile; move or delete it first")
 	}
-	return nil, m.store.RemoveMember(r.NodeID)
+	return err
+}
+
+// dropGhosts takes out of the group, while this node leads, what is no node any
+// more: a removal may have been interrupted after the object was gone. A node
+// becomes a member only after its object was written, and a leader has applied
+// everything, so what has no object here was removed.
+func (m *member) dropGhosts() error {
+	members, err := m.store.Members()
+	if err != nil {
+		return err
+	}
+	v := m.store.Local()
+	for _, mb := range members {
+		if _, err := configdb.Nodes.Get(v, mb.NodeID); mb.NodeID == m.info.NodeID || err == nil || api.CodeOf(err) != api.CodeNotFound {
+			continue
+		}
+		if err := m.store.RemoveMember(mb.NodeID); err != nil {
+			return err
+		}
+		m.log.Info("member removed that is no node any more", "node", mb.NodeID)
+	}
+	return nil
+}
+
+// removedPrefix is where the IDs of removed nodes are remembered: their
+// certificates are good for years, and prove nothing any more.
+const removedPrefix = configdb.Root + "removed/"
+
+// trusted reports whether a node that proved its identity may call this one.
+// What this replica does not know yet may be a node that just joined.
+func (m *member) trusted(nodeID string) error {
+	if e, gone := m.store.Local().Get(removedPrefix + nodeID); gone {
+		return removedError{fmt.Errorf("node %s was removed from cluster %s", e.Value, m.info.Cluster)}
+	}
+	return nil
+}
+
+// codeRemoved tells a node that it is no member any more.
+const codeRemoved = "removed"
+
+type removedError struct{ error }
+
+// RPCCode keeps the code on the way to the node.
+func (removedError) RPCCode() string { return codeRemoved }
+
+// askWhetherRemoved asks the other nodes, while no leader is known, whether this
+// one was removed while it was away: nobody else would tell it.
+func (m *member) askWhetherRemoved(ctx context.Context) bool {
+	if _, _, ok := m.store.Leader(); ok {
+		return false
+	}
+	nodes, _ := configdb.Nodes.List(m.store.Local())
+	for i := range nodes {
+		if nodes[i].Meta.ID == m.info.NodeID {
+			continue
+		}
+		cctx, cancel := context.WithTimeout(ctx, leaderRetry*5)
+		_, err := m.client.Call(cctx, nodes[i].Meta.ID, nodes[i].Spec.Address, methodLeader, nil)
+		cancel()
+		var re *clusternet.RemoteError
+		if errors.As(err, &re) && re.Code == codeRemoved {
+			return true
+		}
+	}
+	return false
 }
 
 // askAdmission talks to the members named in a join token. A member is

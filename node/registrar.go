@@ -28,6 +28,9 @@ func (r *registrar) run(ctx context.Context) error {
 	tick := time.NewTicker(factsEvery)
 	defer tick.Stop()
 	for {
+		if r.m.askWhetherRemoved(ctx) {
+			return r.m.removed(ctx)
+		}
 		if err := r.write(ctx); err != nil && ctx.Err() == nil {
 			r.m.log.Debug("node facts not written", "err", err)
 		}

@@ -6,8 +6,8 @@
 //
 // Guarantees:
 //   - Choose never names a node that is not ready, is in maintenance, is a
-//     witness, cannot run QEMU, lacks a pool that the VM's disks need, or has
-//     not enough free memory.
+//     witness, cannot run QEMU, lacks a pool that the VM's disks need or a
+//     network that its cards need, or has not enough free memory.
 //   - It refuses only if no node fits, with one reason per node.
 //   - Two transactions that both call Reserve for one node, computed on the
 //     same state, cannot both commit: the second is computed again and sees

@@ -118,6 +118,7 @@ type host struct {
 	used  api.Size // by the VMs bound to it
 	vms   int
 	state map[string]api.PoolStateStatus // by pool ID
+	net   *api.SwitchStateStatus         // nil: not reported
 }
 
 // load reads the cluster; the VM with ID without is left out of the sums.
@@ -126,7 +127,8 @@ func load(v *configdb.View, without string) (*fleet, error) {
 	pools, err2 := configdb.Pools.List(v)
 	states, err3 := configdb.PoolStates.List(v)
 	bindings, err4 := configdb.Bindings.List(v)
-	if err := errors.Join(err, err2, err3, err4); err != nil {
+	switches, err5 := configdb.SwitchStates.List(v)
+	if err := errors.Join(err, err2, err3, err4, err5); err != nil {
 		return nil, err
 	}
 	f := &fleet{pools: map[string]api.Pool{}}
@@ -138,6 +140,11 @@ func load(v *configdb.View, without string) (*fleet, error) {
 	slices.SortFunc(f.hosts, func(a, b *host) int { return strings.Compare(a.node.Meta.Name, b.node.Meta.Name) })
 	for _, p := range pools {
 		f.pools[p.Meta.Name] = p
+	}
+	for i := range switches {
+		if h := byID[switches[i].Spec.NodeID]; h != nil {
+			h.net = &switches[i].Status
+		}
 	}
 	for _, st := range states {
 		if h := byID[st.Spec.NodeID]; h != nil {
@@ -209,9 +216,31 @@ func (h *host) unfit(r Request, needs []need) (why []string) {
 	if want, free := r.VM.Spec.Memory+OverheadPerVM, h.free(); want > free {
 		why = append(why, fmt.Sprintf("needs %s, has %s free", want, max(free, 0)))
 	}
+	for _, reason := range h.unconnected(&r.VM) {
+		if !slices.Contains(why, reason) {
+			why = append(why, reason)
+		}
+	}
 	for _, need := range needs {
 		if reason := need.unmet(h); reason != "" && !slices.Contains(why, reason) {
 			why = append(why, reason)
+		}
+	}
+	return why
+}
+
+// unconnected returns why networks of the VM are not usable on the node.
+func (h *host) unconnected(vm *api.VM) (why []string) {
+	for _, nic := range vm.Spec.NICs {
+		if h.net == nil {
+			return []string{"has not reported on its virtual switch"}
+		}
+		ok, reason := h.net.Realised(nic.Network)
+		switch {
+		case !h.net.Ready:
+			return []string{"virtual switch: " + reason}
+		case !ok:
+			why = append(why, fmt.Sprintf("network %q: %s", nic.Network, reason))
 		}
 	}
 	return why

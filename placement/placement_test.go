@@ -276,3 +276,32 @@ func TestProperties(t *testing.T) {
 		}
 	})
 }
+
+func TestANodeFitsOnlyIfItHasTheNetworks(t *testing.T) {
+	w := &world{t, storetest.New(t)}
+	silent := w.node("m1", 8*api.GiB, nil)
+	down, without, with := w.node("m2", 8*api.GiB, nil), w.node("m3", 8*api.GiB, nil), w.node("m4", 4*api.GiB, nil)
+	report := func(n api.Node, st api.SwitchStateStatus) {
+		o := api.SwitchState{Meta: api.Meta{ID: n.Meta.ID}, Spec: api.SwitchStateSpec{NodeID: n.Meta.ID}, Status: st}
+		w.do(func(_ *configdb.View, tx *configdb.Txn) error { return configdb.SwitchStates.CreateUnnamed(tx, &o) })
+	}
+	report(down, api.SwitchStateStatus{Reason: "Open vSwitch does not run"})
+	report(without, api.SwitchStateStatus{Ready: true, Networks: []string{"blue"}, Problems: map[string]string{"red": "no uplink"}})
+	report(with, api.SwitchStateStatus{Ready: true, Networks: []string{"blue", "red"}})
+	vm := newVM("web1", api.GiB)
+	vm.Spec.NICs = []api.VMNIC{{Network: "red"}}
+	d, err := Choose(w.db.Local(), Request{VM: vm})
+	if err != nil || d.Node != "m4" {
+		t.Fatalf("chose %+v, %v", d, err)
+	}
+	for n, words := range map[*api.Node]string{&silent: "not reported", &down: "Open vSwitch does not run", &without: `network "red": no uplink`} {
+		_, err := Choose(w.db.Local(), Request{VM: vm, Only: n.Meta.Name})
+		if api.CodeOf(err) != api.CodeUnplaceable || !strings.Contains(err.Error(), words) {
+			t.Errorf("%s: %v, want %q", n.Meta.Name, err, words)
+		}
+	}
+	vm.Spec.NICs = nil
+	if d, err := Choose(w.db.Local(), Request{VM: vm, Only: "m1"}); err != nil || d.Node != "m1" {
+		t.Errorf("a VM without cards needs no switch: %v", err)
+	}
+}

@@ -57,9 +57,11 @@ func (s *Server) routes() []route {
 	out = append(out, s.clusterRoutes()...)
 	vms, images, volumes := newVMs(), newImages(), newVolumes()
 	pools, nodes, tasks, tokens := newPools(), newNodes(), newTasks(), newTokens()
+	networks, ippools, uplinks := newNetworks(), newIPPools(), newUplinks()
 	for kind, rs := range map[api.Kind]kindReader{
 		api.KindVM: vms, api.KindImage: images, api.KindVolume: volumes, api.KindPool: pools,
 		api.KindNode: nodes, api.KindTask: tasks, api.KindToken: tokens,
+		api.KindNetwork: networks, api.KindIPPool: ippools, api.KindUplink: uplinks,
 	} {
 		s.kinds[kind] = rs
 	}
@@ -90,6 +92,10 @@ func (s *Server) routes() []route {
 	pool.out, pool.status, pool.params = typeOf[api.Pool](), http.StatusCreated, saveParams
 	out = append(out, pool, removes(&pools.resource, pools.delete))
 
+	out = append(out, networks.routes()...)
+	out = append(out, ippools.routes()...)
+	out = append(out, uplinks.routes()...)
+
 	out = append(out, reads(&nodes.resource)...)
 	out = append(out, writes(&nodes.resource, needAdministrator)...)
 	node := removes(&nodes.resource, nodes.delete)
@@ -103,7 +109,11 @@ func (s *Server) routes() []route {
 	out = append(out, reads(&tokens.resource)...)
 	token := makes(&tokens.resource, needAdministrator, tokens.create)
 	token.out, token.status, token.params = typeOf[TokenReply](), http.StatusCreated, saveParams
-	return append(out, token, removes(&tokens.resource, tokens.delete))
+	out = append(out, token, removes(&tokens.resource, tokens.delete))
+
+	users := newUsers()
+	s.kinds[api.KindUser] = users
+	return append(out, userRoutes(users)...)
 }
 
 // plainRoutes are those of no kind.

@@ -55,9 +55,18 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 	if hardwareDiffers(old, want) && !atRest(old) {
 		return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop the VM first to change its cpus or memory", old.Meta.Name, phaseText(old))
 	}
+	newNICs := !sameNICs(old.Spec.NICs, want.Spec.NICs)
+	if newNICs && !atRest(old) {
+		return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop the VM first to change its networks", old.Meta.Name, phaseText(old))
+	}
 	st, err := c.load(old.Clone())
 	if err != nil {
 		return nil, err
+	}
+	if newNICs {
+		if err := c.replaceNICs(old, &st.vm, want.Spec.NICs); err != nil {
+			return nil, err
+		}
 	}
 	st.vm.Meta.Labels = want.Meta.Labels
 	st.vm.Spec.CPUs, st.vm.Spec.Memory, st.vm.Spec.HA = want.Spec.CPUs, want.Spec.Memory, want.Spec.HA

@@ -48,6 +48,9 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.addNICs(vm, nil); err != nil {
+		return nil, err
+	}
 	nodeID, node, err := c.placeNew(vm, volumes)
 	if err != nil {
 		return nil, err
@@ -57,6 +60,9 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 			return nil, err
 		}
 	}
+	// The node must not begin to leave the cluster meanwhile.
+	at, _ := c.v.Get(configdb.Nodes.SpecKey(nodeID))
+	c.tx.RequireRevision(configdb.Nodes.SpecKey(nodeID), at.Revision)
 	for i := range volumes {
 		if err := c.addVolume(vm, &volumes[i], node); err != nil {
 			return nil, err

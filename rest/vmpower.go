@@ -4,6 +4,8 @@
 package rest
 
 import (
+	"slices"
+
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 )
@@ -21,6 +23,10 @@ func (c *change) wishRunning(st *vmState) error {
 	// Before the spec is touched: the word counts for the stored generation.
 	said := ownerSaysStopped(st)
 	vm.Spec.Power, vm.Spec.ForceStop = api.PowerRunning, false
+	vm.Spec.NICs = slices.Clone(vm.Spec.NICs)
+	if err := c.addNICs(vm, slices.Clone(vm.Spec.NICs)); err != nil {
+		return err
+	}
 	nodeID, node, err := c.place(st, said)
 	if err != nil {
 		return err

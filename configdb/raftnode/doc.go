@@ -9,7 +9,7 @@
 // voters has it on disk (fsync); a state machine that cannot apply an entry
 // stops this node (Config.OnFatal) and skips nothing.
 //
-// Non-guarantees: who is leader is a hint everywhere but in Verify.
+// Non-guarantees: who is leader is a hint everywhere; configdb asks the voters.
 //
 // Raft's own goroutines end with Close.
 package raftnode

@@ -16,6 +16,8 @@ import (
 type adapter struct {
 	state   *fsm.State
 	onFatal func(error)
+	closing <-chan struct{} // closed before Raft is shut down
+	failed  error           // set once; only Raft's one FSM goroutine uses it
 }
 
 // result is what Apply returns to the proposer.
@@ -27,10 +29,16 @@ type result struct {
 // Apply implements raft.FSM. A node that cannot apply an entry must neither
 // skip it nor go on: its state would differ from the others' without a word.
 func (a *adapter) Apply(l *raft.Log) any {
+	if a.failed != nil {
+		return result{err: a.failed}
+	}
 	out, err := a.state.Apply(l.Index, l.Term, l.Data)
 	if err != nil {
+		// Nothing may be applied after this entry. Raft waits for this goroutine
+		// when it is shut down, so it is let go then.
+		a.failed = err
 		a.onFatal(err)
-		select {} // the process is ending; nothing may be applied after this entry
+		<-a.closing
 	}
 	return result{outcomes: out, err: err}
 }
@@ -38,11 +46,16 @@ func (a *adapter) Apply(l *raft.Log) any {
 // StoreConfiguration implements raft.ConfigurationStore: a change of
 // membership is an entry without changes.
 func (a *adapter) StoreConfiguration(index uint64, _ raft.Configuration) {
-	a.state.Skip(index, a.state.View().Term())
+	if a.failed == nil {
+		a.state.Skip(index, a.state.View().Term())
+	}
 }
 
 // Snapshot implements raft.FSM.
 func (a *adapter) Snapshot() (raft.FSMSnapshot, error) {
+	if a.failed != nil {
+		return nil, a.failed // Raft counts entries that were not applied
+	}
 	return &snapshot{a.state.Snapshot()}, nil
 }
 

@@ -48,6 +48,7 @@ const (
 	membershipTimeout = 10 * time.Second
 	logFile           = "raft.db"
 	maxAppendEntries  = 64
+	logCache          = 64 // entries, which may have up to 4 MiB each
 )
 
 // Config describes a node.
@@ -70,6 +71,7 @@ type Node struct {
 	transport *raft.NetworkTransport
 	self      raft.ServerAddress
 	nodeID    string
+	closing   chan struct{}
 }
 
 // Open starts a node on its directory. With an empty directory it waits to be
@@ -91,16 +93,16 @@ func Open(cfg Config) (*Node, error) {
 		_ = store.Close()
 		return nil, fmt.Errorf("open snapshots in %s: %w", cfg.Dir, err)
 	}
-	n := &Node{store: store, self: ServerAddress(cfg.NodeID, cfg.Address), nodeID: cfg.NodeID}
+	n := &Node{store: store, self: ServerAddress(cfg.NodeID, cfg.Address), nodeID: cfg.NodeID, closing: make(chan struct{})}
 	layer := &streamLayer{Listener: cfg.Listener, id: cfg.Identity, self: n.self}
 	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: layer, MaxPool: maxPool, Timeout: transportTimeout, Logger: logger,
 	})
-	cache, err := raft.NewLogCache(1024, store)
+	cache, err := raft.NewLogCache(logCache, store)
 	if err != nil {
 		return nil, n.closeAfter(err)
 	}
-	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), &adapter{cfg.State, cfg.OnFatal}, cache, store, snaps, n.transport)
+	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}, cache, store, snaps, n.transport)
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
@@ -141,8 +143,9 @@ func (n *Node) Bootstrap() error {
 	return nil
 }
 
-// Close stops Raft and closes its files.
+// Close stops Raft and closes its files. Call it once.
 func (n *Node) Close() error {
+	close(n.closing)
 	err := n.raft.Shutdown().Error()
 	return errors.Join(err, n.transport.Close(), n.store.Close())
 }
@@ -164,23 +167,6 @@ func (n *Node) Apply(data []byte) ([]fsm.Outcome, error) {
 // ErrNotLeader means that this node does not lead, so that nothing was proposed.
 var ErrNotLeader = errors.New("this node is not the leader")
 
-// Verify asks a majority whether this node still leads. The round trip begins
-// after the call.
-func (n *Node) Verify(ctx context.Context) error {
-	done := make(chan error, 1)
-	f := n.raft.VerifyLeader()
-	go func() { done <- f.Error() }()
-	select {
-	case err := <-done:
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrNotLeader, err)
-		}
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("verify leadership: %w", ctx.Err())
-	}
-}
-
 // Barrier waits until everything committed before is applied here.
 func (n *Node) Barrier(timeout time.Duration) error { return n.raft.Barrier(timeout).Error() }
 
@@ -194,7 +180,7 @@ func (n *Node) Leader() (nodeID, hostport string, ok bool) {
 	return string(id), hostport, err == nil
 }
 
-// IsLeader is a hint; see Verify.
+// IsLeader is a hint: a leader that was deposed learns it later.
 func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader }
 
 // Term returns the current term.
@@ -203,6 +189,34 @@ func (n *Node) Term() uint64 { return n.raft.CurrentTerm() }
 // LeaderChanges delivers true when this node becomes leader and false when it
 // no longer is; of quick changes only the last is seen.
 func (n *Node) LeaderChanges() <-chan bool { return n.raft.LeaderCh() }
+
+// WatchLeader calls f whenever this node learns of another leader, or of none,
+// until the returned function is called. f must not block.
+func (n *Node) WatchLeader(f func()) (stop func()) {
+	ch := make(chan raft.Observation, 1) // one is enough: f looks for itself
+	o := raft.NewObserver(ch, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	n.raft.RegisterObserver(o)
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-ch:
+				f()
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		n.raft.DeregisterObserver(o)
+		close(done)
+		<-ended
+	}
+}
 
 // LastContact is when this node last heard from a leader.
 func (n *Node) LastContact() time.Time { return n.raft.LastContact() }

@@ -157,13 +157,13 @@ func (n *Node) Stop() {
 func (n *Node) dial(ctx context.Context, address string) (net.Conn, error) {
 	c := n.cluster
 	to := -1
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, p := range c.Nodes {
 		if p.Address == address {
 			to = p.Index
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.cut[[2]int{n.Index, to}] {
 		return nil, errors.New("link is cut")
 	}

@@ -24,10 +24,15 @@
 //   - panic=none: a guest panic is reported by an event, and the guest does what
 //     its own settings say.
 //   - QEMU exits when the guest powers off, and stays for a reset.
+//   - vnet_hdr=off with a switch in user space: it does not know frames whose
+//     checksums and segmentation were left to the card, and drops them.
+//   - romfile= is empty: guests do not boot from the network, and the ROM's
+//     package need not be installed.
 package argv
 
 import (
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 
@@ -42,6 +47,11 @@ const (
 	// MaxCPUs is what the q35 machine takes without an interrupt-remapping
 	// IOMMU, which this version does not give it.
 	MaxCPUs = 255
+	// maxDevice is the longest name of a network device (IFNAMSIZ - 1).
+	maxDevice = 15
+	// minMTU is what IPv4 asks of a link (RFC 791), maxMTU what the field takes.
+	minMTU = 68
+	maxMTU = 65535
 )
 
 // Machine is everything that decides about the argument vector.
@@ -55,6 +65,8 @@ type Machine struct {
 	Memory api.Size
 	// Disks in boot order.
 	Disks []Disk
+	// NICs in the order of the guest's slots.
+	NICs []NIC
 	// Accelerator is kvm or tcg.
 	Accelerator api.Accelerator
 	// Paused starts QEMU without running the guest.
@@ -69,6 +81,18 @@ type Disk struct {
 	Path string
 	// Format is qcow2 or raw, as the storage module knows it.
 	Format string
+}
+
+// NIC is one network card with a tap device that exists.
+type NIC struct {
+	// Device is the tap's name.
+	Device string
+	// MAC is its address in lower case with colons.
+	MAC string
+	// MTU that the guest's driver is told, 0 for the usual.
+	MTU int
+	// Offload lets the guest leave checksums and segmentation to the switch.
+	Offload bool
 }
 
 // Build returns the argument vector, with the program as its first element.
@@ -90,6 +114,9 @@ func Build(m Machine) ([]string, error) {
 	)
 	for i, d := range m.Disks {
 		a = append(a, disk(i, d)...)
+	}
+	for i, n := range m.NICs {
+		a = append(a, nic(i, n)...)
 	}
 	if m.Paused {
 		a = append(a, "-S")
@@ -137,6 +164,18 @@ func disk(i int, d Disk) []string {
 	}
 }
 
+func nic(i int, c NIC) []string {
+	n := strconv.Itoa(i)
+	netdev, device := "tap,id=net"+n+",ifname="+escape(c.Device)+",script=no,downscript=no,vhost=off", ""
+	if !c.Offload {
+		netdev += ",vnet_hdr=off"
+	}
+	if c.MTU > 0 {
+		device = ",host_mtu=" + strconv.Itoa(c.MTU)
+	}
+	return []string{"-netdev", netdev, "-device", "virtio-net-pci,id=nic" + n + ",netdev=net" + n + ",mac=" + c.MAC + device + ",romfile="}
+}
+
 // escape keeps a value whole in a QEMU option string.
 func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
@@ -167,6 +206,9 @@ func (m *Machine) validate() error {
 			return err
 		}
 	}
+	if err := m.validateNICs(); err != nil {
+		return err
+	}
 	for _, p := range []struct{ what, path string }{{"QMP socket", m.QMP}, {"guest agent socket", m.Agent}, {"serial socket", m.Serial}} {
 		if len(p.path) > MaxSocketPath {
 			return fmt.Errorf("path %q of the %s has %d bytes; unix sockets take at most %d: choose a shorter data directory", p.path, p.what, len(p.path), MaxSocketPath)
@@ -179,6 +221,25 @@ func (m *Machine) validate() error {
 		return err
 	}
 	return validPath("QEMU program", m.QEMU)
+}
+
+func (m *Machine) validateNICs() error {
+	if len(m.NICs) > api.MaxNICs {
+		return api.Invalid("spec.nics", "has %d interfaces; at most %d are allowed", len(m.NICs), api.MaxNICs)
+	}
+	for i, n := range m.NICs {
+		hw, err := net.ParseMAC(n.MAC)
+		if err != nil || len(hw) != 6 || hw.String() != n.MAC {
+			return fmt.Errorf("build the QEMU command of vm %s: network card %d has the MAC address %q", m.Name, i, n.MAC)
+		}
+		if n.Device == "" || len(n.Device) > maxDevice || strings.ContainsAny(n.Device, "/ \x00\n") {
+			return fmt.Errorf("build the QEMU command of vm %s: network card %d has the device %q", m.Name, i, n.Device)
+		}
+		if n.MTU != 0 && (n.MTU < minMTU || n.MTU > maxMTU) {
+			return fmt.Errorf("build the QEMU command of vm %s: network card %d has the MTU %d", m.Name, i, n.MTU)
+		}
+	}
+	return nil
 }
 
 // validPath refuses what an argument cannot carry, and relative paths, which

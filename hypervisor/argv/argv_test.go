@@ -35,6 +35,9 @@ func TestGolden(t *testing.T) {
 		"disks": func(m *Machine) {
 			m.Disks = append(m.Disks, Disk{"/pool/raw,file=/etc/shadow", "raw"}, Disk{"/pool/x=y", "qcow2"})
 		},
+		"nics": func(m *Machine) {
+			m.NICs = []NIC{{Device: "mt0123456789n0", MAC: "52:54:00:12:34:56", MTU: 1450}, {Device: "mt0123456789n1", MAC: "52:54:00:12:34:57", Offload: true}}
+		},
 		"diskless": func(m *Machine) { m.Disks = nil },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -75,6 +78,11 @@ func TestWhatQEMUCannotTakeIsRefused(t *testing.T) {
 		"disk with a NUL":      func(m *Machine) { m.Disks[0].Path = "/a\x00b" },
 		"too many disks":       func(m *Machine) { m.Disks = make([]Disk, api.MaxDisks+1) },
 		"socket path too long": func(m *Machine) { m.QMP = "/" + strings.Repeat("x", MaxSocketPath) },
+		"mac with options":     func(m *Machine) { m.NICs = []NIC{{Device: "t", MAC: "52:54:00:12:34:56,bus=x"}} },
+		"no device":            func(m *Machine) { m.NICs = []NIC{{MAC: "52:54:00:12:34:56"}} },
+		"device too long":      func(m *Machine) { m.NICs = []NIC{{Device: "0123456789abcdef", MAC: "52:54:00:12:34:56"}} },
+		"odd mtu":              func(m *Machine) { m.NICs = []NIC{{Device: "t", MAC: "52:54:00:12:34:56", MTU: 1}} },
+		"too many cards":       func(m *Machine) { m.NICs = make([]NIC, api.MaxNICs+1) },
 		"no serial log":        func(m *Machine) { m.Log = "" },
 		"no program":           func(m *Machine) { m.QEMU = "" },
 	} {

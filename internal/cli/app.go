@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/muster-vm/muster/api"
@@ -26,20 +27,58 @@ type Streams struct {
 	Out, Err io.Writer
 	// InTTY, OutTTY and ErrTTY say whether a person sits there.
 	InTTY, OutTTY, ErrTTY bool
-	Getenv                func(string) string
-	Now                   func() time.Time
-	Version               string
+	// Raw puts the terminal into raw mode and returns what undoes it; nil when
+	// In and Out are no terminal.
+	Raw func() (restore func(), err error)
+	// Size returns the columns and rows of the terminal, 0 when not known. It
+	// is nil where there is none, as in tests.
+	Size    func() (columns, rows int)
+	Getenv  func(string) string
+	Now     func() time.Time
+	Version string
+	// Shell is set when the command runs inside a node's daemon.
+	Shell *Shell
 }
 
 // System returns the streams of the process.
 func System(version string) Streams {
-	return Streams{
+	s := Streams{
 		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
 		InTTY:  term.IsTerminal(int(os.Stdin.Fd())),
 		OutTTY: term.IsTerminal(int(os.Stdout.Fd())),
 		ErrTTY: term.IsTerminal(int(os.Stderr.Fd())),
+		Size:   systemSize,
 		Getenv: os.Getenv, Now: time.Now, Version: version,
 	}
+	if s.InTTY && s.OutTTY {
+		s.Raw = systemRaw
+	}
+	return s
+}
+
+func systemSize() (columns, rows int) {
+	columns, rows, err := term.GetSize(int(os.Stdout.Fd()))
+	if err != nil {
+		return 0, 0
+	}
+	return columns, rows
+}
+
+func systemRaw() (restore func(), err error) {
+	undoOutput, err := terminalOutput()
+	if err != nil {
+		return nil, fmt.Errorf("prepare the terminal: %w", err)
+	}
+	in := int(os.Stdin.Fd())
+	old, err := term.MakeRaw(in)
+	if err != nil {
+		undoOutput()
+		return nil, fmt.Errorf("put the terminal into raw mode: %w", err)
+	}
+	return func() {
+		_ = term.Restore(in, old) // nothing else could be tried
+		undoOutput()
+	}, nil
 }
 
 // app is one run of the command line.
@@ -50,14 +89,23 @@ type app struct {
 	project string
 	cancel  context.CancelFunc
 	entered bool // the command itself runs: its errors are no usage errors
+	// flagValues completes the values of flags in a shell; see confine.
+	flagValues map[*pflag.Flag]completer
 }
 
 // Run executes a command line and returns the exit code. Cancelling ctx ends
 // it, as a signal does.
 func Run(ctx context.Context, args []string, s Streams) int {
 	a := &app{Streams: s}
+	if s.Shell != nil {
+		var err error
+		if args, err = shellArgs(args); err != nil {
+			a.report(err)
+			return exitCode(err)
+		}
+	}
 	root := a.root()
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
 	cmd, err := root.ExecuteContextC(ctx)
 	if a.cancel != nil {
 		a.cancel()

@@ -105,7 +105,7 @@ var flagWords = map[string][]string{
 }
 
 // flagKinds are the flags that take the name of an object.
-var flagKinds = map[string]api.Kind{"pool": api.KindPool, "image": api.KindImage, "volume": api.KindVolume, "node": api.KindNode}
+var flagKinds = map[string]api.Kind{"pool": api.KindPool, "image": api.KindImage, "volume": api.KindVolume, "node": api.KindNode, "network": api.KindNetwork}
 
 // completeFlags gives every flag its completion: a set of words, live names,
 // or nothing where a file name would be wrong.
@@ -116,10 +116,13 @@ func (a *app) completeFlags(cmd *cobra.Command) {
 	}
 	register := func(name string, f completer) {
 		if cmd.LocalFlags().Lookup(name) != nil {
-			_ = cmd.RegisterFlagCompletionFunc(name, f) // fails only if registered before
+			a.completeFlag(cmd, name, f)
 		}
 	}
 	for name, words := range flagWords {
+		if name == "type" && cmd.Parent() != nil && cmd.Parent().CommandPath() == "muster network" {
+			words = []string{string(api.NetworkVLAN), string(api.NetworkVXLAN), string(api.NetworkIsolated)}
+		}
 		register(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
 	register("role", cobra.FixedCompletions(roles, cobra.ShellCompDirectiveNoFileComp))

@@ -8,13 +8,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/client"
@@ -87,7 +87,7 @@ func (a *app) consoleLog(ctx context.Context, name string, n int) error {
 	if err != nil {
 		return err
 	}
-	_, err = a.Out.Write(b)
+	_, err = a.guestOut().Write(b)
 	return err
 }
 
@@ -99,6 +99,7 @@ type consoleSession struct {
 	raw  bool
 	tail []byte      // the end of what was printed
 	in   chan []byte // keys for the guest
+	out  io.Writer   // what the guest prints goes here
 }
 
 var errDetached = errors.New("detached")
@@ -108,12 +109,15 @@ func (a *app) console(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	// SIGQUIT would otherwise end the process with the terminal still raw.
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	defer stop()
+	if a.Shell == nil { // there, signals are the daemon's
+		var stop context.CancelFunc
+		// SIGQUIT would otherwise end the process with the terminal still raw.
+		ctx, stop = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+		defer stop()
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s := &consoleSession{a: a, c: c, name: name, in: make(chan []byte, inputQueue)}
+	s := &consoleSession{a: a, c: c, name: name, in: make(chan []byte, inputQueue), out: a.guestOut()}
 	conn, err := c.Console(ctx, a.project, name, firstHistory)
 	if err != nil {
 		return err
@@ -146,19 +150,13 @@ func (a *app) console(ctx context.Context, name string) error {
 // a pipe its end would kill the process before the terminal is restored.
 func (s *consoleSession) prepare(conn *client.Console) (restore func(), err error) {
 	a := s.a
-	f, isFile := a.In.(*os.File)
-	if !isFile || !a.InTTY || !a.OutTTY {
+	if a.Raw == nil || !a.InTTY || !a.OutTTY {
 		return func() {}, nil
 	}
 	a.notice("connected to %s through %s; detach with Ctrl-]", s.name, conn.Server())
-	undoOutput, err := terminalOutput()
+	cooked, err := a.Raw()
 	if err != nil {
-		return nil, fmt.Errorf("prepare the terminal: %w", err)
-	}
-	old, err := term.MakeRaw(int(f.Fd()))
-	if err != nil {
-		undoOutput()
-		return nil, fmt.Errorf("put the terminal into raw mode: %w", err)
+		return nil, err
 	}
 	s.raw = true
 	done := false
@@ -168,8 +166,7 @@ func (s *consoleSession) prepare(conn *client.Console) (restore func(), err erro
 		}
 		done = true
 		s.raw = false
-		_ = term.Restore(int(f.Fd()), old) // nothing else could be tried
-		undoOutput()
+		cooked()
 		fmt.Fprint(a.Err, "\r\n")
 	}, nil
 }
@@ -241,7 +238,7 @@ func (s *consoleSession) copy(ctx context.Context, conn *client.Console) error {
 			b = after(s.tail, b)
 			resumed = false
 		}
-		if _, err := s.a.Out.Write(b); err != nil {
+		if _, err := s.out.Write(b); err != nil {
 			return writeError{fmt.Errorf("write console output: %w", err)}
 		}
 		s.tail = append(s.tail, b...)

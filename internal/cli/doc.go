@@ -12,6 +12,10 @@
 //   - Text from the cluster cannot steer the terminal: control characters are
 //     stripped from tables and messages. Only "vm console" and "raw get" pass
 //     bytes as they are.
+//   - The package has no global state: many commands may run in one process at
+//     once, each with its Streams. With Streams.Shell a command runs inside a
+//     daemon for somebody else: it opens no file, reads no environment, handles
+//     no signal and never ends the process (shell.go).
 //   - A terminal in raw mode is restored on every way out, signals included.
 //
 // Non-guarantees: tables are for people, columns may be added; programs use

@@ -145,8 +145,16 @@ func checked(kind api.Kind, doc []byte) (api.Meta, json.RawMessage, error) {
 		return codec[api.VolumeSpec, api.VolumeStatus](kind, doc)
 	case api.KindPool:
 		return codec[api.PoolSpec, api.PoolStatus](kind, doc)
+	case api.KindNetwork:
+		return codec[api.NetworkSpec, api.NetworkStatus](kind, doc)
+	case api.KindIPPool:
+		return codec[api.IPPoolSpec, api.IPPoolStatus](kind, doc)
+	case api.KindUplink:
+		return codec[api.UplinkSpec, api.UplinkStatus](kind, doc)
 	case api.KindNode:
 		return codec[api.NodeSpec, api.NodeStatus](kind, doc)
+	case api.KindUser:
+		return codec[api.UserSpec, api.UserStatus](kind, doc)
 	case api.KindToken:
 		return codec[api.TokenSpec, api.TokenStatus](kind, doc)
 	case api.KindTask:

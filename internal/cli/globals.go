@@ -88,8 +88,8 @@ func (a *app) connect() (*client.Client, error) {
 	a.project = at.project
 	c, err := client.New(client.Config{
 		Servers: at.servers, Token: at.token, CACert: at.caCert,
-		UserAgent: "muster/" + a.Version,
-		Notify:    func(m string) { a.notice("%s", m) },
+		UserAgent: "muster/" + a.Version, Transport: a.transport(),
+		Notify: func(m string) { a.notice("%s", m) },
 	})
 	if err != nil {
 		return nil, err
@@ -103,6 +103,10 @@ func (a *app) connect() (*client.Client, error) {
 func (a *app) resolve() (connection, error) {
 	g := &a.flags
 	at := connection{project: g.project}
+	if a.Shell != nil {
+		at.servers = []string{a.Shell.Node}
+		return at, nil
+	}
 	if g.dataDir != "" {
 		at.servers = []string{client.SocketURL(g.dataDir)}
 		return at, nil

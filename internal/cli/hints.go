@@ -29,6 +29,14 @@ func (a *app) hintFor(err error) string {
 	if errors.As(err, &task) {
 		return ""
 	}
+	if a.Shell != nil {
+		switch api.CodeOf(err) {
+		case api.CodeForbidden:
+			return "your role does not allow it; an administrator gives another with: muster user set NAME --role ROLE"
+		case api.CodeUnauthorized, client.CodeUnavailable:
+			return "" // how to reach a cluster is no question here
+		}
+	}
 	switch api.CodeOf(err) {
 	case api.CodeUnauthorized:
 		return "give a valid token with --token or MUSTER_TOKEN; an administrator makes one with: muster token create NAME --role ROLE"

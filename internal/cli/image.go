@@ -114,6 +114,9 @@ func (a *app) openSource(ctx context.Context, f *imageFlags) (*source, error) {
 	if f.file == "-" {
 		return s, nil
 	}
+	if err := a.noLocalFile("--file"); err != nil {
+		return nil, err
+	}
 	info, err := os.Stat(f.file)
 	if err != nil {
 		return nil, usagef("--file: %v", err)

@@ -56,9 +56,13 @@ func kinds() []*kindView {
 		view(api.KindImage, "NAME STATUS POOL NODE FORMAT SIZE AGE", imageRow, imageShow),
 		view(api.KindVolume, "NAME STATUS POOL NODE IMAGE SIZE AGE", volumeRow, volumeShow),
 		view(api.KindPool, "NAME TYPE READY FREE TOTAL PATH AGE", poolRow, poolShow),
+		view(api.KindNetwork, "NAME TYPE TAG READY AGE", networkRow, networkShow),
+		view(api.KindIPPool, "NAME NETWORK CIDR GATEWAY USED TOTAL AGE", ippoolRow, ippoolShow),
+		view(api.KindUplink, "NAME NODE NIC READY AGE MESSAGE", uplinkRow, uplinkShow),
 		view(api.KindNode, "NAME STATUS ROLE ADDRESS CPUS MEMORY ACCEL GUARD VERSION", nodeRow, nodeShow),
 		view(api.KindTask, "ID ACTION TARGET STATUS PROGRESS ACTOR AGE MESSAGE", taskRow, taskShow),
 		view(api.KindToken, "NAME USE ROLE EXPIRES AGE", tokenRow, tokenShow),
+		view(api.KindUser, "NAME STATUS ROLE KEYS FULL-NAME AGE", userRow, userShow),
 	}
 }
 
@@ -234,6 +238,14 @@ func vmShow(s *sections, o *api.VM, now time.Time) {
 		t := &table{head: []string{"VOLUME", "POOL", "IMAGE", "SIZE"}}
 		for _, d := range o.Spec.Disks {
 			t.add(dash(d.Volume), dash(d.Pool), dash(d.Image), sizeOr(d.Size))
+		}
+		s.table(t)
+	}
+	if len(o.Spec.NICs) > 0 {
+		s.title("Networks")
+		t := &table{head: []string{"NETWORK", "MAC", "ADDRESS"}}
+		for _, n := range o.Spec.NICs {
+			t.add(n.Network, dash(n.MAC), dash(n.Address))
 		}
 		s.table(t)
 	}

@@ -26,7 +26,7 @@ var goldenNow = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 var goldenObjects = map[api.Kind][]string{
 	api.KindVM: {
 		`{"meta":{"id":"01931e6c-7a52-7c3e-9b1f-2f6f0d6c3a11","kind":"vm","name":"web1","project":"default","labels":{"env":"prod","app":"web"},"revision":12,"generation":3,"createdAt":"2026-11-21T11:55:00Z"},
-		  "spec":{"cpus":2,"memory":536870912,"ha":"restart","power":"running","disks":[{"volume":"web1-disk1","image":"tiny","pool":"local","size":10737418240}]},
+		  "spec":{"cpus":2,"memory":536870912,"ha":"restart","power":"running","disks":[{"volume":"web1-disk1","image":"tiny","pool":"local","size":10737418240}],"nics":[{"network":"lab","mac":"52:54:00:12:34:56","address":"10.20.0.7"},{"network":"office"}]},
 		  "status":{"observedGeneration":2,"phase":"running","node":"m1","epoch":2,"pid":4711,"startedAt":"2026-11-21T11:59:30Z","accelerator":"kvm","message":"runs\u001b[2J\u001b]0;owned\u0007 well",
 		  "conditions":[{"type":"Protected","ok":false,"reason":"GuardMissing","message":"start muster-guard on m1","since":"2026-11-21T11:00:00Z"}]}}`,
 		`{"meta":{"name":"a-vm-with-a-rather-long-name","createdAt":"2024-01-01T00:00:00Z","deletingAt":"2026-11-21T11:59:00Z","finalizers":["hypervisor"]},"spec":{"cpus":1,"memory":17179869184,"ha":"none"},"status":{"phase":"stopped"}}`},
@@ -34,9 +34,14 @@ var goldenObjects = map[api.Kind][]string{
 	api.KindVolume: {`{"meta":{"name":"web1-disk1","owner":"vm/01931e6c","createdAt":"2026-11-21T11:00:00Z"},"spec":{"pool":"shared","image":"tiny","size":10737418240},"status":{"phase":"ready"}}`},
 	api.KindPool: {`{"meta":{"name":"local","createdAt":"2026-11-21T11:00:00Z"},"spec":{"type":"dir"},"status":{"nodes":[{"node":"m1","ready":true,"free":1073741824,"total":2147483648},{"node":"m2","ready":false,"reason":"the directory does not exist; create it"}]}}`,
 		`{"meta":{"name":"nfs","createdAt":"2026-11-21T11:00:00Z"},"spec":{"type":"shared","path":"/mnt/nfs"},"status":{"nodes":[{"node":"m1","ready":true,"free":1073741824,"total":2147483648},{"node":"m2","ready":true,"free":1073741824,"total":2147483648}]}}`},
-	api.KindNode:  {`{"meta":{"name":"m1","createdAt":"2026-11-21T11:00:00Z"},"spec":{"address":"10.76.0.11:7600","role":"voter","maintenance":true,"reservedMemory":536870912},"status":{"phase":"ready","version":"0.1.0","cpus":8,"memory":17179869184,"accelerator":"tcg","acceleratorReason":"KVM ran no guest within 5 s","qemuVersion":"7.2.0","guardLevel":"process only"}}`},
-	api.KindTask:  {`{"meta":{"id":"01931e6c-7a52-7c3e-9b1f-2f6f0d6c3a11","createdAt":"2026-11-21T11:59:58Z"},"spec":{"action":"vm.start","targetKind":"vm","targetID":"x","target":"web1","actor":"admin"},"status":{"phase":"failed","progress":30,"message":"QEMU ended:\nno memory","code":"internal"}}`},
-	api.KindToken: {`{"meta":{"name":"ci","createdAt":"2026-11-21T11:00:00Z"},"spec":{"use":"api","role":"operator","expiresAt":"2026-11-21T18:00:00Z"},"status":{}}`},
+	api.KindNode:    {`{"meta":{"name":"m1","createdAt":"2026-11-21T11:00:00Z"},"spec":{"address":"10.76.0.11:7600","role":"voter","maintenance":true,"reservedMemory":536870912},"status":{"phase":"ready","version":"0.1.0","cpus":8,"memory":17179869184,"accelerator":"tcg","acceleratorReason":"KVM ran no guest within 5 s","qemuVersion":"7.2.0","guardLevel":"process only"}}`},
+	api.KindNetwork: {`{"meta":{"name":"lab","kind":"network","createdAt":"2026-11-21T11:00:00Z"},"spec":{"type":"vxlan","vni":100},"status":{"nodes":[{"node":"m1","ready":true},{"node":"m2","ready":false,"reason":"Open vSwitch does not run"}]}}`},
+	api.KindIPPool:  {`{"meta":{"name":"lab","kind":"ippool","createdAt":"2026-11-21T11:00:00Z"},"spec":{"network":"lab","cidr":"10.20.0.0/24","gateway":"10.20.0.1","start":"10.20.0.10","dns":["10.20.0.53","9.9.9.9"],"domain":"lab.example"},"status":{"total":245,"used":3}}`},
+	api.KindUplink:  {`{"meta":{"name":"up1","kind":"uplink","createdAt":"2026-11-21T11:00:00Z"},"spec":{"node":"m1","nic":"eth1"},"status":{"ready":true,"message":"no carrier"}}`},
+	api.KindTask:    {`{"meta":{"id":"01931e6c-7a52-7c3e-9b1f-2f6f0d6c3a11","createdAt":"2026-11-21T11:59:58Z"},"spec":{"action":"vm.start","targetKind":"vm","targetID":"x","target":"web1","actor":"admin"},"status":{"phase":"failed","progress":30,"message":"QEMU ended:\nno memory","code":"internal"}}`},
+	api.KindToken:   {`{"meta":{"name":"ci","createdAt":"2026-11-21T11:00:00Z"},"spec":{"use":"api","role":"operator","expiresAt":"2026-11-21T18:00:00Z"},"status":{}}`},
+	api.KindUser: {`{"meta":{"name":"ann","createdAt":"2026-11-21T11:00:00Z"},"spec":{"role":"operator","fullName":"Ann\u001b[31m Onym","sshKeys":["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFvKrZdGm0YVJ8oCjO3b4bq3wq0n0C0XbH4V2l0Y5Q2B ann@home"]}}`,
+		`{"meta":{"name":"bob","createdAt":"2026-11-21T11:00:00Z"},"spec":{"role":"viewer","disabled":true}}`},
 }
 
 func testApp(out, errOut *bytes.Buffer) *app {

@@ -185,6 +185,9 @@ func (a *app) rawList(ctx context.Context, prefix string, limit int) error {
 func (a *app) readFile(path string, limit int64) ([]byte, error) {
 	in := a.In
 	if path != "-" {
+		if err := a.noLocalFile("-f"); err != nil {
+			return nil, err
+		}
 		f, err := os.Open(path)
 		if err != nil {
 			return nil, usagef("-f: %v", err)

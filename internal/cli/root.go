@@ -43,6 +43,9 @@ Exit codes:
 		SilenceUsage:               true,
 		SuggestionsMinimumDistance: suggestDistance,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.checkShell(cmd); err != nil {
+				return err
+			}
 			if err := a.flags.check(cmd); err != nil {
 				return err
 			}
@@ -57,8 +60,8 @@ Exit codes:
 	root.SetErr(a.Err)
 	a.flags.bind(root.PersistentFlags())
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.vmCmd(), a.imageCmd(), a.volumeCmd(), a.poolCmd(), a.nodeCmd(),
-		a.taskCmd(), a.tokenCmd(), a.clusterCmd(), a.getCmd(), a.applyCmd(), a.watchCmd(),
+	root.AddCommand(a.vmCmd(), a.imageCmd(), a.volumeCmd(), a.poolCmd(), a.networkCmd(), a.ippoolCmd(), a.uplinkCmd(), a.nodeCmd(),
+		a.taskCmd(), a.tokenCmd(), a.userCmd(), a.clusterCmd(), a.serviceCmd(), a.getCmd(), a.applyCmd(), a.watchCmd(),
 		a.rawCmd(), a.contextCmd(), a.versionCmd(), a.docsCmd())
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
@@ -69,6 +72,7 @@ Exit codes:
 		}
 	}
 	a.completeFlags(root)
+	a.confine(root)
 	return root
 }
 

@@ -33,6 +33,7 @@ type vmCreateFlags struct {
 	diskSize api.Size
 	disks    []api.Size
 	volumes  []string
+	networks []string
 	pool, ha string
 	start    bool
 	labels   []string
@@ -46,7 +47,8 @@ func (a *app) vmCreate() *cobra.Command {
 volumes of --volume, then an empty disk for each --disk.`,
 		Example: `  muster vm create web1 --cpu 1 --memory 512M --image tiny --ha restart --start
   muster vm create db1 --cpu 4 --memory 8G --image debian --disk-size 20G --disk 100G --pool shared
-  muster vm create lab --memory 1G --disk 10G --label env=test`,
+  muster vm create lab --memory 1G --disk 10G --label env=test --network lab
+  muster vm create gate --disk 10G --network lab,ip=10.20.0.1 --network office,mac=52:54:00:12:34:56`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			spec, err := f.spec()
@@ -68,6 +70,7 @@ volumes of --volume, then an empty disk for each --disk.`,
 	fs.Var(sizeFlag{&f.diskSize}, "disk-size", "enlarge the clone of --image to this size")
 	fs.Var(sizesFlag{&f.disks}, "disk", "an empty disk of this size (repeatable)")
 	fs.StringArrayVar(&f.volumes, "volume", nil, "attach this existing volume (repeatable)")
+	fs.StringArrayVar(&f.networks, "network", nil, networkHelp)
 	fs.StringVar(&f.pool, "pool", "", "pool for the new disks (default \"local\")")
 	fs.StringVar(&f.ha, "ha", "", "what to do when the node is lost: none or restart (default \"none\")")
 	fs.BoolVar(&f.start, "start", false, "start the VM when it is created")
@@ -110,6 +113,13 @@ func (f *vmCreateFlags) spec() (map[string]any, error) {
 	if len(disks) > 0 {
 		spec["disks"] = disks
 	}
+	nics, err := parseNICs(f.networks)
+	if err != nil {
+		return nil, err
+	}
+	if len(nics) > 0 {
+		spec["nics"] = nics
+	}
 	set(spec, "ha", f.ha)
 	if f.start {
 		spec["power"] = api.PowerRunning
@@ -151,11 +161,15 @@ func (a *app) vmSet() *cobra.Command {
 	var cpus int
 	var memory api.Size
 	var ha string
-	var labels []string
+	var labels, networks []string
 	cmd := &cobra.Command{
-		Use: "set NAME", Short: "Change CPUs, memory, HA policy or labels", Args: args("NAME"),
-		Long: "Changes what is given and leaves the rest. CPUs and memory take effect at the\nnext start of the VM. --label KEY- removes a label.",
+		Use: "set NAME", Short: "Change CPUs, memory, networks, HA policy or labels", Args: args("NAME"),
+		Long: `Changes what is given and leaves the rest. CPUs, memory and networks are changed
+while the VM is stopped. --network names all network cards that the VM shall
+have: one that it has on a network keeps its addresses, the others are removed;
+--network none removes all. --label KEY- removes a label.`,
 		Example: `  muster vm set web1 --memory 1G --cpu 2
+  muster vm set web1 --network lab --network office
   muster vm set web1 --ha restart --label env=prod --label old-`,
 		ValidArgsFunction: a.completeNames(api.KindVM),
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -173,18 +187,26 @@ func (a *app) vmSet() *cobra.Command {
 			if changed("ha") {
 				spec["ha"] = ha
 			}
+			if changed("network") {
+				nics, err := parseNICs(networks)
+				if err != nil {
+					return err
+				}
+				spec["nics"] = nics
+			}
 			l, err := parseLabels(labels, true)
 			if err != nil {
 				return err
 			}
 			if len(spec) == 0 && len(l) == 0 {
-				return usagef("vm set: nothing to change; give --cpu, --memory, --ha or --label")
+				return usagef("vm set: nothing to change; give --cpu, --memory, --network, --ha or --label")
 			}
 			return a.patch(cmd.Context(), api.KindVM, names[0], patchOf(spec, l))
 		},
 	}
 	cmd.Flags().IntVar(&cpus, "cpu", 0, "virtual CPUs")
 	cmd.Flags().Var(sizeFlag{&memory}, "memory", "guest memory, such as 512M or 4G")
+	cmd.Flags().StringArrayVar(&networks, "network", nil, networkHelp)
 	cmd.Flags().StringVar(&ha, "ha", "", "what to do when the node is lost: none or restart")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "label KEY=VALUE, or KEY- to remove it (repeatable)")
 	return cmd

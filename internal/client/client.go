@@ -53,6 +53,9 @@ type Config struct {
 	// CACert is the PEM of the authority that signed the nodes' certificates;
 	// the system's authorities when empty.
 	CACert []byte
+	// Transport, if set, carries every request instead of the network, as for a
+	// session inside a daemon; Servers then only names it in messages.
+	Transport http.RoundTripper
 	// UserAgent names the program.
 	UserAgent string
 	// Notify, if set, is told in one line about each switch to another server.
@@ -65,6 +68,8 @@ type Client struct {
 	endpoints []*endpoint
 	good      atomic.Int32  // index of the server that answered last
 	revision  atomic.Uint64 // highest revision seen
+	settled   atomic.Bool   // a server that connects was found
+	settling  chan struct{} // held while it is looked for
 }
 
 // New checks the configuration; it opens no connection.
@@ -79,7 +84,11 @@ func New(cfg Config) (*Client, error) {
 			return nil, api.Invalid("cacert", "holds no PEM certificate; give the file ca.crt of a node's data directory")
 		}
 	}
-	c := &Client{cfg: cfg}
+	c := &Client{cfg: cfg, settling: make(chan struct{}, 1)}
+	if cfg.Transport != nil {
+		c.endpoints = []*endpoint{inProcess(cfg.Servers[0], cfg.Transport)}
+		return c, nil
+	}
 	for _, s := range cfg.Servers {
 		c.endpoints = append(c.endpoints, newEndpoint(s, roots))
 	}
@@ -89,6 +98,9 @@ func New(cfg Config) (*Client, error) {
 // Close drops idle connections.
 func (c *Client) Close() {
 	for _, e := range c.endpoints {
+		if conn := e.take(); conn != nil {
+			_ = conn.Close()
+		}
 		e.rest.CloseIdleConnections()
 		e.ws.CloseIdleConnections()
 	}
@@ -140,7 +152,10 @@ func (c *Client) Do(ctx context.Context, r Request) (*Reply, error) {
 	if r.Method == http.MethodPost && r.Header.Get(headerKey) == "" {
 		r.Header.Set(headerKey, api.NewID())
 	}
-	var failed attempts
+	failed := c.settle(ctx)
+	if failed != nil {
+		return nil, c.giveUp(ctx, failed)
+	}
 	for round := range rounds {
 		if round > 0 {
 			if !worthAnotherRound(failed) || !pause(ctx, roundPause) {

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -43,6 +44,9 @@ type endpoint struct {
 	ws   *http.Client // HTTP/1.1 only, which WebSocket needs
 	// local is a unix socket: trusted by its file mode, no token is sent.
 	local bool
+	// connect opens a connection; spare is one that waits for its use.
+	connect func(context.Context) (net.Conn, error)
+	spare   atomic.Pointer[net.Conn]
 }
 
 // SocketURL returns the server that stands for the daemon of this host with a
@@ -100,15 +104,19 @@ func normalServer(s string) (string, error) {
 func newEndpoint(server string, roots *x509.CertPool) *endpoint {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: idleConn}
 	if path, ok := strings.CutPrefix(server, "unix://"); ok {
-		dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		e := &endpoint{name: path, base: "http://muster", local: true}
+		e.connect = func(ctx context.Context) (net.Conn, error) {
 			return dialer.DialContext(ctx, "unix", filepath.FromSlash(path))
 		}
-		c := &http.Client{Transport: &http.Transport{DialContext: dial, IdleConnTimeout: idleConn}, CheckRedirect: noRedirect}
-		return &endpoint{name: path, base: "http://muster", rest: c, ws: c, local: true}
+		e.rest = &http.Client{Transport: &http.Transport{DialContext: e.dial, IdleConnTimeout: idleConn}, CheckRedirect: noRedirect}
+		e.ws = e.rest
+		return e
 	}
+	e := &endpoint{name: strings.TrimPrefix(server, "https://"), base: server}
+	e.connect = func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", e.name) }
 	transport := func(protos ...string) *http.Transport {
 		return &http.Transport{
-			DialContext:           dialer.DialContext,
+			DialContext:           e.dial,
 			TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, NextProtos: protos},
 			TLSHandshakeTimeout:   handshakeTimeout,
 			ExpectContinueTimeout: handshakeTimeout,
@@ -117,12 +125,24 @@ func newEndpoint(server string, roots *x509.CertPool) *endpoint {
 			HTTP2:                 &http.HTTP2Config{SendPingTimeout: pingIdle, PingTimeout: pingTimeout},
 		}
 	}
-	return &endpoint{
-		name: strings.TrimPrefix(server, "https://"),
-		base: server,
-		rest: &http.Client{Transport: transport("h2", "http/1.1"), CheckRedirect: noRedirect},
-		ws:   &http.Client{Transport: transport("http/1.1"), CheckRedirect: noRedirect},
+	e.rest = &http.Client{Transport: transport("h2", "http/1.1"), CheckRedirect: noRedirect}
+	e.ws = &http.Client{Transport: transport("http/1.1"), CheckRedirect: noRedirect}
+	return e
+}
+
+// dial is what the transports call: every request of the endpoint goes to the
+// one address that its name is.
+func (e *endpoint) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	if conn := e.take(); conn != nil {
+		return conn, nil
 	}
+	return e.connect(ctx)
+}
+
+// inProcess is a server that a transport reaches without any network.
+func inProcess(name string, rt http.RoundTripper) *endpoint {
+	c := &http.Client{Transport: rt, CheckRedirect: noRedirect}
+	return &endpoint{name: name, base: "http://muster", rest: c, ws: c, local: true}
 }
 
 // noRedirect keeps the token from following a redirect to another host: a

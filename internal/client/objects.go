@@ -25,7 +25,7 @@ const (
 // is not sent for the others.
 func Scoped(k api.Kind) bool {
 	switch k {
-	case api.KindNode, api.KindPool, api.KindToken, api.KindCluster:
+	case api.KindNode, api.KindPool, api.KindToken, api.KindUser, api.KindCluster, api.KindNetwork, api.KindIPPool, api.KindUplink:
 		return false
 	}
 	return true

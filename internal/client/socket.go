@@ -56,7 +56,10 @@ func (c *Client) dial(ctx context.Context, path string, q url.Values, limit int6
 	if rev := c.revision.Load(); rev > 0 {
 		q.Set("minRevision", strconv.FormatUint(rev, 10))
 	}
-	var failed attempts
+	failed := c.settle(ctx)
+	if failed != nil {
+		return nil, c.giveUp(ctx, failed)
+	}
 	first := int(c.good.Load())
 	for i := range c.endpoints {
 		at := (first + i) % len(c.endpoints)

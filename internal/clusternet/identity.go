@@ -37,6 +37,9 @@ type Identity struct {
 	NodeID string
 	cert   tls.Certificate
 	roots  *x509.CertPool
+	// Trust, if set, refuses a peer although its certificate is good, when it
+	// connects for Raft. Calls have RPCServer.Trust. Set it before the port serves.
+	Trust func(nodeID string) error
 	// DialTCP replaces the network in tests; nil means TCP.
 	DialTCP func(ctx context.Context, address string) (net.Conn, error)
 }
@@ -84,7 +87,7 @@ func (id *Identity) serverConfig() *tls.Config {
 	cluster := base.Clone()
 	cluster.NextProtos = clusterProtocols
 	cluster.ClientAuth = tls.RequireAndVerifyClientCert
-	cluster.VerifyConnection = requireNode
+	cluster.VerifyConnection = id.requireNode
 	out := base.Clone()
 	out.NextProtos = web.NextProtos
 	out.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -98,9 +101,15 @@ func (id *Identity) serverConfig() *tls.Config {
 	return out
 }
 
-func requireNode(cs tls.ConnectionState) error {
-	if _, ok := PeerNode(&cs); !ok {
+func (id *Identity) requireNode(cs tls.ConnectionState) error {
+	peer, ok := PeerNode(&cs)
+	if !ok {
 		return fmt.Errorf("the peer's certificate names no node")
+	}
+	// A call is refused with a reason, which a removed node must get to know;
+	// Raft has no words for it.
+	if id.Trust != nil && cs.NegotiatedProtocol == ProtoRaft {
+		return id.Trust(peer)
 	}
 	return nil
 }

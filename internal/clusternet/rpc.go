@@ -47,14 +47,19 @@ type Handler func(ctx context.Context, request []byte) ([]byte, error)
 
 // RPCServer answers calls. Register all methods before Serve.
 type RPCServer struct {
-	mux *http.ServeMux
-	log *slog.Logger
+	mux   *http.ServeMux
+	log   *slog.Logger
+	trust func(nodeID string) error
 }
 
 // NewRPCServer returns a server without methods.
 func NewRPCServer(log *slog.Logger) *RPCServer {
-	return &RPCServer{mux: http.NewServeMux(), log: log}
+	return &RPCServer{mux: http.NewServeMux(), log: log, trust: func(string) error { return nil }}
 }
+
+// Trust sets what refuses a caller although its certificate is good, before
+// anything of its call is carried out. Set it before Serve.
+func (s *RPCServer) Trust(f func(nodeID string) error) { s.trust = f }
 
 // RemoteError is an error that the other node answered.
 type RemoteError struct {
@@ -74,7 +79,10 @@ func (s *RPCServer) Handle(method string, h Handler) {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		out, err := h(r.Context(), body)
+		var out []byte
+		if err = s.trust(CallerOf(r.Context())); err == nil {
+			out, err = h(r.Context(), body)
+		}
 		if err == nil {
 			_, _ = w.Write(out)
 			return

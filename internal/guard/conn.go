@@ -128,9 +128,22 @@ func (cn *conn) handle(line []byte) {
 		cn.send(refusalLine(req.id, refuse(CodeBusy, "%d requests are waiting", MaxInFlight)))
 		return
 	}
+	carryOut := func() []byte { return cn.s.answer(cn, req) }
+	if b, ok := req.body.(StartRequest); ok {
+		in, e := cn.s.reserve(b)
+		if e != nil {
+			<-cn.slots
+			cn.send(cn.s.reply(req, nil, e))
+			return
+		}
+		carryOut = func() []byte {
+			body, e := cn.s.fork(b, in)
+			return cn.s.reply(req, body, e)
+		}
+	}
 	cn.waiting.Go(func() {
 		defer func() { <-cn.slots }()
-		cn.send(cn.s.answer(cn, req))
+		cn.send(carryOut())
 	})
 }
 

@@ -30,6 +30,10 @@ type (
 // answer carries out a request and returns the line to send.
 func (s *Server) answer(cn *conn, req request) []byte {
 	body, e := s.do(cn, req)
+	return s.reply(req, body, e)
+}
+
+func (s *Server) reply(req request, body any, e *Error) []byte {
 	if e != nil {
 		if req.op == opStart || req.op == opExtend {
 			s.log.Warn("request refused", "op", string(req.op), "code", string(e.Code), "err", e.Msg)
@@ -105,12 +109,23 @@ func (s *Server) extend(b extendBody) (any, *Error) {
 }
 
 func (s *Server) start(req StartRequest) (any, *Error) {
-	now := s.lockNow()
-	in, e := s.tab.beginStart(now, req)
-	s.mu.Unlock()
+	in, e := s.reserve(req)
 	if e != nil {
 		return nil, e
 	}
+	return s.fork(req, in)
+}
+
+// reserve takes the VM's id. It is done in the order of the requests: a list or
+// a kill that follows a start has to see it.
+func (s *Server) reserve(req StartRequest) (*instance, *Error) {
+	now := s.lockNow()
+	defer s.mu.Unlock()
+	return s.tab.beginStart(now, req)
+}
+
+// fork carries out a start that has its reservation.
+func (s *Server) fork(req StartRequest, in *instance) (any, *Error) {
 	p, err := s.procs.start(req, func() error {
 		now := s.lockNow()
 		defer s.mu.Unlock()
@@ -120,7 +135,7 @@ func (s *Server) start(req StartRequest) (any, *Error) {
 		return nil
 	})
 
-	now = s.lockNow()
+	now := s.lockNow()
 	defer s.mu.Unlock()
 	defer s.poke() // it may have ended before anybody could reap it
 	if err != nil {

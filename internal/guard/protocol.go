@@ -150,6 +150,10 @@ type Error struct {
 
 func (e *Error) Error() string { return "guard: " + string(e.Code) + ": " + e.Msg }
 
+// Refused reports that the guard has answered: the request is over. Of one that
+// ended with any other error nobody knows whether it is still under way.
+func (e *Error) Refused() bool { return true }
+
 // Unwrap returns the sentinel of the code.
 func (e *Error) Unwrap() error { return e.Code.sentinel() }
 

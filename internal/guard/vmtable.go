@@ -320,11 +320,18 @@ func (t *table) forget(vm string) *Error {
 	return nil
 }
 
-// list returns copies of all records, sorted by VM id.
+// list returns copies of all records, sorted by VM id. What an earlier guard
+// left and nobody can kill is listed as being killed: it is there, and whoever
+// asks must not take its VM for stopped.
 func (t *table) list() []Record {
-	recs := make([]Record, 0, len(t.vms))
+	recs := make([]Record, 0, len(t.vms)+len(t.strangers))
 	for _, in := range t.vms {
 		recs = append(recs, in.rec)
+	}
+	for vm, pid := range t.strangers {
+		if _, ours := t.vms[vm]; vm != "" && !ours {
+			recs = append(recs, Record{VM: vm, PID: pid, State: StateKilling, Reason: ReasonKill})
+		}
 	}
 	slices.SortFunc(recs, func(a, b Record) int { return cmp.Compare(a.VM, b.VM) })
 	return recs

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// markRoot holds what was last told of each object. An event is written in the
+// transaction that moves the mark on, under the condition that the mark is
+// still the one that was read: so it is written once, whoever leads.
+const markRoot = configdb.Root + "monitor/seen/"
+
+func markKey(kind api.Kind, id string) string { return markRoot + string(kind) + "/" + id }
+
+// nodeMark is what was last told of a node.
+type nodeMark struct {
+	Name   string        `json:"name"`
+	Phase  api.NodePhase `json:"phase,omitempty"`
+	LostAt time.Time     `json:"lostAt,omitzero"`
+	BootID string        `json:"bootID,omitempty"`
+}
+
+// vmMark is what was last told of a VM.
+type vmMark struct {
+	Name      string      `json:"name"`
+	Phase     api.VMPhase `json:"phase,omitempty"`
+	NodeID    string      `json:"nodeID,omitempty"`
+	Node      string      `json:"node,omitempty"`
+	Epoch     uint64      `json:"epoch,omitempty"`
+	StartedAt time.Time   `json:"startedAt,omitzero"`
+	Crashes   uint32      `json:"crashes,omitempty"`
+	CrashedAt time.Time   `json:"crashedAt,omitzero"`
+
+	MovedFrom   string    `json:"movedFrom,omitempty"`
+	MovedFromID string    `json:"movedFromID,omitempty"`
+	MovedLoss   time.Time `json:"movedLoss,omitzero"`
+	Recovering  bool      `json:"recovering,omitempty"`
+}
+
+// look brings the events and facts of one object up to date. id is "kind/ID".
+func (s *Service) look(ctx context.Context, term uint64, id string) error {
+	kind, id, _ := strings.Cut(id, "/")
+	if api.Kind(kind) == api.KindNode {
+		return s.lookNode(ctx, term, id)
+	}
+	return s.lookVM(ctx, term, id)
+}
+
+// readMark returns the mark of an object and the revision of its key.
+func readMark(v *configdb.View, key string, mark any) (revision uint64, known bool, err error) {
+	e, ok := v.Get(key)
+	if !ok {
+		return 0, false, nil
+	}
+	if err := json.Unmarshal(e.Value, mark); err != nil {
+		return 0, false, fmt.Errorf("decode %s: %w", key, err)
+	}
+	return e.Revision, true, nil
+}
+
+// tellOf commits events with the mark that says that they were written. A nil
+// mark removes it.
+func (s *Service) tellOf(ctx context.Context, term uint64, key string, revision uint64, mark any, events []api.Event) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	tx := &configdb.Txn{Actor: Actor}
+	tx.RequireTerm(term)
+	tx.RequireRevision(key, revision)
+	if mark == nil {
+		tx.Delete(key)
+	} else {
+		b, err := json.Marshal(mark)
+		if err != nil {
+			return err
+		}
+		tx.Put(key, b)
+	}
+	for i := range events {
+		if err := emit(tx, &events[i]); err != nil {
+			return err
+		}
+	}
+	_, err := s.db.Txn(ctx, tx)
+	return err
+}
+
+// emit adds an event to a transaction. It has no status and no claim of its
+// name, which is its ID: one key per event.
+func emit(tx *configdb.Txn, e *api.Event) error {
+	b, err := e.EncodeSpec()
+	if err != nil {
+		return err
+	}
+	tx.Put(configdb.Events.SpecKey(e.Meta.ID), b)
+	return nil
+}
+
+// nodeLook is a node with its mark, as of one view.
+type nodeLook struct {
+	id       string
+	node     api.Node
+	gone     bool
+	mark     nodeMark
+	known    bool // there is a mark
+	revision uint64
+}
+
+func readNode(v *configdb.View, id string) (*nodeLook, error) {
+	l := &nodeLook{id: id}
+	var err error
+	if l.revision, l.known, err = readMark(v, markKey(api.KindNode, id), &l.mark); err != nil {
+		return nil, err
+	}
+	l.node, err = configdb.Nodes.Get(v, id)
+	if api.CodeOf(err) == api.CodeNotFound {
+		l.gone, err = true, nil
+	}
+	return l, err
+}
+
+func (s *Service) lookNode(ctx context.Context, term uint64, id string) error {
+	l, err := readNode(s.db.Local(), id)
+	if err != nil {
+		return err
+	}
+	key := markKey(api.KindNode, id)
+	if l.gone {
+		if l.known {
+			e := api.NewEvent("node.removed", api.SeverityInfo, api.KindNode, api.Meta{ID: id, Name: l.mark.Name},
+				"node "+l.mark.Name+" was removed from the cluster", s.now())
+			if err := s.tellOf(ctx, term, key, l.revision, nil, []api.Event{e}); err != nil {
+				return err
+			}
+		}
+		s.mu.Lock()
+		delete(s.nodes, id)
+		s.mu.Unlock()
+		s.kicked()
+		return nil
+	}
+	was := l.mark
+	events := l.advance(s.now())
+	if l.mark != was || !l.known {
+		if err := s.tellOf(ctx, term, key, l.revision, l.mark, events); err != nil {
+			return err
+		}
+	}
+	s.knowNode(l)
+	s.kicked()
+	return nil
+}
+
+// advance moves the mark to what the node is now, and says what happened.
+func (l *nodeLook) advance(now time.Time) []api.Event {
+	was, st := l.mark, &l.node.Status
+	next := nodeMark{Name: l.node.Meta.Name, Phase: st.Phase, BootID: st.BootID}
+	if st.LostAt != nil {
+		next.LostAt = st.LostAt.UTC()
+	}
+	l.mark = next
+	var out []api.Event
+	add := func(typ string, sev api.Severity, format string, args ...any) {
+		e := api.NewEvent(typ, sev, api.KindNode, l.node.Meta, fmt.Sprintf(format, args...), now)
+		e.Spec.Node = l.node.Meta.Name
+		out = append(out, e)
+	}
+	name := l.node.Meta.Name
+	lostAnew := !next.LostAt.IsZero() && !next.LostAt.Equal(was.LostAt)
+	if lostAnew {
+		add("node.lost", api.SeverityCritical, "node %s was declared lost: %s", name, first(st.Message, "no lease was renewed"))
+	}
+	switch {
+	case next.Phase == api.NodeReady && (was.Phase == api.NodeLost || lostAnew):
+		add("node.ready", api.SeverityInfo, "node %s is back", name)
+	case next.Phase == api.NodeReady && was.Phase != api.NodeReady:
+		add("node.ready", api.SeverityInfo, "node %s is ready", name)
+	case next.Phase == api.NodeLeaving && was.Phase != api.NodeLeaving:
+		add("node.leaving", api.SeverityInfo, "node %s is leaving the cluster", name)
+	}
+	if was.BootID != "" && next.BootID != "" && was.BootID != next.BootID {
+		add("node.restarted", api.SeverityInfo, "the daemon of node %s was started anew (version %s)", name, first(st.Version, "unknown"))
+	}
+	return out
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}

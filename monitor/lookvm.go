@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package monitor
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// vmLook is a VM with its binding and its mark, as of one view.
+type vmLook struct {
+	id       string
+	vm       api.VM
+	binding  api.Binding
+	gone     bool
+	mark     vmMark
+	known    bool // there is a mark
+	revision uint64
+	// from is the node that the mark names, if it is still there.
+	from *api.Node
+}
+
+func readVM(v *configdb.View, id string) (*vmLook, error) {
+	l := &vmLook{id: id}
+	var err error
+	if l.revision, l.known, err = readMark(v, markKey(api.KindVM, id), &l.mark); err != nil {
+		return nil, err
+	}
+	if l.vm, err = configdb.VMs.Get(v, id); err != nil {
+		if api.CodeOf(err) == api.CodeNotFound {
+			l.gone, err = true, nil
+		}
+		return l, err
+	}
+	if l.binding, err = configdb.Bindings.Get(v, id); err != nil && api.CodeOf(err) != api.CodeNotFound {
+		return nil, err
+	}
+	if l.mark.NodeID != "" {
+		if n, err := configdb.Nodes.Get(v, l.mark.NodeID); err == nil {
+			l.from = &n
+		}
+	}
+	return l, nil
+}
+
+func (s *Service) lookVM(ctx context.Context, term uint64, id string) error {
+	l, err := readVM(s.db.Local(), id)
+	if err != nil {
+		return err
+	}
+	key := markKey(api.KindVM, id)
+	if l.gone {
+		if l.known {
+			e := api.NewEvent("vm.deleted", api.SeverityInfo, api.KindVM, api.Meta{ID: id, Name: l.mark.Name}, "vm "+l.mark.Name+" was deleted", s.now())
+			if err := s.tellOf(ctx, term, key, l.revision, nil, []api.Event{e}); err != nil {
+				return err
+			}
+		}
+		s.mu.Lock()
+		delete(s.vms, id)
+		s.mu.Unlock()
+		s.kicked()
+		return nil
+	}
+	was := l.mark
+	events := l.advance(s.now())
+	if l.mark != was || !l.known {
+		if err := s.tellOf(ctx, term, key, l.revision, l.mark, events); err != nil {
+			return err
+		}
+	}
+	s.knowVM(l)
+	s.kicked()
+	return nil
+}
+
+// advance moves the mark to what the VM is now, and says what happened.
+func (l *vmLook) advance(now time.Time) []api.Event {
+	was, st, b := l.mark, &l.vm.Status, &l.binding.Spec
+	next := was
+	next.Name, next.Phase, next.Crashes = l.vm.Meta.Name, st.Phase, st.Crashes
+	next.NodeID, next.Node, next.Epoch = b.NodeID, b.Node, b.Epoch
+	next.StartedAt = time.Time{}
+	if st.StartedAt != nil {
+		next.StartedAt = st.StartedAt.UTC()
+	}
+	var out []api.Event
+	add := func(typ string, sev api.Severity, details map[string]string, format string, args ...any) {
+		e := api.NewEvent(typ, sev, api.KindVM, l.vm.Meta, fmt.Sprintf(format, args...), now)
+		e.Spec.Node, e.Spec.Details = b.Node, details
+		out = append(out, e)
+	}
+	name := l.vm.Meta.Name
+	if was.Epoch > 0 && b.Epoch > was.Epoch && b.NodeID != was.NodeID {
+		details := map[string]string{"from": was.Node, "to": b.Node, "epoch": fmt.Sprint(b.Epoch)}
+		if loss, lost := l.takenFor(was.Phase); lost {
+			next.MovedFrom, next.MovedFromID, next.MovedLoss, next.Recovering = was.Node, was.NodeID, loss, true
+			add("vm.recovered", api.SeverityWarning, details, "vm %s was moved from the lost node %s to node %s", name, was.Node, b.Node)
+		} else {
+			add("vm.moved", api.SeverityInfo, details, "vm %s was moved from node %s to node %s", name, was.Node, b.Node)
+		}
+	}
+	if st.Crashes > was.Crashes {
+		next.CrashedAt = now.UTC()
+		add("vm.crashed", api.SeverityWarning, map[string]string{"crashes": fmt.Sprint(st.Crashes)},
+			"vm %s crashed on node %s: %s", name, b.Node, first(st.Message, "QEMU ended"))
+	}
+	l.phaseEvents(was, next, add)
+	switch st.Phase {
+	case api.VMRunning, api.VMPaused, api.VMStopped:
+		next.Recovering = false
+	}
+	l.mark = next
+	return out
+}
+
+// takenFor returns the loss of the old node that the VM was taken from it for.
+// Only ha raises an epoch away from a node that is lost; a user's move would
+// find nobody there to hand the VM over.
+func (l *vmLook) takenFor(was api.VMPhase) (loss time.Time, lost bool) {
+	if l.from == nil || l.from.Status.LostAt == nil {
+		return time.Time{}, false
+	}
+	loss = l.from.Status.LostAt.UTC()
+	if l.from.Status.Phase == api.NodeLost {
+		return loss, true
+	}
+	// The node is back already: the VM was moved for that loss if it was last
+	// seen running there, which a stopped one was not.
+	return loss, was != api.VMStopped && l.vm.Meta.CreatedAt.Before(loss) && l.binding.Meta.CreatedAt.Before(loss)
+}
+
+func (l *vmLook) phaseEvents(was, next vmMark, add func(string, api.Severity, map[string]string, string, ...any)) {
+	name, node, why := next.Name, next.Node, l.vm.Status.Message
+	startedAnew := !next.StartedAt.IsZero() && !next.StartedAt.Equal(was.StartedAt)
+	if was.Phase == next.Phase && (next.Phase != api.VMRunning || !startedAnew) {
+		return
+	}
+	switch next.Phase {
+	case api.VMRunning:
+		if was.Phase == api.VMPaused && !startedAnew {
+			add("vm.resumed", api.SeverityInfo, nil, "vm %s runs again on node %s", name, node)
+			return
+		}
+		add("vm.started", api.SeverityInfo, nil, "vm %s runs on node %s", name, node)
+	case api.VMPaused:
+		add("vm.paused", api.SeverityInfo, nil, "vm %s is paused on node %s", name, node)
+	case api.VMStopped:
+		if was.Phase != "" && was.Phase != api.VMCreating {
+			add("vm.stopped", api.SeverityInfo, nil, "vm %s is stopped", name)
+		}
+	case api.VMFailed:
+		add("vm.failed", api.SeverityWarning, nil, "vm %s has failed on node %s: %s", name, node, why)
+	case api.VMUnknown:
+		add("vm.unknown", api.SeverityWarning, nil, "the state of vm %s is not known: %s", name, why)
+	}
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package notify
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+)
+
+func testAlert(rule, message string) api.Alert {
+	a := api.Alert{Meta: api.NewMeta(api.KindAlert, "", "")}
+	now := time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC)
+	a.Spec = api.AlertSpec{Rule: rule, Severity: api.SeverityCritical, TargetKind: api.KindNode, TargetID: "1", Target: "m1"}
+	a.Status = api.AlertStatus{Phase: api.AlertFiring, Message: message, FiringAt: &now}
+	return a
+}
+
+func testMessage(texts ...string) Message {
+	m := Message{Phase: api.AlertFiring, At: time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC)}
+	for i, text := range texts {
+		a := testAlert(fmt.Sprintf("rule-%d", i), text)
+		m.Items = append(m.Items, ItemOf(&a))
+	}
+	return m
+}
+
+func testSender() *Sender { return New("prod", "c1", "m2") }
+
+func TestARepetitionHasTheSameKey(t *testing.T) {
+	a, b := testAlert("r", "one"), testAlert("r", "two")
+	m := Message{Items: []Item{ItemOf(&a), ItemOf(&b)}}
+	again := Message{Items: []Item{ItemOf(&b), ItemOf(&a)}}
+	if m.key() != again.key() {
+		t.Error("the order of alerts changes the key")
+	}
+	later := a.Status.FiringAt.Add(time.Hour)
+	a.Status.FiringAt = &later
+	if next := (Message{Items: []Item{ItemOf(&a), ItemOf(&b)}}); m.key() == next.key() {
+		t.Error("another occurrence has the same key")
+	}
+	a.Status.Phase, a.Status.ResolvedAt = api.AlertResolved, &later
+	if k := ItemOf(&a).Key; k == m.Items[0].Key {
+		t.Error("another phase has the same key")
+	}
+}
+
+func TestSubjectsAreOneLine(t *testing.T) {
+	m := testMessage("node m1 is lost\r\nBcc: everybody@example.org\x1b[31m\u2028", "another")
+	got := m.subject("prod")
+	if strings.ContainsAny(got, "\r\n\x1b\u2028") || !strings.HasPrefix(got, "[muster prod] FIRING critical: 2 alerts: node m1 is lost") {
+		t.Errorf("subject %q", got)
+	}
+	m = testMessage(strings.Repeat("ü", 1000))
+	if len(m.subject("prod")) > maxSubject+10 {
+		t.Error("the subject has no end")
+	}
+}
+
+func webhook(t *testing.T, h http.HandlerFunc) Receiver {
+	t.Helper()
+	srv := httptest.NewServer(h)
+	t.Cleanup(func() {
+		srv.CloseClientConnections()
+		srv.Close()
+	})
+	return Receiver{Name: "hook", Spec: api.ReceiverSpec{Type: api.ReceiverWebhook, Address: srv.URL}, Secret: "the key of the hook"}
+}
+
+func TestAWebhookIsSigned(t *testing.T) {
+	var calls atomic.Int32
+	m := testMessage("node m1 is lost")
+	r := webhook(t, func(w http.ResponseWriter, req *http.Request) {
+		calls.Add(1)
+		body, _ := io.ReadAll(req.Body)
+		stamp := req.Header.Get(HeaderTimestamp)
+		if req.Header.Get(HeaderSignature) != Sign([]byte("the key of the hook"), stamp, body) || stamp == "" {
+			t.Errorf("signature %q", req.Header.Get(HeaderSignature))
+		}
+		var got webhookBody
+		if err := json.Unmarshal(body, &got); err != nil || got.Cluster != "prod" || len(got.Alerts) != 1 || got.Alerts[0].Message != "node m1 is lost" || got.Key != m.key() || req.Header.Get(HeaderKey) != m.key() {
+			t.Errorf("body %s, %v", body, err)
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	if err := testSender().Send(t.Context(), r, m); err != nil || calls.Load() != 1 {
+		t.Fatalf("%v after %d calls", err, calls.Load())
+	}
+}
+
+func TestHostileWebhooks(t *testing.T) {
+	var elsewhere atomic.Int32
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
+	defer other.Close()
+	endless := func(status int) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(status)
+			for r.Context().Err() == nil {
+				if _, err := w.Write(make([]byte, 1<<16)); err != nil {
+					return
+				}
+			}
+		}
+	}
+	for name, tc := range map[string]struct {
+		handler http.HandlerFunc
+		want    string // of the error; empty: delivered
+	}{
+		"endless body of a success": {endless(200), ""},
+		"endless body of a failure": {endless(500), "answered 500"},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
+		}, "redirect"},
+		"failure with secrets": {func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, "bad key: the key of the hook\x1b[31m", 403)
+		}, "bad key: …"},
+		"says nothing": {func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body); <-r.Context().Done() }, "deadline"},
+		"endless header": {func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n")
+			for {
+				if _, err := io.WriteString(conn, "X-A: "+strings.Repeat("a", 4096)+"\r\n"); err != nil {
+					return
+				}
+			}
+		}, "header"},
+		"no HTTP": {func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err == nil {
+				_, _ = io.WriteString(conn, "220 smtp.example.org\r\n")
+				_ = conn.Close()
+			}
+		}, "malformed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := webhook(t, tc.handler)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			err := testSender().Send(ctx, r, testMessage("x"))
+			switch {
+			case tc.want == "" && err != nil, tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)):
+				t.Errorf("error %v, want %q", err, tc.want)
+			case err != nil && (strings.Contains(err.Error(), r.Secret) || strings.ContainsAny(err.Error(), "\r\n\x1b")):
+				t.Errorf("the error tells too much: %q", err)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		if elsewhere.Load() != 0 {
+			t.Error("the redirect was followed")
+		}
+	})
+}
+
+// talker is a mail server that says what it is told to.
+func talker(t *testing.T, talk func(net.Conn)) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			talk(c)
+			_ = c.Close()
+		}
+	}()
+	t.Cleanup(func() { _ = ln.Close(); <-done })
+	return ln.Addr().String()
+}
+
+func TestHostileMailServers(t *testing.T) {
+	for name, tc := range map[string]struct {
+		talk func(net.Conn)
+		tls  string
+		want string
+	}{
+		"says nothing": {func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }, "none", "timeout"},
+		"a line without end": {func(c net.Conn) {
+			for {
+				if _, err := c.Write(make([]byte, 1<<16)); err != nil {
+					return
+				}
+			}
+		}, "none", "without end"},
+		"no STARTTLS where it is demanded": {func(c net.Conn) {
+			_, _ = io.WriteString(c, "220 hi\r\n")
+			_, _ = c.Read(make([]byte, 512))
+			_, _ = io.WriteString(c, "250 hi\r\n")
+			_, _ = c.Read(make([]byte, 512))
+		}, "starttls", "STARTTLS"},
+		"no TLS where it is demanded": {func(c net.Conn) { _, _ = io.WriteString(c, "220 hi\r\n"); _, _ = c.Read(make([]byte, 512)) }, "tls", "tls"},
+		"is another protocol":         {func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n") }, "none", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := Receiver{Name: "ops", Secret: "the password", Spec: api.ReceiverSpec{
+				Type: api.ReceiverSMTP, Address: talker(t, tc.talk), TLS: tc.tls, From: "a@example.org", To: []string{"b@example.org"}, User: "a",
+			}}
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			began := time.Now()
+			err := testSender().Send(ctx, r, testMessage("x"))
+			if err == nil || !strings.Contains(strings.ToLower(err.Error()), strings.ToLower(tc.want)) || strings.Contains(err.Error(), r.Secret) {
+				t.Errorf("error %v, want %q", err, tc.want)
+			}
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("it took %s", took)
+			}
+		})
+	}
+}
+
+func TestUnreachableReceivers(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := ln.Addr().String()
+	_ = ln.Close()
+	for name, spec := range map[string]api.ReceiverSpec{
+		"mail":         {Type: api.ReceiverSMTP, Address: addr, TLS: "none", From: "a@example.org", To: []string{"b@example.org"}},
+		"webhook":      {Type: api.ReceiverWebhook, Address: "http://" + addr},
+		"no such type": {Type: "pigeon", Address: addr},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := testSender().Send(t.Context(), Receiver{Name: "r", Spec: spec}, testMessage("x")); err == nil {
+				t.Error("no error")
+			}
+		})
+	}
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/storetest"
+)
+
+// leaderOf returns the leader of a group of n as a member, every replica of
+// which has its node object.
+func leaderOf(t *testing.T, n int) (*member, *storetest.Cluster) {
+	t.Helper()
+	c := storetest.NewCluster(t, n)
+	tx := &configdb.Txn{}
+	for i, r := range c.Nodes {
+		o := api.Node{Meta: api.NewMeta(api.KindNode, "", []string{"m1", "m2", "m3"}[i])}
+		o.Meta.ID, o.Spec.Address, o.Status.Phase = r.ID, r.Address, api.NodeReady
+		if err := configdb.Nodes.Create(tx, &o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := c.Leader()
+	if _, err := l.Txn(context.Background(), tx); err != nil {
+		t.Fatal(err)
+	}
+	return &member{store: l.Store, log: slog.New(slog.DiscardHandler), info: &membership{NodeID: l.ID, Cluster: "c"}}, c
+}
+
+func members(t *testing.T, m *member) int {
+	t.Helper()
+	all, err := m.store.Members()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+// A removal that was interrupted between the object and the membership left a
+// voter that nobody could take out, because nobody could name it.
+func TestInterruptedRemovalIsFinished(t *testing.T) {
+	m, c := leaderOf(t, 3)
+	gone := c.Followers(c.Leader())[0]
+	if err := m.dropGhosts(); err != nil || members(t, m) != 3 {
+		t.Fatalf("members with their objects: %d, %v", members(t, m), err)
+	}
+	r := expelRequest{NodeID: gone.ID, Actor: "test"}
+	if err := m.deleteNode(context.Background(), r, m.store.Term()); err != nil {
+		t.Fatal(err)
+	}
+	if members(t, m) != 3 {
+		t.Fatal("the interruption did not happen")
+	}
+	if err := m.dropGhosts(); err != nil || members(t, m) != 2 {
+		t.Errorf("after the next look: %d members, %v", members(t, m), err)
+	}
+	if err := m.trusted(gone.ID); err == nil {
+		t.Error("calls of a removed node are still answered")
+	}
+	if err := m.trusted(m.info.NodeID); err != nil {
+		t.Error(err)
+	}
+}
+
+// A VM that is only created, not started, reserves no memory; it must not be
+// placed on a node that leaves at the same moment.
+func TestNodeWithAVMPlacedMeanwhileStays(t *testing.T) {
+	m, c := leaderOf(t, 3)
+	leaving := c.Followers(c.Leader())[0]
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	before := m.store.Local()
+	place := func(v *configdb.View) error { // what rest and ha do
+		at, _ := v.Get(configdb.Nodes.SpecKey(leaving.ID))
+		tx := &configdb.Txn{}
+		tx.RequireRevision(configdb.Nodes.SpecKey(leaving.ID), at.Revision)
+		b := api.Binding{Meta: api.NewMeta(api.KindBinding, "", "v"), Spec: api.BindingSpec{NodeID: leaving.ID, Epoch: 1}}
+		if err := configdb.Bindings.CreateUnnamed(tx, &b); err != nil {
+			return err
+		}
+		_, err := m.store.Txn(ctx, tx)
+		return err
+	}
+	request, _ := json.Marshal(expelRequest{NodeID: leaving.ID, Actor: "test"})
+	if err := place(before); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.serveExpel(ctx, request); api.CodeOf(err) != api.CodeRefused {
+		t.Fatalf("a node with a VM: %v", err)
+	}
+	b, _ := configdb.Bindings.List(m.store.Local())
+	tx := &configdb.Txn{}
+	configdb.Bindings.DeleteUnnamed(tx, &b[0])
+	if _, err := m.store.Txn(ctx, tx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.serveExpel(ctx, request); err != nil {
+		t.Fatal(err)
+	}
+	if err := place(before); err == nil {
+		t.Error("a VM was placed, on an old view, on a node that has left")
+	}
+	if members(t, m) != 2 {
+		t.Errorf("%d members", members(t, m))
+	}
+}

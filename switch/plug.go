@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package vswitch
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/switch/ovs"
+)
+
+// Plug makes the device of a VM's network card and its port, and returns the
+// name of the device when the running switch has it. offload is whether the
+// switch takes frames with offloaded checksums and segmentation, which the one
+// in user space does not. It may be called again at any time.
+func (s *Switch) Plug(ctx context.Context, vm api.VM, nic int) (device string, offload bool, err error) {
+	s.work.Lock()
+	defer s.work.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, PlugDeadline) // without the time in the queue
+	defer cancel()
+	device, offload, err = s.plug(ctx, &vm, nic)
+	if err != nil {
+		return "", false, fmt.Errorf("plug network card %d of vm %s: %w", nic, vm.Meta.Name, err)
+	}
+	return device, offload, nil
+}
+
+func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, error) {
+	if s.host == nil {
+		return "", false, fmt.Errorf("the switch of this node does not work yet")
+	}
+	w, err := wishFor(s.cfg.DB.Local(), s.cfg.NodeID)
+	if err != nil {
+		return "", false, err
+	}
+	var t *tap
+	for _, c := range w.taps() {
+		if c.vm.Meta.ID == vm.Meta.ID && c.index == nic {
+			t = &c
+		}
+	}
+	switch {
+	case t == nil:
+		return "", false, fmt.Errorf("this node does not know the card, or the VM is bound elsewhere")
+	case t.network == nil:
+		return "", false, errNoNetwork
+	case s.conn == nil:
+		return "", false, s.whyNoDatabase()
+	}
+	p := &pass{s: s, w: w, ports: map[string]ovs.PortWish{}, keep: map[string]bool{}}
+	p.report = api.SwitchStateStatus{Problems: map[string]string{}}
+	if err := s.host.EnsureTap(t.name, s.tapAlias(*t), mtu(t.network)); err != nil {
+		return "", false, err
+	}
+	if err := p.make(ctx); err != nil {
+		return "", false, err
+	}
+	if ok, reason := p.report.Realised(t.network.Meta.Name); !ok {
+		return "", false, fmt.Errorf("network %s is not ready on this node: %s", t.network.Meta.Name, reason)
+	}
+	if err := s.awaitPort(ctx, p, t.name); err != nil {
+		return "", false, err
+	}
+	if err := p.flows(ctx); err != nil {
+		return "", false, err
+	}
+	// The VM may have run elsewhere a moment ago.
+	if err := s.flow.Inject(uint32(p.state.Ports[t.name].OFPort), announcement(t.nic.MAC, t.nic.Address)); err != nil {
+		return "", false, err
+	}
+	return t.name, p.report.Datapath != "netdev", nil
+}
+
+// awaitPort waits until ovs-vswitchd has taken a port in.
+func (s *Switch) awaitPort(ctx context.Context, p *pass, name string) error {
+	for {
+		changed := s.conn.Changed()
+		st, err := s.conn.State(ctx)
+		if err != nil {
+			return err
+		}
+		have := st.Ports[name]
+		switch {
+		case have.OFPort > 0:
+			p.state = st
+			return nil
+		case have.Error != "":
+			return fmt.Errorf("Open vSwitch refuses it: %s", have.Error) //nolint:staticcheck // a name
+		}
+		if err := s.await(ctx, changed); err != nil {
+			return fmt.Errorf("wait for ovs-vswitchd to take in %s: %w", name, err)
+		}
+	}
+}
+
+// Unplug removes the ports and devices of all network cards of a VM, whether or
+// not the VM still exists. What fails is removed by the next look that finds no
+// process behind the device.
+func (s *Switch) Unplug(ctx context.Context, vmID string) error {
+	s.work.Lock()
+	defer s.work.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, PlugDeadline)
+	defer cancel()
+	if s.host == nil {
+		return fmt.Errorf("unplug the network cards of vm %s: the switch of this node does not work yet", vmID)
+	}
+	var st *ovs.State
+	if s.conn != nil {
+		var err error
+		if st, err = s.conn.State(ctx); err != nil {
+			return fmt.Errorf("unplug the network cards of vm %s: %w", vmID, err)
+		}
+	}
+	for nic := range api.MaxNICs {
+		name := tapName(vmID, nic)
+		s.stopResponder(name)
+		if st != nil {
+			if err := s.conn.RemovePort(ctx, st, s.cfg.ClusterID, name); err != nil {
+				return fmt.Errorf("unplug network card %d of vm %s: %w", nic, vmID, err)
+			}
+		}
+		if err := s.host.Remove(name, s.alias("vm", vmID)); err != nil {
+			return fmt.Errorf("unplug network card %d of vm %s: %w", nic, vmID, err)
+		}
+	}
+	s.loop.Enqueue(all)
+	return nil
+}
