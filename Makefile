@@ -24,7 +24,7 @@ check: ## formatting, vet and lint
 	$(MAKE) lint
 
 lint: $(LINT) ## golangci-lint
-	$(LINT) run ./...
+	$(LINT) run --allow-parallel-runners ./...
 
 $(LINT):
 	@mkdir -p build/tools

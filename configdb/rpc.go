@@ -149,6 +149,9 @@ func (s *Store) Confirm(ctx context.Context, term uint64) error {
 	return nil
 }
 
+// Indexes returns the last Raft index in this node's log, committed and applied.
+func (s *Store) Indexes() (last, committed, applied uint64) { return s.node.Indexes() }
+
 // Leader returns who leads, as far as this node knows.
 func (s *Store) Leader() (nodeID, address string, ok bool) { return s.node.Leader() }
 

@@ -342,4 +342,6 @@ func (m *mailSink) spec() api.ReceiverSpec {
 	return api.ReceiverSpec{Type: api.ReceiverSMTP, Address: m.addr, From: "muster@example.org", To: []string{"ops@example.org"}, TLS: "none"}
 }
 
-func unfold(mail string) string { return strings.ReplaceAll(strings.ReplaceAll(mail, "=\r\n", ""), "\r\n ", " ") }
+func unfold(mail string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(mail, "=\r\n", ""), "\r\n ", " ")
+}

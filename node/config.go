@@ -52,6 +52,15 @@ type Config struct {
 	Guard   string `json:"guard"`
 	// Watchdog is auto, none or the path of the device.
 	Watchdog string `json:"watchdog"`
+	// OVSDB is the endpoint of Open vSwitch's database, unix:PATH; default:
+	// where Debian's package has it.
+	OVSDB string `json:"ovsdb"`
+	// SNMPListen is the UDP host:port of the SNMP agent; none when empty. With it
+	// goes a community (v2c), or a user and pass phrase (v3), or both.
+	SNMPListen    string `json:"snmpListen"`
+	SNMPCommunity string `json:"snmpCommunity"`
+	SNMPUser      string `json:"snmpUser"`
+	SNMPSecret    string `json:"snmpSecret"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel"`
 }

@@ -54,7 +54,7 @@ func New(cfg *Config, log *slog.Logger) (*Daemon, error) {
 	d := &Daemon{cfg: cfg, log: log, fatal: make(chan error, 1), table: newServiceTable(log)}
 	srv, err := rest.New(rest.Config{
 		Version: version.Version, Node: d.nodeName, DB: d.db, Bootstrap: d, Cluster: clusterOf{d}, Placer: restPlacer{},
-		Images: imagesOf{d}, Consoles: consolesOf{d}, Peers: d, PeerName: d.peerName, Services: d.services, Log: log.With("module", "rest"),
+		Images: imagesOf{d}, Consoles: consolesOf{d}, Peers: d, Monitor: monitorOf{d}, PeerName: d.peerName, Services: d.services, Log: log.With("module", "rest"),
 	})
 	if err != nil {
 		return nil, err
@@ -139,7 +139,7 @@ func (d *Daemon) start(info *membership) error {
 	if err != nil {
 		return portError(d.cfg.Listen, err)
 	}
-	m, err := openMember(d.cfg, info, ln, d.fail, d.log)
+	m, err := openMember(d.cfg, info, ln, d.fail, d.services, d.log)
 	if err != nil {
 		return errors.Join(err, ln.Close())
 	}
@@ -151,6 +151,11 @@ func (d *Daemon) start(info *membership) error {
 		d.sup.Add(&watched{s, name, d.table})
 	}
 	d.serve("web", d.rest.HTTPServer(d.rest.Handler()), m.webListener)
+	shell, err := d.shell(m)
+	if err != nil {
+		return err
+	}
+	d.sup.Add(&watched{func(ctx context.Context) error { return shell.Serve(ctx, m.sshListener) }, "shell", d.table})
 	return nil
 }
 

@@ -22,7 +22,10 @@ import (
 	"github.com/muster-vm/muster/ha"
 	"github.com/muster-vm/muster/hypervisor"
 	"github.com/muster-vm/muster/internal/clusternet"
+	"github.com/muster-vm/muster/monitor"
+	"github.com/muster-vm/muster/monitor/snmp"
 	"github.com/muster-vm/muster/storage"
+	vswitch "github.com/muster-vm/muster/switch"
 	"github.com/muster-vm/muster/task"
 )
 
@@ -34,6 +37,8 @@ const (
 	enlistEvery = 500 * time.Millisecond
 	// reassignEvery is how often the leader looks for storage work of lost nodes.
 	reassignEvery = 5 * time.Second
+	// writeDeadline bounds one transaction of this package.
+	writeDeadline = 5 * time.Second
 )
 
 // member is everything that runs on a host that belongs to a cluster.
@@ -52,10 +57,14 @@ type member struct {
 	ha       *ha.Service
 	storage  *storage.Service
 	hyper    *hypervisor.Hypervisor
+	vswitch  *vswitch.Switch
+	meter    *monitor.Node
+	monitor  *monitor.Service
+	agent    *snmp.Agent // nil without an address to listen on
 	task     *task.Service
 	facts    *registrar
 
-	rpcListener, webListener net.Listener
+	rpcListener, webListener, sshListener net.Listener
 
 	fatal   func(error)   // ends the daemon
 	table   *serviceTable // how the services fare
@@ -65,7 +74,7 @@ type member struct {
 }
 
 // openMember opens the replica and wires the modules. ln is the one port.
-func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error), log *slog.Logger) (*member, error) {
+func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error), services func() []api.ServiceStatus, log *slog.Logger) (*member, error) {
 	id, err := info.identity()
 	if err != nil {
 		return nil, err
@@ -76,6 +85,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error
 	raftListener := m.port.Listener(clusternet.ProtoRaft)
 	m.rpcListener = m.port.Listener(clusternet.ProtoRPC)
 	m.webListener = m.port.Listener(clusternet.ProtoH2, clusternet.ProtoH1)
+	m.sshListener = m.port.Listener(clusternet.ProtoSSH)
 	m.store, err = configdb.Open(configdb.StoreConfig{
 		Dir: filepath.Join(cfg.DataDir, replicaDir), NodeID: info.NodeID, Address: info.Address, Identity: id,
 		Listener: raftListener, Server: m.rpc, Client: m.client, OnFatal: fatal, Log: log.With("module", "configdb"),
@@ -84,13 +94,13 @@ func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error
 		return nil, err
 	}
 	id.Trust = m.trusted
-	if err := m.wire(); err != nil {
+	if err := m.wire(services); err != nil {
 		return nil, errors.Join(err, m.store.Close())
 	}
 	return m, nil
 }
 
-func (m *member) wire() error {
+func (m *member) wire(services func() []api.ServiceStatus) error {
 	m.guard = newGuardLink(m.cfg, m.log.With("module", "guard"))
 	m.storage = storage.New(storage.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, DataDir: m.cfg.DataDir,
@@ -102,9 +112,16 @@ func (m *member) wire() error {
 		OnLease: m.wakeHypervisor, Heard: m.store.Heard,
 	})
 	var err error
+	m.vswitch, err = vswitch.New(vswitch.Config{
+		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, ClusterID: m.info.ClusterID, OVSDB: m.cfg.OVSDB,
+		Log: m.log.With("module", "switch"), Notify: m.wakeHypervisor,
+	})
+	if err != nil {
+		return err
+	}
 	m.hyper, err = hypervisor.New(hypervisor.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, RunDir: m.cfg.RunDir,
-		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, QEMU: m.cfg.QEMU, Log: m.log.With("module", "hypervisor"),
+		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, Ports: m.vswitch, QEMU: m.cfg.QEMU, Log: m.log.With("module", "hypervisor"),
 	})
 	if err != nil {
 		return err
@@ -112,6 +129,9 @@ func (m *member) wire() error {
 	m.guard.onExit = m.hyper.GuardEvent
 	m.guard.onNew = m.wakeHypervisor
 	m.task = task.New(task.Config{DB: m.store, Log: m.log.With("module", "task")})
+	if err := m.wireMonitor(services); err != nil {
+		return err
+	}
 	m.facts = &registrar{m: m, bootID: api.NewID()}
 	m.rpc.Handle(ha.MethodRenew, func(ctx context.Context, b []byte) ([]byte, error) {
 		return m.ha.Serve(ctx, clusternet.CallerOf(ctx), b)
@@ -159,13 +179,19 @@ func (m *member) services() map[string]func(context.Context) error {
 		"lease":      m.keeper.Run,
 		"storage":    m.storage.Run,
 		"hypervisor": m.hyper.Run,
+		"switch":     m.vswitch.Run,
+		"monitor":    m.meter.Run,
 		"wake":       m.lookAround,
 		"node":       m.facts.run,
 		"leader":     m.leader,
 	}
+	if m.agent != nil {
+		all["snmp"] = m.agent.Run
+	}
 	if m.info.Role == api.RoleWitness {
 		delete(all, "storage")
 		delete(all, "hypervisor")
+		delete(all, "switch")
 		delete(all, "wake")
 	}
 	return all
@@ -196,7 +222,7 @@ func (m *member) leader(ctx context.Context) error {
 	return m.store.WhileLeader(ctx, func(ctx context.Context, l configdb.Leadership) {
 		sup := suture.New("leader", suture.Spec{EventHook: logSuture(m.log)})
 		for name, run := range map[string]func(context.Context, uint64) error{
-			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign,
+			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,
 		} {
 			sup.Add(&watched{func(ctx context.Context) error { return run(ctx, l.Term) }, name, m.table})
 		}

@@ -150,6 +150,7 @@ func (m *member) deleteNode(ctx context.Context, r expelRequest, term uint64) er
 			return configdb.Nodes.UpdateSpec(v, tx, n)
 		}
 		placement.Reserve(v, tx, r.NodeID)
+		configdb.ReleaseNode(v, tx, r.NodeID)
 		configdb.Nodes.Delete(tx, n)
 		tx.Put(removedPrefix+r.NodeID, []byte(n.Meta.Name))
 		for e := range v.Scan(configdb.PoolStates.SpecPrefix(), "") {

@@ -86,6 +86,11 @@ func (q *request) attempt(ctx context.Context, idem *idemRecord, inLane bool, f 
 			return err
 		}
 		out.effect = *e
+		if !tx.Empty() {
+			if err := q.audit(tx, e); err != nil {
+				return err
+			}
+		}
 		return idem.record(v, tx, e)
 	})
 	if errors.Is(err, configdb.ErrConflict) {

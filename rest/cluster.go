@@ -104,6 +104,10 @@ func (s *Server) joinToken(q *request) error {
 		if in.TTLSeconds < minTTL || in.TTLSeconds > maxTTL {
 			return nil, api.Invalid("ttlSeconds", "is %d; give %d to %d", in.TTLSeconds, minTTL, maxTTL)
 		}
-		return s.cfg.Cluster.CreateJoinToken(ctx, q.who.actor, in)
+		t, err := s.cfg.Cluster.CreateJoinToken(ctx, q.who.actor, in)
+		if err == nil {
+			q.auditAlone(api.KindToken, api.Meta{Name: "join-" + string(in.Role)})
+		}
+		return t, err
 	})
 }

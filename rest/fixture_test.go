@@ -78,7 +78,9 @@ func newFixture(t *testing.T) *fixture {
 			DB:        func() (configdb.DB, bool) { return f.db, f.member.Load() },
 			Bootstrap: f.cluster, Cluster: f.cluster, Placer: f.placer, Images: nodeImages{f.images, node},
 			Consoles: f.console, Peers: fakePeers{f, node},
-			Services: func() []api.ServiceStatus { return []api.ServiceStatus{{Node: node, Name: "lease", State: api.ServiceRunning}} },
+			Services: func() []api.ServiceStatus {
+				return []api.ServiceStatus{{Node: node, Name: "lease", State: api.ServiceRunning}}
+			},
 			PeerName: func(r *http.Request) (string, bool) { p := r.Header.Get(testPeer); return p, p != "" },
 			Log:      slog.New(slog.NewTextHandler(t.Output(), nil)),
 			Now:      func() time.Time { return time.Now().Add(time.Duration(f.skew.Load())) },

@@ -110,6 +110,9 @@ func (s *Server) serveMetrics(q *request) error {
 	gauge(&b, "muster_consoles", "Open consoles.", float64(len(s.consoles)))
 	gauge(&b, "muster_uploads", "Running uploads.", float64(len(s.uploads)))
 	s.metrics.write(&b)
+	if s.cfg.Monitor != nil {
+		s.cfg.Monitor.WriteMetrics(&b)
+	}
 	q.w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	q.w.WriteHeader(http.StatusOK)
 	_, _ = q.w.Write([]byte(b.String())) // a failure means that the client is gone

@@ -57,6 +57,7 @@ func (r *nodeResource) delete(q *request) error {
 	if err := q.s.cfg.Cluster.RemoveNode(ctx, q.who.actor, n.Meta.Name, force); err != nil {
 		return err
 	}
+	q.auditAlone(api.KindNode, n.Meta)
 	q.noContent(q.db.Local().Revision())
 	return nil
 }

@@ -27,7 +27,7 @@ var paramDocs = map[string]struct {
 	typ, doc string
 }{
 	"project":     {"string", "project of the objects; * in lists for all"},
-	"node":        {"string", "name of the one node to ask; default all"},
+	"node":        {"string", "name of the one node to ask"},
 	"labels":      {"string", "k=v,k2=v2: objects with all these labels"},
 	"fields":      {"string", "path=value,…: objects whose fields equal these, such as status.phase=running"},
 	"limit":       {"integer", "most items, 1-1000; default 500"},
@@ -38,9 +38,11 @@ var paramDocs = map[string]struct {
 	"force":       {"boolean", "a VM: kill it first; a node: it is dead and will not come back"},
 	"sha256":      {"string", "SHA-256 of the content, hexadecimal"},
 	"kinds":       {"string", "kinds to follow, comma-separated; default all that the caller may see"},
-	"since":       {"integer", "resume after this revision"},
+	"since":       {"string", "watch: resume after this revision; metrics: how far back, such as 10m, at most 1h"},
 	"prefix":      {"string", "keys that begin with it"},
 	"history":     {"integer", "bytes of past output to begin with, at most 262144; default 4096"},
+	"last":        {"integer", "only the newest so many, 1-1000"},
+	"name":        {"string", "name of the series; one that ends in * stands for all that begin so"},
 	"bytes":       {"integer", "most bytes, at most 262144"},
 }
 
@@ -121,6 +123,9 @@ func (g *generator) operation(rt route) (map[string]any, error) {
 // operationID is "post-vms-start" for POST /api/v1/vms/{name}/start; of two
 // paths that differ in {name} only, the longer one ends in "-one".
 func operationID(rt route) string {
+	if rt.operation != "" {
+		return rt.operation
+	}
 	words := []string{strings.ToLower(rt.method)}
 	for part := range strings.SplitSeq(strings.TrimPrefix(rt.path, base), "/") {
 		if part != "" && !strings.HasPrefix(part, "{") {
@@ -167,6 +172,9 @@ func (g *generator) ref(t reflect.Type) schema {
 	}
 	switch t.Kind() {
 	case reflect.Struct:
+		if t.Name() == "" { // such as the status of kinds that have none
+			return g.object(t)
+		}
 		name := schemaName(t)
 		if _, known := g.schemas[name]; !known {
 			g.schemas[name] = nil // it may contain itself

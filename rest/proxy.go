@@ -41,6 +41,7 @@ func (q *request) proxy(node string) error {
 			h.Set(headerBy, q.s.cfg.Node())
 			h.Set(headerActor, q.who.actor)
 			h.Set(headerRole, string(q.who.role))
+			h.Set(headerSource, q.source())
 		},
 		Transport:     transport,
 		FlushInterval: -1,

@@ -161,6 +161,10 @@ func rawTxn(q *request, key string, f func(tx *configdb.Txn)) (uint64, error) {
 		tx.RequireRevision(key, is.revision)
 	}
 	f(tx)
+	// The value stays out of it: it may be anything.
+	if err := q.audit(tx, &effect{kind: "raw", id: key}); err != nil {
+		return 0, err
+	}
 	ctx, cancel := context.WithTimeout(q.ctx(), writeTimeout)
 	defer cancel()
 	rev, err := q.db.Txn(ctx, tx)

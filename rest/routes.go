@@ -23,6 +23,7 @@ type route struct {
 	need         access
 	handle       func(*request) error
 	summary      string
+	operation    string   // ID in openapi.json, if the one of the path is taken
 	params       []string // of the query, described in paramDocs
 	in, out      reflect.Type
 	consumes     string // of the body; application/json if in is set
@@ -110,6 +111,14 @@ func (s *Server) routes() []route {
 	token := makes(&tokens.resource, needAdministrator, tokens.create)
 	token.out, token.status, token.params = typeOf[TokenReply](), http.StatusCreated, saveParams
 	out = append(out, token, removes(&tokens.resource, tokens.delete))
+
+	events, alerts, rules, receivers := newEvents(), newAlerts(), newRules(), s.newReceivers()
+	s.kinds[api.KindEvent], s.kinds[api.KindAlert], s.kinds[api.KindRule], s.kinds[api.KindReceiver] = events, alerts, rules, receivers
+	out = append(out, events.routes()...)
+	out = append(out, alerts.routes()...)
+	out = append(out, rules.routes()...)
+	out = append(out, s.receiverRoutes(receivers)...)
+	out = append(out, s.metricsRoute())
 
 	users := newUsers()
 	s.kinds[api.KindUser] = users

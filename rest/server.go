@@ -35,6 +35,8 @@ type Config struct {
 	Images    Images
 	Consoles  Consoles
 	Peers     Peers
+	// Monitor may be nil: then there are no metrics but the server's own.
+	Monitor Monitor
 	// PeerName returns the name of the node whose verified certificate came
 	// with a request.
 	PeerName func(*http.Request) (node string, ok bool)

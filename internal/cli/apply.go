@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
@@ -30,9 +31,10 @@ func (a *app) applyCmd() *cobra.Command {
 		Use: "apply -f FILE", Short: "Create objects from a file, or change them to what it says", Args: args(),
 		Long: `Reads objects from YAML or JSON, several in one file divided by "---". An object
 that does not exist is created; one that does is changed in the fields that the
-file gives (RFC 7396). What the cluster itself writes (IDs, revisions, status) is
-passed over, so that the output of "get -o yaml" can be applied. Prints created,
-updated or unchanged for each.`,
+file gives (RFC 7396). A list as "get vms -o yaml" prints it counts as its
+objects. What the cluster itself writes (IDs, revisions, status) is passed over,
+so that the output of "get -o yaml" can be applied. Prints created, updated or
+unchanged for each.`,
 		Example: `  muster apply -f web.yaml
   muster get vm web1 -o yaml | muster apply -f -
 
@@ -100,17 +102,39 @@ func parseDocuments(file string, b []byte) ([]document, error) {
 		if bytes.Equal(bytes.TrimSpace(j), []byte("null")) {
 			continue // only comments
 		}
-		d, err := parseDocument(j)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", at, err)
+		items := listItems(j)
+		if len(out)+len(items) > maxApplyDocs {
+			return nil, usagef("%s: more than %d objects", file, maxApplyDocs)
 		}
-		d.at = fmt.Sprintf("%s, %s %s", file, d.kind, d.name)
-		out = append(out, d)
+		for n, item := range items {
+			d, err := parseDocument(item)
+			if err != nil {
+				if len(items) > 1 {
+					at = fmt.Sprintf("%s, item %d", at, n+1)
+				}
+				return nil, fmt.Errorf("%s: %w", at, err)
+			}
+			d.at = fmt.Sprintf("%s, %s %s", file, d.kind, d.name)
+			out = append(out, d)
+		}
 	}
 	if len(out) == 0 {
 		return nil, usagef("%s: holds no object", file)
 	}
 	return out, nil
+}
+
+// listItems returns the objects of a list as "get KINDS -o yaml" prints it, or
+// the document itself when it is no list.
+func listItems(j []byte) []json.RawMessage {
+	var list struct {
+		Kind  string            `json:"kind"`
+		Items []json.RawMessage `json:"items"`
+	}
+	if json.Unmarshal(j, &list) != nil || list.Items == nil || !strings.HasSuffix(list.Kind, "List") {
+		return []json.RawMessage{j}
+	}
+	return list.Items
 }
 
 // splitYAML divides at lines "---", which YAML allows nowhere else.

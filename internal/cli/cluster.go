@@ -113,6 +113,9 @@ func (a *app) clusterJoin(ctx context.Context, token string) error {
 	return nil
 }
 
+// The shortest and the longest life of a join token.
+const minJoinTTL, maxJoinTTL = time.Minute, 168 * time.Hour
+
 func (a *app) joinTokenCmd() *cobra.Command {
 	var role string
 	var ttl time.Duration
@@ -121,8 +124,8 @@ func (a *app) joinTokenCmd() *cobra.Command {
 		Long:    "Makes a token that lets one node join, and prints it. It works once and expires.",
 		Example: "  muster cluster token create\n  muster cluster token create --role witness --ttl 15m",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if ttl%time.Second != 0 || ttl <= 0 {
-				return usagef("--ttl: give whole seconds above zero, such as 1h")
+			if ttl%time.Second != 0 || ttl < minJoinTTL || ttl > maxJoinTTL {
+				return usagef("--ttl: is %s; give whole seconds, 1m to 168h", ttl)
 			}
 			c, err := a.connect()
 			if err != nil {
@@ -142,7 +145,7 @@ func (a *app) joinTokenCmd() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&role, "role", string(api.RoleVoter), "voter or witness (votes but runs no VM)")
-	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "time until it expires")
+	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "time until it expires, 1m to 168h")
 	return cmd
 }
 

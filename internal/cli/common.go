@@ -70,6 +70,9 @@ func (a *app) show(ctx context.Context, k *kindView, name string) error {
 		return err
 	}
 	a.warnStale(reply)
+	if k.kind == api.KindVM && a.flags.output == "table" {
+		raw = withDisks(ctx, c, raw)
+	}
 	return a.printObject(k, raw)
 }
 

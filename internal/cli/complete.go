@@ -123,6 +123,9 @@ func (a *app) completeFlags(cmd *cobra.Command) {
 		if name == "type" && cmd.Parent() != nil && cmd.Parent().CommandPath() == "muster network" {
 			words = []string{string(api.NetworkVLAN), string(api.NetworkVXLAN), string(api.NetworkIsolated)}
 		}
+		if name == "type" && cmd.Parent() != nil && cmd.Parent().CommandPath() == "muster receiver" {
+			words = []string{string(api.ReceiverSMTP), string(api.ReceiverSNMP), string(api.ReceiverWebhook)}
+		}
 		register(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
 	register("role", cobra.FixedCompletions(roles, cobra.ShellCompDirectiveNoFileComp))

@@ -38,6 +38,7 @@ func usagef(format string, args ...any) *usageError {
 type taskError struct {
 	message string
 	code    api.Code
+	hint    string
 }
 
 func (e *taskError) Error() string { return e.message }
@@ -63,7 +64,7 @@ func exitCode(err error) int {
 		return ExitFailed
 	}
 	switch api.CodeOf(err) {
-	case api.CodeInvalid:
+	case api.CodeInvalid, api.CodeTooLarge:
 		return ExitUsage
 	case api.CodeNotFound:
 		return ExitNotFound

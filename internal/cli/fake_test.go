@@ -155,6 +155,14 @@ func checked(kind api.Kind, doc []byte) (api.Meta, json.RawMessage, error) {
 		return codec[api.NodeSpec, api.NodeStatus](kind, doc)
 	case api.KindUser:
 		return codec[api.UserSpec, api.UserStatus](kind, doc)
+	case api.KindEvent:
+		return codec[api.EventSpec, struct{}](kind, doc)
+	case api.KindAlert:
+		return codec[api.AlertSpec, api.AlertStatus](kind, doc)
+	case api.KindRule:
+		return codec[api.RuleSpec, struct{}](kind, doc)
+	case api.KindReceiver:
+		return codec[api.ReceiverSpec, api.ReceiverStatus](kind, doc)
 	case api.KindToken:
 		return codec[api.TokenSpec, api.TokenStatus](kind, doc)
 	case api.KindTask:
@@ -276,6 +284,14 @@ func (f *fakeCluster) content(w http.ResponseWriter, r *http.Request, o *fakeObj
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err != nil || r.ContentLength >= 0 && int64(len(body)) != r.ContentLength {
+		f.fail(w, api.Errorf(api.CodeIncomplete, "the upload ended early"))
+		return
+	}
+	switch {
+	case strings.HasPrefix(o.meta.Name, "full"):
+		f.fail(w, api.Errorf(api.CodeStorageFull, "pool local has 0 B free on node m1"))
+		return
+	case strings.HasPrefix(o.meta.Name, "torn"):
 		f.fail(w, api.Errorf(api.CodeIncomplete, "the upload ended early"))
 		return
 	}

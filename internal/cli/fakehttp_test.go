@@ -96,6 +96,9 @@ func (r *recorder) WriteHeader(s int)           { r.status = s }
 func (r *recorder) Write(b []byte) (int, error) { return r.body.Write(b) }
 
 func (f *fakeCluster) route(w http.ResponseWriter, r *http.Request, node, path string) {
+	if f.serveMonitor(w, r, path) {
+		return
+	}
 	parts := strings.Split(path, "/")
 	switch {
 	case parts[0] == "raw":

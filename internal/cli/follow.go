@@ -68,7 +68,25 @@ func failedTask(t *api.Task) error {
 	if t.Status.Phase == api.TaskCancelled {
 		why = "cancelled: " + why
 	}
-	return &taskError{message: fmt.Sprintf("%s %s: %s", t.Spec.Action, first(t.Spec.Target, t.Spec.TargetID), why), code: t.Status.Code}
+	return &taskError{message: fmt.Sprintf("%s %s: %s", t.Spec.Action, first(t.Spec.Target, t.Spec.TargetID), why), code: t.Status.Code, hint: failedHint(t)}
+}
+
+// failedHint tells what a creation that failed leaves: the wish is stored, so
+// the cluster goes on trying.
+func failedHint(t *api.Task) string {
+	if t.Status.Phase != api.TaskFailed || t.Spec.Target == "" {
+		return ""
+	}
+	switch t.Spec.Action {
+	case api.ActionVMCreate, api.ActionVolumeCreate:
+	default:
+		return ""
+	}
+	kind, project := t.Spec.TargetKind, ""
+	if p := t.Meta.Project; p != "" && p != api.DefaultProject {
+		project = " --project " + p
+	}
+	return fmt.Sprintf("the %s stays and is tried again; to remove it: muster %s rm %s%s", kind, kind, t.Spec.Target, project)
 }
 
 // stillRunning explains that the end of waiting is not the end of the work.

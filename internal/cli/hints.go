@@ -6,6 +6,7 @@ package cli
 import (
 	"crypto/x509"
 	"errors"
+	"strings"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/client"
@@ -17,6 +18,10 @@ func (a *app) hintFor(err error) string {
 	if errors.As(err, &u) {
 		return u.hint
 	}
+	var h *hintedError
+	if errors.As(err, &h) {
+		return h.hint
+	}
 	var authority x509.UnknownAuthorityError
 	var host x509.HostnameError
 	switch {
@@ -27,7 +32,10 @@ func (a *app) hintFor(err error) string {
 	}
 	var task *taskError
 	if errors.As(err, &task) {
-		return ""
+		return task.hint
+	}
+	if api.CodeOf(err) == api.CodeForbidden && !aboutRole(err) {
+		return "" // no role is allowed this
 	}
 	if a.Shell != nil {
 		switch api.CodeOf(err) {
@@ -54,4 +62,18 @@ func (a *app) hintFor(err error) string {
 		return "see muster pool show for the free space of each node"
 	}
 	return ""
+}
+
+// hintedError is an error with the hint that the command itself knows.
+type hintedError struct {
+	error
+	hint string
+}
+
+func (e *hintedError) Unwrap() error { return e.error }
+
+// aboutRole reports whether a higher role would be allowed what was forbidden.
+// The server names the role then.
+func aboutRole(err error) bool {
+	return strings.Contains(err.Error(), "the role") || strings.Contains(err.Error(), "an administrator")
 }

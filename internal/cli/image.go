@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -229,17 +230,66 @@ func (a *app) createFromFile(ctx context.Context, name string, f *imageFlags) er
 	set(spec, "pool", f.pool)
 	set(spec, "sha256", src.sha256)
 	set(spec, "node", f.node)
-	if _, err := c.Create(ctx, api.KindImage, a.project, map[string]any{"meta": meta, "spec": spec}); err != nil {
+	made, err := c.Create(ctx, api.KindImage, a.project, map[string]any{"meta": meta, "spec": spec})
+	if err != nil {
 		if api.CodeOf(err) == api.CodeExists {
 			a.notice("if its upload was cut off before: muster image upload %s --file %s", name, f.file)
 		}
 		return err
 	}
 	err = a.upload(ctx, c, name, src, "created")
-	if err != nil {
+	switch {
+	case err == nil:
+	case refusedContent(err):
+		return a.takeBack(ctx, c, name, made, err)
+	case !arrived(err):
 		a.notice("image %s exists without content; upload it again with: muster image upload %s --file %s, or remove it with: muster image rm %s", name, name, f.file, name)
 	}
 	return err
+}
+
+// refusedContent reports whether the server will not have this content: to
+// send it once more would end in the same way.
+func refusedContent(err error) bool {
+	var p *client.Problem
+	if !errors.As(err, &p) {
+		return false
+	}
+	switch p.Code {
+	case api.CodeInvalid, api.CodeChecksum, api.CodeStorageFull:
+		return true
+	}
+	return false
+}
+
+// arrived reports an error that was found after the server had taken the
+// content: there is nothing to upload again.
+func arrived(err error) bool {
+	var task *taskError
+	var p *client.Problem
+	return errors.As(err, &task) || api.CodeOf(err) == api.CodeChecksum && !errors.As(err, &p)
+}
+
+// removalTimeout is how long the removal of a refused image may take.
+const removalTimeout = 30 * time.Second
+
+// takeBack removes the image that this command has created, by its ID so that
+// it cannot be another one, and returns why: the server's reason comes first.
+func (a *app) takeBack(ctx context.Context, c *client.Client, name string, made *client.Result, reason error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalTimeout)
+	defer cancel()
+	id := client.MetaOf(made.Object).ID
+	if id == "" {
+		return fmt.Errorf("%w; image %s is left without content, remove it with: muster image rm %s", reason, name, name)
+	}
+	r, err := c.Delete(ctx, api.KindImage, a.project, id, false)
+	if err == nil && r.Task != nil {
+		_, err = a.follow(ctx, c, r.Task, a.newProgress("remove "+name))
+	}
+	if err != nil && api.CodeOf(err) != api.CodeNotFound {
+		return fmt.Errorf("%w; image %s is left without content, remove it with: muster image rm %s (%w)", reason, name, name, err)
+	}
+	return reason
 }
 
 // upload delivers the content and checks what the cluster says it got.

@@ -62,6 +62,10 @@ func kinds() []*kindView {
 		view(api.KindNode, "NAME STATUS ROLE ADDRESS CPUS MEMORY ACCEL GUARD VERSION", nodeRow, nodeShow),
 		view(api.KindTask, "ID ACTION TARGET STATUS PROGRESS ACTOR AGE MESSAGE", taskRow, taskShow),
 		view(api.KindToken, "NAME USE ROLE EXPIRES AGE", tokenRow, tokenShow),
+		view(api.KindEvent, "AGE SEVERITY TYPE NODE ACTOR MESSAGE", eventRow, eventShow),
+		view(api.KindAlert, "ID STATUS SEVERITY RULE TARGET SINCE ACK MESSAGE", alertRow, alertShow),
+		view(api.KindRule, "NAME STATUS CHECK SEVERITY THRESHOLD FOR METRIC AGE", ruleRow, ruleShow),
+		view(api.KindReceiver, "NAME STATUS TYPE ADDRESS MIN-SEVERITY QUEUED LAST-SENT LAST-ERROR", receiverRow, receiverShow),
 		view(api.KindUser, "NAME STATUS ROLE KEYS FULL-NAME AGE", userRow, userShow),
 	}
 }
@@ -147,7 +151,11 @@ func tokenRow(o *api.Token, now time.Time) []string {
 	if o.Spec.Use == api.TokenJoin {
 		role = string(o.Spec.JoinRole)
 	}
-	return []string{first(o.Meta.Name, o.Meta.ID), string(o.Spec.Use), role, until(o.Spec.ExpiresAt, now), age(o.Meta.CreatedAt, now)}
+	expires := until(o.Spec.ExpiresAt, now)
+	if o.Spec.UsedBy != "" {
+		expires = "used" // it works once
+	}
+	return []string{first(o.Meta.Name, o.Meta.ID), string(o.Spec.Use), role, expires, age(o.Meta.CreatedAt, now)}
 }
 
 // status is the phase, or that the object is on its way out.
@@ -351,6 +359,6 @@ func tokenShow(s *sections, o *api.Token, now time.Time) {
 	row := tokenRow(o, now)
 	s.field("Use", row[1])
 	s.field("Role", row[2])
-	s.field("Expires", row[3])
+	s.field("Expires", until(o.Spec.ExpiresAt, now))
 	s.field("Used by", o.Spec.UsedBy)
 }

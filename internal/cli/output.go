@@ -114,9 +114,10 @@ func nameOf(kind api.Kind, raw json.RawMessage) string {
 	return string(kind) + "/" + clean(first(m.Name, m.ID))
 }
 
-// warnStale says that what follows may be out of date.
+// warnStale says that what follows may be out of date, unless the user asked
+// for it with --stale.
 func (a *app) warnStale(r *client.Reply) {
-	if r != nil && r.Stale {
+	if r != nil && r.Stale && !r.Asked {
 		a.notice("warning: no quorum; this is node %s's own copy, %s old", dash(r.Node), took(r.Age))
 	}
 }

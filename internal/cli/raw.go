@@ -100,6 +100,9 @@ func (a *app) rawPut() *cobra.Command {
 				return err
 			}
 			r, err := c.RawPut(cmd.Context(), words[0], value, when)
+			if when.Absent && api.CodeOf(err) == api.CodeConflict {
+				return &hintedError{err, "the key exists; read it with muster raw get " + words[0]}
+			}
 			if err != nil {
 				return err
 			}

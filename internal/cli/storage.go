@@ -36,7 +36,7 @@ func (a *app) volumeCmd() *cobra.Command {
 	}
 	create.Flags().Var(sizeFlag{&size}, "size", "size that a guest sees, such as 10G")
 	create.Flags().StringVar(&image, "image", "", "clone this image")
-	create.Flags().StringVar(&pool, "pool", "", "pool (default \"local\")")
+	create.Flags().StringVar(&pool, "pool", "", "pool (default the image's pool for a clone, else \"local\")")
 	create.Flags().StringVar(&node, "node", "", "node that makes the file and, in a dir pool, keeps it (default: the cluster chooses)")
 	create.Flags().StringArrayVar(&labels, "label", nil, "label KEY=VALUE (repeatable)")
 	return group("volume", "Virtual disks", create, a.lsCmd(api.KindVolume), a.showCmd(api.KindVolume),

@@ -79,6 +79,7 @@ var colours = map[string]string{
 	"running": green, "ready": green, "succeeded": green, "yes": green,
 	"starting": yellow, "stopping": yellow, "paused": yellow, "creating": yellow, "pending": yellow,
 	"importing": yellow, "joining": yellow, "leaving": yellow, "deleting": yellow, "cancelled": yellow,
+	"firing": red, "failing": red, "resolved": green, "ok": green, "active": green, "disabled": yellow,
 	"failed": red, "lost": red, "unknown": red, "no": red, "delete": red,
 }
 

@@ -59,6 +59,7 @@ volumes of --volume, then an empty disk for each --disk.`,
 			if err != nil {
 				return err
 			}
+			a.warnHA(cmd.Context(), &f)
 			return a.create(cmd.Context(), api.KindVM, names[0], labels, spec)
 		},
 	}
@@ -71,7 +72,7 @@ volumes of --volume, then an empty disk for each --disk.`,
 	fs.Var(sizesFlag{&f.disks}, "disk", "an empty disk of this size (repeatable)")
 	fs.StringArrayVar(&f.volumes, "volume", nil, "attach this existing volume (repeatable)")
 	fs.StringArrayVar(&f.networks, "network", nil, networkHelp)
-	fs.StringVar(&f.pool, "pool", "", "pool for the new disks (default \"local\")")
+	fs.StringVar(&f.pool, "pool", "", "pool for the new disks (default the image's pool for a clone, else \"local\")")
 	fs.StringVar(&f.ha, "ha", "", "what to do when the node is lost: none or restart (default \"none\")")
 	fs.BoolVar(&f.start, "start", false, "start the VM when it is created")
 	fs.StringArrayVar(&f.labels, "label", nil, "label KEY=VALUE (repeatable)")
@@ -164,10 +165,10 @@ func (a *app) vmSet() *cobra.Command {
 	var labels, networks []string
 	cmd := &cobra.Command{
 		Use: "set NAME", Short: "Change CPUs, memory, networks, HA policy or labels", Args: args("NAME"),
-		Long: `Changes what is given and leaves the rest. CPUs, memory and networks are changed
-while the VM is stopped. --network names all network cards that the VM shall
-have: one that it has on a network keeps its addresses, the others are removed;
---network none removes all. --label KEY- removes a label.`,
+		Long: `Changes what is given and leaves the rest. In this version CPUs, memory and
+networks are changed while the VM is stopped. --network names all network cards
+that the VM shall have: one that it has on a network keeps its addresses, the
+others are removed; --network none removes all. --label KEY- removes a label.`,
 		Example: `  muster vm set web1 --memory 1G --cpu 2
   muster vm set web1 --network lab --network office
   muster vm set web1 --ha restart --label env=prod --label old-`,
@@ -204,8 +205,8 @@ have: one that it has on a network keeps its addresses, the others are removed;
 			return a.patch(cmd.Context(), api.KindVM, names[0], patchOf(spec, l))
 		},
 	}
-	cmd.Flags().IntVar(&cpus, "cpu", 0, "virtual CPUs")
-	cmd.Flags().Var(sizeFlag{&memory}, "memory", "guest memory, such as 512M or 4G")
+	cmd.Flags().IntVar(&cpus, "cpu", 0, "virtual CPUs (of a stopped VM)")
+	cmd.Flags().Var(sizeFlag{&memory}, "memory", "guest memory, such as 512M or 4G (of a stopped VM)")
 	cmd.Flags().StringArrayVar(&networks, "network", nil, networkHelp)
 	cmd.Flags().StringVar(&ha, "ha", "", "what to do when the node is lost: none or restart")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "label KEY=VALUE, or KEY- to remove it (repeatable)")

@@ -137,6 +137,8 @@ type Reply struct {
 	// is no quorum, or because it was asked to; Age says how old it may be.
 	Stale bool
 	Age   time.Duration
+	// Asked is set when the request itself asked for the node's replica.
+	Asked bool
 }
 
 // Revision returns the highest store revision seen in any answer.
@@ -379,6 +381,7 @@ func (c *Client) read(resp *http.Response) (*Reply, error) {
 	r.Revision, _ = strconv.ParseUint(resp.Header.Get(headerRevision), 10, 64)
 	c.sawRevision(r.Revision)
 	r.Stale = resp.Header.Get(headerConsistency) == "stale"
+	r.Asked = resp.Request != nil && resp.Request.URL.Query().Get("consistency") == "stale"
 	if age, err := strconv.ParseFloat(resp.Header.Get(headerAge), 64); err == nil {
 		r.Age = time.Duration(age * float64(time.Second))
 	}

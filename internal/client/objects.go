@@ -25,7 +25,8 @@ const (
 // is not sent for the others.
 func Scoped(k api.Kind) bool {
 	switch k {
-	case api.KindNode, api.KindPool, api.KindToken, api.KindUser, api.KindCluster, api.KindNetwork, api.KindIPPool, api.KindUplink:
+	case api.KindNode, api.KindPool, api.KindToken, api.KindUser, api.KindCluster, api.KindNetwork, api.KindIPPool, api.KindUplink,
+		api.KindEvent, api.KindAlert, api.KindRule, api.KindReceiver:
 		return false
 	}
 	return true

@@ -72,11 +72,11 @@ func (c *Client) race(ctx context.Context) (raceResult, attempts) {
 			results <- raceResult{at: at, conn: conn, err: err}
 		}()
 	}
-	timer := time.NewTicker(raceDelay)
-	defer timer.Stop()
+	ticker := time.NewTicker(raceDelay)
+	defer ticker.Stop()
 	for start(); running > 0; {
 		select {
-		case <-timer.C:
+		case <-ticker.C:
 			start()
 		case r := <-results:
 			running--
@@ -91,7 +91,7 @@ func (c *Client) race(ctx context.Context) (raceResult, attempts) {
 			if r.at < len(c.endpoints)-1 {
 				c.notify(fmt.Sprintf("%s: %s; trying the next server", c.endpoints[r.at].name, brief(r.err)))
 			}
-			timer.Reset(raceDelay)
+			ticker.Reset(raceDelay)
 			start()
 		}
 	}

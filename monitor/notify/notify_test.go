@@ -123,7 +123,7 @@ func TestHostileWebhooks(t *testing.T) {
 			http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
 		}, "redirect"},
 		"failure with secrets": {func(w http.ResponseWriter, r *http.Request) {
-			http.Error(w, "bad key: the key of the hook\x1b[31m", 403)
+			http.Error(w, "bad key: the key of the hook\x1b[31m", http.StatusForbidden)
 		}, "bad key: …"},
 		"says nothing": {func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body); <-r.Context().Done() }, "deadline"},
 		"endless header": {func(w http.ResponseWriter, _ *http.Request) {

@@ -241,9 +241,10 @@ func TestMailOverTLSWithAuthentication(t *testing.T) {
 			srv := smtp.NewServer(store)
 			srv.Domain, srv.AllowInsecureAuth = "localhost", mode == "none"
 			conf := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
-			if mode == "starttls" {
+			switch mode {
+			case "starttls":
 				srv.TLSConfig = conf
-			} else if mode == "tls" {
+			case "tls":
 				ln = tls.NewListener(ln, conf)
 			}
 			done := make(chan struct{})

@@ -102,7 +102,8 @@ func (r *Runner) drive(ctx context.Context, c Collector) {
 			running = r.once(ctx, c)
 		} else {
 			select {
-			case <-running: // a late run came back: the next one may begin
+			case err := <-running: // a late run came back: the next one may begin
+				r.log.Info("late collector came back", "collector", c.Name, "err", err)
 				running = r.once(ctx, c)
 			default:
 			}

@@ -118,7 +118,7 @@ func TestSnmpwalkPrintsNames(t *testing.T) {
 				"musterClusterTerm.0 = Counter64: 1099511627776", "musterClusterQuorum.0 = INTEGER: true(1)",
 				"= STRING: web1", "= STRING: web3", "musterVmPhase", "INTEGER: running(4)", "INTEGER: lost(3)",
 				"= INTEGER: critical(3)", "= STRING: node m3 is lost", "musterClusterAlertsFiring.0 = Gauge32: 1")
-			if strings.ContainsAny(out, "\x1b\xc3") {
+			if strings.Contains(out, "\x1b") || strings.Contains(out, "ü") {
 				t.Errorf("control characters in %q", out)
 			}
 		})

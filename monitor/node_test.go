@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/muster-vm/muster/monitor/series"
+)
+
+func TestANodeAnswersProbesAndPrometheus(t *testing.T) {
+	dir := t.TempDir() // its removal is no part of the bubble
+	synctest.Test(t, func(t *testing.T) {
+		end := time.Now().AddDate(0, 1, 0).UTC()
+		n := NewNode(NodeConfig{
+			Node: "m1", DataDir: dir, CertNotAfter: func() time.Time { return end },
+			Lease:    func() time.Duration { return 7 * time.Second },
+			Replica:  func() series.ReplicaState { return series.ReplicaState{Leader: true, Term: 3, Applied: 90, Committed: 100} },
+			Services: func() []series.ServiceState { return []series.ServiceState{{Name: "ha", Running: true, Restarts: 2}} },
+			Pools:    func() []series.Mount { return []series.Mount{{Name: "local", Path: dir}} },
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- n.Run(ctx) }()
+		time.Sleep(11 * time.Second)
+		synctest.Wait()
+		var b strings.Builder
+		n.WriteMetrics(&b)
+		for _, want := range []string{
+			"muster_lease_remaining_seconds 7\n", "muster_raft_lag_entries 10\n", `muster_service_restarts_total{service="ha"} 2`, "# TYPE muster_node_load1 gauge\n",
+			`muster_collector_up{collector="node"} 1`, `muster_pool_used_percent{pool="local"} `,
+		} {
+			if !strings.Contains(b.String(), want) {
+				t.Errorf("/metrics lacks %q:\n%s", want, b.String())
+			}
+		}
+		raw, err := n.ServeProbe(ctx, []byte(`{"metrics":["muster_raft_leader","muster_pool_used_percent","none"]}`))
+		var a probeAnswer
+		if err != nil || json.Unmarshal(raw, &a) != nil || len(a.Samples) != 2 || !a.CertNotAfter.Equal(end) || a.Time != time.Now().UnixNano() {
+			t.Errorf("probe %s, %v", raw, err)
+		}
+		for _, bad := range []string{"", "[]", `{"metrics":[` + strings.Repeat(`"x",`, 500) + `"x"]}`} {
+			if _, err := n.ServeProbe(ctx, []byte(bad)); err == nil {
+				t.Errorf("probe %.20q was answered", bad)
+			}
+		}
+		if m := n.Metrics("muster_lease_*", time.Hour); m.Node != "m1" || len(m.Series) != 1 || len(m.Series[0].Points) != 2 || len(m.Collectors) != 7 {
+			t.Errorf("metrics %+v", m)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
