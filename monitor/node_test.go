@@ -20,8 +20,10 @@ func TestANodeAnswersProbesAndPrometheus(t *testing.T) {
 		end := time.Now().AddDate(0, 1, 0).UTC()
 		n := NewNode(NodeConfig{
 			Node: "m1", DataDir: dir, CertNotAfter: func() time.Time { return end },
-			Lease:    func() time.Duration { return 7 * time.Second },
-			Replica:  func() series.ReplicaState { return series.ReplicaState{Leader: true, Term: 3, Applied: 90, Committed: 100} },
+			Lease: func() time.Duration { return 7 * time.Second },
+			Replica: func() series.ReplicaState {
+				return series.ReplicaState{Leader: true, Term: 3, Applied: 90, Committed: 100}
+			},
 			Services: func() []series.ServiceState { return []series.ServiceState{{Name: "ha", Running: true, Restarts: 2}} },
 			Pools:    func() []series.Mount { return []series.Mount{{Name: "local", Path: dir}} },
 		})
