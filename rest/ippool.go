@@ -127,38 +127,21 @@ func (r *ippoolResource) change(c *change, old, want *api.IPPool) (*effect, erro
 
 // delete answers DELETE /ippools/{name}.
 func (r *ippoolResource) delete(q *request) error {
-	cond, err := q.match("If-Match")
-	if err != nil {
-		return err
-	}
-	out, err := q.change(nil, func(c *change) (*effect, error) {
-		o, err := r.find(q, c.v)
-		if err != nil {
-			return nil, err
-		}
-		if err := cond.check(r.label(&o.Meta), o.Meta.Revision); err != nil {
-			return nil, err
-		}
+	return r.drop(q, func(c *change, o *api.IPPool) error {
 		n, err := configdb.Networks.Find(c.v, api.DefaultProject, o.Spec.Network)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		var users []string
 		for e := range c.v.Scan(configdb.AddressPrefix(n.Meta.ID), "") {
 			users = append(users, string(api.KindVM)+"/"+string(e.Value))
 		}
 		if len(users) > 0 {
-			return nil, api.Errorf(api.CodeRefused, "%s is used by %s", r.label(&o.Meta), c.names(users))
+			return api.Errorf(api.CodeRefused, "%s is used by %s", r.label(&o.Meta), c.names(users))
 		}
 		c.tx.RequireEmpty(configdb.AddressPrefix(n.Meta.ID))
 		c.tx.Delete(configdb.NetworkPoolKey(n.Meta.ID))
 		configdb.Networks.Release(c.tx, n.Meta.ID, api.KindIPPool, o.Meta.ID)
-		r.table.Delete(c.tx, &o)
-		return &effect{kind: api.KindIPPool, id: o.Meta.ID}, nil
+		return nil
 	})
-	if err != nil {
-		return err
-	}
-	q.noContent(out.revision)
-	return nil
 }

@@ -141,30 +141,13 @@ func networkSettled(v *configdb.View, network string) bool {
 
 // delete answers DELETE /networks/{name}.
 func (r *networkResource) delete(q *request) error {
-	cond, err := q.match("If-Match")
-	if err != nil {
-		return err
-	}
-	out, err := q.change(nil, func(c *change) (*effect, error) {
-		o, err := r.find(q, c.v)
-		if err != nil {
-			return nil, err
-		}
-		if err := cond.check(r.label(&o.Meta), o.Meta.Revision); err != nil {
-			return nil, err
-		}
+	return r.drop(q, func(c *change, o *api.Network) error {
 		if err := r.unreferred(c, &o.Meta); err != nil {
-			return nil, err
+			return err
 		}
-		if key, _ := networkTag(&o); key != "" {
+		if key, _ := networkTag(o); key != "" {
 			c.tx.Delete(key)
 		}
-		r.table.Delete(c.tx, &o)
-		return &effect{kind: api.KindNetwork, id: o.Meta.ID}, nil
+		return nil
 	})
-	if err != nil {
-		return err
-	}
-	q.noContent(out.revision)
-	return nil
 }

@@ -99,23 +99,12 @@ func (r *poolResource) claimPath(c *change, path string) error {
 
 // delete answers DELETE /pools/{name}. Files that are none of ours stay.
 func (r *poolResource) delete(q *request) error {
-	cond, err := q.match("If-Match")
-	if err != nil {
-		return err
-	}
-	out, err := q.change(nil, func(c *change) (*effect, error) {
-		o, err := r.find(q, c.v)
-		if err != nil {
-			return nil, err
-		}
-		if err := cond.check(r.label(&o.Meta), o.Meta.Revision); err != nil {
-			return nil, err
-		}
+	return r.drop(q, func(c *change, o *api.Pool) error {
 		if o.Meta.Name == api.LocalPool {
-			return nil, api.Errorf(api.CodeRefused, "the pool %s is part of every node and cannot be deleted", api.LocalPool)
+			return api.Errorf(api.CodeRefused, "the pool %s is part of every node and cannot be deleted", api.LocalPool)
 		}
 		if err := r.unreferred(c, &o.Meta); err != nil {
-			return nil, err
+			return err
 		}
 		for _, st := range poolStates(c.v, o.Meta.ID) {
 			configdb.PoolStates.DeleteUnnamed(c.tx, &st)
@@ -123,12 +112,6 @@ func (r *poolResource) delete(q *request) error {
 		if o.Spec.Path != "" {
 			c.tx.Delete(poolPathKey(o.Spec.Path))
 		}
-		r.table.Delete(c.tx, &o)
-		return &effect{kind: api.KindPool, id: o.Meta.ID}, nil
+		return nil
 	})
-	if err != nil {
-		return err
-	}
-	q.noContent(out.revision)
-	return nil
 }

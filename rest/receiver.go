@@ -51,7 +51,7 @@ func (s *Server) receiverRoutes(r *receiverResource) []route {
 	})
 	create.out, create.status, create.params = typeOf[api.Receiver](), http.StatusCreated, saveParams
 	return append(append(reads(&r.resource), writes(&r.resource, needAdministrator)...), create,
-		removes(&r.resource, func(q *request) error { return removePlain(q, &r.resource) }),
+		removes(&r.resource, func(q *request) error { return r.drop(q, nil) }),
 		route{
 			method: http.MethodPost, path: base + "receivers/{name}/test", need: needAdministrator, handle: r.test,
 			summary: "Send a test message to a receiver", params: []string{"minRevision"}, status: http.StatusNoContent,

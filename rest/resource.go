@@ -431,3 +431,33 @@ func objectRevision(object any) uint64 {
 	}
 	return 0
 }
+
+// drop answers the DELETE of an object that goes at once. also, if set, adds
+// to the transaction what goes with it, or refuses.
+func (r *resource[S, T]) drop(q *request, also func(c *change, o *api.Object[S, T]) error) error {
+	cond, err := q.match("If-Match")
+	if err != nil {
+		return err
+	}
+	out, err := q.change(nil, func(c *change) (*effect, error) {
+		o, err := r.find(q, c.v)
+		if err != nil {
+			return nil, err
+		}
+		if err := cond.check(r.label(&o.Meta), o.Meta.Revision); err != nil {
+			return nil, err
+		}
+		if also != nil {
+			if err := also(c, &o); err != nil {
+				return nil, err
+			}
+		}
+		r.table.Delete(c.tx, &o)
+		return &effect{kind: r.table.Kind, id: o.Meta.ID, object: &o}, nil
+	})
+	if err != nil {
+		return err
+	}
+	q.noContent(out.revision)
+	return nil
+}

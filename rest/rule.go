@@ -27,7 +27,7 @@ func (r *ruleResource) routes() []route {
 	create := makes(&r.resource, needAdministrator, func(q *request) error { return createPlain(q, &r.resource, maxRules, nil) })
 	create.out, create.status, create.params = typeOf[api.Rule](), http.StatusCreated, saveParams
 	return append(append(reads(&r.resource), writes(&r.resource, needAdministrator)...), create,
-		removes(&r.resource, func(q *request) error { return removePlain(q, &r.resource) }))
+		removes(&r.resource, func(q *request) error { return r.drop(q, nil) }))
 }
 
 // createPlain answers the POST of a kind that needs no task. prepare, which
@@ -65,28 +65,4 @@ func count[S, T any](c *change, rs *resource[S, T]) int {
 		n++
 	}
 	return n
-}
-
-// removePlain answers the DELETE of a kind that nothing has to clean up after.
-func removePlain[S, T any](q *request, rs *resource[S, T]) error {
-	cond, err := q.match("If-Match")
-	if err != nil {
-		return err
-	}
-	out, err := q.change(nil, func(c *change) (*effect, error) {
-		o, err := rs.find(q, c.v)
-		if err != nil {
-			return nil, err
-		}
-		if err := cond.check(rs.label(&o.Meta), o.Meta.Revision); err != nil {
-			return nil, err
-		}
-		rs.table.Delete(c.tx, &o)
-		return &effect{kind: rs.table.Kind, id: o.Meta.ID, object: &o}, nil
-	})
-	if err != nil {
-		return err
-	}
-	q.noContent(out.revision)
-	return nil
 }

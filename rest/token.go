@@ -72,24 +72,5 @@ func (r *tokenResource) create(q *request) error {
 
 // delete answers DELETE /tokens/{name}.
 func (r *tokenResource) delete(q *request) error {
-	cond, err := q.match("If-Match")
-	if err != nil {
-		return err
-	}
-	out, err := q.change(nil, func(c *change) (*effect, error) {
-		o, err := r.find(q, c.v)
-		if err != nil {
-			return nil, err
-		}
-		if err := cond.check(r.label(&o.Meta), o.Meta.Revision); err != nil {
-			return nil, err
-		}
-		r.table.Delete(c.tx, &o)
-		return &effect{kind: api.KindToken, id: o.Meta.ID}, nil
-	})
-	if err != nil {
-		return err
-	}
-	q.noContent(out.revision)
-	return nil
+	return r.drop(q, nil)
 }

@@ -66,18 +66,7 @@ func (r *uplinkResource) create(q *request) error {
 
 // delete answers DELETE /uplinks/{name}.
 func (r *uplinkResource) delete(q *request) error {
-	cond, err := q.match("If-Match")
-	if err != nil {
-		return err
-	}
-	out, err := q.change(nil, func(c *change) (*effect, error) {
-		o, err := r.find(q, c.v)
-		if err != nil {
-			return nil, err
-		}
-		if err := cond.check(r.label(&o.Meta), o.Meta.Revision); err != nil {
-			return nil, err
-		}
+	return r.drop(q, func(c *change, o *api.Uplink) error {
 		// The node may be gone, and another may have its name by now: the claim
 		// is found by its value.
 		for e := range c.v.Scan(configdb.UplinkKey(""), "") {
@@ -85,12 +74,6 @@ func (r *uplinkResource) delete(q *request) error {
 				c.tx.Delete(e.Key)
 			}
 		}
-		r.table.Delete(c.tx, &o)
-		return &effect{kind: api.KindUplink, id: o.Meta.ID}, nil
+		return nil
 	})
-	if err != nil {
-		return err
-	}
-	q.noContent(out.revision)
-	return nil
 }

@@ -146,27 +146,10 @@ func (r *userResource) held(v *configdb.View, id string) []string {
 // delete answers DELETE /users/{name}. Sessions of the user end by themselves:
 // the shell looks whether its users are still there.
 func (r *userResource) delete(q *request) error {
-	cond, err := q.match("If-Match")
-	if err != nil {
-		return err
-	}
-	out, err := q.change(nil, func(c *change) (*effect, error) {
-		o, err := r.find(q, c.v)
-		if err != nil {
-			return nil, err
-		}
-		if err := cond.check(r.label(&o.Meta), o.Meta.Revision); err != nil {
-			return nil, err
-		}
+	return r.drop(q, func(c *change, o *api.User) error {
 		for _, key := range r.held(c.v, o.Meta.ID) {
 			c.tx.Delete(key)
 		}
-		r.table.Delete(c.tx, &o)
-		return &effect{kind: api.KindUser, id: o.Meta.ID}, nil
+		return nil
 	})
-	if err != nil {
-		return err
-	}
-	q.noContent(out.revision)
-	return nil
 }
