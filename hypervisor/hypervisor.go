@@ -368,7 +368,11 @@ func (h *Hypervisor) Console(vmID string) (*console.Console, error) {
 			return c, nil
 		}
 	}
-	return nil, api.Errorf(api.CodeRefused, "vm %s does not run on node %s, so it has no console; start it first", vmID, h.cfg.NodeName)
+	name := vmID
+	if vm, err := configdb.VMs.Get(h.cfg.DB.Local(), vmID); err == nil {
+		name = vm.Meta.Name
+	}
+	return nil, api.Errorf(api.CodeRefused, "vm %s does not run on node %s now, so it has no console; see muster vm show %s", name, h.cfg.NodeName, name)
 }
 
 // paths are the files of one VM.
