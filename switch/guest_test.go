@@ -12,6 +12,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,14 +28,29 @@ import (
 type guest struct {
 	t    *testing.T
 	f    *os.File
-	mac  net.HardwareAddr
 	pong chan netip.Addr
 	dhcp chan *dhcpv4.DHCPv4
 
+	// What the guest calls itself may change while it reads.
+	mac atomic.Pointer[net.HardwareAddr]
+	ip  atomic.Pointer[netip.Addr]
+
 	mu  sync.Mutex
-	ip  netip.Addr
 	arp map[netip.Addr]net.HardwareAddr
 }
+
+func (g *guest) hw() net.HardwareAddr { return *g.mac.Load() }
+
+func (g *guest) addr() netip.Addr { return *g.ip.Load() }
+
+// callItself sets the addresses that the guest uses from now on.
+func (g *guest) callItself(mac net.HardwareAddr, ip netip.Addr) {
+	g.mac.Store(&mac)
+	g.ip.Store(&ip)
+}
+
+// at gives the guest an address without asking anybody.
+func (g *guest) at(ip string) { g.callItself(g.hw(), netip.MustParseAddr(ip)) }
 
 // boot plugs the first card of a VM and opens its tap, as QEMU does.
 func (h *host) boot(vm api.VM) *guest {
@@ -52,8 +68,9 @@ func (h *host) boot(vm api.VM) *guest {
 func (h *host) attach(vm api.VM, device string) *guest {
 	h.w.t.Helper()
 	g := &guest{t: h.w.t, pong: make(chan netip.Addr, 16), dhcp: make(chan *dhcpv4.DHCPv4, 64), arp: map[netip.Addr]net.HardwareAddr{}}
-	g.mac, _ = net.ParseMAC(vm.Spec.NICs[0].MAC)
-	g.ip, _ = netip.ParseAddr(vm.Spec.NICs[0].Address)
+	mac, _ := net.ParseMAC(vm.Spec.NICs[0].MAC)
+	ip, _ := netip.ParseAddr(vm.Spec.NICs[0].Address)
+	g.callItself(mac, ip)
 	var err error
 	if g.f, err = openTap("/var/run/netns/"+h.ns, device); err != nil {
 		h.w.t.Fatal(err)
@@ -108,7 +125,7 @@ func (g *guest) read() {
 		if err != nil {
 			return
 		}
-		if f := buf[:n]; len(f) > 34 && (bytes.Equal(f[:6], g.mac) || f[0]&1 == 1) {
+		if f := buf[:n]; len(f) > 34 && (bytes.Equal(f[:6], g.hw()) || f[0]&1 == 1) {
 			g.handle(f)
 		}
 	}
@@ -121,17 +138,17 @@ func (g *guest) handle(f []byte) {
 	case 0x0806:
 		from, to := netip.AddrFrom4([4]byte(f[28:32])), netip.AddrFrom4([4]byte(f[38:42]))
 		g.arp[from] = bytes.Clone(f[22:28])
-		if f[21] == 1 && to == g.ip {
-			g.send(f[6:12], 0x0806, arpBody(2, g.mac, g.ip, f[22:28], from))
+		if f[21] == 1 && to == g.addr() {
+			g.send(f[6:12], 0x0806, arpBody(2, g.hw(), g.addr(), f[22:28], from))
 		}
 	case 0x0800:
 		ip := f[14:]
 		from, to := netip.AddrFrom4([4]byte(ip[12:16])), netip.AddrFrom4([4]byte(ip[16:20]))
 		switch {
-		case ip[9] == 1 && ip[20] == 8 && to == g.ip: // echo request
+		case ip[9] == 1 && ip[20] == 8 && to == g.addr(): // echo request
 			body := bytes.Clone(ip[20:])
 			body[0] = 0
-			g.send(f[6:12], 0x0800, ipBody(1, g.ip, from, body))
+			g.send(f[6:12], 0x0800, ipBody(1, g.addr(), from, body))
 		case ip[9] == 1 && ip[20] == 0:
 			select {
 			case g.pong <- from:
@@ -148,7 +165,7 @@ func (g *guest) handle(f []byte) {
 	}
 }
 
-func (g *guest) send(to net.HardwareAddr, typ uint16, body []byte) { g.sendAs(g.mac, to, typ, body) }
+func (g *guest) send(to net.HardwareAddr, typ uint16, body []byte) { g.sendAs(g.hw(), to, typ, body) }
 
 func (g *guest) sendAs(from, to net.HardwareAddr, typ uint16, body []byte) {
 	f := append(bytes.Clone(to), from...)
@@ -183,9 +200,9 @@ func (g *guest) ping(to netip.Addr, within time.Duration) bool {
 		g.mu.Lock()
 		hw := g.arp[to]
 		if hw == nil {
-			g.send(everyone, 0x0806, arpBody(1, g.mac, g.ip, nobody, to))
+			g.send(everyone, 0x0806, arpBody(1, g.hw(), g.addr(), nobody, to))
 		} else {
-			g.send(hw, 0x0800, ipBody(1, g.ip, to, []byte{8, 0, 0, 0, 0, 1, 0, 1}))
+			g.send(hw, 0x0800, ipBody(1, g.addr(), to, []byte{8, 0, 0, 0, 0, 1, 0, 1}))
 		}
 		g.mu.Unlock()
 		t := time.NewTimer(100 * time.Millisecond)
@@ -206,13 +223,13 @@ func (g *guest) echo(other *guest, within time.Duration) bool {
 	deadline := time.Now().Add(within)
 	for time.Now().Before(deadline) {
 		g.mu.Lock()
-		g.send(other.mac, 0x0800, ipBody(1, g.ip, other.ip, []byte{8, 0, 0, 0, 0, 1, 0, 1}))
+		g.send(other.hw(), 0x0800, ipBody(1, g.addr(), other.addr(), []byte{8, 0, 0, 0, 0, 1, 0, 1}))
 		// The answer needs no ARP either: it goes to whoever asked.
 		g.mu.Unlock()
 		t := time.NewTimer(100 * time.Millisecond)
 		select {
 		case from := <-g.pong:
-			if from == other.ip {
+			if from == other.addr() {
 				return true
 			}
 		case <-t.C:
@@ -225,15 +242,15 @@ func (g *guest) echo(other *guest, within time.Duration) bool {
 // reaches and cannotReach check both kinds of outcome.
 func (g *guest) reaches(other *guest) {
 	g.t.Helper()
-	if !g.ping(other.ip, 15*time.Second) {
-		g.t.Fatalf("%s does not reach %s", g.ip, other.ip)
+	if !g.ping(other.addr(), 15*time.Second) {
+		g.t.Fatalf("%s does not reach %s", g.addr(), other.addr())
 	}
 }
 
 func (g *guest) cannotReach(other *guest) {
 	g.t.Helper()
-	if g.ping(other.ip, 1500*time.Millisecond) {
-		g.t.Fatalf("%s reaches %s, which is on another network", g.ip, other.ip)
+	if g.ping(other.addr(), 1500*time.Millisecond) {
+		g.t.Fatalf("%s reaches %s, which is on another network", g.addr(), other.addr())
 	}
 }
 
@@ -262,7 +279,7 @@ func (g *guest) ask(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 // lease gets an address as a client does and uses it.
 func (g *guest) lease() *dhcpv4.DHCPv4 {
 	g.t.Helper()
-	d, err := dhcpv4.NewDiscovery(g.mac)
+	d, err := dhcpv4.NewDiscovery(g.hw())
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -276,7 +293,7 @@ func (g *guest) lease() *dhcpv4.DHCPv4 {
 		g.t.Fatalf("answered %s", ack.Summary())
 	}
 	g.mu.Lock()
-	g.ip = netip.AddrFrom4([4]byte(ack.YourIPAddr.To4()))
+	g.callItself(g.hw(), netip.AddrFrom4([4]byte(ack.YourIPAddr.To4())))
 	g.mu.Unlock()
 	return ack
 }

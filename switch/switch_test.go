@@ -5,7 +5,6 @@ package vswitch
 
 import (
 	"context"
-	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
@@ -32,7 +31,7 @@ func TestNetworksSpanNodesAndStayApart(t *testing.T) {
 	vm2 := w.vm("web2", w.hosts[1], nic("red", "02", "10.20.0.12"))
 	vm3 := w.vm("web3", w.hosts[2], nic("blue", "03", ""))
 	g1, g2, g3 := w.hosts[0].boot(vm1), w.hosts[1].boot(vm2), w.hosts[2].boot(vm3)
-	g3.ip = netip.MustParseAddr("10.20.0.13") // blue has no pool: the guest chose it itself
+	g3.at("10.20.0.13") // blue has no pool: the guest chose it itself
 
 	ack := g1.lease()
 	if got := ack.YourIPAddr.String(); got != "10.20.0.11" {
@@ -51,7 +50,9 @@ func TestNetworksSpanNodesAndStayApart(t *testing.T) {
 	// of one network do.
 	lone1, lone2 := w.hosts[0].boot(w.vm("lone1", w.hosts[0], nic("lone", "04", ""))), w.hosts[0].boot(w.vm("lone2", w.hosts[0], nic("lone", "05", "")))
 	far := w.hosts[1].boot(w.vm("lone3", w.hosts[1], nic("lone", "06", "")))
-	lone1.ip, lone2.ip, far.ip = netip.MustParseAddr("10.20.0.21"), netip.MustParseAddr("10.20.0.22"), netip.MustParseAddr("10.20.0.23")
+	lone1.at("10.20.0.21")
+	lone2.at("10.20.0.22")
+	far.at("10.20.0.23")
 	lone1.reaches(lone2)
 	lone1.cannotReach(g1)
 	lone1.cannotReach(far)
@@ -62,7 +63,7 @@ func TestNetworksSpanNodesAndStayApart(t *testing.T) {
 	w.move(vm2, w.hosts[2])
 	g2 = w.hosts[2].boot(vm2)
 	g2.mu.Lock()
-	g2.ip = netip.MustParseAddr("10.20.0.12")
+	g2.at("10.20.0.12")
 	g2.mu.Unlock()
 	if !g1.echo(g2, 5*time.Second) {
 		t.Error("frames still go to the node where the VM was")
@@ -129,7 +130,9 @@ func TestVLANNetworksLeaveThroughTheUplink(t *testing.T) {
 	a := w.hosts[0].boot(w.vm("a", w.hosts[0], nic("office", "01", "")))
 	b := w.hosts[1].boot(w.vm("b", w.hosts[1], nic("office", "02", "")))
 	c := w.hosts[1].boot(w.vm("c", w.hosts[1], nic("guests", "03", "")))
-	a.ip, b.ip, c.ip = netip.MustParseAddr("10.7.0.1"), netip.MustParseAddr("10.7.0.2"), netip.MustParseAddr("10.7.0.3")
+	a.at("10.7.0.1")
+	b.at("10.7.0.2")
+	c.at("10.7.0.3")
 	a.reaches(b)
 	a.cannotReach(c)
 	eventually(t, func() string {
@@ -153,7 +156,8 @@ func TestEverythingComesBack(t *testing.T) {
 	h.vsctl("add-port", Bridge, "byhand", "--", "set", "interface", "byhand", "type=internal")
 	vm1, vm2 := w.vm("web1", h, nic("red", "01", "")), w.vm("web2", w.hosts[1], nic("red", "02", ""))
 	g1, g2 := h.boot(vm1), w.hosts[1].boot(vm2)
-	g1.ip, g2.ip = netip.MustParseAddr("10.7.0.1"), netip.MustParseAddr("10.7.0.2")
+	g1.at("10.7.0.1")
+	g2.at("10.7.0.2")
 	g1.reaches(g2)
 	tag := h.vsctl("get", "port", tapName(vm1.Meta.ID, 0), "tag")
 
@@ -235,13 +239,13 @@ func TestGuestsCannotPretend(t *testing.T) {
 	good := h.boot(w.vm("good", h, nic("red", "01", "10.20.0.11")))
 	bad := h.boot(w.vm("bad", h, nic("red", "02", "10.20.0.12")))
 	bad.reaches(good)
-	bad.ip = netip.MustParseAddr("10.20.0.99")
+	bad.at("10.20.0.99")
 	bad.cannotReach(good)
-	bad.ip = netip.MustParseAddr("10.20.0.12")
-	mac := bad.mac
-	bad.mac = good.mac
+	bad.at("10.20.0.12")
+	mac := bad.hw()
+	bad.callItself(good.hw(), bad.addr())
 	bad.cannotReach(good)
-	bad.mac = mac
+	bad.callItself(mac, bad.addr())
 	bad.reaches(good)
 	// The other's DHCP messages are not seen, and a stranger is not answered.
 	good.lease()
