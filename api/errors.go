@@ -81,6 +81,15 @@ func CodeOf(err error) Code {
 	return CodeInternal
 }
 
+// IgnoreNotFound returns nil for an error with the code not_found, for callers
+// to whom an object that is gone is nothing to do.
+func IgnoreNotFound(err error) error {
+	if CodeOf(err) == CodeNotFound {
+		return nil
+	}
+	return err
+}
+
 // hiddenError keeps the chain for errors.Is without repeating the text, which
 // Errorf has already put into the detail.
 type hiddenError struct{ error }

@@ -11,8 +11,6 @@ import (
 	"log/slog"
 	"sync"
 	"time"
-
-	"github.com/muster-vm/muster/configdb"
 )
 
 // ErrLapsed is what Guard.Extend returns (wrapped) when the guard will not
@@ -35,7 +33,6 @@ type Caller interface {
 // Keeper keeps this node's lease.
 type Keeper struct {
 	nodeID string
-	db     configdb.DB
 	caller Caller
 	guard  Guard
 	log    *slog.Logger
@@ -52,7 +49,6 @@ type Keeper struct {
 // KeeperConfig describes a keeper.
 type KeeperConfig struct {
 	NodeID string
-	DB     configdb.DB
 	Caller Caller
 	Guard  Guard
 	Log    *slog.Logger
@@ -74,7 +70,7 @@ func NewKeeper(c KeeperConfig) *Keeper {
 	if c.Heard == nil {
 		c.Heard = func(uint64, time.Time) {}
 	}
-	return &Keeper{nodeID: c.NodeID, db: c.DB, caller: c.Caller, guard: c.Guard, log: c.Log, now: c.Now, wake: c.OnLease, heard: c.Heard}
+	return &Keeper{nodeID: c.NodeID, caller: c.Caller, guard: c.Guard, log: c.Log, now: c.Now, wake: c.OnLease, heard: c.Heard}
 }
 
 // Current returns the lease session under which a VM may be started now, and

@@ -65,25 +65,18 @@ func readCase(v *configdb.View, vmID string) (*lossCase, error) {
 	var c lossCase
 	var err error
 	if c.binding, err = configdb.Bindings.Get(v, vmID); err != nil {
-		return nil, ignoreMissing(err)
+		return nil, api.IgnoreNotFound(err)
 	}
 	if c.node, err = configdb.Nodes.Get(v, c.binding.Spec.NodeID); err != nil {
-		return nil, ignoreMissing(err)
+		return nil, api.IgnoreNotFound(err)
 	}
 	if c.node.Status.Phase != api.NodeLost {
 		return nil, nil
 	}
 	if c.vm, err = configdb.VMs.Get(v, vmID); err != nil {
-		return nil, ignoreMissing(err)
+		return nil, api.IgnoreNotFound(err)
 	}
 	return &c, nil
-}
-
-func ignoreMissing(err error) error {
-	if api.CodeOf(err) == api.CodeNotFound {
-		return nil
-	}
-	return err
 }
 
 // require makes a transaction valid only for exactly the case that was read:

@@ -40,7 +40,7 @@ func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uin
 	}
 	b, err := configdb.Bindings.Get(v, vmID)
 	if err != nil || b.Spec.NodeID != from {
-		return ignoreMissing(err) // moved or deleted meanwhile
+		return api.IgnoreNotFound(err) // moved or deleted meanwhile
 	}
 	vm, err := configdb.VMs.Get(v, vmID)
 	if err != nil {
@@ -84,13 +84,6 @@ func newOwner(v *configdb.View, vm api.VM) (nodeID, node string, err error) {
 		}
 	}
 	return "", "", api.Errorf(api.CodeUnplaceable, "no node is ready to take over vm %q", vm.Meta.Name)
-}
-
-func ignoreMissing(err error) error {
-	if api.CodeOf(err) == api.CodeNotFound {
-		return nil
-	}
-	return err
 }
 
 func bindingsOf(v *configdb.View, nodeID string) (out []api.Binding) {

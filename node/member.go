@@ -108,7 +108,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	})
 	m.ha = ha.NewService(ha.ServiceConfig{DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, Log: m.log.With("module", "ha")})
 	m.keeper = ha.NewKeeper(ha.KeeperConfig{
-		NodeID: m.info.NodeID, DB: m.store, Caller: m, Guard: leaseGuard{m.guard}, Log: m.log.With("module", "ha"),
+		NodeID: m.info.NodeID, Caller: m, Guard: leaseGuard{m.guard}, Log: m.log.With("module", "ha"),
 		OnLease: m.wakeHypervisor, Heard: m.store.Heard,
 	})
 	var err error
