@@ -25,6 +25,7 @@ const (
 	CodeUnplaceable  Code = "unplaceable"     // no node fits; the detail lists why: HTTP 409
 	CodeTooLarge     Code = "too_large"       // over a documented limit: HTTP 413
 	CodeNoQuorum     Code = "no_quorum"       // the cluster cannot take writes now: HTTP 503
+	CodeNodeFull     Code = "node_full"       // this node's disk takes no changes, others do: HTTP 503
 	CodeNotMember    Code = "not_initialized" // this host belongs to no cluster yet: HTTP 503
 	CodeInternal     Code = "internal"        // a bug or an environment failure: HTTP 500
 	CodeTimeout      Code = "timeout"         // the deadline passed: HTTP 504

@@ -31,6 +31,12 @@ const (
 // Timing of the election, as raftnode has it.
 type Timing = raftnode.Timing
 
+// The log stores; see ADR 6.
+const (
+	LogSegments = raftnode.LogSegments
+	LogBolt     = raftnode.LogBolt
+)
+
 // StoreConfig describes this node's replica.
 type StoreConfig struct {
 	Dir      string // of the replica's files
@@ -41,6 +47,7 @@ type StoreConfig struct {
 	Server   *clusternet.RPCServer // gets the methods of this package
 	Client   *clusternet.RPCClient
 	Timing   Timing      // zero: the default
+	LogStore string      // LogSegments (also when empty) or LogBolt
 	OnFatal  func(error) // the replica cannot go on: end the process
 	Log      *slog.Logger
 }
@@ -77,7 +84,7 @@ func Open(cfg StoreConfig) (*Store, error) {
 	}
 	node, err := raftnode.Open(raftnode.Config{
 		Dir: cfg.Dir, NodeID: cfg.NodeID, Address: cfg.Address, Identity: cfg.Identity,
-		Listener: cfg.Listener, State: s.state, Timing: cfg.Timing, OnFatal: cfg.OnFatal, Log: cfg.Log,
+		Listener: cfg.Listener, State: s.state, Timing: cfg.Timing, LogStore: cfg.LogStore, OnFatal: cfg.OnFatal, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open configuration database: %w", err)
@@ -144,8 +151,13 @@ func (s *Store) WaitRevision(ctx context.Context, revision uint64) (*View, error
 		if v := s.state.View(); v.Revision() >= revision {
 			return v, nil
 		}
+		full, filled := s.node.DiskFull()
+		if full != nil {
+			return nil, fmt.Errorf("%w (%w)", ErrDiskFull, full)
+		}
 		select {
 		case <-changed:
+		case <-filled:
 		case <-ctx.Done():
 			return nil, fmt.Errorf("wait for revision %d, this node has %d: %w", revision, s.state.View().Revision(), ctx.Err())
 		case <-s.closed:
@@ -190,6 +202,9 @@ func (s *Store) readIndex(ctx context.Context) (uint64, error) {
 
 // Txn implements DB.
 func (s *Store) Txn(ctx context.Context, t *Txn) (uint64, error) {
+	if err := s.DiskFull(); err != nil {
+		return 0, err // it could not see its own write
+	}
 	ctx, cancel := withDefaultDeadline(ctx)
 	defer cancel()
 	rev, err := Propose(t, func(ft *fsm.Txn) (fsm.Outcome, error) { return s.decide(ctx, ft) })
@@ -201,6 +216,15 @@ func (s *Store) Txn(ctx context.Context, t *Txn) (uint64, error) {
 		return rev, fmt.Errorf("written at revision %d, but: %w", rev, err)
 	}
 	return rev, nil
+}
+
+// DiskFull returns ErrDiskFull, with the reason, while this node's disk takes no
+// entries.
+func (s *Store) DiskFull() error {
+	if full, _ := s.node.DiskFull(); full != nil {
+		return fmt.Errorf("%w (%w)", ErrDiskFull, full)
+	}
+	return nil
 }
 
 // decide proposes a transaction until it has an outcome, on whoever leads.

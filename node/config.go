@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
 )
 
 // Defaults of Config.
@@ -61,6 +62,9 @@ type Config struct {
 	SNMPCommunity string `json:"snmpCommunity"`
 	SNMPUser      string `json:"snmpUser"`
 	SNMPSecret    string `json:"snmpSecret"`
+	// LogStore is where the configuration database keeps its Raft log: segments
+	// (default) or boltdb. It may be changed while the daemon is stopped.
+	LogStore string `json:"logStore"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel"`
 }
@@ -96,6 +100,10 @@ func (c *Config) Complete() error {
 	def(&c.QEMUImg, defaultImgTool)
 	def(&c.Watchdog, "auto")
 	def(&c.LogLevel, "info")
+	def(&c.LogStore, configdb.LogSegments)
+	if c.LogStore != configdb.LogSegments && c.LogStore != configdb.LogBolt {
+		return fmt.Errorf("logStore: %q is not known; give %s or %s", c.LogStore, configdb.LogSegments, configdb.LogBolt)
+	}
 	if c.NodeName == "" {
 		host, err := os.Hostname()
 		if err != nil {

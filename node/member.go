@@ -88,7 +88,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error
 	m.sshListener = m.port.Listener(clusternet.ProtoSSH)
 	m.store, err = configdb.Open(configdb.StoreConfig{
 		Dir: filepath.Join(cfg.DataDir, replicaDir), NodeID: info.NodeID, Address: info.Address, Identity: id,
-		Listener: raftListener, Server: m.rpc, Client: m.client, OnFatal: fatal, Log: log.With("module", "configdb"),
+		Listener: raftListener, Server: m.rpc, Client: m.client, LogStore: cfg.LogStore, OnFatal: fatal, Log: log.With("module", "configdb"),
 	})
 	if err != nil {
 		return nil, err

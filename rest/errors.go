@@ -31,6 +31,7 @@ var statuses = map[api.Code]struct {
 	api.CodeUnplaceable:  {http.StatusConflict, "No node fits"},
 	api.CodeTooLarge:     {http.StatusRequestEntityTooLarge, "Over a limit"},
 	api.CodeNoQuorum:     {http.StatusServiceUnavailable, "The cluster has no quorum"},
+	api.CodeNodeFull:     {http.StatusServiceUnavailable, "This node's disk is full"},
 	api.CodeNotMember:    {http.StatusServiceUnavailable, "This host belongs to no cluster"},
 	api.CodeInternal:     {http.StatusInternalServerError, "Internal error"},
 	api.CodeTimeout:      {http.StatusGatewayTimeout, "The deadline passed"},
@@ -73,6 +74,8 @@ func classify(err error) *api.Error {
 		return api.Errorf(api.CodeTooLarge, "the body is larger than %d bytes", tooLong.Limit)
 	case errors.Is(err, configdb.ErrNoQuorum):
 		return api.Errorf(api.CodeNoQuorum, "%w", err)
+	case errors.Is(err, configdb.ErrDiskFull):
+		return api.Errorf(api.CodeNodeFull, "%w", err)
 	case errors.Is(err, configdb.ErrUncertain):
 		return api.Errorf(api.CodeTimeout, "%w: read before you try again, or repeat the request with its Idempotency-Key", err)
 	case errors.Is(err, configdb.ErrConflict):

@@ -43,7 +43,7 @@ func (q *request) view(whenUnset consistency) (*configdb.View, error) {
 			setRevision(q.w.Header(), v.Revision())
 			return v, nil
 		}
-		if c == strict || api.CodeOf(err) != api.CodeNoQuorum {
+		if code := api.CodeOf(err); c == strict || code != api.CodeNoQuorum && code != api.CodeNodeFull {
 			return nil, err
 		}
 	}
@@ -59,7 +59,8 @@ func (q *request) view(whenUnset consistency) (*configdb.View, error) {
 	return v, nil
 }
 
-// freshView returns a linearizable view or fails with api.CodeNoQuorum.
+// freshView returns a linearizable view or fails with api.CodeNoQuorum, or with
+// api.CodeNodeFull when this node's disk takes no changes.
 func (q *request) freshView(within time.Duration) (*configdb.View, error) {
 	ctx, cancel := context.WithTimeout(q.ctx(), within)
 	defer cancel()
@@ -69,6 +70,8 @@ func (q *request) freshView(within time.Duration) (*configdb.View, error) {
 		return v, nil
 	case q.ctx().Err() != nil:
 		return nil, context.Cause(q.ctx())
+	case errors.Is(err, configdb.ErrDiskFull):
+		return nil, classify(err)
 	case errors.Is(err, configdb.ErrNoQuorum), errors.Is(err, configdb.ErrUncertain), ctx.Err() != nil:
 		return nil, api.Errorf(api.CodeNoQuorum, "no majority of the cluster answered node %s within %s: %w", q.s.cfg.Node(), within, err)
 	}

@@ -11,13 +11,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
 
 	"github.com/muster-vm/muster/configdb/fsm"
 	"github.com/muster-vm/muster/internal/clusternet"
@@ -46,9 +44,11 @@ const (
 	boltOpenTimeout   = 3 * time.Second
 	applyTimeout      = 5 * time.Second
 	membershipTimeout = 10 * time.Second
-	logFile           = "raft.db"
 	maxAppendEntries  = 64
-	logCache          = 64 // entries, which may have up to 4 MiB each
+	logCache          = 64 // entries, with LogBolt; each may have up to 4 MiB
+	// fullPatience is by how much a node whose disk is full waits longer before
+	// it stands for election: it could not lead.
+	fullPatience = 20
 )
 
 // Config describes a node.
@@ -60,6 +60,7 @@ type Config struct {
 	Listener net.Listener // of clusternet.ProtoRaft
 	State    *fsm.State
 	Timing   Timing
+	LogStore string // LogSegments (also when empty) or LogBolt
 	OnFatal  func(error)
 	Log      *slog.Logger
 }
@@ -67,11 +68,15 @@ type Config struct {
 // Node is one member of the Raft group.
 type Node struct {
 	raft      *raft.Raft
-	store     *raftboltdb.BoltStore
+	disk      *disk
+	timing    Timing
+	log       *slog.Logger
 	transport *raft.NetworkTransport
 	self      raft.ServerAddress
 	nodeID    string
 	closing   chan struct{}
+	space     chan struct{} // the disk became full, or is no longer
+	wg        sync.WaitGroup
 }
 
 // Open starts a node on its directory. With an empty directory it waits to be
@@ -81,41 +86,97 @@ func Open(cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("raft directory: %w", err)
 	}
 	logger := newLogger(cfg.Log)
-	store, err := raftboltdb.New(raftboltdb.Options{
-		Path:        filepath.Join(cfg.Dir, logFile),
-		BoltOptions: &bbolt.Options{Timeout: boltOpenTimeout, FreelistType: bbolt.FreelistMapType},
-	})
+	closing := make(chan struct{})
+	d, err := openDisk(cfg, closing)
 	if err != nil {
-		return nil, fmt.Errorf("open raft log %s: %w", filepath.Join(cfg.Dir, logFile), err)
+		return nil, err
 	}
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, snapshotsKept, logger)
 	if err != nil {
-		_ = store.Close()
-		return nil, fmt.Errorf("open snapshots in %s: %w", cfg.Dir, err)
+		return nil, errors.Join(fmt.Errorf("open snapshots in %s: %w", cfg.Dir, err), d.close())
 	}
-	n := &Node{store: store, self: ServerAddress(cfg.NodeID, cfg.Address), nodeID: cfg.NodeID, closing: make(chan struct{})}
+	n := &Node{
+		disk: d, timing: cfg.Timing.orDefault(), log: cfg.Log, self: ServerAddress(cfg.NodeID, cfg.Address), nodeID: cfg.NodeID,
+		closing: closing, space: make(chan struct{}, 1),
+	}
+	d.onSpace = func(bool) {
+		select {
+		case n.space <- struct{}{}:
+		default:
+		}
+	}
 	layer := &streamLayer{Listener: cfg.Listener, id: cfg.Identity, self: n.self}
 	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: layer, MaxPool: maxPool, Timeout: transportTimeout, Logger: logger,
 	})
-	cache, err := raft.NewLogCache(logCache, store)
-	if err != nil {
-		return nil, n.closeAfter(err)
+	var logs raft.LogStore = d
+	if d.files == nil { // the other one has a cache of its own
+		if logs, err = raft.NewLogCache(logCache, d); err != nil {
+			return nil, n.closeAfter(err)
+		}
 	}
-	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}, cache, store, snaps, n.transport)
+	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}, logs, d, snaps, n.transport)
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
+	n.wg.Go(n.watchSpace)
 	return n, nil
+}
+
+func (t Timing) orDefault() Timing {
+	if t == (Timing{}) {
+		return DefaultTiming()
+	}
+	return t
+}
+
+// DiskFull returns why this node takes no entries, or nil, and a channel that
+// is closed when, or because, it takes none.
+func (n *Node) DiskFull() (error, <-chan struct{}) { return n.disk.Full() } //nolint:revive,staticcheck // the error is the value here
+
+// watchSpace keeps a node that cannot store entries from standing for election,
+// and looks when it can again.
+func (n *Node) watchSpace() {
+	tick := time.NewTicker(spaceCheck)
+	tick.Stop()
+	defer tick.Stop()
+	patient := false
+	for {
+		select {
+		case <-n.space:
+		case <-tick.C:
+			if free, err := n.disk.free(); err == nil && free >= spaceNeeded {
+				n.disk.note(nil)
+			}
+		case <-n.closing:
+			return
+		}
+		full, _ := n.disk.Full()
+		if (full != nil) == patient {
+			continue
+		}
+		patient = full != nil
+		factor := time.Duration(1)
+		if patient {
+			factor = fullPatience
+			tick.Reset(spaceCheck)
+			n.log.Error("the disk is full: this node takes no changes until there is space", "err", full)
+		} else {
+			tick.Stop()
+			n.log.Info("there is space again: this node takes changes")
+		}
+		rc := n.raft.ReloadableConfig()
+		rc.HeartbeatTimeout, rc.ElectionTimeout = factor*n.timing.Heartbeat, factor*n.timing.Election
+		if err := n.raft.ReloadConfig(rc); err != nil {
+			n.log.Warn("election timing not changed", "err", err)
+		}
+	}
 }
 
 func raftConfig(cfg Config, logger hclog.Logger) *raft.Config {
 	rc := raft.DefaultConfig()
 	rc.LocalID = raft.ServerID(cfg.NodeID)
-	t := cfg.Timing
-	if t == (Timing{}) {
-		t = DefaultTiming()
-	}
+	t := cfg.Timing.orDefault()
 	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout, rc.CommitTimeout = t.Heartbeat, t.Election, t.Lease, t.Commit
 	rc.SnapshotThreshold, rc.TrailingLogs, rc.SnapshotInterval = snapshotEvery, trailingLogs, snapshotInterval
 	rc.MaxAppendEntries = maxAppendEntries
@@ -125,12 +186,12 @@ func raftConfig(cfg Config, logger hclog.Logger) *raft.Config {
 }
 
 func (n *Node) closeAfter(err error) error {
-	return errors.Join(err, n.transport.Close(), n.store.Close())
+	return errors.Join(err, n.transport.Close(), n.disk.close())
 }
 
 // HasState reports whether the directory already holds a member's state.
 func (n *Node) HasState() bool {
-	last, err := n.store.LastIndex()
+	last, err := n.disk.LastIndex()
 	return err != nil || last > 0 || n.raft.LastIndex() > 0
 }
 
@@ -147,7 +208,8 @@ func (n *Node) Bootstrap() error {
 func (n *Node) Close() error {
 	close(n.closing)
 	err := n.raft.Shutdown().Error()
-	return errors.Join(err, n.transport.Close(), n.store.Close())
+	n.wg.Wait()
+	return errors.Join(err, n.transport.Close(), n.disk.close())
 }
 
 // Apply proposes an entry and waits for its outcomes. The entry may have been

@@ -48,14 +48,24 @@ type Node struct {
 // NewCluster returns a running group of n voters.
 func NewCluster(tb testing.TB, n int) *Cluster {
 	tb.Helper()
+	base := tb.TempDir()
+	dirs := make([]string, n)
+	for i := range dirs {
+		dirs[i] = filepath.Join(base, fmt.Sprint(i))
+	}
+	return NewClusterIn(tb, dirs...)
+}
+
+// NewClusterIn returns a running group of voters, one for each directory.
+func NewClusterIn(tb testing.TB, dirs ...string) *Cluster {
+	tb.Helper()
 	c := &Cluster{tb: tb, cut: map[[2]int]bool{}, conns: map[[2]int][]net.Conn{}}
 	var err error
 	if c.caCert, c.caKey, err = pki.NewCA("test", api.NewID()); err != nil {
 		tb.Fatal(err)
 	}
-	dir := tb.TempDir()
-	for i := range n {
-		c.Nodes = append(c.Nodes, c.newNode(i, filepath.Join(dir, fmt.Sprint(i))))
+	for i, dir := range dirs {
+		c.Nodes = append(c.Nodes, c.newNode(i, dir))
 	}
 	tb.Cleanup(func() {
 		for _, n := range c.Nodes {

@@ -71,7 +71,7 @@ func exitCode(err error) int {
 	case api.CodeExists, api.CodeConflict, api.CodeRefused, api.CodeUnplaceable,
 		api.CodeUnauthorized, api.CodeForbidden:
 		return ExitRefused
-	case api.CodeNoQuorum, api.CodeNotMember, client.CodeUnavailable:
+	case api.CodeNoQuorum, api.CodeNodeFull, api.CodeNotMember, client.CodeUnavailable:
 		return ExitUnavailable
 	}
 	return ExitFailed

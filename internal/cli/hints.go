@@ -54,6 +54,8 @@ func (a *app) hintFor(err error) string {
 		return "it was changed meanwhile; read it again and repeat the change"
 	case api.CodeNoQuorum:
 		return "a majority of the voting nodes must be up; see muster cluster status"
+	case api.CodeNodeFull:
+		return "free some space in that node's data directory, or use another node (--server)"
 	case api.CodeNotMember:
 		return "run on that host: muster cluster init, or muster cluster join TOKEN"
 	case client.CodeUnavailable:

@@ -233,7 +233,7 @@ func (r *Request) repeatable() bool {
 // passOver reports whether another server may do better than this answer.
 func passOver(p *Problem) bool {
 	switch p.Code {
-	case api.CodeNoQuorum, api.CodeNotMember, CodeUnavailable:
+	case api.CodeNoQuorum, api.CodeNodeFull, api.CodeNotMember, CodeUnavailable:
 		return true
 	case api.CodeTimeout:
 		return p.Status == http.StatusGatewayTimeout

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package raftnode
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"github.com/muster-vm/muster/configdb/raftlog"
+)
+
+// The log stores; see ADR 6.
+const (
+	// LogSegments is our own log of segment files, the default.
+	LogSegments = "segments"
+	// LogBolt keeps the log in bbolt (raft-boltdb), with the votes.
+	LogBolt = "boltdb"
+)
+
+// Files and pauses of the disk.
+const (
+	stableFile = "raft.db" // votes; with LogBolt the log too
+	segmentDir = "log"
+	// spacePause is the wait between two tries to store a vote on a full disk.
+	spacePause = 200 * time.Millisecond
+	// spaceCheck is how often a node without space looks whether there is some.
+	spaceCheck = 500 * time.Millisecond
+	// spaceNeeded is how much must be free before a node takes entries again.
+	spaceNeeded = 2 * raftlog.DefaultSegmentBytes
+	// moveBatch is how many entries are moved at once to another log store.
+	moveBatch = 256
+)
+
+// disk is everything that a node keeps on its disk for Raft. It decides what a
+// failure of the disk means: a full one makes the node wait, with its log and
+// votes as they were; every other failure is final, since what was written
+// last is then unknown.
+type disk struct {
+	dir    string
+	stable *raftboltdb.BoltStore
+	log    raft.LogStore // one of the two below
+	files  *raftlog.Log  // nil with LogBolt
+
+	onFatal func(error)
+	onSpace func(full bool)
+	closing <-chan struct{}
+
+	mu     sync.Mutex
+	full   error
+	filled chan struct{} // closed while full is set
+}
+
+// openDisk opens log and votes. Entries that an earlier start kept in the other
+// log store are moved.
+func openDisk(cfg Config, closing <-chan struct{}) (*disk, error) {
+	path := filepath.Join(cfg.Dir, stableFile)
+	stable, err := raftboltdb.New(raftboltdb.Options{
+		Path:        path,
+		BoltOptions: &bbolt.Options{Timeout: boltOpenTimeout, FreelistType: bbolt.FreelistMapType},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open raft votes %s: %w", path, err)
+	}
+	d := &disk{dir: cfg.Dir, stable: stable, onFatal: cfg.OnFatal, closing: closing, filled: make(chan struct{})}
+	if err := d.openLog(cfg); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+func (d *disk) openLog(cfg Config) error {
+	dir := filepath.Join(cfg.Dir, segmentDir)
+	switch cfg.LogStore {
+	case "", LogSegments:
+		files, err := raftlog.Open(dir, 0)
+		if err != nil {
+			return fmt.Errorf("open raft log: %w%s", err, remedy(err))
+		}
+		d.files, d.log = files, files
+		return move(d.stable, d.log)
+	case LogBolt:
+		d.log = d.stable
+		if _, err := os.Stat(dir); os.IsNotExist(err) {
+			return nil
+		}
+		files, err := raftlog.Open(dir, 0)
+		if err != nil {
+			return fmt.Errorf("open raft log: %w%s", err, remedy(err))
+		}
+		return errors.Join(move(files, d.log), files.Close())
+	}
+	return fmt.Errorf("logStore: %q is not known; use %s or %s", cfg.LogStore, LogSegments, LogBolt)
+}
+
+// remedy says what to do about a damaged log.
+func remedy(err error) string {
+	if !errors.Is(err, raftlog.ErrCorrupt) {
+		return ""
+	}
+	return "; the other nodes have these entries: remove this node (muster node remove), empty its data directory and join it again"
+}
+
+// move copies a log that an earlier start kept elsewhere, and only then removes
+// it there; interrupted, it begins again.
+func move(from, to raft.LogStore) error {
+	first, err1 := from.FirstIndex()
+	last, err2 := from.LastIndex()
+	have, err3 := to.LastIndex()
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return fmt.Errorf("move the raft log: %w", err)
+	}
+	if last == 0 {
+		return nil
+	}
+	for at := max(first, have+1); at <= last; {
+		var batch []*raft.Log
+		for ; at <= last && len(batch) < moveBatch; at++ {
+			l := new(raft.Log)
+			if err := from.GetLog(at, l); err != nil {
+				return fmt.Errorf("move entry %d of the raft log: %w", at, err)
+			}
+			batch = append(batch, l)
+		}
+		if err := to.StoreLogs(batch); err != nil {
+			return fmt.Errorf("move the raft log: %w", err)
+		}
+	}
+	if err := from.DeleteRange(first, last); err != nil {
+		return fmt.Errorf("move the raft log: %w", err)
+	}
+	return nil
+}
+
+func (d *disk) close() error {
+	err := d.stable.Close()
+	if d.files != nil {
+		err = errors.Join(err, d.files.Close())
+	}
+	return err
+}
+
+// noSpace reports whether an error says that the disk is full.
+func noSpace(err error) bool {
+	return errors.Is(err, raftlog.ErrNoSpace) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}
+
+// Full returns why this node takes no entries, or nil, and a channel that is
+// closed when, or because, it takes none.
+func (d *disk) Full() (error, <-chan struct{}) { //nolint:revive,staticcheck // the error is the value here
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.full, d.filled
+}
+
+func (d *disk) note(err error) {
+	d.mu.Lock()
+	was := d.full
+	d.full = err
+	switch {
+	case was == nil && err != nil:
+		close(d.filled)
+	case was != nil && err == nil:
+		d.filled = make(chan struct{})
+	}
+	d.mu.Unlock()
+	if (was == nil) != (err == nil) && d.onSpace != nil {
+		d.onSpace(err != nil)
+	}
+}
+
+// free returns how many bytes may be written.
+func (d *disk) free() (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.dir, &st); err != nil {
+		return 0, err
+	}
+	return st.Bavail * uint64(st.Bsize), nil //nolint:gosec // a block has a positive size
+}
+
+// check settles what a failed call means. A failure that is final ends this
+// goroutine, which is Raft's: it must neither go on nor bring the process down
+// before the daemon has said why.
+func (d *disk) check(what string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case noSpace(err):
+		d.note(err)
+		return err
+	}
+	err = fmt.Errorf("%s: %w%s", what, err, remedy(err))
+	d.onFatal(err)
+	<-d.closing
+	runtime.Goexit()
+	return err
+}
+
+// FirstIndex implements raft.LogStore.
+func (d *disk) FirstIndex() (uint64, error) { return d.log.FirstIndex() }
+
+// LastIndex implements raft.LogStore.
+func (d *disk) LastIndex() (uint64, error) { return d.log.LastIndex() }
+
+// IsMonotonic implements raft.MonotonicLogStore.
+func (d *disk) IsMonotonic() bool { return d.files != nil }
+
+// GetLog implements raft.LogStore.
+func (d *disk) GetLog(index uint64, l *raft.Log) error {
+	err := d.log.GetLog(index, l)
+	if errors.Is(err, raft.ErrLogNotFound) {
+		return err
+	}
+	return d.check("read the raft log", err)
+}
+
+// StoreLog implements raft.LogStore.
+func (d *disk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{l}) }
+
+// StoreLogs implements raft.LogStore.
+func (d *disk) StoreLogs(logs []*raft.Log) error {
+	err := d.check("write the raft log", d.log.StoreLogs(logs))
+	if full, _ := d.Full(); err == nil && full != nil {
+		d.note(nil)
+	}
+	return err
+}
+
+// DeleteRange implements raft.LogStore.
+func (d *disk) DeleteRange(low, high uint64) error {
+	return d.check("cut the raft log", d.log.DeleteRange(low, high))
+}
+
+// store keeps trying while the disk is full: Raft would end the process, and a
+// node that cannot remember its vote must not give it. To the others it is
+// silent meanwhile.
+func (d *disk) store(what string, f func() error) error {
+	for {
+		err := d.check(what, f())
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(spacePause):
+		case <-d.closing:
+			runtime.Goexit()
+		}
+	}
+}
+
+// Set implements raft.StableStore.
+func (d *disk) Set(key, value []byte) error {
+	return d.store("write raft's votes", func() error { return d.stable.Set(key, value) })
+}
+
+// SetUint64 implements raft.StableStore.
+func (d *disk) SetUint64(key []byte, value uint64) error {
+	return d.store("write raft's term", func() error { return d.stable.SetUint64(key, value) })
+}
+
+// Get implements raft.StableStore.
+func (d *disk) Get(key []byte) ([]byte, error) { return d.stable.Get(key) }
+
+// GetUint64 implements raft.StableStore.
+func (d *disk) GetUint64(key []byte) (uint64, error) { return d.stable.GetUint64(key) }

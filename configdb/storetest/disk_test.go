@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/smalldisk"
+)
+
+// diskBytes holds a few segments of the log.
+const diskBytes = 72 << 20
+
+func write(db configdb.DB, key, value string) (uint64, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	t := &configdb.Txn{}
+	t.Put(key, []byte(value))
+	return db.Txn(ctx, t)
+}
+
+// fillUntil writes through a node until another one has no space.
+func fillUntil(t *testing.T, c *Cluster, through, full *Node) (keys int) {
+	t.Helper()
+	big := strings.Repeat("x", 512<<10)
+	c.Eventually("its disk is full", func() error {
+		if err := full.DiskFull(); err != nil {
+			return nil
+		}
+		if _, err := write(through, fmt.Sprintf("k%d", keys), big); err != nil {
+			t.Fatal(err)
+		}
+		keys++
+		return errors.New("there is space left")
+	})
+	return keys
+}
+
+func checkFull(t *testing.T, n *Node) {
+	t.Helper()
+	began := time.Now()
+	if _, err := write(n, "refused", ""); !errors.Is(err, configdb.ErrDiskFull) {
+		t.Errorf("write on a node whose disk is full: %v", err)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("the refusal took %s", took)
+	}
+}
+
+func TestAFollowerWithAFullDiskComesBack(t *testing.T) {
+	small := smalldisk.Mount(t, diskBytes)
+	c := NewClusterIn(t, t.TempDir(), t.TempDir(), small)
+	n := c.Nodes[2]
+	if c.Leader() == n {
+		c.Eventually("it hands over", n.TransferLeadership)
+	}
+	giveBack := smalldisk.Fill(t, small)
+	fillUntil(t, c, c.Leader(), n)
+	checkFull(t, n)
+	for i := range 20 {
+		if _, err := write(c.Leader(), fmt.Sprintf("meanwhile%d", i), "v"); err != nil {
+			t.Fatalf("write %d while a follower has no space: %v", i, err)
+		}
+	}
+	if c.Leader() == n {
+		t.Error("the node without space leads")
+	}
+	giveBack()
+	c.Eventually("it takes changes again", func() error {
+		_, err := write(n, "again", "v")
+		return err
+	})
+	if _, ok := n.Local().Get("meanwhile19"); !ok {
+		t.Error("it lacks what was written meanwhile")
+	}
+}
+
+func TestALeaderWithAFullDiskStepsDown(t *testing.T) {
+	small := smalldisk.Mount(t, diskBytes)
+	c := NewClusterIn(t, small, t.TempDir(), t.TempDir()) // the first one leads
+	n := c.Leader()
+	if n.Index != 0 {
+		t.Fatalf("node %d leads", n.Index)
+	}
+	giveBack := smalldisk.Fill(t, small)
+	other := c.Nodes[1]
+	keys := fillUntil(t, c, other, n)
+	checkFull(t, n)
+	if leader := c.Leader(); leader == n {
+		t.Fatal("the node without space leads")
+	}
+	if _, err := write(other, "meanwhile", "v"); err != nil {
+		t.Fatal(err)
+	}
+	giveBack()
+	c.Eventually("it takes changes again", func() error {
+		_, err := write(n, "again", "v")
+		return err
+	})
+	for i := range keys {
+		if _, ok := n.Local().Get(fmt.Sprintf("k%d", i)); !ok {
+			t.Errorf("k%d was acknowledged and is lost", i)
+		}
+	}
+}
