@@ -51,7 +51,7 @@ type TokenSpec struct {
 	// Role of an API token.
 	Role Role `json:"role,omitempty" enum:"administrator,operator,viewer"`
 	// JoinRole of the node that joins with the token.
-	JoinRole NodeRole `json:"joinRole,omitempty" enum:"voter,witness"`
+	JoinRole NodeRole `json:"joinRole,omitempty" enum:"voter,auto,witness,replica"`
 	// Hash is the SHA-256 of the secret in hexadecimal; never shown by REST.
 	Hash string `json:"hash,omitempty" readOnly:"true"`
 	// ExpiresAt is when the token stops working; zero for never.
@@ -70,8 +70,10 @@ func (s *TokenSpec) SetDefaults() {
 	if s.Use == TokenAPI && s.Role == "" {
 		s.Role = RoleViewer
 	}
-	if s.Use == TokenJoin && s.JoinRole == "" {
-		s.JoinRole = RoleVoter
+	if s.Use == TokenJoin {
+		if role, err := ParseNodeRole("", s.JoinRole); err == nil {
+			s.JoinRole = role
+		}
 	}
 }
 
@@ -85,10 +87,8 @@ func (s *TokenSpec) Validate() error {
 			return Invalid("spec.role", "is %q; give administrator, operator or viewer", clip(string(s.Role)))
 		}
 	case TokenJoin:
-		switch s.JoinRole {
-		case RoleVoter, RoleWitness:
-		default:
-			return Invalid("spec.joinRole", "is %q; give voter or witness", clip(string(s.JoinRole)))
+		if _, err := ParseNodeRole("spec.joinRole", s.JoinRole); err != nil {
+			return err
 		}
 	default:
 		return Invalid("spec.use", "is %q; give api or join", clip(string(s.Use)))
@@ -131,10 +131,23 @@ type JoinResult struct {
 
 // JoinTokenRequest asks for a token that lets one node join.
 type JoinTokenRequest struct {
-	// Role of the new node: voter (default) or witness.
-	Role NodeRole `json:"role,omitempty" enum:"voter,witness"`
+	// Role of the new node: voter (default; auto is the same), witness or replica.
+	Role NodeRole `json:"role,omitempty" enum:"voter,auto,witness,replica"`
 	// TTLSeconds until it expires: 60 to 604800, default 3600.
 	TTLSeconds int `json:"ttlSeconds,omitempty"`
+}
+
+// TransferRequest asks that a node lead the configuration database.
+type TransferRequest struct {
+	// Node is the name or ID of a voter that is ready; empty for the one that
+	// suits best.
+	Node string `json:"node,omitempty"`
+}
+
+// TransferResult answers it.
+type TransferResult struct {
+	Leader string `json:"leader"`
+	Term   uint64 `json:"term"`
 }
 
 // JoinToken answers it. The token is shown once and works once.

@@ -11,12 +11,28 @@ type Node = Object[NodeSpec, NodeStatus]
 // NodeRole says what a node does for the configuration database.
 type NodeRole string
 
-// The roles. A witness votes but runs no VM; a voter votes while at most five
-// do, otherwise it is a replica with the full state.
+// The roles. A voter votes when its vote is needed: at most five nodes do, an
+// odd number where there are three or more; the others are replicas with the
+// full state, and take over when a voter is lost. A witness votes first of all
+// and runs no VM. A replica never votes.
 const (
 	RoleVoter   NodeRole = "voter"
 	RoleWitness NodeRole = "witness"
+	RoleReplica NodeRole = "replica"
+	// RoleAuto is another word for RoleVoter, which is what is stored.
+	RoleAuto NodeRole = "auto"
 )
+
+// ParseNodeRole checks a role, in a field, and returns it as it is stored.
+func ParseNodeRole(field string, r NodeRole) (NodeRole, error) {
+	switch r {
+	case "", RoleAuto, RoleVoter:
+		return RoleVoter, nil
+	case RoleWitness, RoleReplica:
+		return r, nil
+	}
+	return r, Invalid(field, "is %q; give voter (or auto), witness or replica", clip(string(r)))
+}
 
 // Accelerator is how QEMU runs guest code.
 type Accelerator string
@@ -33,8 +49,8 @@ const (
 type NodeSpec struct {
 	// Address is host:port of the node's one TCP port.
 	Address string `json:"address" readOnly:"true"`
-	// Role is voter (default) or witness.
-	Role NodeRole `json:"role,omitempty" enum:"voter,witness"`
+	// Role is voter (default; auto is the same), witness or replica.
+	Role NodeRole `json:"role,omitempty" enum:"voter,auto,witness,replica"`
 	// Maintenance keeps new VMs away.
 	Maintenance bool `json:"maintenance,omitempty"`
 	// Accelerator is auto (default), kvm or tcg.
@@ -45,8 +61,8 @@ type NodeSpec struct {
 
 // SetDefaults implements Spec.
 func (s *NodeSpec) SetDefaults() {
-	if s.Role == "" {
-		s.Role = RoleVoter
+	if role, err := ParseNodeRole("", s.Role); err == nil {
+		s.Role = role
 	}
 	if s.Accelerator == "" {
 		s.Accelerator = AccelAuto
@@ -58,10 +74,8 @@ func (s *NodeSpec) SetDefaults() {
 
 // Validate implements Spec.
 func (s *NodeSpec) Validate() error {
-	switch s.Role {
-	case RoleVoter, RoleWitness:
-	default:
-		return Invalid("spec.role", "is %q; give voter or witness", clip(string(s.Role)))
+	if _, err := ParseNodeRole("spec.role", s.Role); err != nil {
+		return err
 	}
 	switch s.Accelerator {
 	case AccelAuto, AccelKVM, AccelTCG:
@@ -73,6 +87,10 @@ func (s *NodeSpec) Validate() error {
 	}
 	return nil
 }
+
+// ConditionConfigDB is the condition of a node's replica of the configuration
+// database. The leader writes it.
+const ConditionConfigDB = "ConfigDB"
 
 // NodePhase is where a node is in its life.
 type NodePhase string

@@ -66,14 +66,27 @@ func newBatcher(apply func([]byte) ([]fsm.Outcome, error)) *batcher {
 
 // propose waits until the transaction was decided.
 func (b *batcher) propose(ctx context.Context, t *fsm.Txn) (fsm.Outcome, error) {
+	p, err := b.enqueue(ctx, t)
+	if err != nil {
+		return fsm.Outcome{}, err
+	}
+	return b.wait(ctx, p)
+}
+
+// enqueue hands a transaction over; errNotLeader means that it never was.
+func (b *batcher) enqueue(ctx context.Context, t *fsm.Txn) (*proposal, error) {
 	p := &proposal{txn: t, done: make(chan answer, 1)}
 	select {
 	case b.pending <- p:
+		return p, nil
 	case <-b.stopped:
-		return fsm.Outcome{}, errNotLeader
 	case <-ctx.Done():
-		return fsm.Outcome{}, errNotLeader // it was never proposed
 	}
+	return nil, errNotLeader
+}
+
+// wait returns what became of a proposal.
+func (b *batcher) wait(ctx context.Context, p *proposal) (fsm.Outcome, error) {
 	select {
 	case a := <-p.done:
 		return a.outcome, a.err

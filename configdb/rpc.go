@@ -16,7 +16,6 @@ import (
 
 // The methods between replicas.
 const (
-	methodTxn       = "configdb.txn"
 	methodReadIndex = "configdb.readindex"
 )
 
@@ -29,7 +28,7 @@ type notLeaderError struct{ error }
 func (notLeaderError) RPCCode() string { return codeNotLeader }
 
 func (s *Store) register(srv *clusternet.RPCServer) {
-	srv.Handle(methodTxn, s.serveTxn)
+	srv.Handle(methodTxns, s.serveTxns)
 	srv.Handle(methodTerm, s.serveTerm)
 	srv.Handle(methodReadIndex, func(ctx context.Context, _ []byte) ([]byte, error) {
 		rev, err := s.readIndex(ctx)
@@ -41,36 +40,18 @@ func (s *Store) register(srv *clusternet.RPCServer) {
 }
 
 func codedLeader(err error) error {
-	if notProposed(err) {
+	if wasNotProposed(err) {
 		return notLeaderError{err}
 	}
 	return err
 }
 
-func (s *Store) serveTxn(ctx context.Context, b []byte) ([]byte, error) {
-	t, err := fsm.DecodeTxn(b)
-	if err != nil {
-		return nil, err
-	}
-	if err := t.Validate(); err != nil {
-		return nil, err
-	}
-	if l, _ := s.leading.get(); l == nil {
-		return nil, notLeaderError{errNotLeader}
-	}
-	out, err := s.batch.propose(ctx, &t)
-	if err != nil {
-		return nil, codedLeader(err)
-	}
-	return appendOutcome(nil, out), nil
-}
-
-func (s *Store) callTxn(ctx context.Context, leader target, t *fsm.Txn) (fsm.Outcome, error) {
-	b, err := s.cfg.Client.Call(ctx, leader.nodeID, leader.address, methodTxn, fsm.AppendTxn(nil, t))
-	if err != nil {
-		return fsm.Outcome{}, remoteLeader(err)
-	}
-	return decodeOutcome(b)
+// callTxns makes one call to the leader with several transactions.
+func (s *Store) callTxns(leader target, body []byte) ([]byte, error) {
+	ctx, cancel := attempt(context.Background(), s.leaderChange())
+	defer cancel()
+	reply, err := s.cfg.Client.Call(ctx, leader.nodeID, leader.address, methodTxns, body)
+	return reply, remoteLeader(err)
 }
 
 func (s *Store) callReadIndex(ctx context.Context, leader target) (uint64, error) {
@@ -100,24 +81,28 @@ func appendOutcome(b []byte, o fsm.Outcome) []byte {
 	return binary.AppendUvarint(b, o.Actual)
 }
 
-func decodeOutcome(b []byte) (fsm.Outcome, error) {
-	var o fsm.Outcome
+// decodeOutcome reads an outcome and returns what follows it.
+func decodeOutcome(b []byte) (o fsm.Outcome, rest []byte, err error) {
+	malformed := fmt.Errorf("%s: malformed answer", methodTxns)
 	var v [3]uint64
 	for i := range v {
 		n := 0
 		if v[i], n = binary.Uvarint(b); n <= 0 {
-			return o, fmt.Errorf("%s: malformed answer", methodTxn)
+			return o, nil, malformed
 		}
 		b = b[n:]
 		if i == 0 {
 			if len(b) == 0 {
-				return o, fmt.Errorf("%s: malformed answer", methodTxn)
+				return o, nil, malformed
 			}
 			o.Status, b = fsm.OutcomeStatus(b[0]), b[1:]
 		}
 	}
-	o.Revision, o.Failed, o.Actual = v[0], int(v[1]), v[2]
-	return o, nil
+	if v[1] > fsm.MaxTxnOps {
+		return o, nil, malformed
+	}
+	o.Revision, o.Failed, o.Actual = v[0], int(v[1]), v[2] //nolint:gosec // bounded above
+	return o, b, nil
 }
 
 // The leader's view of membership and leadership, for node/ and ha/.
@@ -137,7 +122,7 @@ func (s *Store) Confirm(ctx context.Context, term uint64) error {
 	if l, ok := s.Leadership(); !ok || l.Term != term {
 		return errNotLeader
 	}
-	if err := s.verify.confirm(ctx); err != nil {
+	if _, err := s.verify.do(ctx); err != nil {
 		return err
 	}
 	// Raft's own term, not the tracker's: this node may have lost and won
@@ -172,5 +157,13 @@ func (s *Store) AddMember(nodeID, address string, voter bool) error {
 // RemoveMember takes a node out; only on the leader.
 func (s *Store) RemoveMember(nodeID string) error { return s.node.Remove(nodeID) }
 
+// DemoteMember takes a voter's vote and leaves it as a replica; only on the leader.
+func (s *Store) DemoteMember(nodeID string) error { return s.node.Demote(nodeID) }
+
 // TransferLeadership hands leadership to another voter; only on the leader.
 func (s *Store) TransferLeadership() error { return s.node.Transfer() }
+
+// TransferLeadershipTo hands leadership to a certain voter; only on the leader.
+func (s *Store) TransferLeadershipTo(nodeID, address string) error {
+	return s.node.TransferTo(nodeID, address)
+}

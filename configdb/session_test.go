@@ -192,11 +192,11 @@ func TestOutcomesSurviveTheCall(t *testing.T) {
 			Failed: rapid.IntRange(0, fsm.MaxTxnOps).Draw(t, "failed"), Actual: rapid.Uint64().Draw(t, "actual"),
 		}
 		b := appendOutcome(nil, o)
-		if back, err := decodeOutcome(b); err != nil || back != o {
+		if back, rest, err := decodeOutcome(b); err != nil || back != o || len(rest) > 0 {
 			t.Fatalf("%+v came back as %+v, %v", o, back, err)
 		}
 		for i := range b {
-			if _, err := decodeOutcome(b[:i]); err == nil {
+			if _, _, err := decodeOutcome(b[:i]); err == nil {
 				t.Fatalf("the first %d bytes of %x pass", i, b)
 			}
 		}
@@ -206,7 +206,7 @@ func TestOutcomesSurviveTheCall(t *testing.T) {
 func FuzzDecodeOutcome(f *testing.F) {
 	f.Add(appendOutcome(nil, fsm.Outcome{Revision: 300, Status: 2, Failed: 1, Actual: 9}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		o, err := decodeOutcome(b)
+		o, _, err := decodeOutcome(b)
 		if err != nil {
 			return
 		}

@@ -59,7 +59,9 @@ type Store struct {
 	state    *fsm.State
 	node     *raftnode.Node
 	batch    *batcher
-	verify   verifier
+	verify   rounds[struct{}] // confirmations by a majority, on the leader
+	index    rounds[uint64]   // revisions of the leader, for reads
+	forward  *forwarder
 	leading  *leaderTracker
 	sessions *sessions
 	opened   time.Time
@@ -90,7 +92,9 @@ func Open(cfg StoreConfig) (*Store, error) {
 		return nil, fmt.Errorf("open configuration database: %w", err)
 	}
 	s.node = node
-	s.verify.verify = s.askVoters
+	s.verify.ask = func(ctx context.Context) (struct{}, error) { return struct{}{}, s.askVoters(ctx) }
+	s.index.ask = s.leaderIndex
+	s.forward = newForwarder(s.closed, s.callTxns)
 	s.batch = newBatcher(node.Apply)
 	s.register(cfg.Server)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -100,6 +104,7 @@ func Open(cfg StoreConfig) (*Store, error) {
 		stopWatching()
 	}
 	s.wg.Go(func() { s.batch.run(ctx) })
+	s.wg.Go(func() { s.forward.run(ctx) })
 	s.wg.Go(func() { s.track(ctx) })
 	return s, nil
 }
@@ -173,18 +178,29 @@ func (s *Store) View(ctx context.Context) (*View, error) {
 	ctx, cancel := withDefaultDeadline(ctx)
 	defer cancel()
 	var rev uint64
-	err := s.onLeader(ctx, func(actx context.Context, leader target) (err error) {
-		if leader.self {
-			rev, err = s.readIndex(actx)
-			return err
-		}
-		rev, err = s.callReadIndex(actx, leader)
+	err := s.onLeader(ctx, func(actx context.Context, _ target) (err error) {
+		rev, err = s.index.do(actx)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return s.WaitRevision(ctx, rev)
+}
+
+// leaderIndex asks whoever leads.
+func (s *Store) leaderIndex(ctx context.Context) (uint64, error) {
+	moved := s.leaderChange()
+	id, addr, ok := s.node.Leader()
+	switch {
+	case !ok:
+		return 0, errNotLeader
+	case id == s.cfg.NodeID:
+		return s.readIndex(ctx)
+	}
+	ctx, cancel := attempt(ctx, moved)
+	defer cancel()
+	return s.callReadIndex(ctx, target{nodeID: id, address: addr})
 }
 
 // readIndex answers for the leader.
@@ -241,10 +257,10 @@ func (s *Store) decide(ctx context.Context, ft *fsm.Txn) (fsm.Outcome, error) {
 			}
 			out, err = s.batch.propose(actx, ft)
 		} else {
-			out, err = s.callTxn(actx, leader, ft)
+			out, err = s.forward.do(actx, leader, ft)
 		}
 		if err != nil {
-			handedOn = handedOn || !notProposed(err)
+			handedOn = handedOn || !wasNotProposed(err)
 			return err
 		}
 		switch out.Status {
@@ -266,7 +282,7 @@ func (s *Store) decide(ctx context.Context, ft *fsm.Txn) (fsm.Outcome, error) {
 	return out, err
 }
 
-func notProposed(err error) bool {
+func wasNotProposed(err error) bool {
 	return errors.Is(err, errNotLeader) || errors.Is(err, raftnode.ErrNotLeader)
 }
 
@@ -294,7 +310,7 @@ func (s *Store) onLeader(ctx context.Context, f func(context.Context, target) er
 		select {
 		case <-time.After(retryPause):
 		case <-ctx.Done():
-			if last == nil || notProposed(last) {
+			if last == nil || wasNotProposed(last) {
 				return ErrNoQuorum
 			}
 			return fmt.Errorf("%w: %w", ErrNoQuorum, last)

@@ -74,6 +74,15 @@ func (c clusterOf) Admit(ctx context.Context, r api.AdmitRequest) (api.AdmitResu
 	return m.Admit(ctx, r)
 }
 
+// Transfer implements rest.Cluster.
+func (c clusterOf) Transfer(ctx context.Context, node string) (api.TransferResult, error) {
+	m := c.d.current()
+	if m == nil {
+		return api.TransferResult{}, notMember()
+	}
+	return m.Transfer(ctx, node)
+}
+
 // RemoveNode implements rest.Cluster.
 func (c clusterOf) RemoveNode(ctx context.Context, actor, name string, force bool) error {
 	m := c.d.current()

@@ -23,7 +23,6 @@ const (
 	defaultJoinTTL = time.Hour
 	minJoinTTL     = time.Minute
 	maxJoinTTL     = 7 * 24 * time.Hour
-	maxVoters      = 5
 	caKeyLabel     = "cluster/ca-key"
 )
 
@@ -32,6 +31,10 @@ const (
 	methodEnlist = "cluster.enlist"
 	methodExpel  = "cluster.expel"
 	methodLeader = "cluster.leader"
+	// methodHealth asks a member how its replica fares, methodTransfer the
+	// leader to hand over.
+	methodHealth   = "cluster.health"
+	methodTransfer = "cluster.transfer"
 )
 
 // Status implements rest.Cluster.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb/quorum"
 	"github.com/muster-vm/muster/internal/guard"
 )
 
@@ -297,6 +298,43 @@ func (f *flock) up() {
 		}
 		return nil
 	})
+	f.voting(60*time.Second, f.nodes[0], quorum.Desired(len(f.nodes)))
+}
+
+// members returns the membership as a host sees it.
+func (h *host) members() (s api.ClusterStatus) {
+	h.f.t.Helper()
+	h.f.decode(h.run("cluster", "status", "-o", "json"), &s)
+	return s
+}
+
+// votes reports whether a host's node votes.
+func votes(s api.ClusterStatus, name string) bool {
+	for _, m := range s.Members {
+		if m.Node == name {
+			return m.Voter
+		}
+	}
+	return false
+}
+
+// voting waits until so many nodes vote, says a host.
+func (f *flock) voting(within time.Duration, at *host, want int) (s api.ClusterStatus) {
+	f.t.Helper()
+	f.eventually(within, fmt.Sprintf("%d nodes vote", want), func() error {
+		s = at.members()
+		n := 0
+		for _, m := range s.Members {
+			if m.Voter {
+				n++
+			}
+		}
+		if n != want {
+			return fmt.Errorf("%d do", n)
+		}
+		return nil
+	})
+	return s
 }
 
 func (f *flock) decode(text string, v any) {

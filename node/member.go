@@ -141,6 +141,8 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	})
 	m.rpc.Handle(methodExpel, m.serveExpel)
 	m.rpc.Handle(methodLeader, m.serveLeader)
+	m.rpc.Handle(methodHealth, m.serveHealth)
+	m.rpc.Handle(methodTransfer, m.serveTransfer)
 	return nil
 }
 
@@ -158,6 +160,8 @@ func (m *member) CallLeader(ctx context.Context, method string, request []byte) 
 		return m.ha.Serve(ctx, m.info.NodeID, request)
 	case methodExpel:
 		return m.serveExpel(ctx, request)
+	case methodTransfer:
+		return m.serveTransfer(ctx, request)
 	}
 	return nil, fmt.Errorf("call %s on this node: unknown method", method)
 }
@@ -223,6 +227,7 @@ func (m *member) leader(ctx context.Context) error {
 		sup := suture.New("leader", suture.Spec{EventHook: logSuture(m.log)})
 		for name, run := range map[string]func(context.Context, uint64) error{
 			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,
+			"leader/voters": m.keepVoters,
 		} {
 			sup.Add(&watched{func(ctx context.Context) error { return run(ctx, l.Term) }, name, m.table})
 		}
@@ -342,6 +347,12 @@ func (m *member) waitMember(ctx context.Context) error {
 }
 
 func (m *member) close() error {
+	if _, ok := m.store.Leadership(); ok {
+		// The others need not wait until they miss this node.
+		if err := m.store.TransferLeadership(); err != nil {
+			m.log.Info("leadership not handed over", "err", err)
+		}
+	}
 	m.client.Close()
 	return m.store.Close()
 }

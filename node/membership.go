@@ -71,19 +71,16 @@ func (m *member) serveEnlist(ctx context.Context, caller string) ([]byte, error)
 	if err != nil {
 		return nil, err
 	}
-	voters := 0
 	for _, mb := range members {
 		if mb.NodeID == caller && mb.Address == n.Spec.Address {
 			return nil, nil
 		}
-		if mb.Voter && mb.NodeID != caller {
-			voters++
-		}
 	}
-	if err := m.store.AddMember(caller, n.Spec.Address, voters < maxVoters); err != nil {
+	// Without a vote: it gets one when it has caught up, if one is needed.
+	if err := m.store.AddMember(caller, n.Spec.Address, false); err != nil {
 		return nil, err
 	}
-	m.log.Info("member added", "node", n.Meta.Name, "voter", voters < maxVoters)
+	m.log.Info("member added", "node", n.Meta.Name)
 	return nil, nil
 }
 

@@ -210,6 +210,9 @@ func (h *host) unfit(r Request, needs []need) (why []string) {
 	if n.Spec.Maintenance || n.Meta.Deleting() {
 		why = append(why, "maintenance")
 	}
+	if c, ok := api.FindCondition(n.Status.Conditions, api.ConditionConfigDB); ok && !c.OK {
+		why = append(why, c.Message)
+	}
 	if n.Status.QEMUVersion == "" {
 		why = append(why, "QEMU cannot be used there")
 	}

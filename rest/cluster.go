@@ -63,6 +63,17 @@ func (s *Server) clusterInit(q *request) error {
 	})
 }
 
+func (s *Server) clusterTransfer(q *request) error {
+	var in api.TransferRequest
+	return q.membership(&in, func(ctx context.Context) (any, error) {
+		r, err := s.cfg.Cluster.Transfer(ctx, in.Node)
+		if err == nil {
+			q.auditAlone("cluster", api.Meta{Name: "leader " + r.Leader})
+		}
+		return r, err
+	})
+}
+
 func (s *Server) clusterJoin(q *request) error {
 	var in api.JoinRequest
 	return q.membership(&in, func(ctx context.Context) (any, error) {
@@ -91,13 +102,11 @@ func (s *Server) clusterAdmit(q *request) error {
 func (s *Server) joinToken(q *request) error {
 	var in api.JoinTokenRequest
 	return q.membership(&in, func(ctx context.Context) (any, error) {
-		switch in.Role {
-		case "":
-			in.Role = api.RoleVoter
-		case api.RoleVoter, api.RoleWitness:
-		default:
-			return nil, api.Invalid("role", "is %q; give voter or witness", clip(string(in.Role)))
+		role, err := api.ParseNodeRole("role", in.Role)
+		if err != nil {
+			return nil, err
 		}
+		in.Role = role
 		if in.TTLSeconds == 0 {
 			in.TTLSeconds = defaultTTL
 		}

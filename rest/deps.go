@@ -26,6 +26,8 @@ type Cluster interface {
 	CreateJoinToken(ctx context.Context, actor string, r api.JoinTokenRequest) (api.JoinToken, error)
 	// Admit takes in a node that shows a join token.
 	Admit(ctx context.Context, r api.AdmitRequest) (api.AdmitResult, error)
+	// Transfer lets another voter, by name or the one that suits best, lead.
+	Transfer(ctx context.Context, node string) (api.TransferResult, error)
 	// RemoveNode takes a node out for good; force is for one that is dead.
 	RemoveNode(ctx context.Context, actor, name string, force bool) error
 }

@@ -203,6 +203,13 @@ func (c *fakeCluster) Admit(_ context.Context, r api.AdmitRequest) (api.AdmitRes
 	return api.AdmitResult{NodeID: "id"}, nil
 }
 
+func (c *fakeCluster) Transfer(_ context.Context, node string) (api.TransferResult, error) {
+	if node == "replica" {
+		return api.TransferResult{}, api.Errorf(api.CodeRefused, "node replica has no vote")
+	}
+	return api.TransferResult{Leader: node, Term: 2}, nil
+}
+
 func (c *fakeCluster) RemoveNode(_ context.Context, _, name string, force bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

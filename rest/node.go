@@ -23,8 +23,8 @@ func newNodes() *nodeResource {
 		case want.Spec.Address != old.Spec.Address:
 			return nil, api.Invalid("spec.address", "cannot be changed; it is given when the node joins")
 		}
-		if want.Spec.Role != old.Spec.Role {
-			return nil, api.Invalid("spec.role", "cannot be changed in this version; remove the node and let it join with the other role")
+		if want.Spec.Role != old.Spec.Role && (want.Spec.Role == api.RoleWitness || old.Spec.Role == api.RoleWitness) {
+			return nil, api.Invalid("spec.role", "witness is chosen when a node joins, as it runs no VM; remove the node and let it join with the other role")
 		}
 		return r.store(c, want)
 	}

@@ -158,6 +158,8 @@ func (s *Server) clusterRoutes() []route {
 			out: typeOf[api.ClusterStatus](), status: http.StatusOK, params: readParams[1:]},
 		{method: http.MethodPost, path: path + "/tokens", need: needAdministrator, handle: s.joinToken, summary: "Create a token that lets one node join",
 			in: typeOf[api.JoinTokenRequest](), out: typeOf[api.JoinToken](), status: http.StatusCreated},
+		{method: http.MethodPost, path: path + "/transfer", need: needAdministrator, handle: s.clusterTransfer, summary: "Let another voter lead the configuration database",
+			in: typeOf[api.TransferRequest](), out: typeOf[api.TransferResult](), status: http.StatusOK},
 		{method: http.MethodPost, path: path + "/init", need: needLocal, early: true, handle: s.clusterInit, summary: "Found a cluster on this host (unix socket only)",
 			in: typeOf[api.InitRequest](), out: typeOf[api.InitResult](), status: http.StatusOK},
 		{method: http.MethodPost, path: path + "/join", need: needLocal, early: true, handle: s.clusterJoin, summary: "Join a cluster with this host (unix socket only)",

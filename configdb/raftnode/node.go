@@ -336,6 +336,16 @@ func membershipError(verb, nodeID string, err error) error {
 	return fmt.Errorf("%s member %s: %w", verb, nodeID, err)
 }
 
+// Demote makes a voter a replica. Only the leader can; repeating it is harmless.
+func (n *Node) Demote(nodeID string) error {
+	return membershipError("demote", nodeID, n.raft.DemoteVoter(raft.ServerID(nodeID), 0, membershipTimeout).Error())
+}
+
+// TransferTo hands leadership to a certain voter.
+func (n *Node) TransferTo(nodeID, hostport string) error {
+	return membershipError("hand leadership to", nodeID, n.raft.LeadershipTransferToServer(raft.ServerID(nodeID), ServerAddress(nodeID, hostport)).Error())
+}
+
 // Transfer hands leadership to some other voter.
 func (n *Node) Transfer() error { return n.raft.LeadershipTransfer().Error() }
 

@@ -43,7 +43,16 @@ func (a *app) clusterCmd() *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, tokens []string) error { return a.clusterJoin(cmd.Context(), tokens[0]) },
 	}
-	return group("cluster", "The cluster as a whole", initialise, join, status,
+	transfer := &cobra.Command{
+		Use: "transfer [NODE]", Short: "Let another node lead the configuration database", Args: between(0, 1, "NODE"),
+		Long:              "Hands the leadership of the configuration database to NODE, which must have a\nvote, or to the voter that suits best. Guests do not notice.",
+		Example:           "  muster cluster transfer m2\n  muster cluster transfer",
+		ValidArgsFunction: a.completeNames(api.KindNode),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return a.clusterTransfer(cmd.Context(), append(names, "")[0])
+		},
+	}
+	return group("cluster", "The cluster as a whole", initialise, join, status, transfer,
 		group("token", "Tokens that let nodes join", a.joinTokenCmd()))
 }
 
@@ -89,6 +98,26 @@ func (a *app) clusterInit(ctx context.Context, name string) error {
 	fmt.Fprintf(a.Out, "ca certificate: %s\n", a.caFile())
 	a.notice("the token is shown only once; keep it. To use it:")
 	a.notice("  export MUSTER_SERVER=https://%s MUSTER_TOKEN=... MUSTER_CACERT=%s", r.Address, a.caFile())
+	return nil
+}
+
+func (a *app) clusterTransfer(ctx context.Context, node string) error {
+	c, err := a.connect()
+	if err != nil {
+		return err
+	}
+	var r api.TransferResult
+	if _, err := c.Call(ctx, http.MethodPost, "/cluster/transfer", api.TransferRequest{Node: node}, &r); err != nil {
+		return err
+	}
+	if a.structured() {
+		return a.printValue(r)
+	}
+	if a.flags.output == "name" {
+		fmt.Fprintln(a.Out, "node/"+clean(r.Leader))
+		return nil
+	}
+	a.say("node %s leads, in term %d", r.Leader, r.Term)
 	return nil
 }
 
@@ -144,7 +173,7 @@ func (a *app) joinTokenCmd() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&role, "role", string(api.RoleVoter), "voter or witness (votes but runs no VM)")
+	cmd.Flags().StringVar(&role, "role", string(api.RoleVoter), "voter (votes when needed), witness (votes but runs no VM) or replica (never votes)")
 	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "time until it expires, 1m to 168h")
 	return cmd
 }

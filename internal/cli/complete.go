@@ -111,8 +111,8 @@ var flagKinds = map[string]api.Kind{"pool": api.KindPool, "image": api.KindImage
 // or nothing where a file name would be wrong.
 func (a *app) completeFlags(cmd *cobra.Command) {
 	roles := []string{string(api.RoleViewer), string(api.RoleOperator), string(api.RoleAdministrator)}
-	if cmd.Parent() != nil && cmd.Parent().CommandPath() == "muster cluster token" {
-		roles = []string{string(api.RoleVoter), string(api.RoleWitness)}
+	if path := cmd.CommandPath(); path == "muster cluster token create" || path == "muster node set" {
+		roles = []string{string(api.RoleVoter), string(api.RoleWitness), string(api.RoleReplica)}
 	}
 	register := func(name string, f completer) {
 		if cmd.LocalFlags().Lookup(name) != nil {

@@ -33,23 +33,25 @@ func (a *app) nodeCmd() *cobra.Command {
 }
 
 func (a *app) nodeSet() *cobra.Command {
-	var accel string
+	var accel, role string
 	var reserved api.Size
 	cmd := &cobra.Command{
-		Use: "set NODE", Short: "Change the accelerator or the memory kept for the host", Args: args("NODE"),
-		Example:           "  muster node set m1 --accelerator tcg\n  muster node set m1 --reserved-memory 2G",
+		Use: "set NODE", Short: "Change the accelerator, the memory kept for the host, or the role", Args: args("NODE"),
+		Example:           "  muster node set m1 --accelerator tcg\n  muster node set m1 --reserved-memory 2G\n  muster node set m4 --role replica",
 		ValidArgsFunction: a.completeNames(api.KindNode),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			spec := map[string]any{}
 			set(spec, "accelerator", accel)
 			set(spec, "reservedMemory", reserved)
+			set(spec, "role", role)
 			if len(spec) == 0 {
-				return usagef("node set: nothing to change; give --accelerator or --reserved-memory")
+				return usagef("node set: nothing to change; give --accelerator, --reserved-memory or --role")
 			}
 			return a.patch(cmd.Context(), api.KindNode, names[0], patchOf(spec, nil))
 		},
 	}
 	cmd.Flags().StringVar(&accel, "accelerator", "", "auto, kvm or tcg")
+	cmd.Flags().StringVar(&role, "role", "", "voter (votes when needed) or replica (never votes)")
 	cmd.Flags().Var(sizeFlag{&reserved}, "reserved-memory", "memory kept for the host, such as 1G")
 	return cmd
 }

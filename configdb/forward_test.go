@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package configdb
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/configdb/fsm"
+)
+
+func txnFor(key string) *fsm.Txn {
+	return &fsm.Txn{Actor: "a", Ops: []fsm.Op{{Key: key, Value: []byte("v")}}}
+}
+
+// While calls are under way, the transactions that come gather into few more,
+// and each caller gets its own answer.
+func TestForwardedTransactionsShareCalls(t *testing.T) {
+	const callers = 400
+	var mu sync.Mutex
+	calls := 0
+	gate := make(chan struct{})
+	f := newForwarder(make(chan struct{}), func(_ target, body []byte) ([]byte, error) {
+		mu.Lock()
+		calls++
+		mu.Unlock()
+		<-gate
+		txns, err := splitForward(body)
+		if err != nil {
+			return nil, err
+		}
+		var out []byte
+		for _, x := range txns {
+			var n uint64
+			if _, err := fmt.Sscanf(x.Ops[0].Key, "k%d", &n); err != nil {
+				return nil, err
+			}
+			out = appendVerdict(out, answer{outcome: fsm.Outcome{Revision: n, Status: fsm.Applied}})
+		}
+		return out, nil
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var run, wg sync.WaitGroup
+	run.Go(func() { f.run(ctx) })
+	for i := range callers {
+		wg.Go(func() {
+			out, err := f.do(ctx, target{nodeID: "n"}, txnFor(fmt.Sprintf("k%d", i)))
+			if err != nil || out.Revision != uint64(i) {
+				t.Errorf("transaction %d: %+v, %v", i, out, err)
+			}
+		})
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(f.pending) == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing waits while all calls are under way")
+		}
+	}
+	close(gate)
+	wg.Wait()
+	cancel()
+	run.Wait()
+	if calls >= callers/2 {
+		t.Errorf("%d transactions took %d calls", callers, calls)
+	}
+}
+
+func TestOneLeaderACall(t *testing.T) {
+	f := newForwarder(nil, nil)
+	a := &forward{leader: target{nodeID: "a"}}
+	for _, id := range []string{"a", "b", "a"} {
+		f.pending <- &forward{leader: target{nodeID: id}}
+	}
+	pack, carry := f.gather(a)
+	if len(pack) != 2 || carry == nil || carry.leader.nodeID != "b" {
+		t.Errorf("%d in one call, %+v is left", len(pack), carry)
+	}
+}
+
+func TestVerdictsSurviveTheCall(t *testing.T) {
+	in := []answer{
+		{outcome: fsm.Outcome{Revision: 7, Status: fsm.Conflict, Failed: 1, Actual: 3}},
+		{err: errNotLeader},
+		{err: errors.New("disk on fire")},
+		{err: fmt.Errorf("%w: value", ErrTooLarge)},
+	}
+	var b []byte
+	for _, a := range in {
+		b = appendVerdict(b, a)
+	}
+	out, err := decodeVerdicts(b, len(in))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(out[0], in[0]) || !errors.Is(out[1].err, errNotLeader) || out[2].err.Error() != "disk on fire" || !errors.Is(out[3].err, ErrTooLarge) {
+		t.Errorf("%+v", out)
+	}
+	for i := range b {
+		if _, err := decodeVerdicts(b[:i], len(in)); err == nil {
+			t.Errorf("the first %d bytes pass", i)
+		}
+	}
+}
+
+func FuzzForward(f *testing.F) {
+	one := fsm.AppendTxn(nil, txnFor("k"))
+	good := append(binary.AppendUvarint([]byte{1}, uint64(len(one))), one...)
+	f.Add(good, 1)
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0x0f}, 3)
+	f.Fuzz(func(_ *testing.T, b []byte, n int) {
+		_, _ = splitForward(b)
+		_, _ = decodeVerdicts(b, max(0, n%64))
+	})
+}
