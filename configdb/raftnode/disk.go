@@ -56,6 +56,11 @@ type disk struct {
 	onSpace func(full bool)
 	closing <-chan struct{}
 
+	// cut: the end of the log was removed and nothing stored since. Raft does not
+	// know what its log ends with until the entries that replace it are stored.
+	// Only Raft's main goroutine uses it.
+	cut bool
+
 	mu     sync.Mutex
 	full   error
 	filled chan struct{} // closed while full is set
@@ -229,7 +234,16 @@ func (d *disk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{l}) 
 
 // StoreLogs implements raft.LogStore.
 func (d *disk) StoreLogs(logs []*raft.Log) error {
-	err := d.check("write the raft log", d.log.StoreLogs(logs))
+	write := func() error { return d.log.StoreLogs(logs) }
+	var err error
+	if d.cut {
+		err = d.store("write the raft log", write)
+	} else {
+		err = d.check("write the raft log", write())
+	}
+	if err == nil {
+		d.cut = false
+	}
 	if full, _ := d.Full(); err == nil && full != nil {
 		d.note(nil)
 	}
@@ -238,7 +252,16 @@ func (d *disk) StoreLogs(logs []*raft.Log) error {
 
 // DeleteRange implements raft.LogStore.
 func (d *disk) DeleteRange(low, high uint64) error {
-	return d.check("cut the raft log", d.log.DeleteRange(low, high))
+	last, err := d.log.LastIndex()
+	if err != nil {
+		return err
+	}
+	suffix := high >= last
+	err = d.check("cut the raft log", d.log.DeleteRange(low, high))
+	if first, ferr := d.log.FirstIndex(); err == nil && ferr == nil && suffix && first > 0 {
+		d.cut = true
+	}
+	return err
 }
 
 // store keeps trying while the disk is full: Raft would end the process, and a

@@ -30,7 +30,7 @@ type Timing struct {
 
 // DefaultTiming repairs the loss of a leader in about half a second.
 func DefaultTiming() Timing {
-	return Timing{Heartbeat: 350 * time.Millisecond, Election: 350 * time.Millisecond, Lease: 300 * time.Millisecond, Commit: 20 * time.Millisecond}
+	return Timing{Heartbeat: 350 * time.Millisecond, Election: 350 * time.Millisecond, Lease: 300 * time.Millisecond, Commit: 200 * time.Millisecond}
 }
 
 // Sizes of the transport and the log.
@@ -69,6 +69,7 @@ type Config struct {
 type Node struct {
 	raft      *raft.Raft
 	disk      *disk
+	notices   *notices
 	timing    Timing
 	log       *slog.Logger
 	transport *raft.NetworkTransport
@@ -119,6 +120,7 @@ func Open(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
+	n.notices = newNotices(n)
 	n.wg.Go(n.watchSpace)
 	return n, nil
 }
@@ -207,6 +209,7 @@ func (n *Node) Bootstrap() error {
 // Close stops Raft and closes its files. Call it once.
 func (n *Node) Close() error {
 	close(n.closing)
+	n.notices.close()
 	err := n.raft.Shutdown().Error()
 	n.wg.Wait()
 	return errors.Join(err, n.transport.Close(), n.disk.close())
@@ -223,6 +226,7 @@ func (n *Node) Apply(data []byte) ([]fsm.Outcome, error) {
 		return nil, fmt.Errorf("propose: %w", err)
 	}
 	r := f.Response().(result)
+	n.notices.committed()
 	return r.outcomes, r.err
 }
 
