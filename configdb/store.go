@@ -68,7 +68,8 @@ type Store struct {
 
 	behind      lag
 	leaderMu    sync.Mutex
-	leaderMoved chan struct{} // closed when another leader, or none, is known
+	leaderKnown context.Context // ends when another leader, or none, is known
+	leaderMoved context.CancelFunc
 
 	closed chan struct{}
 	cancel context.CancelFunc
@@ -82,8 +83,9 @@ var _ DB = (*Store)(nil)
 func Open(cfg StoreConfig) (*Store, error) {
 	s := &Store{
 		cfg: cfg, log: cfg.Log, state: fsm.New(), leading: newLeaderTracker(),
-		sessions: newSessions(), opened: time.Now(), closed: make(chan struct{}), leaderMoved: make(chan struct{}),
+		sessions: newSessions(), opened: time.Now(), closed: make(chan struct{}),
 	}
+	s.leaderKnown, s.leaderMoved = context.WithCancel(context.Background())
 	node, err := raftnode.Open(raftnode.Config{
 		Dir: cfg.Dir, NodeID: cfg.NodeID, Address: cfg.Address, Identity: cfg.Identity,
 		Listener: cfg.Listener, State: s.state, Timing: cfg.Timing, LogStore: cfg.LogStore, OnFatal: cfg.OnFatal, Log: cfg.Log,
@@ -324,28 +326,25 @@ func (s *Store) onLeader(ctx context.Context, f func(context.Context, target) er
 func (s *Store) noteLeader() {
 	s.leaderMu.Lock()
 	defer s.leaderMu.Unlock()
-	close(s.leaderMoved)
-	s.leaderMoved = make(chan struct{})
+	s.leaderMoved()
+	s.leaderKnown, s.leaderMoved = context.WithCancel(context.Background())
 }
 
-func (s *Store) leaderChange() <-chan struct{} {
+func (s *Store) leaderChange() context.Context {
 	s.leaderMu.Lock()
 	defer s.leaderMu.Unlock()
-	return s.leaderMoved
+	return s.leaderKnown
 }
 
 // attempt returns the context of one try, which ends early when this node
 // learns of another leader: a dead one never answers.
-func attempt(ctx context.Context, moved <-chan struct{}) (context.Context, context.CancelFunc) {
+func attempt(ctx, moved context.Context) (context.Context, context.CancelFunc) { //nolint:revive // two of them
 	actx, cancel := context.WithTimeout(ctx, attemptTimeout)
-	go func() {
-		select {
-		case <-moved:
-			cancel()
-		case <-actx.Done():
-		}
-	}()
-	return actx, cancel
+	stop := context.AfterFunc(moved, cancel)
+	return actx, func() {
+		stop()
+		cancel()
+	}
 }
 
 func withDefaultDeadline(ctx context.Context) (context.Context, context.CancelFunc) {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/kvwire"
 )
 
 // base is the path below which the interface is.
@@ -144,6 +145,8 @@ func (s *Server) plainRoutes() []route {
 			out: typeOf[Event](), produces: "text/event-stream", status: http.StatusOK},
 		{method: http.MethodGet, path: raw, need: needAdministrator, handle: rawGet, produces: "application/octet-stream",
 			summary: "Read a key; with an empty key, list keys", params: []string{"prefix", "limit", "continue", "consistency", "minRevision"}, status: http.StatusOK},
+		{method: http.MethodGet, path: base + "kv", need: needAdministrator, handle: kv, stream: true, produces: "application/octet-stream",
+			summary: "Read and write many keys over one WebSocket, in binary frames (subprotocol " + kvwire.Protocol + ")", status: http.StatusSwitchingProtocols},
 		{method: http.MethodPut, path: raw, need: needAdministrator, handle: rawPut, consumes: "application/octet-stream",
 			summary: "Write a key", out: typeOf[RawReply](), status: http.StatusOK},
 		{method: http.MethodDelete, path: raw, need: needAdministrator, handle: rawDelete,
