@@ -14,6 +14,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/monitor/notify"
 )
 
@@ -82,7 +83,13 @@ func (s *Service) deliverLoop(ctx context.Context, term uint64) {
 			b.busy = true
 			mu.Unlock()
 			wg.Go(func() {
-				err := s.deliver(ctx, term, r, batch, queued)
+				// A bug that only one receiver's answers meet must not stop the rest.
+				err := contain.Call(func() error { return s.deliver(ctx, term, r, batch, queued) })
+				var p *contain.Panic
+				if errors.As(err, &p) {
+					s.log.Error("delivery panicked", "receiver", r.Meta.Name, "panic", p.Value, "stack", p.Stack)
+					s.reportFailure(ctx, term, r.Meta.ID, err, queued)
+				}
 				mu.Lock()
 				defer mu.Unlock()
 				b.busy = false

@@ -14,6 +14,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/monitor/alert"
 	"github.com/muster-vm/muster/monitor/series"
 )
@@ -91,7 +92,11 @@ func (s *Service) probeAll(ctx context.Context) {
 		places <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-places }()
-			p, err := s.probe(ctx, n, request)
+			var p probeResult
+			err := contain.Call(func() (err error) {
+				p, err = s.probe(ctx, n, request)
+				return err
+			})
 			if err != nil {
 				s.log.Debug("node not probed", "node", n.Meta.Name, "err", err)
 				return

@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/monitor/alert"
 	"github.com/muster-vm/muster/monitor/notify"
 	"github.com/muster-vm/muster/reconcile"
@@ -131,17 +132,13 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 		return err
 	}
 	s.send.Begin(term)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
-	wg.Go(func() { s.evaluateLoop(ctx, term) })
-	wg.Go(func() { s.probeLoop(ctx) })
-	wg.Go(func() { s.sweepLoop(ctx, term) })
-	wg.Go(func() { s.deliverLoop(ctx, term) })
+	group, ctx := contain.NewGroup(ctx)
+	group.Go(func() { s.evaluateLoop(ctx, term) })
+	group.Go(func() { s.probeLoop(ctx) })
+	group.Go(func() { s.sweepLoop(ctx, term) })
+	group.Go(func() { s.deliverLoop(ctx, term) })
 	err := s.eventLoop(term).Run(ctx)
-	cancel()
-	wg.Wait()
-	return err
+	return errors.Join(err, group.Stop())
 }
 
 // eventLoop looks at every node and VM that changes.

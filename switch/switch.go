@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/reconcile"
 	"github.com/muster-vm/muster/switch/hostnet"
 	"github.com/muster-vm/muster/switch/openflow"
@@ -63,7 +64,7 @@ type Config struct {
 	Notify func()
 }
 
-// Switch is the module. Make it with New, then Run it once.
+// Switch is the module. Make it with New, then Run it, not twice at a time.
 type Switch struct {
 	cfg  Config
 	log  *slog.Logger
@@ -141,8 +142,6 @@ func (s *Switch) concerns(v *configdb.View, c configdb.Change) []string {
 // Run works until the context ends, which is not an error. Bridges, ports and
 // taps stay, so that guests go on.
 func (s *Switch) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	host, err := hostnet.Open(s.cfg.Namespace)
 	if err != nil {
 		return err
@@ -150,13 +149,12 @@ func (s *Switch) Run(ctx context.Context) error {
 	s.work.Lock()
 	s.host = host
 	s.work.Unlock()
-	var wg sync.WaitGroup
-	wg.Go(func() { s.followOVS(ctx) })
-	wg.Go(func() { s.followDevices(ctx, host) })
-	wg.Go(func() { s.resync(ctx) })
+	group, ctx := contain.NewGroup(ctx)
+	group.Go(func() { s.followOVS(ctx) })
+	group.Go(func() { s.followDevices(ctx, host) })
+	group.Go(func() { s.resync(ctx) })
 	err = s.loop.Run(ctx)
-	cancel()
-	wg.Wait()
+	err = errors.Join(err, group.Stop())
 	s.work.Lock()
 	defer s.work.Unlock()
 	s.stopResponders(nil)

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Periods and deadlines of the host's collectors.
@@ -180,7 +182,9 @@ func pools(list func() []Mount, statfs statfsFunc) Collector {
 			}
 			waiting++
 			go func() {
-				err := measure(r, statfs, m.Path, PoolTotal, PoolFree, PoolPercent, Label{"pool", m.Name})
+				err := contain.Call(func() error {
+					return measure(r, statfs, m.Path, PoolTotal, PoolFree, PoolPercent, Label{"pool", m.Name})
+				})
 				mu.Lock()
 				delete(asked, m.Name)
 				mu.Unlock()

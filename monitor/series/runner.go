@@ -6,13 +6,12 @@ package series
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Report takes the samples of one run of a collector. It is closed when the
@@ -70,12 +69,11 @@ func NewRunner(store *Store, log *slog.Logger, list ...Collector) *Runner {
 // Run collects until the context ends. It does not wait for a collector that
 // is over its deadline then.
 func (r *Runner) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
+	group, ctx := contain.NewGroup(ctx)
 	for _, c := range r.list {
-		wg.Go(func() { r.drive(ctx, c) })
+		group.Go(func() { r.drive(ctx, c) })
 	}
-	wg.Wait()
-	return nil
+	return group.Wait()
 }
 
 // States returns how the collectors do, in the order they were given.
@@ -129,13 +127,12 @@ func (r *Runner) once(ctx context.Context, c Collector) chan error {
 	done := make(chan error, 1)
 	began := time.Now()
 	go func() {
-		defer func() {
-			if p := recover(); p != nil {
-				r.log.Error("collector panicked", "collector", c.Name, "panic", p, "stack", string(debug.Stack()))
-				done <- fmt.Errorf("panic: %v", p)
-			}
-		}()
-		done <- c.Collect(cctx, rep)
+		err := contain.Call(func() error { return c.Collect(cctx, rep) })
+		var p *contain.Panic
+		if errors.As(err, &p) {
+			r.log.Error("collector panicked", "collector", c.Name, "panic", p.Value, "stack", p.Stack)
+		}
+		done <- err
 	}()
 	var late chan error
 	var err error
