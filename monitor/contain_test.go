@@ -77,7 +77,9 @@ func TestABugWithOneNodeStopsNoProbe(t *testing.T) {
 
 type buggyMembers struct{}
 
-func (buggyMembers) Members(context.Context) ([]api.MemberStatus, error) { panic("a bug of the evaluation") }
+func (buggyMembers) Members(context.Context) ([]api.MemberStatus, error) {
+	panic("a bug of the evaluation")
+}
 
 // A bug in the evaluation cannot be worked around: the service ends with an
 // error, and its supervisor starts it again.

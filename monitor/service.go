@@ -156,6 +156,10 @@ func (s *Service) eventLoop(term uint64) *reconcile.Loop {
 			source(configdb.VMs.SpecPrefix(), api.KindVM),
 			source(configdb.VMs.StatusPrefix(), api.KindVM),
 			source(configdb.Bindings.SpecPrefix(), api.KindVM),
+			// What was deleted while nobody led has left nothing but its mark.
+			{Prefix: markRoot, IDs: func(_ *configdb.View, c configdb.Change) []string {
+				return []string{c.Key[len(markRoot):]}
+			}},
 		},
 		Reconcile: func(ctx context.Context, id string) (reconcile.Result, error) {
 			return reconcile.Result{}, s.look(ctx, term, id)
@@ -186,7 +190,7 @@ func (s *Service) load() error {
 		id, _ := configdb.Nodes.IDOf(e.Key)
 		l, err := readNode(v, id)
 		errs = append(errs, err)
-		if err == nil && !l.gone {
+		if err == nil {
 			s.knowNode(l)
 		}
 	}
@@ -194,7 +198,7 @@ func (s *Service) load() error {
 		id, _ := configdb.VMs.IDOf(e.Key)
 		l, err := readVM(v, id)
 		errs = append(errs, err)
-		if err == nil && !l.gone {
+		if err == nil {
 			s.knowVM(l)
 		}
 	}
@@ -204,6 +208,10 @@ func (s *Service) load() error {
 func (s *Service) knowNode(l *nodeLook) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if l.gone {
+		delete(s.nodes, l.id)
+		return
+	}
 	n := alert.Node{ID: l.id, Name: l.node.Meta.Name, Message: l.node.Status.Message, Phase: l.node.Status.Phase}
 	if l.node.Status.LostAt != nil {
 		n.LostAt = *l.node.Status.LostAt
@@ -214,6 +222,10 @@ func (s *Service) knowNode(l *nodeLook) {
 func (s *Service) knowVM(l *vmLook) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if l.gone {
+		delete(s.vms, l.id)
+		return
+	}
 	m := &l.vm.Meta
 	st := &l.vm.Status
 	s.vms[l.id] = alert.VM{
