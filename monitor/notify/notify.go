@@ -181,9 +181,5 @@ func (s *Sender) Send(ctx context.Context, r Receiver, m Message) error {
 	if err == nil {
 		return nil
 	}
-	text := line(err.Error(), maxSubject*2)
-	if len(r.Secret) >= 4 {
-		text = strings.ReplaceAll(text, r.Secret, "…")
-	}
-	return fmt.Errorf("send to receiver %s: %s", r.Name, text)
+	return fmt.Errorf("send to receiver %s: %s", r.Name, r.plainError(err))
 }
