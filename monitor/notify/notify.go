@@ -153,14 +153,17 @@ type Sender struct {
 // New returns a sender that names the cluster and this node in its messages.
 func New(cluster, clusterID, node string) *Sender {
 	s := &Sender{cluster: cluster, clusterID: clusterID, node: node}
-	s.Begin(0)
+	s.began.Store(time.Now().UnixNano())
 	return s
 }
 
-// Begin is called when this node begins to lead in a term.
+// Begin is called when this node begins to lead in a term. If it goes on in
+// the same one, as after a restart of the service, the engine's time goes on:
+// receivers take no notification that is 150 s behind (RFC 3414 section 3.2).
 func (s *Sender) Begin(term uint64) {
-	s.term.Store(term)
-	s.began.Store(time.Now().UnixNano())
+	if s.term.Swap(term) != term {
+		s.began.Store(time.Now().UnixNano())
+	}
 }
 
 // Send delivers a message to one receiver within Deadline.

@@ -275,3 +275,20 @@ func TestMailOverTLSWithAuthentication(t *testing.T) {
 		})
 	}
 }
+
+// A service that its supervisor starts again leads in the same term: to the
+// manager, the time of the engine must not go back.
+func TestTheEnginesTimeGoesOnInATerm(t *testing.T) {
+	d := startTrapDaemon(t, TrapEngineID("c1"))
+	s := testSender()
+	s.Begin(7)
+	s.began.Store(time.Now().Add(-time.Hour).UnixNano()) // it has led for an hour
+	v3 := Receiver{Name: "nms3", Secret: "a long pass phrase", Spec: api.ReceiverSpec{Type: api.ReceiverSNMP, Address: d.addr, Version: "3", User: "trapper"}}
+	for _, text := range []string{"before the restart", "after the restart"} {
+		if err := s.Send(t.Context(), v3, testMessage(text)); err != nil {
+			t.Fatal(err)
+		}
+		d.wait(t, text)
+		s.Begin(7)
+	}
+}
