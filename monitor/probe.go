@@ -44,6 +44,11 @@ type probeAnswer struct {
 	Time         int64         `json:"time"`
 	CertNotAfter time.Time     `json:"certNotAfter,omitzero"`
 	Samples      []probeSample `json:"samples,omitempty"`
+	// Partial: there may be series that are not among the samples.
+	Partial bool `json:"partial,omitempty"`
+	// Stuck are series, by ID, that are not current because their collector
+	// fails.
+	Stuck []string `json:"stuck,omitempty"`
 }
 
 type probeSample struct {
@@ -138,7 +143,11 @@ func (s *Service) probe(ctx context.Context, n api.Node, request []byte) (probeR
 		return probeResult{}, fmt.Errorf("decode the answer of node %s: %w", n.Meta.Name, err)
 	}
 	p := probeResult{at: time.Now()}
-	p.Self, p.CertNotAfter = n.Meta.ID == s.cfg.NodeID, a.CertNotAfter
+	p.Self, p.CertNotAfter, p.Partial = n.Meta.ID == s.cfg.NodeID, a.CertNotAfter, a.Partial
+	p.Stuck = map[string]bool{}
+	for _, id := range a.Stuck[:min(len(a.Stuck), maxSamples)] {
+		p.Stuck[id] = true
+	}
 	p.Uncertain = took / 2
 	p.Offset = time.Unix(0, a.Time).Sub(sent.Add(took / 2))
 	if p.Uncertain > maxUncertain {

@@ -18,6 +18,7 @@ import (
 // run's deadline has passed.
 type Report struct {
 	store *Store
+	from  string // name of the collector
 	at    time.Time
 
 	mu     sync.Mutex
@@ -29,7 +30,7 @@ func (r *Report) Set(name string, value float64, labels ...Label) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.closed {
-		r.store.Set(r.at, name, value, labels...)
+		r.store.set(r.from, r.at, name, value, labels)
 	}
 }
 
@@ -120,7 +121,7 @@ var errLate = errors.New("no answer within the deadline")
 // once runs the collector and waits for it at most its deadline. It returns
 // the channel of a run that is late, else nil.
 func (r *Runner) once(ctx context.Context, c Collector) chan error {
-	rep := &Report{store: r.store, at: r.store.now()}
+	rep := &Report{store: r.store, from: c.Name, at: r.store.now()}
 	defer rep.close()
 	cctx, cancel := context.WithTimeout(ctx, c.Deadline)
 	defer cancel()
