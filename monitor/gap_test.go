@@ -5,6 +5,7 @@ package monitor
 
 import (
 	"testing"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -51,4 +52,33 @@ func TestWhatWasDeletedWhileNobodyLedIsToldOf(t *testing.T) {
 			t.Errorf("%d events %s", n, typ)
 		}
 	}
+}
+
+// TestAMendedReceiverIsTriedAtOnce: who has just corrected an address does not
+// want to wait for the end of a pause of minutes.
+func TestAMendedReceiverIsTriedAtOnce(t *testing.T) {
+	k := newKit(t)
+	sink := newMailSink(t, 0)
+	wrong := sink.spec()
+	wrong.Address = "127.0.0.1:1"
+	k.receiver("ops", wrong)
+	s := k.service("m2")
+	s.timing.backoff, s.timing.maxBackoff = time.Hour, time.Hour
+	k.lead(s, 1)
+	k.settle()
+	k.rule("node-lost", func(r *api.RuleSpec) { r.ForSeconds = 0 })
+	k.lose("m1", "m3")
+	k.eventually("the receiver fails", func(v *configdb.View) bool {
+		r, err := configdb.Receivers.Find(v, "", "ops")
+		return err == nil && r.Status.Phase == ReceiverFailing
+	})
+	k.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		r, err := configdb.Receivers.Find(v, "", "ops")
+		if err != nil {
+			return err
+		}
+		r.Spec.Address = sink.addr
+		return configdb.Receivers.UpdateSpec(v, tx, &r)
+	})
+	k.eventually("mail", func(*configdb.View) bool { return len(sink.all()) == 1 })
 }
