@@ -23,7 +23,7 @@ func TestANodeAnswersProbesAndPrometheus(t *testing.T) {
 			Node: "m1", DataDir: dir, CertNotAfter: func() time.Time { return end },
 			Lease: func() time.Duration { return 7 * time.Second },
 			Replica: func() series.ReplicaState {
-				return series.ReplicaState{Leader: true, Term: 3, Applied: 90, Committed: 100}
+				return series.ReplicaState{Leader: true, Term: 3, Applied: 90, Committed: 100, Entries: 40, ApplyTime: 20 * time.Millisecond}
 			},
 			Services: func() []series.ServiceState { return []series.ServiceState{{Name: "ha", Running: true, Restarts: 2}} },
 			Pools:    func() []series.Mount { return []series.Mount{{Name: "local", Path: dir}} },
@@ -36,7 +36,7 @@ func TestANodeAnswersProbesAndPrometheus(t *testing.T) {
 		var b strings.Builder
 		n.WriteMetrics(&b)
 		for _, want := range []string{
-			"muster_lease_remaining_seconds 7\n", "muster_raft_lag_entries 10\n", `muster_service_restarts_total{service="ha"} 2`, "# TYPE muster_node_load1 gauge\n",
+			"muster_lease_remaining_seconds 7\n", "muster_raft_lag_entries 10\n", "muster_raft_apply_seconds 0.0005\n", "muster_raft_applies_total 40\n", `muster_service_restarts_total{service="ha"} 2`, "# TYPE muster_node_load1 gauge\n",
 			`muster_collector_up{collector="node"} 1`, `muster_pool_used_percent{pool="local"} `,
 		} {
 			if !strings.Contains(b.String(), want) {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -113,6 +114,10 @@ func (p Proc) memory(r *Report) error {
 	return nil
 }
 
+// guestNIC matches the names of guests' taps: ours (package vswitch), and those
+// that people and libvirt make.
+var guestNIC = regexp.MustCompile(`^(mt[0-9a-f]{10}n[0-9]+$|tap|vnet)`)
+
 // NICs returns the collector of the host's network interfaces. Those that
 // belong to guests (taps) are left out; there may be thousands.
 func (p Proc) NICs() Collector {
@@ -127,7 +132,7 @@ func (p Proc) NICs() Collector {
 			name, rest, ok := strings.Cut(sc.Text(), ":")
 			f := strings.Fields(rest)
 			name = strings.TrimSpace(name)
-			if !ok || len(f) < 12 || name == "lo" || strings.HasPrefix(name, "tap") || strings.HasPrefix(name, "vnet") {
+			if !ok || len(f) < 12 || name == "lo" || guestNIC.MatchString(name) {
 				continue
 			}
 			if n++; n > maxNICs {
