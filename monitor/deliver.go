@@ -210,7 +210,7 @@ func (s *Service) deliver(ctx context.Context, term uint64, r api.Receiver, batc
 		return s.marked(ctx, term, &r, batch, func(v *configdb.View, tx *configdb.Txn) error {
 			e := api.NewEvent("receiver.gave-up", api.SeverityWarning, api.KindReceiver, r.Meta,
 				fmt.Sprintf("receiver %s was not told of %d alerts for %s; they are no longer sent to it", r.Meta.Name, len(batch), GiveUp), s.now())
-			return emit(tx, &e)
+			return configdb.PutEvent(tx, &e)
 		})
 	}
 	err := s.sendTo(ctx, &r, m)

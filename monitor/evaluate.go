@@ -162,7 +162,7 @@ func (s *Service) emitAlert(tx *configdb.Txn, c *alert.Change) error {
 	}
 	e := api.NewEvent("alert."+string(c.Entered), severity, a.Spec.TargetKind, api.Meta{ID: a.Spec.TargetID, Name: a.Spec.Target}, a.Status.Message, s.now())
 	e.Spec.Details = map[string]string{"rule": a.Spec.Rule, "alert": a.Meta.ID}
-	return emit(tx, &e)
+	return configdb.PutEvent(tx, &e)
 }
 
 // facts collects what the rules look at.

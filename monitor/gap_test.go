@@ -4,6 +4,7 @@
 package monitor
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -81,4 +82,54 @@ func TestAMendedReceiverIsTriedAtOnce(t *testing.T) {
 		return configdb.Receivers.UpdateSpec(v, tx, &r)
 	})
 	k.eventually("mail", func(*configdb.View) bool { return len(sink.all()) == 1 })
+}
+
+func (k *kit) manyEvents(typ string, first, count int, put func(tx *configdb.Txn, e *api.Event) error) {
+	k.t.Helper()
+	for at := first; at < first+count; at += 500 {
+		k.txn(func(_ *configdb.View, tx *configdb.Txn) error {
+			for i := at; i < min(at+500, first+count); i++ {
+				e := api.NewEvent(typ, api.SeverityInfo, "", api.Meta{}, "", time.Now())
+				e.Meta.ID = fmt.Sprintf("00000000-0000-7000-8000-%012d", i)
+				if err := put(tx, &e); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// An earlier version gave events of the shell a status, which must go with them.
+func TestOldEventsGoWhole(t *testing.T) {
+	k := newKit(t)
+	k.manyEvents("test.event", 0, 500, configdb.Events.CreateUnnamed)
+	k.manyEvents("test.event", 500, MaxEvents, configdb.PutEvent)
+	k.lead(k.service("m2"), 1)
+	k.eventually("the oldest are gone", func(v *configdb.View) bool { return countEvents(v) == MaxEvents })
+	k.settle()
+	n := 0
+	for range k.db.Local().Scan(configdb.Events.StatusPrefix(), "") {
+		n++
+	}
+	if n != 0 {
+		t.Errorf("%d statuses of events that are gone", n)
+	}
+}
+
+// TestLoginsDoNotPushOutWhatHappened: any user can log in all day long.
+func TestLoginsDoNotPushOutWhatHappened(t *testing.T) {
+	k := newKit(t)
+	k.manyEvents("audit.vm.delete", 0, 3000, configdb.PutEvent)
+	k.manyEvents("audit.login", 3000, MaxEvents-1500, configdb.PutEvent)
+	k.manyEvents("audit.logout", 1_000_000, 1500, configdb.PutEvent)
+	k.lead(k.service("m2"), 1)
+	k.eventually("the limit holds", func(v *configdb.View) bool { return countEvents(v) == MaxEvents })
+	k.settle()
+	if n := len(k.events("audit.vm.delete")); n != 3000 {
+		t.Errorf("%d of 3000 changes are left", n)
+	}
+	if n := len(k.events("audit.logout")); n != 1500 {
+		t.Errorf("%d of the newest 1500 logouts are left", n)
+	}
 }

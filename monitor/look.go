@@ -113,23 +113,12 @@ func (s *Service) tellOf(ctx context.Context, term uint64, key string, revision 
 		tx.Put(key, b)
 	}
 	for i := range events {
-		if err := emit(tx, &events[i]); err != nil {
+		if err := configdb.PutEvent(tx, &events[i]); err != nil {
 			return err
 		}
 	}
 	_, err := s.db.Txn(ctx, tx)
 	return err
-}
-
-// emit adds an event to a transaction. It has no status and no claim of its
-// name, which is its ID: one key per event.
-func emit(tx *configdb.Txn, e *api.Event) error {
-	b, err := e.EncodeSpec()
-	if err != nil {
-		return err
-	}
-	tx.Put(configdb.Events.SpecKey(e.Meta.ID), b)
-	return nil
 }
 
 // nodeLook is a node with its mark, as of one view.

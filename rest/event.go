@@ -106,12 +106,7 @@ func (q *request) audit(tx *configdb.Txn, e *effect) error {
 		target = m
 	}
 	ev := q.auditEvent(e.kind, target)
-	b, err := ev.EncodeSpec()
-	if err != nil {
-		return err
-	}
-	tx.Put(configdb.Events.SpecKey(ev.Meta.ID), b)
-	return nil
+	return configdb.PutEvent(tx, &ev)
 }
 
 func (q *request) auditEvent(kind api.Kind, target api.Meta) api.Event {
@@ -133,10 +128,9 @@ func (q *request) auditAlone(kind api.Kind, target api.Meta) {
 	ev := q.auditEvent(kind, target)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(q.ctx()), writeTimeout)
 	defer cancel()
-	b, err := ev.EncodeSpec()
+	tx := &configdb.Txn{Actor: q.who.actor}
+	err := configdb.PutEvent(tx, &ev)
 	if err == nil {
-		tx := &configdb.Txn{Actor: q.who.actor}
-		tx.Put(configdb.Events.SpecKey(ev.Meta.ID), b)
 		_, err = q.db.Txn(ctx, tx)
 	}
 	if err != nil {
