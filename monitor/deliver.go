@@ -217,6 +217,12 @@ func (s *Service) deliver(ctx context.Context, term uint64, r api.Receiver, batc
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	remark := ""
+	var partial *notify.Partial
+	if errors.As(err, &partial) {
+		remark, err = partial.Error(), nil
+		s.log.Warn("alerts not sent to everybody", "receiver", r.Meta.Name, "err", partial)
+	}
 	if err != nil {
 		s.reportFailure(ctx, term, r.Meta.ID, err, queued)
 		return err
@@ -225,7 +231,7 @@ func (s *Service) deliver(ctx context.Context, term uint64, r api.Receiver, batc
 	err = s.marked(ctx, term, &r, batch, func(v *configdb.View, tx *configdb.Txn) error {
 		return updateReceiver(v, tx, r.Meta.ID, func(st *api.ReceiverStatus) {
 			now := s.now().UTC()
-			*st = api.ReceiverStatus{Phase: ReceiverOK, LastSent: &now, Queued: queued - len(batch)}
+			*st = api.ReceiverStatus{Phase: ReceiverOK, Message: remark, LastSent: &now, Queued: queued - len(batch)}
 		})
 	})
 	if err != nil && ctx.Err() == nil {

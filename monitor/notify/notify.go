@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -166,7 +167,8 @@ func (s *Sender) Begin(term uint64) {
 	}
 }
 
-// Send delivers a message to one receiver within Deadline.
+// Send delivers a message to one receiver within Deadline. A *Partial says that
+// it was sent, but not to everybody.
 func (s *Sender) Send(ctx context.Context, r Receiver, m Message) error {
 	ctx, cancel := context.WithTimeout(ctx, Deadline)
 	defer cancel()
@@ -181,8 +183,9 @@ func (s *Sender) Send(ctx context.Context, r Receiver, m Message) error {
 	default:
 		return fmt.Errorf("receiver %s has the type %q, which this version does not know", r.Name, r.Spec.Type)
 	}
-	if err == nil {
-		return nil
+	var partial *Partial // its words are ours
+	if err == nil || errors.As(err, &partial) {
+		return err
 	}
 	return fmt.Errorf("send to receiver %s: %s", r.Name, r.plainError(err))
 }
