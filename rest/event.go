@@ -140,6 +140,9 @@ func (q *request) auditAlone(kind api.Kind, target api.Meta) {
 
 // verb is what a request does: the action of its path, or what its method says.
 func (q *request) verb() string {
+	if q.route.verb != "" {
+		return q.route.verb
+	}
 	switch q.r.Method {
 	case http.MethodPost:
 		if _, action, ok := strings.Cut(q.route.path, "{name}/"); ok {
