@@ -106,6 +106,10 @@ func (q *request) audit(tx *configdb.Txn, e *effect) error {
 		target = m
 	}
 	ev := q.auditEvent(e.kind, target)
+	if e.changed != "" {
+		ev.Spec.Details["changed"] = e.changed
+		ev.Spec.Message += " (" + e.changed + ")"
+	}
 	return configdb.PutEvent(tx, &ev)
 }
 

@@ -300,3 +300,30 @@ func (f *fixture) addAlert() string {
 	f.txn(func(_ *configdb.View, tx *configdb.Txn) error { return configdb.Alerts.CreateUnnamed(tx, &a) })
 	return a.Meta.ID
 }
+
+// TestAnUpdatesEventSaysWhatChanged: names only, values may be secrets.
+func TestAnUpdatesEventSaysWhatChanged(t *testing.T) {
+	f := newFixture(t)
+	withMonitors(f)
+	f.do(call{method: "POST", path: "users", body: userBody("bob", newPublicKey(t))})
+	f.do(call{method: "POST", path: "receivers", body: `{"meta":{"name":"ops"},"spec":{"type":"webhook","address":"http://h/","secret":"the-old-key"}}`})
+	for _, tc := range []struct{ path, body, kind, changed string }{
+		{"users/bob", `{"spec":{"role":"administrator","disabled":true}}`, "user", "spec.disabled, spec.role"},
+		{"users/bob", `{"spec":{"sshKeys":[]},"meta":{"labels":{"team":"a"}}}`, "user", "meta.labels.team, spec.sshKeys"},
+		{"receivers/ops", `{"spec":{"secret":"the-new-key"}}`, "receiver", "spec.secret"},
+		{"receivers/ops", `{"spec":{"address":"http://i/"}}`, "receiver", "spec.address"},
+	} {
+		before := len(f.audits("audit." + tc.kind + ".update"))
+		if a := f.do(call{method: "PATCH", path: tc.path, body: tc.body}); a.status != 200 {
+			t.Fatalf("%s: %d %s", tc.path, a.status, a.body)
+		}
+		all := f.audits("audit." + tc.kind + ".update")
+		if len(all) != before+1 {
+			t.Fatalf("%s: %d events", tc.body, len(all)-before)
+		}
+		e := all[before].Spec
+		if e.Details["changed"] != tc.changed || !strings.HasSuffix(e.Message, " ("+tc.changed+")") || strings.Contains(e.Message, "key\"") {
+			t.Errorf("%s: %q, details %v", tc.body, e.Message, e.Details)
+		}
+	}
+}
