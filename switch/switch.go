@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/muster-vm/muster/configdb"
@@ -32,6 +31,9 @@ const (
 	EchoInterval = 10 * time.Second
 	// PlugDeadline bounds Plug: the port must be in the running switch by then.
 	PlugDeadline = 5 * time.Second
+	// PassDeadline bounds one look at the whole: with a database that hangs,
+	// each of its calls would take its own deadline.
+	PassDeadline = 10 * time.Second
 	// WriteDeadline bounds a transaction.
 	WriteDeadline = 5 * time.Second
 	// bridgeTime is how long ovs-vswitchd may take to make a new bridge before
@@ -72,7 +74,7 @@ type Switch struct {
 	mgmt string // path of the bridge's management socket
 
 	// work is held while the host's network is looked at and changed.
-	work sync.Mutex
+	work gate
 	host *hostnet.Host
 	conn *ovs.Conn
 	flow *openflow.Session
@@ -101,7 +103,7 @@ func New(cfg Config) (*Switch, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Switch{cfg: cfg, log: cfg.Log, mgmt: filepath.Join(filepath.Dir(path), Bridge+".mgmt"), responders: map[string]*responder{}}
+	s := &Switch{cfg: cfg, log: cfg.Log, mgmt: filepath.Join(filepath.Dir(path), Bridge+".mgmt"), responders: map[string]*responder{}, work: make(gate, 1)}
 	host := func(*configdb.View, configdb.Change) []string { return []string{all} }
 	var sources []reconcile.Source
 	for _, prefix := range []string{
@@ -146,17 +148,17 @@ func (s *Switch) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.work.Lock()
+	_ = s.work.enter(context.Background())
 	s.host = host
-	s.work.Unlock()
+	s.work.leave()
 	group, ctx := contain.NewGroup(ctx)
 	group.Go(func() { s.followOVS(ctx) })
 	group.Go(func() { s.followDevices(ctx, host) })
 	group.Go(func() { s.resync(ctx) })
 	err = s.loop.Run(ctx)
 	err = errors.Join(err, group.Stop())
-	s.work.Lock()
-	defer s.work.Unlock()
+	_ = s.work.enter(context.Background())
+	defer s.work.leave()
 	s.stopResponders(nil)
 	s.disconnect()
 	s.host.Close()
@@ -191,10 +193,10 @@ func (s *Switch) followDevices(ctx context.Context, host *hostnet.Host) {
 func (s *Switch) followOVS(ctx context.Context) {
 	for ctx.Err() == nil {
 		conn, err := ovs.Dial(ctx, s.cfg.OVSDB, s.log)
-		s.work.Lock()
+		_ = s.work.enter(context.Background())
 		first := !s.tried
 		s.tried, s.conn = true, conn
-		s.work.Unlock()
+		s.work.leave()
 		if first || err == nil {
 			s.loop.Enqueue(all)
 		}
@@ -203,9 +205,10 @@ func (s *Switch) followOVS(ctx context.Context) {
 			continue
 		}
 		s.followConn(ctx, conn)
-		s.work.Lock()
+		conn.Close() // first, so that who holds the work and waits for it goes on
+		_ = s.work.enter(context.Background())
 		s.disconnect()
-		s.work.Unlock()
+		s.work.leave()
 		s.loop.Enqueue(all)
 	}
 }
@@ -217,9 +220,9 @@ func (s *Switch) followConn(ctx context.Context, conn *ovs.Conn) {
 	asked := s.cfg.Now()
 	changed := conn.Changed()
 	for {
-		s.work.Lock()
+		_ = s.work.enter(context.Background())
 		flow := s.flow
-		s.work.Unlock()
+		s.work.leave()
 		var ended <-chan struct{}
 		if flow != nil {
 			ended = flow.Done()
@@ -229,9 +232,9 @@ func (s *Switch) followConn(ctx context.Context, conn *ovs.Conn) {
 			changed = conn.Changed()
 			s.loop.Enqueue(all)
 		case <-ended:
-			s.work.Lock()
+			_ = s.work.enter(context.Background())
 			s.closeFlow()
-			s.work.Unlock()
+			s.work.leave()
 			s.loop.Enqueue(all)
 		case <-t.C: // the session may have begun since
 			if flow == nil {
@@ -249,6 +252,26 @@ func (s *Switch) followConn(ctx context.Context, conn *ovs.Conn) {
 		}
 	}
 }
+
+// gate is a mutex whose wait ends with a context: a switch that hangs must not
+// hold up those who start VMs.
+type gate chan struct{}
+
+var (
+	errBusy = errors.New("the virtual switch of this node is busy; it waits for Open vSwitch")
+	errSlow = errors.New("Open vSwitch's database answers too slowly, or not at all: systemctl restart openvswitch-switch") //nolint:staticcheck // a name
+)
+
+func (g gate) enter(ctx context.Context) error {
+	select {
+	case g <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return errBusy
+	}
+}
+
+func (g gate) leave() { <-g }
 
 func (s *Switch) closeFlow() {
 	if s.flow != nil {
