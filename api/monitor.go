@@ -5,7 +5,9 @@ package api
 
 import (
 	"net"
+	"net/mail"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -71,6 +73,13 @@ func (s Severity) Rank() int {
 		return 3
 	}
 	return 0
+}
+
+func (s Severity) validate(field string) error {
+	if s.Rank() == 0 {
+		return Invalid(field, "is %q; give info, warning or critical", clip(string(s)))
+	}
+	return nil
 }
 
 // Rule says when an alert fires.
@@ -143,13 +152,14 @@ func (s *RuleSpec) Validate() error {
 		if s.Metric == "" {
 			return Invalid("spec.metric", "is missing; give the name of a series")
 		}
+		if strings.ContainsFunc(s.Metric, func(c rune) bool { return c != '_' && (c < 'a' || c > 'z') && (c < '0' || c > '9') }) {
+			return Invalid("spec.metric", "%q is not the name of one series, such as muster_node_cpu_percent", clip(s.Metric))
+		}
 	default:
 		return Invalid("spec.check", "%q is not a check; see the reference", clip(string(s.Check)))
 	}
-	switch s.Severity {
-	case SeverityInfo, SeverityWarning, SeverityCritical:
-	default:
-		return Invalid("spec.severity", "is %q; give info, warning or critical", clip(string(s.Severity)))
+	if err := s.Severity.validate("spec.severity"); err != nil {
+		return err
 	}
 	if s.ForSeconds < 0 || s.ForSeconds > maxRuleForSeconds {
 		return Invalid("spec.forSeconds", "is %d; give 0 to %d", s.ForSeconds, maxRuleForSeconds)
@@ -262,15 +272,13 @@ func (s *ReceiverSpec) Validate() error {
 	if len(s.Address) > maxReceiverAddress {
 		return Invalid("spec.address", "is longer than %d characters", maxReceiverAddress)
 	}
+	if err := s.MinSeverity.validate("spec.minSeverity"); err != nil {
+		return err
+	}
 	switch s.Type {
 	case ReceiverSMTP:
-		if s.From == "" || len(s.To) == 0 || len(s.To) > 32 {
-			return Invalid("spec.to", "an smtp receiver needs from and 1 to 32 addresses in to")
-		}
-		for _, a := range append([]string{s.From}, s.To...) {
-			if !strings.Contains(a, "@") || strings.ContainsAny(a, "\r\n \t<>") {
-				return Invalid("spec.to", "%q is not a mail address", clip(a))
-			}
+		if err := s.validateMail(); err != nil {
+			return err
 		}
 	case ReceiverSNMP:
 		if s.Version != "2c" && s.Version != "3" {
@@ -284,14 +292,34 @@ func (s *ReceiverSpec) Validate() error {
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return Invalid("spec.address", "%q is not an http or https URL", clip(s.Address))
 		}
+		if u.User != nil { // addresses are shown, and stored as they are
+			return Invalid("spec.address", "has a user or password in it; leave them out: a webhook is signed with spec.secret")
+		}
 		return nil
 	default:
 		return Invalid("spec.type", "is %q; give smtp, snmp or webhook", clip(string(s.Type)))
 	}
-	if _, _, err := net.SplitHostPort(s.Address); err != nil {
-		return Invalid("spec.address", "%q is not host:port", clip(s.Address))
+	host, port, err := net.SplitHostPort(s.Address)
+	if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n == 0 || host == "" {
+		return Invalid("spec.address", "%q is not host:port, such as mail.example.org:587", clip(s.Address))
 	}
 	return nil
+}
+
+func (s *ReceiverSpec) validateMail() error {
+	if s.From == "" || len(s.To) == 0 || len(s.To) > 32 {
+		return Invalid("spec.to", "an smtp receiver needs from and 1 to 32 addresses in to")
+	}
+	for _, a := range append([]string{s.From}, s.To...) {
+		if m, err := mail.ParseAddress(a); err != nil || m.Address != a {
+			return Invalid("spec.to", "%q is not a mail address such as ops@example.org", clip(a))
+		}
+	}
+	switch s.TLS {
+	case "starttls", "tls", "none":
+		return nil
+	}
+	return Invalid("spec.tls", "is %q; give starttls, tls or none", clip(s.TLS))
 }
 
 // ReceiverStatus is written by the leader's monitor service.

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/muster-vm/muster/configdb/fsm"
 	"github.com/muster-vm/muster/configdb/raftnode"
@@ -137,6 +138,10 @@ func (s *Store) Confirm(ctx context.Context, term uint64) error {
 
 // Indexes returns the last Raft index in this node's log, committed and applied.
 func (s *Store) Indexes() (last, committed, applied uint64) { return s.node.Indexes() }
+
+// ApplyTime returns how many log entries this process has applied and how long
+// that took in all.
+func (s *Store) ApplyTime() (entries uint64, took time.Duration) { return s.node.ApplyTime() }
 
 // Leader returns who leads, as far as this node knows.
 func (s *Store) Leader() (nodeID, address string, ok bool) { return s.node.Leader() }

@@ -83,7 +83,11 @@ func (s *Server) newConn(sc *ssh.ServerConn) (*conn, error) {
 func (c *conn) serve(ctx context.Context, chans <-chan ssh.NewChannel, requests <-chan *ssh.Request) {
 	log := c.s.log.With("user", c.user, "source", c.source)
 	full := c.s.enter(c)
-	if full == nil {
+	if full != nil {
+		// It is counted nowhere, so it stays only as long as it takes to say why.
+		log.Debug("login over a limit", "err", full)
+		defer time.AfterFunc(fullTimeout, func() { _ = c.ssh.Close() }).Stop()
+	} else {
 		defer c.s.leave(c)
 		c.rest = c.s.cfg.Handler(ActorPrefix+c.user, c.role, c.source)
 		if closer, ok := c.rest.(io.Closer); ok {
@@ -102,6 +106,7 @@ func (c *conn) serve(ctx context.Context, chans <-chan ssh.NewChannel, requests 
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
+	defer func() { _ = c.ssh.Close() }()            // else the requests would never end
 	wg.Go(func() { ssh.DiscardRequests(requests) }) // tcpip-forward and all others: no
 	wg.Go(func() { c.keepAlive(ctx) })
 	for nch := range chans {
@@ -124,7 +129,7 @@ func (c *conn) serve(ctx context.Context, chans <-chan ssh.NewChannel, requests 
 			c.touch()
 			wg.Go(func() {
 				defer c.open.Add(-1)
-				newSession(c, ch).serve(ctx, reqs)
+				c.s.alone("channel", func() { newSession(c, ch).serve(ctx, reqs) })
 			})
 		}
 	}
@@ -171,9 +176,11 @@ func (c *conn) end(why string) {
 	told := make(chan struct{})
 	c.s.ending.Go(func() {
 		defer close(told)
-		for _, t := range screens {
-			t.farewell(why)
-		}
+		c.s.alone("farewell", func() {
+			for _, t := range screens {
+				t.farewell(why)
+			}
+		})
 	})
 	c.s.ending.Go(func() {
 		t := time.NewTimer(farewellTimeout)

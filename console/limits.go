@@ -21,6 +21,7 @@ const (
 	KeepAlive        = 30 * time.Second
 	KeepAliveTimeout = 60 * time.Second
 	eofTimeout       = 15 * time.Second // for the client to confirm an end of input
+	fullTimeout      = 5 * time.Second  // of a connection over a limit, to be told so
 )
 
 // Limits of sessions.

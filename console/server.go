@@ -16,6 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Config is what a Server needs. All functions must be set, but for Audit.
@@ -116,13 +117,15 @@ func New(cfg Config) (*Server, error) {
 // Serve answers the connections of ln, which begin with "SSH-", until the
 // context ends; that is no error. It closes ln and returns when all is over.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
+	group, ctx := contain.NewGroup(ctx)
 	defer s.ending.Wait()
-	defer wg.Wait()
-	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
-	wg.Go(func() { s.lookAfter(ctx) })
+	group.Go(func() { s.lookAfter(ctx) })
+	err := s.accept(ctx, ln, group)
+	return errors.Join(err, group.Stop())
+}
+
+func (s *Server) accept(ctx context.Context, ln net.Listener, group *contain.Group) error {
 	for {
 		c, err := ln.Accept()
 		if err != nil {
@@ -144,8 +147,21 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			_ = c.Close() // the client tries again
 			continue
 		}
-		wg.Go(func() { s.serveConn(ctx, c, sync.OnceFunc(func() { s.dismiss(ip) })) })
+		group.Go(func() {
+			s.alone("connection", func() { s.serveConn(ctx, c, sync.OnceFunc(func() { s.dismiss(ip) })) })
+		})
 	}
+}
+
+// alone runs f so that a bug there ends only what f is about: what strangers
+// and guests send goes through it. ok is false after a panic.
+func (s *Server) alone(what string, f func()) (ok bool) {
+	err := contain.Do(f)
+	var p *contain.Panic
+	if errors.As(err, &p) {
+		s.log.Error("the shell met a bug", "what", what, "panic", p.Value, "stack", p.Stack)
+	}
+	return err == nil
 }
 
 const acceptPause = 50 * time.Millisecond
@@ -245,10 +261,15 @@ func (s *Server) lookAfter(ctx context.Context) {
 		}
 		s.mu.Unlock()
 		for _, c := range all {
-			if why := s.unwelcome(c); why != "" {
-				c.end(why)
-			} else if c.idle() > s.cfg.Idle {
-				c.end(fmt.Sprintf("no key was pressed for %s", s.cfg.Idle))
+			ok := s.alone("look after "+c.user, func() {
+				if why := s.unwelcome(c); why != "" {
+					c.end(why)
+				} else if c.idle() > s.cfg.Idle {
+					c.end(fmt.Sprintf("no key was pressed for %s", s.cfg.Idle))
+				}
+			})
+			if !ok {
+				c.end("the server met a bug") // nobody knows whether the user is still welcome
 			}
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -92,7 +91,11 @@ func (s *session) request(ctx context.Context, cancel context.CancelFunc, r *ssh
 		if s.pty != nil {
 			s.open(wg)
 		}
-		wg.Go(func() { s.run(ctx, e.Command, r.Type == "shell") })
+		wg.Go(func() {
+			if !s.c.s.alone("session", func() { s.run(ctx, e.Command, r.Type == "shell") }) {
+				s.finish(cli.ExitFailed)
+			}
+		})
 		return true
 	}
 	return false
@@ -114,7 +117,9 @@ func (s *session) open(wg *sync.WaitGroup) {
 	s.c.addScreen(t)
 	wg.Go(func() {
 		defer s.c.dropScreen(t)
-		t.pump()
+		if !s.c.s.alone("terminal", t.pump) {
+			t.stop(io.ErrUnexpectedEOF)
+		}
 	})
 }
 
@@ -134,6 +139,11 @@ func (s *session) run(ctx context.Context, command string, shell bool) {
 		s.c.touch()
 		s.c.busy.Add(-1)
 	}
+	s.finish(code)
+}
+
+// finish tells the exit code and closes the channel.
+func (s *session) finish(code int) {
 	_, _ = s.ch.SendRequest("exit-status", false, ssh.Marshal(exitStatus{uint32(code)}))
 	_ = s.ch.Close()
 }
@@ -148,14 +158,11 @@ func (s *session) command(ctx context.Context, line string, streams cli.Streams)
 	if len(words) == 0 {
 		return cli.ExitDone
 	}
-	defer func() {
-		if p := recover(); p != nil {
-			s.c.s.log.Error("command panicked", "user", s.c.user, "panic", p, "stack", string(debug.Stack()))
-			fmt.Fprintf(streams.Err, "muster: the command met a bug; the log of node %s has it\n", s.c.s.cfg.Node())
-			code = cli.ExitFailed
-		}
-	}()
-	return cli.Run(ctx, words, streams)
+	if !s.c.s.alone("command of "+s.c.user, func() { code = cli.Run(ctx, words, streams) }) {
+		fmt.Fprintf(streams.Err, "muster: the command met a bug; the log of node %s has it\n", s.c.s.cfg.Node())
+		return cli.ExitFailed
+	}
+	return code
 }
 
 // streams are those of a command but for its input and output.

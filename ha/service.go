@@ -14,6 +14,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/reconcile"
 )
 
@@ -102,11 +103,8 @@ func (s *Service) takeReturning() []string {
 
 // Run does the leader's work in one term, until ctx ends.
 func (s *Service) Run(ctx context.Context, term uint64) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { s.detect(ctx, term) })
+	group, ctx := contain.NewGroup(ctx)
+	group.Go(func() { s.detect(ctx, term) })
 	loop := reconcile.New(reconcile.Config{
 		Name: "ha", DB: s.db, Log: s.log, Workers: 4,
 		Sources: []reconcile.Source{
@@ -117,7 +115,8 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 			return s.recover(ctx, term, id)
 		},
 	})
-	return loop.Run(ctx)
+	err := loop.Run(ctx)
+	return errors.Join(err, group.Stop())
 }
 
 func idOf(prefix string) func(*configdb.View, configdb.Change) []string {

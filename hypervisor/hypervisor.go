@@ -21,6 +21,7 @@ import (
 	"github.com/muster-vm/muster/hypervisor/accel"
 	"github.com/muster-vm/muster/hypervisor/argv"
 	"github.com/muster-vm/muster/hypervisor/console"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/reconcile"
 )
 
@@ -185,7 +186,7 @@ type Hypervisor struct {
 	mu        sync.Mutex
 	running   bool
 	runCtx    context.Context // of Run; only for goroutines that Run waits for
-	tasks     sync.WaitGroup
+	tasks     *contain.Group  // of Run
 	instances map[string]*instance
 	strangers map[string]Process
 	waiting   map[string]string // volume being deleted → VM that waits for it
@@ -266,8 +267,6 @@ func (h *Hypervisor) nodeChanged(v *configdb.View, _ configdb.Change) []string {
 
 // Run works until the context ends, which is not an error. VMs go on running.
 func (h *Hypervisor) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	if err := os.MkdirAll(filepath.Join(h.cfg.RunDir, "vm"), 0o700); err != nil {
 		return fmt.Errorf("make the run directory: %w", err)
 	}
@@ -276,12 +275,13 @@ func (h *Hypervisor) Run(ctx context.Context) error {
 		h.mu.Unlock()
 		return errors.New("the hypervisor runs already")
 	}
+	h.tasks, ctx = contain.NewGroup(ctx)
 	h.running, h.runCtx = true, ctx
 	h.mu.Unlock()
 	h.detect(h.wantedAccelerator(h.cfg.DB.Local()))
 	h.spawn(h.resync)
 	err := h.loop.Run(ctx)
-	cancel()
+	h.tasks.Cancel()
 	h.mu.Lock()
 	h.running = false
 	all := h.instances
@@ -290,8 +290,7 @@ func (h *Hypervisor) Run(ctx context.Context) error {
 	for _, in := range all {
 		in.detach()
 	}
-	h.tasks.Wait()
-	return err
+	return errors.Join(err, h.tasks.Wait())
 }
 
 // spawn starts a goroutine that Run waits for.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-vm/muster/hypervisor/console"
 	"github.com/muster-vm/muster/hypervisor/qmp"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // instance is what the daemon remembers of one VM. Only the VM's reconciler
@@ -145,7 +146,12 @@ func (h *Hypervisor) attach(ctx context.Context, in *instance) error {
 		in.mu.Unlock()
 		h.spawn(func(ctx context.Context) {
 			defer close(followed)
-			h.follow(ctx, in, sub)
+			// What this QEMU sends must not harm the other VMs: it is attached anew.
+			if err := contain.Do(func() { h.follow(ctx, in, sub) }); err != nil {
+				h.log.Error("events of a VM are not followed", "vm", in.id, "err", err)
+				_ = conn.Disconnect()
+				h.loop.Enqueue(in.id)
+			}
 		})
 		if err := in.askAccelerator(ctx); err != nil {
 			return err

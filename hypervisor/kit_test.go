@@ -364,11 +364,16 @@ func (e *env) commit(tx *configdb.Txn) {
 	must(e.t, err)
 }
 
-// create makes a VM that is bound to a node, with one volume of its own.
+// create makes the VM web1 that is bound to a node, with one volume of its own.
 func (e *env) create(node string, spec api.VMSpec) string {
 	e.t.Helper()
-	vm := api.VM{Meta: api.NewMeta(api.KindVM, "", "web1"), Spec: spec}
-	vol := api.Volume{Meta: api.NewMeta(api.KindVolume, "", "web1-disk0"), Spec: api.VolumeSpec{Size: api.GiB}}
+	return e.createNamed("web1", node, spec)
+}
+
+func (e *env) createNamed(name, node string, spec api.VMSpec) string {
+	e.t.Helper()
+	vm := api.VM{Meta: api.NewMeta(api.KindVM, "", name), Spec: spec}
+	vol := api.Volume{Meta: api.NewMeta(api.KindVolume, "", name+"-disk0"), Spec: api.VolumeSpec{Size: api.GiB}}
 	vol.Meta.Owner = "vm/" + vm.Meta.ID
 	vm.Spec.Disks = []api.VMDisk{{Volume: vol.Meta.Name}}
 	if vm.Spec.Memory == 0 {
@@ -388,12 +393,17 @@ func (e *env) create(node string, spec api.VMSpec) string {
 	return vm.Meta.ID
 }
 
-// running makes a VM that runs.
+// running makes the VM web1 run.
 func (e *env) running(spec api.VMSpec) (string, api.VM) {
 	e.t.Helper()
-	e.vols.put("web1-disk0", e.disk())
+	return e.runningNamed("web1", spec)
+}
+
+func (e *env) runningNamed(name string, spec api.VMSpec) (string, api.VM) {
+	e.t.Helper()
+	e.vols.put(name+"-disk0", e.disk())
 	spec.Power = api.PowerRunning
-	id := e.create("node-1", spec)
+	id := e.createNamed(name, "node-1", spec)
 	return id, e.wait(id, "running", func(vm api.VM) bool { return vm.Status.Phase == api.VMRunning && vm.Status.PID != 0 })
 }
 

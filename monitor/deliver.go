@@ -8,12 +8,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/monitor/notify"
 )
 
@@ -49,6 +51,28 @@ type outbox struct {
 	busy     bool
 	failures int
 	next     time.Time
+	spec     uint64 // revision that the last attempt was made with
+}
+
+// due reports that a receiver may be tried: the pause after a failure is over,
+// or somebody has changed the receiver since.
+func (b *outbox) due(r *api.Receiver) bool {
+	return !b.busy && (b.spec != r.Meta.Revision || !time.Now().Before(b.next))
+}
+
+// outboxes are those of all receivers.
+type outboxes struct {
+	mu   sync.Mutex
+	byID map[string]*outbox
+}
+
+// only forgets the receivers that are not in a list, and are not busy.
+func (o *outboxes) only(list []api.Receiver) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	maps.DeleteFunc(o.byID, func(id string, b *outbox) bool {
+		return !b.busy && !slices.ContainsFunc(list, func(r api.Receiver) bool { return r.Meta.ID == id })
+	})
 }
 
 // deliverLoop starts deliveries: for each receiver at most one at a time, each
@@ -56,44 +80,14 @@ type outbox struct {
 func (s *Service) deliverLoop(ctx context.Context, term uint64) {
 	tick := time.NewTicker(s.timing.deliver)
 	defer tick.Stop()
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	boxes := map[string]*outbox{}
+	group, ctx := contain.NewGroup(ctx)
+	defer func() { _ = group.Stop() }() // each delivery contains its own bugs
+	boxes := outboxes{byID: map[string]*outbox{}}
 	for {
-		for _, r := range s.receivers(s.db.Local()) {
-			mu.Lock()
-			b := boxes[r.Meta.ID]
-			if b == nil {
-				b = &outbox{}
-				boxes[r.Meta.ID] = b
-			}
-			due := !b.busy && !time.Now().Before(b.next)
-			mu.Unlock()
-			if !due {
-				continue
-			}
-			// Read only now: what the last delivery marked must be seen.
-			batch, queued := s.queue(s.db.Local(), &r)
-			if len(batch) == 0 {
-				continue
-			}
-			mu.Lock()
-			b.busy = true
-			mu.Unlock()
-			wg.Go(func() {
-				err := s.deliver(ctx, term, r, batch, queued)
-				mu.Lock()
-				defer mu.Unlock()
-				b.busy = false
-				if err == nil {
-					b.failures, b.next = 0, time.Time{}
-					wake(s.tell) // there may be more
-					return
-				}
-				b.next = time.Now().Add(min(s.timing.backoff<<min(b.failures, 20), s.timing.maxBackoff))
-				b.failures++
-			})
+		list := s.receivers(s.db.Local())
+		boxes.only(list)
+		for i := range list {
+			s.deliverNext(ctx, term, group, &boxes, list[i])
 		}
 		select {
 		case <-tick.C:
@@ -102,6 +96,48 @@ func (s *Service) deliverLoop(ctx context.Context, term uint64) {
 			return
 		}
 	}
+}
+
+// deliverNext starts the next delivery to a receiver, if it is due.
+func (s *Service) deliverNext(ctx context.Context, term uint64, group *contain.Group, boxes *outboxes, r api.Receiver) {
+	boxes.mu.Lock()
+	b := boxes.byID[r.Meta.ID]
+	if b == nil {
+		b = &outbox{}
+		boxes.byID[r.Meta.ID] = b
+	}
+	due := b.due(&r)
+	boxes.mu.Unlock()
+	if !due {
+		return
+	}
+	// Read only now: what the last delivery marked must be seen.
+	batch, queued := s.queue(s.db.Local(), &r)
+	if len(batch) == 0 {
+		return
+	}
+	boxes.mu.Lock()
+	b.busy, b.spec = true, r.Meta.Revision
+	boxes.mu.Unlock()
+	group.Go(func() {
+		// A bug that only one receiver's answers meet must not stop the rest.
+		err := contain.Call(func() error { return s.deliver(ctx, term, r, batch, queued) })
+		var p *contain.Panic
+		if errors.As(err, &p) {
+			s.log.Error("delivery panicked", "receiver", r.Meta.Name, "panic", p.Value, "stack", p.Stack)
+			s.reportFailure(ctx, term, r.Meta.ID, err, queued)
+		}
+		boxes.mu.Lock()
+		defer boxes.mu.Unlock()
+		b.busy = false
+		if err == nil {
+			b.failures, b.next = 0, time.Time{}
+			wake(s.tell) // there may be more
+			return
+		}
+		b.next = time.Now().Add(min(s.timing.backoff<<min(b.failures, 20), s.timing.maxBackoff))
+		b.failures++
+	})
 }
 
 func (s *Service) receivers(v *configdb.View) []api.Receiver {
@@ -174,12 +210,18 @@ func (s *Service) deliver(ctx context.Context, term uint64, r api.Receiver, batc
 		return s.marked(ctx, term, &r, batch, func(v *configdb.View, tx *configdb.Txn) error {
 			e := api.NewEvent("receiver.gave-up", api.SeverityWarning, api.KindReceiver, r.Meta,
 				fmt.Sprintf("receiver %s was not told of %d alerts for %s; they are no longer sent to it", r.Meta.Name, len(batch), GiveUp), s.now())
-			return emit(tx, &e)
+			return configdb.PutEvent(tx, &e)
 		})
 	}
 	err := s.sendTo(ctx, &r, m)
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	remark := ""
+	var partial *notify.Partial
+	if errors.As(err, &partial) {
+		remark, err = partial.Error(), nil
+		s.log.Warn("alerts not sent to everybody", "receiver", r.Meta.Name, "err", partial)
 	}
 	if err != nil {
 		s.reportFailure(ctx, term, r.Meta.ID, err, queued)
@@ -189,7 +231,7 @@ func (s *Service) deliver(ctx context.Context, term uint64, r api.Receiver, batc
 	err = s.marked(ctx, term, &r, batch, func(v *configdb.View, tx *configdb.Txn) error {
 		return updateReceiver(v, tx, r.Meta.ID, func(st *api.ReceiverStatus) {
 			now := s.now().UTC()
-			*st = api.ReceiverStatus{Phase: ReceiverOK, LastSent: &now, Queued: queued - len(batch)}
+			*st = api.ReceiverStatus{Phase: ReceiverOK, Message: remark, LastSent: &now, Queued: queued - len(batch)}
 		})
 	})
 	if err != nil && ctx.Err() == nil {

@@ -162,7 +162,7 @@ func (s *Service) emitAlert(tx *configdb.Txn, c *alert.Change) error {
 	}
 	e := api.NewEvent("alert."+string(c.Entered), severity, a.Spec.TargetKind, api.Meta{ID: a.Spec.TargetID, Name: a.Spec.Target}, a.Status.Message, s.now())
 	e.Spec.Details = map[string]string{"rule": a.Spec.Rule, "alert": a.Meta.ID}
-	return emit(tx, &e)
+	return configdb.PutEvent(tx, &e)
 }
 
 // facts collects what the rules look at.
@@ -223,25 +223,24 @@ func (s *Service) pools(v *configdb.View, f alert.Facts) []alert.Pool {
 	}
 	var out []alert.Pool
 	for _, p := range pools {
-		shared := -1
+		shared := alert.Pool{ID: p.Meta.ID, Name: p.Meta.Name, Unknown: true}
 		for _, st := range byPool[p.Meta.ID] {
-			if !st.Status.Ready || st.Status.Total <= 0 {
-				continue
-			}
-			one := alert.Pool{ID: p.Meta.ID, Name: p.Meta.Name, Percent: 100 * float64(st.Status.Total-st.Status.Free) / float64(st.Status.Total)}
-			if measured, ok := poolSample(f.Probes[st.Spec.NodeID], p.Meta.Name); ok {
-				one.Percent = measured
+			one := alert.Pool{ID: p.Meta.ID + "/" + st.Spec.NodeID, Name: p.Meta.Name + " on " + st.Status.Node}
+			if one.Unknown = !st.Status.Ready || st.Status.Total <= 0; !one.Unknown {
+				one.Percent = 100 * float64(st.Status.Total-st.Status.Free) / float64(st.Status.Total)
+				if measured, ok := poolSample(f.Probes[st.Spec.NodeID], p.Meta.Name); ok {
+					one.Percent = measured
+				}
 			}
 			switch {
 			case p.Spec.Type != api.PoolShared:
-				one.ID, one.Name = p.Meta.ID+"/"+st.Spec.NodeID, p.Meta.Name+" on "+st.Status.Node
 				out = append(out, one)
-			case shared < 0:
-				shared = len(out)
-				out = append(out, one)
-			default: // one file system, seen by many: the worst view counts
-				out[shared].Percent = max(out[shared].Percent, one.Percent)
+			case !one.Unknown: // one file system, seen by many: the worst view counts
+				shared.Unknown, shared.Percent = false, max(shared.Percent, one.Percent)
 			}
+		}
+		if p.Spec.Type == api.PoolShared {
+			out = append(out, shared)
 		}
 	}
 	return out

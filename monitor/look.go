@@ -55,16 +55,44 @@ func (s *Service) look(ctx context.Context, term uint64, id string) error {
 	return s.lookVM(ctx, term, id)
 }
 
-// readMark returns the mark of an object and the revision of its key.
-func readMark(v *configdb.View, key string, mark any) (revision uint64, known bool, err error) {
-	e, ok := v.Get(key)
+// record is the mark of an object, as of one view.
+type record[M comparable] struct {
+	id, key  string // of the object; of the mark
+	gone     bool   // the object
+	known    bool   // there is a mark
+	mark     M
+	revision uint64 // of the mark
+}
+
+func readRecord[M comparable](v *configdb.View, kind api.Kind, id string) (record[M], error) {
+	r := record[M]{id: id, key: markKey(kind, id)}
+	e, ok := v.Get(r.key)
 	if !ok {
-		return 0, false, nil
+		return r, nil
 	}
-	if err := json.Unmarshal(e.Value, mark); err != nil {
-		return 0, false, fmt.Errorf("decode %s: %w", key, err)
+	if err := json.Unmarshal(e.Value, &r.mark); err != nil {
+		return r, fmt.Errorf("decode %s: %w", r.key, err)
 	}
-	return e.Revision, true, nil
+	r.known, r.revision = true, e.Revision
+	return r, nil
+}
+
+// step tells what happened to an object since its mark was written. advance
+// moves the mark to what the object is now and returns the events; farewell is
+// the event of one that is gone.
+func step[M comparable](ctx context.Context, s *Service, term uint64, r *record[M], advance func(now time.Time) []api.Event, farewell func() api.Event) error {
+	if r.gone {
+		if !r.known {
+			return nil
+		}
+		return s.tellOf(ctx, term, r.key, r.revision, nil, []api.Event{farewell()})
+	}
+	was := r.mark
+	events := advance(s.now())
+	if r.known && r.mark == was {
+		return nil
+	}
+	return s.tellOf(ctx, term, r.key, r.revision, r.mark, events)
 }
 
 // tellOf commits events with the mark that says that they were written. A nil
@@ -85,7 +113,7 @@ func (s *Service) tellOf(ctx context.Context, term uint64, key string, revision 
 		tx.Put(key, b)
 	}
 	for i := range events {
-		if err := emit(tx, &events[i]); err != nil {
+		if err := configdb.PutEvent(tx, &events[i]); err != nil {
 			return err
 		}
 	}
@@ -93,38 +121,21 @@ func (s *Service) tellOf(ctx context.Context, term uint64, key string, revision 
 	return err
 }
 
-// emit adds an event to a transaction. It has no status and no claim of its
-// name, which is its ID: one key per event.
-func emit(tx *configdb.Txn, e *api.Event) error {
-	b, err := e.EncodeSpec()
-	if err != nil {
-		return err
-	}
-	tx.Put(configdb.Events.SpecKey(e.Meta.ID), b)
-	return nil
-}
-
 // nodeLook is a node with its mark, as of one view.
 type nodeLook struct {
-	id       string
-	node     api.Node
-	gone     bool
-	mark     nodeMark
-	known    bool // there is a mark
-	revision uint64
+	record[nodeMark]
+	node api.Node
 }
 
 func readNode(v *configdb.View, id string) (*nodeLook, error) {
-	l := &nodeLook{id: id}
-	var err error
-	if l.revision, l.known, err = readMark(v, markKey(api.KindNode, id), &l.mark); err != nil {
+	r, err := readRecord[nodeMark](v, api.KindNode, id)
+	if err != nil {
 		return nil, err
 	}
+	l := &nodeLook{record: r}
 	l.node, err = configdb.Nodes.Get(v, id)
-	if api.CodeOf(err) == api.CodeNotFound {
-		l.gone, err = true, nil
-	}
-	return l, err
+	l.gone = api.CodeOf(err) == api.CodeNotFound
+	return l, api.IgnoreNotFound(err)
 }
 
 func (s *Service) lookNode(ctx context.Context, term uint64, id string) error {
@@ -132,31 +143,14 @@ func (s *Service) lookNode(ctx context.Context, term uint64, id string) error {
 	if err != nil {
 		return err
 	}
-	key := markKey(api.KindNode, id)
-	if l.gone {
-		if l.known {
-			e := api.NewEvent("node.removed", api.SeverityInfo, api.KindNode, api.Meta{ID: id, Name: l.mark.Name},
-				"node "+l.mark.Name+" was removed from the cluster", s.now())
-			if err := s.tellOf(ctx, term, key, l.revision, nil, []api.Event{e}); err != nil {
-				return err
-			}
-		}
-		s.mu.Lock()
-		delete(s.nodes, id)
-		s.mu.Unlock()
+	err = step(ctx, s, term, &l.record, l.advance, func() api.Event {
+		return api.NewEvent("node.removed", api.SeverityInfo, api.KindNode, api.Meta{ID: id, Name: l.mark.Name}, "node "+l.mark.Name+" was removed from the cluster", s.now())
+	})
+	if err == nil {
+		s.knowNode(l)
 		s.kicked()
-		return nil
 	}
-	was := l.mark
-	events := l.advance(s.now())
-	if l.mark != was || !l.known {
-		if err := s.tellOf(ctx, term, key, l.revision, l.mark, events); err != nil {
-			return err
-		}
-	}
-	s.knowNode(l)
-	s.kicked()
-	return nil
+	return err
 }
 
 // advance moves the mark to what the node is now, and says what happened.

@@ -14,30 +14,24 @@ import (
 
 // vmLook is a VM with its binding and its mark, as of one view.
 type vmLook struct {
-	id       string
-	vm       api.VM
-	binding  api.Binding
-	gone     bool
-	mark     vmMark
-	known    bool // there is a mark
-	revision uint64
+	record[vmMark]
+	vm      api.VM
+	binding api.Binding
 	// from is the node that the mark names, if it is still there.
 	from *api.Node
 }
 
 func readVM(v *configdb.View, id string) (*vmLook, error) {
-	l := &vmLook{id: id}
-	var err error
-	if l.revision, l.known, err = readMark(v, markKey(api.KindVM, id), &l.mark); err != nil {
+	r, err := readRecord[vmMark](v, api.KindVM, id)
+	if err != nil {
 		return nil, err
 	}
+	l := &vmLook{record: r}
 	if l.vm, err = configdb.VMs.Get(v, id); err != nil {
-		if api.CodeOf(err) == api.CodeNotFound {
-			l.gone, err = true, nil
-		}
-		return l, err
+		l.gone = api.CodeOf(err) == api.CodeNotFound
+		return l, api.IgnoreNotFound(err)
 	}
-	if l.binding, err = configdb.Bindings.Get(v, id); err != nil && api.CodeOf(err) != api.CodeNotFound {
+	if l.binding, err = configdb.Bindings.Get(v, id); api.IgnoreNotFound(err) != nil {
 		return nil, err
 	}
 	if l.mark.NodeID != "" {
@@ -53,30 +47,14 @@ func (s *Service) lookVM(ctx context.Context, term uint64, id string) error {
 	if err != nil {
 		return err
 	}
-	key := markKey(api.KindVM, id)
-	if l.gone {
-		if l.known {
-			e := api.NewEvent("vm.deleted", api.SeverityInfo, api.KindVM, api.Meta{ID: id, Name: l.mark.Name}, "vm "+l.mark.Name+" was deleted", s.now())
-			if err := s.tellOf(ctx, term, key, l.revision, nil, []api.Event{e}); err != nil {
-				return err
-			}
-		}
-		s.mu.Lock()
-		delete(s.vms, id)
-		s.mu.Unlock()
+	err = step(ctx, s, term, &l.record, l.advance, func() api.Event {
+		return api.NewEvent("vm.deleted", api.SeverityInfo, api.KindVM, api.Meta{ID: id, Name: l.mark.Name}, "vm "+l.mark.Name+" was deleted", s.now())
+	})
+	if err == nil {
+		s.knowVM(l)
 		s.kicked()
-		return nil
 	}
-	was := l.mark
-	events := l.advance(s.now())
-	if l.mark != was || !l.known {
-		if err := s.tellOf(ctx, term, key, l.revision, l.mark, events); err != nil {
-			return err
-		}
-	}
-	s.knowVM(l)
-	s.kicked()
-	return nil
+	return err
 }
 
 // advance moves the mark to what the VM is now, and says what happened.

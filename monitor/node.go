@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -46,6 +47,7 @@ type NodeConfig struct {
 // Node measures one node and answers for it.
 type Node struct {
 	cfg    NodeConfig
+	began  atomic.Int64 // Run, in nanoseconds since 1970
 	store  *series.Store
 	runner *series.Runner
 }
@@ -105,8 +107,15 @@ func agentCollector(a *snmp.Agent) series.Collector {
 	}}
 }
 
+// settleTime is how long after its begin a node may lack series: some need two
+// runs of their collector.
+const settleTime = 60 * time.Second
+
 // Run measures until the context ends.
-func (n *Node) Run(ctx context.Context) error { return n.runner.Run(ctx) }
+func (n *Node) Run(ctx context.Context) error {
+	n.began.Store(n.cfg.Now().UnixNano())
+	return n.runner.Run(ctx)
+}
 
 // WriteMetrics appends the current values in the Prometheus text format.
 func (n *Node) WriteMetrics(b *strings.Builder) { n.store.WriteText(b) }
@@ -131,12 +140,22 @@ func (n *Node) ServeProbe(_ context.Context, request []byte) ([]byte, error) {
 	if n.cfg.CertNotAfter != nil {
 		a.CertNotAfter = n.cfg.CertNotAfter()
 	}
+	began := n.began.Load()
+	a.Partial = began == 0 || n.cfg.Now().Sub(time.Unix(0, began)) < settleTime
+	failing := map[string]bool{}
+	for _, st := range n.runner.States() {
+		failing[st.Name] = !st.OK
+	}
 	for _, name := range q.Metrics {
 		for _, s := range n.store.Query(strings.TrimSuffix(name, "*"), 0) {
-			if len(a.Samples) < maxSamples {
-				a.Samples = append(a.Samples, probeSample{Metric: s.Name, Labels: s.Labels, Value: s.Points[0].Value})
+			if len(a.Samples) == maxSamples {
+				a.Partial = true
+				break
 			}
+			a.Samples = append(a.Samples, probeSample{Metric: s.Name, Labels: s.Labels, Value: s.Points[0].Value})
 		}
+		stuck := n.store.Stuck(name, failing)
+		a.Stuck = append(a.Stuck, stuck[:min(len(stuck), maxSamples-len(a.Stuck))]...)
 	}
 	a.Time = n.cfg.Now().UnixNano() // last, so that it is as young as can be
 	return json.Marshal(a)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +23,7 @@ func TestANodeAnswersProbesAndPrometheus(t *testing.T) {
 			Node: "m1", DataDir: dir, CertNotAfter: func() time.Time { return end },
 			Lease: func() time.Duration { return 7 * time.Second },
 			Replica: func() series.ReplicaState {
-				return series.ReplicaState{Leader: true, Term: 3, Applied: 90, Committed: 100}
+				return series.ReplicaState{Leader: true, Term: 3, Applied: 90, Committed: 100, Entries: 40, ApplyTime: 20 * time.Millisecond}
 			},
 			Services: func() []series.ServiceState { return []series.ServiceState{{Name: "ha", Running: true, Restarts: 2}} },
 			Pools:    func() []series.Mount { return []series.Mount{{Name: "local", Path: dir}} },
@@ -35,7 +36,7 @@ func TestANodeAnswersProbesAndPrometheus(t *testing.T) {
 		var b strings.Builder
 		n.WriteMetrics(&b)
 		for _, want := range []string{
-			"muster_lease_remaining_seconds 7\n", "muster_raft_lag_entries 10\n", `muster_service_restarts_total{service="ha"} 2`, "# TYPE muster_node_load1 gauge\n",
+			"muster_lease_remaining_seconds 7\n", "muster_raft_lag_entries 10\n", "muster_raft_apply_seconds 0.0005\n", "muster_raft_applies_total 40\n", `muster_service_restarts_total{service="ha"} 2`, "# TYPE muster_node_load1 gauge\n",
 			`muster_collector_up{collector="node"} 1`, `muster_pool_used_percent{pool="local"} `,
 		} {
 			if !strings.Contains(b.String(), want) {
@@ -55,6 +56,58 @@ func TestANodeAnswersProbesAndPrometheus(t *testing.T) {
 		if m := n.Metrics("muster_lease_*", time.Hour); m.Node != "m1" || len(m.Series) != 1 || len(m.Series[0].Points) != 2 || len(m.Collectors) != 7 {
 			t.Errorf("metrics %+v", m)
 		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestAProbeSaysWhatTheNodeDoesNotKnow: without this, each restart of a daemon
+// and each dead server would look like recovery.
+func TestAProbeSaysWhatTheNodeDoesNotKnow(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		var hang atomic.Bool
+		release := make(chan struct{})
+		n := NewNode(NodeConfig{
+			Node: "m1", DataDir: dir,
+			Services: func() []series.ServiceState {
+				if hang.Load() {
+					<-release
+				}
+				return []series.ServiceState{{Name: "ha", Running: true}}
+			},
+		})
+		probe := func() probeAnswer {
+			t.Helper()
+			raw, err := n.ServeProbe(t.Context(), []byte(`{"metrics":["muster_service_up","muster_node_load1"]}`))
+			var a probeAnswer
+			if err != nil || json.Unmarshal(raw, &a) != nil {
+				t.Fatalf("probe %s, %v", raw, err)
+			}
+			return a
+		}
+		if a := probe(); !a.Partial {
+			t.Errorf("before it measures: %+v", a)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- n.Run(ctx) }()
+		time.Sleep(time.Second)
+		if a := probe(); !a.Partial || len(a.Samples) != 2 || len(a.Stuck) != 0 {
+			t.Errorf("soon after the begin: %+v", a)
+		}
+		time.Sleep(2 * time.Minute)
+		if a := probe(); a.Partial || len(a.Samples) != 2 || len(a.Stuck) != 0 {
+			t.Errorf("when all is known: %+v", a)
+		}
+		hang.Store(true)
+		time.Sleep(2 * time.Minute)
+		if a := probe(); a.Partial || len(a.Samples) != 1 || len(a.Stuck) != 1 || a.Stuck[0] != `muster_service_up{service="ha"}` {
+			t.Errorf("while a collector hangs: %+v", a)
+		}
+		close(release)
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)

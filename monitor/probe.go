@@ -14,6 +14,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/monitor/alert"
 	"github.com/muster-vm/muster/monitor/series"
 )
@@ -43,6 +44,11 @@ type probeAnswer struct {
 	Time         int64         `json:"time"`
 	CertNotAfter time.Time     `json:"certNotAfter,omitzero"`
 	Samples      []probeSample `json:"samples,omitempty"`
+	// Partial: there may be series that are not among the samples.
+	Partial bool `json:"partial,omitempty"`
+	// Stuck are series, by ID, that are not current because their collector
+	// fails.
+	Stuck []string `json:"stuck,omitempty"`
 }
 
 type probeSample struct {
@@ -91,7 +97,11 @@ func (s *Service) probeAll(ctx context.Context) {
 		places <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-places }()
-			p, err := s.probe(ctx, n, request)
+			var p probeResult
+			err := contain.Call(func() (err error) {
+				p, err = s.probe(ctx, n, request)
+				return err
+			})
 			if err != nil {
 				s.log.Debug("node not probed", "node", n.Meta.Name, "err", err)
 				return
@@ -133,7 +143,11 @@ func (s *Service) probe(ctx context.Context, n api.Node, request []byte) (probeR
 		return probeResult{}, fmt.Errorf("decode the answer of node %s: %w", n.Meta.Name, err)
 	}
 	p := probeResult{at: time.Now()}
-	p.Self, p.CertNotAfter = n.Meta.ID == s.cfg.NodeID, a.CertNotAfter
+	p.Self, p.CertNotAfter, p.Partial = n.Meta.ID == s.cfg.NodeID, a.CertNotAfter, a.Partial
+	p.Stuck = map[string]bool{}
+	for _, id := range a.Stuck[:min(len(a.Stuck), maxSamples)] {
+		p.Stuck[id] = true
+	}
 	p.Uncertain = took / 2
 	p.Offset = time.Unix(0, a.Time).Sub(sent.Add(took / 2))
 	if p.Uncertain > maxUncertain {

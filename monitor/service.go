@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/monitor/alert"
 	"github.com/muster-vm/muster/monitor/notify"
 	"github.com/muster-vm/muster/reconcile"
@@ -131,17 +132,13 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 		return err
 	}
 	s.send.Begin(term)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
-	wg.Go(func() { s.evaluateLoop(ctx, term) })
-	wg.Go(func() { s.probeLoop(ctx) })
-	wg.Go(func() { s.sweepLoop(ctx, term) })
-	wg.Go(func() { s.deliverLoop(ctx, term) })
+	group, ctx := contain.NewGroup(ctx)
+	group.Go(func() { s.evaluateLoop(ctx, term) })
+	group.Go(func() { s.probeLoop(ctx) })
+	group.Go(func() { s.sweepLoop(ctx, term) })
+	group.Go(func() { s.deliverLoop(ctx, term) })
 	err := s.eventLoop(term).Run(ctx)
-	cancel()
-	wg.Wait()
-	return err
+	return errors.Join(err, group.Stop())
 }
 
 // eventLoop looks at every node and VM that changes.
@@ -159,6 +156,10 @@ func (s *Service) eventLoop(term uint64) *reconcile.Loop {
 			source(configdb.VMs.SpecPrefix(), api.KindVM),
 			source(configdb.VMs.StatusPrefix(), api.KindVM),
 			source(configdb.Bindings.SpecPrefix(), api.KindVM),
+			// What was deleted while nobody led has left nothing but its mark.
+			{Prefix: markRoot, IDs: func(_ *configdb.View, c configdb.Change) []string {
+				return []string{c.Key[len(markRoot):]}
+			}},
 		},
 		Reconcile: func(ctx context.Context, id string) (reconcile.Result, error) {
 			return reconcile.Result{}, s.look(ctx, term, id)
@@ -189,7 +190,7 @@ func (s *Service) load() error {
 		id, _ := configdb.Nodes.IDOf(e.Key)
 		l, err := readNode(v, id)
 		errs = append(errs, err)
-		if err == nil && !l.gone {
+		if err == nil {
 			s.knowNode(l)
 		}
 	}
@@ -197,7 +198,7 @@ func (s *Service) load() error {
 		id, _ := configdb.VMs.IDOf(e.Key)
 		l, err := readVM(v, id)
 		errs = append(errs, err)
-		if err == nil && !l.gone {
+		if err == nil {
 			s.knowVM(l)
 		}
 	}
@@ -207,6 +208,10 @@ func (s *Service) load() error {
 func (s *Service) knowNode(l *nodeLook) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if l.gone {
+		delete(s.nodes, l.id)
+		return
+	}
 	n := alert.Node{ID: l.id, Name: l.node.Meta.Name, Message: l.node.Status.Message, Phase: l.node.Status.Phase}
 	if l.node.Status.LostAt != nil {
 		n.LostAt = *l.node.Status.LostAt
@@ -217,6 +222,10 @@ func (s *Service) knowNode(l *nodeLook) {
 func (s *Service) knowVM(l *vmLook) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if l.gone {
+		delete(s.vms, l.id)
+		return
+	}
 	m := &l.vm.Meta
 	st := &l.vm.Status
 	s.vms[l.id] = alert.VM{

@@ -301,7 +301,7 @@ func TestOldEventsGoInBatches(t *testing.T) {
 			for i := range 500 {
 				e := api.NewEvent("test.event", api.SeverityInfo, "", api.Meta{}, fmt.Sprint(batch*500+i), time.Now())
 				e.Meta.ID = fmt.Sprintf("00000000-0000-7000-8000-%012d", batch*500+i)
-				if err := emit(tx, &e); err != nil {
+				if err := configdb.PutEvent(tx, &e); err != nil {
 					return err
 				}
 			}

@@ -6,6 +6,7 @@ package monitor
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"slices"
 	"time"
 
@@ -17,6 +18,9 @@ import (
 const (
 	// MaxEvents is how many events are kept.
 	MaxEvents = 10_000
+	// MaxLogins is how many of them may be logins and logouts when there are
+	// more events than that.
+	MaxLogins = 2000
 	// MaxResolved is how many resolved alerts are kept.
 	MaxResolved = 500
 	sweepEvery  = time.Minute
@@ -71,6 +75,8 @@ func (s *Service) sweep(ctx context.Context, term uint64) (more bool, err error)
 }
 
 // oldEvents deletes the oldest events beyond the limit: their IDs sort by time.
+// Logins beyond theirs go first: anybody with a key can make them all day long,
+// and must not push out what was done meanwhile.
 func oldEvents(v *configdb.View, tx *configdb.Txn) int {
 	count := 0
 	for range v.Scan(configdb.Events.SpecPrefix(), "") {
@@ -80,14 +86,46 @@ func oldEvents(v *configdb.View, tx *configdb.Txn) int {
 	if n <= 0 {
 		return 0
 	}
-	left := n
+	var logins, others []string
 	for e := range v.Scan(configdb.Events.SpecPrefix(), "") {
-		tx.Delete(e.Key)
-		if left--; left == 0 {
-			break
+		if isLogin(e.Value) {
+			logins = append(logins, e.Key)
+		} else {
+			others = append(others, e.Key)
+		}
+	}
+	victims := logins[:min(n, max(0, len(logins)-MaxLogins))]
+	if rest := n - len(victims); rest > 0 {
+		left := append(logins[len(victims):], others...)
+		slices.Sort(left)
+		victims = append(slices.Clone(victims), left[:rest]...)
+	}
+	for _, key := range victims {
+		id, _ := configdb.Events.IDOf(key)
+		tx.Delete(key)
+		if status := configdb.Events.StatusKey(id); hasKey(v, status) { // of an older version
+			tx.Delete(status)
 		}
 	}
 	return n
+}
+
+func hasKey(v *configdb.View, key string) bool {
+	_, ok := v.Get(key)
+	return ok
+}
+
+// isLogin reports that a stored event is of a login or its end.
+func isLogin(value []byte) bool {
+	var e struct {
+		Spec struct {
+			Type string `json:"type"`
+		} `json:"spec"`
+	}
+	if json.Unmarshal(value, &e) != nil {
+		return false
+	}
+	return e.Spec.Type == "audit.login" || e.Spec.Type == "audit.logout"
 }
 
 // oldAlerts deletes the alerts that were resolved longest ago.

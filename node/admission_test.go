@@ -145,12 +145,18 @@ func TestConfigurationIsCompletedAndChecked(t *testing.T) {
 		cfg   Config
 		words string
 	}{
-		"no port":             {Config{Listen: "10.0.0.1"}, "listen"},
-		"port out of range":   {Config{Listen: "10.0.0.1:70000"}, "65535"},
-		"unreachable address": {Config{Listen: "127.0.0.1:7600", Advertise: "0.0.0.0:7600"}, "advertise"},
-		"bad name":            {Config{Listen: "127.0.0.1:7600", NodeName: "Bad_Name"}, "--node-name"},
-		"bad level":           {Config{Listen: "127.0.0.1:7600", NodeName: "n", LogLevel: "loud"}, "logLevel"},
-		"relative run dir":    {Config{Listen: "127.0.0.1:7600", NodeName: "n", RunDir: "run"}, "runDir"},
+		"no port":               {Config{Listen: "10.0.0.1"}, "listen"},
+		"port out of range":     {Config{Listen: "10.0.0.1:70000"}, "65535"},
+		"unreachable address":   {Config{Listen: "127.0.0.1:7600", Advertise: "0.0.0.0:7600"}, "advertise"},
+		"bad name":              {Config{Listen: "127.0.0.1:7600", NodeName: "Bad_Name"}, "--node-name"},
+		"bad level":             {Config{Listen: "127.0.0.1:7600", NodeName: "n", LogLevel: "loud"}, "logLevel"},
+		"relative run dir":      {Config{Listen: "127.0.0.1:7600", NodeName: "n", RunDir: "run"}, "runDir"},
+		"an agent for nobody":   {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPListen: ":161"}, "snmpCommunity"},
+		"an agent without port": {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPListen: "here", SNMPCommunity: "c"}, "snmpListen"},
+		"a short pass phrase":   {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPListen: ":161", SNMPUser: "u", SNMPSecret: "short"}, "snmpSecret"},
+		"a secret twice":        {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPListen: ":161", SNMPUser: "u", SNMPSecret: "long enough", SNMPSecretFile: "/etc/x"}, "snmpSecretFile"},
+		"no such secret file":   {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPListen: ":161", SNMPUser: "u", SNMPSecretFile: "/nonexistent"}, "snmpSecretFile"},
+		"an agent nowhere":      {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPCommunity: "c"}, "snmpListen"},
 	} {
 		if err := c.cfg.Complete(); err == nil || !strings.Contains(err.Error(), c.words) {
 			t.Errorf("%s: %v, want something about %q", name, err, c.words)
@@ -159,5 +165,52 @@ func TestConfigurationIsCompletedAndChecked(t *testing.T) {
 	ok := Config{Listen: "10.0.0.1:7600", NodeName: "n", DataDir: "/srv/m"}
 	if err := ok.Complete(); err != nil || ok.Advertise != "10.0.0.1:7600" || len(ok.RunDir) > 30 || ok.RunDir == DefaultRunDir {
 		t.Errorf("completed: %+v, %v", ok, err)
+	}
+}
+
+func TestSecretsOfTheConfigurationComeFromFilesAndAreNotShown(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"community": "not public\n", "phrase": "a long pass phrase\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(dir, "musterd.yaml")
+	text := "listen: 10.0.0.1:7600\nnodeName: n\nsnmpListen: :161\nsnmpUser: ann\nsnmpCommunityFile: " + dir + "/community\nsnmpSecretFile: " + dir + "/phrase\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var cfg Config
+	if err := cfg.LoadFile(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Complete(); err != nil {
+		t.Fatal(err)
+	}
+	if cfg.SNMPCommunity != "not public" || cfg.SNMPSecret != "a long pass phrase" {
+		t.Errorf("read %q and %q", cfg.SNMPCommunity, cfg.SNMPSecret)
+	}
+	shown, err := cfg.Show()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"not public", "pass phrase"} {
+		if strings.Contains(shown, secret) {
+			t.Errorf("the configuration that is shown has %q:\n%s", secret, shown)
+		}
+	}
+	if !strings.Contains(shown, "snmpUser: ann\n") || !strings.Contains(shown, "snmpSecretFile: "+dir+"/phrase\n") {
+		t.Errorf("shown:\n%s", shown)
+	}
+	// What is shown can be used, where the secrets are in files.
+	if err := os.WriteFile(file, []byte(shown), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var again Config
+	if err := again.LoadFile(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Complete(); err != nil || again.SNMPSecret != cfg.SNMPSecret || again.SNMPCommunity != cfg.SNMPCommunity {
+		t.Errorf("read again: %v", err)
 	}
 }

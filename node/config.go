@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -57,11 +58,14 @@ type Config struct {
 	// where Debian's package has it.
 	OVSDB string `json:"ovsdb"`
 	// SNMPListen is the UDP host:port of the SNMP agent; none when empty. With it
-	// goes a community (v2c), or a user and pass phrase (v3), or both.
-	SNMPListen    string `json:"snmpListen"`
-	SNMPCommunity string `json:"snmpCommunity"`
-	SNMPUser      string `json:"snmpUser"`
-	SNMPSecret    string `json:"snmpSecret"`
+	// goes a community (v2c), or a user and pass phrase (v3), or both. The two
+	// secrets may be in files of their own, of which the first line counts.
+	SNMPListen        string `json:"snmpListen"`
+	SNMPCommunity     string `json:"snmpCommunity,omitempty"`
+	SNMPCommunityFile string `json:"snmpCommunityFile,omitempty"`
+	SNMPUser          string `json:"snmpUser"`
+	SNMPSecret        string `json:"snmpSecret,omitempty"`
+	SNMPSecretFile    string `json:"snmpSecretFile,omitempty"`
 	// LogStore is where the configuration database keeps its Raft log: segments
 	// (default) or boltdb. It may be changed while the daemon is stopped.
 	LogStore string `json:"logStore"`
@@ -123,7 +127,85 @@ func (c *Config) Complete() error {
 	if !filepath.IsAbs(c.RunDir) {
 		return fmt.Errorf("runDir: %q must be absolute", c.RunDir)
 	}
+	if err := c.completeSNMP(); err != nil {
+		return err
+	}
 	return c.completeAddress()
+}
+
+// minSNMPSecret is the shortest pass phrase (RFC 3414 section 11.2), and
+// maxSecretFile the largest file with one, in bytes.
+const (
+	minSNMPSecret = 8
+	maxSecretFile = 4096
+)
+
+// completeSNMP reads the secrets of the agent and checks that it is whole.
+func (c *Config) completeSNMP() error {
+	if err := readSecret(&c.SNMPCommunity, c.SNMPCommunityFile, "snmpCommunity"); err != nil {
+		return err
+	}
+	if err := readSecret(&c.SNMPSecret, c.SNMPSecretFile, "snmpSecret"); err != nil {
+		return err
+	}
+	switch {
+	case c.SNMPListen == "" && (c.SNMPCommunity != "" || c.SNMPUser != ""):
+		return errors.New("snmpListen: is missing; without it the SNMP agent is off, and snmpCommunity and snmpUser have no meaning")
+	case c.SNMPListen == "":
+		return nil
+	case c.SNMPCommunity == "" && c.SNMPUser == "":
+		return errors.New("snmpCommunity: is missing; the SNMP agent needs it for v2c, or snmpUser and snmpSecretFile for v3")
+	case c.SNMPUser != "" && len(c.SNMPSecret) < minSNMPSecret:
+		return fmt.Errorf("snmpSecret: the pass phrase of user %s needs at least %d characters", c.SNMPUser, minSNMPSecret)
+	}
+	_, _, err := splitHostPort("snmpListen", c.SNMPListen)
+	return err
+}
+
+// readSecret reads the first line of a file, if one is named.
+func readSecret(secret *string, file, field string) error {
+	if file == "" {
+		return nil
+	}
+	if *secret != "" {
+		return fmt.Errorf("%sFile: %s is given as well; choose one", field, field)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("%sFile: %w", field, err)
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxSecretFile))
+	if err != nil {
+		return fmt.Errorf("%sFile: %w", field, err)
+	}
+	*secret, _, _ = strings.Cut(string(b), "\n")
+	*secret = strings.TrimSuffix(*secret, "\r")
+	if *secret == "" {
+		return fmt.Errorf("%sFile: the first line of %s is empty", field, file)
+	}
+	return nil
+}
+
+// hiddenSecret stands for a secret where the configuration is shown.
+const hiddenSecret = "(not shown)"
+
+// Show returns the configuration as YAML, without its secrets.
+func (c *Config) Show() (string, error) {
+	shown := *c
+	for _, s := range []struct {
+		secret *string
+		file   string
+	}{{&shown.SNMPCommunity, c.SNMPCommunityFile}, {&shown.SNMPSecret, c.SNMPSecretFile}} {
+		switch {
+		case s.file != "": // it says where it comes from
+			*s.secret = ""
+		case *s.secret != "":
+			*s.secret = hiddenSecret
+		}
+	}
+	b, err := yaml.Marshal(&shown)
+	return string(b), err
 }
 
 func (c *Config) completeAddress() error {

@@ -155,7 +155,10 @@ func (d *Daemon) start(info *membership) error {
 	if err != nil {
 		return err
 	}
-	d.sup.Add(&watched{func(ctx context.Context) error { return shell.Serve(ctx, m.sshListener) }, "shell", d.table})
+	d.sup.Add(&watched{func(ctx context.Context) error {
+		// A new listener for each run: Serve closes it.
+		return shell.Serve(ctx, m.port.Listener(clusternet.ProtoSSH))
+	}, "shell", d.table})
 	return nil
 }
 

@@ -64,7 +64,7 @@ type member struct {
 	task     *task.Service
 	facts    *registrar
 
-	rpcListener, webListener, sshListener net.Listener
+	rpcListener, webListener net.Listener
 
 	fatal   func(error)   // ends the daemon
 	table   *serviceTable // how the services fare
@@ -85,7 +85,6 @@ func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error
 	raftListener := m.port.Listener(clusternet.ProtoRaft)
 	m.rpcListener = m.port.Listener(clusternet.ProtoRPC)
 	m.webListener = m.port.Listener(clusternet.ProtoH2, clusternet.ProtoH1)
-	m.sshListener = m.port.Listener(clusternet.ProtoSSH)
 	m.store, err = configdb.Open(configdb.StoreConfig{
 		Dir: filepath.Join(cfg.DataDir, replicaDir), NodeID: info.NodeID, Address: info.Address, Identity: id,
 		Listener: raftListener, Server: m.rpc, Client: m.client, LogStore: cfg.LogStore, OnFatal: fatal, Log: log.With("module", "configdb"),

@@ -57,15 +57,20 @@ func (m *member) Members(ctx context.Context) ([]api.MemberStatus, error) {
 type guestsOf struct{ m *member }
 
 // Guests implements series.Guests.
-func (g guestsOf) Guests(context.Context) ([]series.Guest, error) {
+func (g guestsOf) Guests(ctx context.Context) ([]series.Guest, error) {
 	v := g.m.store.Local()
+	qemus := g.m.hyper.Measure(ctx)
 	var out []series.Guest
 	for _, b := range bindingsOf(v, g.m.info.NodeID) {
 		vm, err := configdb.VMs.Get(v, b.Meta.ID)
 		if err != nil || vm.Status.PID == 0 {
 			continue // gone, or not running
 		}
-		out = append(out, series.Guest{ID: vm.Meta.ID, Name: vm.Meta.Name, Project: vm.Meta.Project, PID: vm.Status.PID, Memory: int64(vm.Spec.Memory)})
+		q, asked := qemus[vm.Meta.ID]
+		out = append(out, series.Guest{
+			ID: vm.Meta.ID, Name: vm.Meta.Name, Project: vm.Meta.Project, PID: vm.Status.PID, Memory: int64(vm.Spec.Memory),
+			Balloon: q.Balloon, Disks: asked, DiskRead: q.DiskRead, DiskWritten: q.DiskWritten,
+		})
 	}
 	return out, nil
 }
@@ -95,9 +100,11 @@ func (m *member) replicaState() series.ReplicaState {
 	_, leads := m.store.Leadership()
 	_, committed, applied := m.store.Indexes()
 	age, known := m.store.Staleness()
+	entries, took := m.store.ApplyTime()
 	return series.ReplicaState{
 		Leader: leads, Term: m.store.Term(), Applied: applied, Committed: committed,
 		Revision: m.store.Local().Revision(), Staleness: age, StalenessKnown: known,
+		Entries: entries, ApplyTime: took,
 	}
 }
 

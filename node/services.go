@@ -6,10 +6,8 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -17,6 +15,7 @@ import (
 	"github.com/thejerf/suture/v4"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // serviceTable remembers how the supervised services fare.
@@ -55,16 +54,15 @@ type watched struct {
 func (w *watched) String() string { return w.name }
 
 // Serve implements suture.Service.
-func (w *watched) Serve(ctx context.Context) (err error) {
+func (w *watched) Serve(ctx context.Context) error {
 	w.table.began(w.name)
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v", p)
-			w.table.log.Error("service panicked", "service", w.name, "panic", p, "stack", string(debug.Stack()))
-		}
-		w.table.ended(w.name, err, ctx.Err() != nil)
-	}()
-	return w.run(ctx)
+	err := contain.Call(func() error { return w.run(ctx) })
+	var p *contain.Panic // of this goroutine or of one that the service started
+	if errors.As(err, &p) {
+		w.table.log.Error("service panicked", "service", w.name, "panic", p.Value, "stack", p.Stack)
+	}
+	w.table.ended(w.name, err, ctx.Err() != nil)
+	return err
 }
 
 func (t *serviceTable) began(name string) {

@@ -95,7 +95,7 @@ func (m *member) auditShell(e console.Entry) {
 	ctx, cancel := context.WithTimeout(context.Background(), writeDeadline)
 	defer cancel()
 	tx := &configdb.Txn{Actor: console.ActorPrefix + e.User}
-	err := configdb.Events.CreateUnnamed(tx, &ev)
+	err := configdb.PutEvent(tx, &ev)
 	if err == nil {
 		_, err = m.store.Txn(ctx, tx)
 	}

@@ -13,7 +13,9 @@
 //   - A failed call is repeated with exponential back-off between MinBackoff
 //     and MaxBackoff; Result.After asks for a later look.
 //   - A panic in Reconcile is an error of that object, with its stack in the
-//     log; other objects go on.
+//     log; other objects go on. One in a source ends Run with an error.
+//   - Run may be called again after it returned: what failed or was to be looked
+//     at later is then due, and what was deleted meanwhile is looked at.
 //
 // Non-guarantees: it does not say what changed; look at the state (level
 // triggered). Changes are coalesced.

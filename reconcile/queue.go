@@ -152,13 +152,23 @@ func (q *queue) succeeded(id string) {
 	q.state[id].failures = 0
 }
 
-// stop cancels what would be looked at later.
-func (q *queue) stop() {
+// rest is called when no worker runs: what waited for a later look is due at
+// the beginning of the next run.
+func (q *queue) rest() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for _, s := range q.state {
+	for id, s := range q.state {
 		if s.timer != nil {
 			s.timer.Stop()
+			s.timer = nil
 		}
+		s.failures, s.again, s.running = 0, false, false
+		if !s.queued {
+			s.queued = true
+			q.ready = append(q.ready, id)
+		}
+	}
+	if len(q.ready) > 0 {
+		q.signal()
 	}
 }

@@ -8,11 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
-	"sync"
 	"time"
 
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Defaults of Config.
@@ -46,10 +45,14 @@ type Config struct {
 	Log                    *slog.Logger
 }
 
-// Loop is one reconciler. Make it with New, then Run it once.
+// Loop is one reconciler. Make it with New, then Run it; when Run has returned
+// it may be run again.
 type Loop struct {
 	cfg   Config
 	queue *queue
+	// known are the keys of each source, also between two runs: what is deleted
+	// meanwhile is missed by then.
+	known []map[string]struct{}
 }
 
 // New returns a loop that does nothing until Run.
@@ -66,32 +69,38 @@ func New(cfg Config) *Loop {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Loop{cfg: cfg, queue: newQueue(cfg.MinBackoff)}
+	l := &Loop{cfg: cfg, queue: newQueue(cfg.MinBackoff)}
+	for range cfg.Sources {
+		l.known = append(l.known, map[string]struct{}{})
+	}
+	return l
 }
 
 // Enqueue asks for a look at an object, for events from outside the database.
 func (l *Loop) Enqueue(id string) { l.queue.add(id) }
 
-// Run works until the context ends, which is not an error.
+// Run works until the context ends, which is not an error. A panic outside of
+// Reconcile is: the loop cannot go on with a source that it does not follow.
 func (l *Loop) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
+	group, ctx := contain.NewGroup(ctx)
 	errs := make(chan error, len(l.cfg.Sources))
-	for _, s := range l.cfg.Sources {
-		wg.Go(func() {
-			err := l.follow(ctx, s)
+	for i, s := range l.cfg.Sources {
+		group.Go(func() {
+			err := l.follow(ctx, s, &l.known[i])
 			if ctx.Err() == nil {
 				errs <- fmt.Errorf("%s: watch %s: %w", l.cfg.Name, s.Prefix, err)
-				cancel()
+				group.Cancel()
 			}
 		})
 	}
 	for range l.cfg.Workers {
-		wg.Go(func() { l.work(ctx) })
+		group.Go(func() { l.work(ctx) })
 	}
-	wg.Wait()
-	l.queue.stop()
+	err := group.Wait()
+	l.queue.rest()
+	if err != nil {
+		return fmt.Errorf("%s: %w", l.cfg.Name, err)
+	}
 	select {
 	case err := <-errs:
 		if !errors.Is(err, configdb.ErrClosed) {
@@ -105,20 +114,19 @@ func (l *Loop) Run(ctx context.Context) error {
 // follow enqueues what a source's changes are about. It remembers the keys of
 // the source: a watch that had to begin anew does not name what was deleted
 // meanwhile, and a deleted object is often the one that needs cleaning up.
-func (l *Loop) follow(ctx context.Context, s Source) error {
-	known := map[string]struct{}{}
+func (l *Loop) follow(ctx context.Context, s Source, known *map[string]struct{}) error {
 	return configdb.Follow(ctx, l.cfg.DB, s.Prefix, func(b configdb.Batch) error {
 		v := l.cfg.DB.Local()
 		gone := map[string]struct{}{}
 		if b.Synced {
-			gone, known = known, map[string]struct{}{}
+			gone, *known = *known, map[string]struct{}{}
 		}
 		for _, c := range b.Changes {
 			delete(gone, c.Key)
 			if c.Deleted {
-				delete(known, c.Key)
+				delete(*known, c.Key)
 			} else {
-				known[c.Key] = struct{}{}
+				(*known)[c.Key] = struct{}{}
 			}
 			l.enqueue(s.IDs(v, c))
 		}
@@ -168,11 +176,13 @@ func (l *Loop) work(ctx context.Context) {
 }
 
 func (l *Loop) once(ctx context.Context, id string) (res Result, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v", p)
-			l.cfg.Log.Error("reconcile panicked", "loop", l.cfg.Name, "id", id, "panic", p, "stack", string(debug.Stack()))
-		}
-	}()
-	return l.cfg.Reconcile(ctx, id)
+	err = contain.Call(func() (err error) {
+		res, err = l.cfg.Reconcile(ctx, id)
+		return err
+	})
+	var p *contain.Panic
+	if errors.As(err, &p) {
+		l.cfg.Log.Error("reconcile panicked", "loop", l.cfg.Name, "id", id, "panic", p.Value, "stack", p.Stack)
+	}
+	return res, err
 }

@@ -30,6 +30,7 @@ type effect struct {
 	kind   api.Kind
 	id     string
 	task   string // ID, if there is one
+	changed string // fields, for the audit trail
 	// object as it was written, for an answer after the object is gone.
 	object any
 }

@@ -59,7 +59,12 @@ func (s *Server) clusterInit(q *request) error {
 				return nil, err
 			}
 		}
-		return s.cfg.Bootstrap.Init(ctx, in)
+		out, err := s.cfg.Bootstrap.Init(ctx, in)
+		if db, ok := s.cfg.DB(); ok && err == nil {
+			q.db = db // there was none when the request came
+			q.auditAlone(api.KindCluster, api.Meta{Name: out.Cluster})
+		}
+		return out, err
 	})
 }
 
@@ -95,7 +100,12 @@ func (s *Server) clusterAdmit(q *request) error {
 		if err := api.ValidName("node", in.Node); err != nil {
 			return nil, err
 		}
-		return s.cfg.Cluster.Admit(ctx, in)
+		out, err := s.cfg.Cluster.Admit(ctx, in)
+		if err == nil {
+			q.who.actor = "token:" + in.TokenID // all that is known of who let it in
+			q.auditAlone(api.KindNode, api.Meta{ID: out.NodeID, Name: in.Node})
+		}
+		return out, err
 	})
 }
 

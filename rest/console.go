@@ -13,6 +13,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // consoleOwner returns the VM of a console call and the node it is bound to.
@@ -106,18 +107,17 @@ func (q *request) carry(ws *websocket.Conn, con Console) {
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
-		for {
-			_, p, err := ws.Read(ctx)
-			if err == nil {
-				err = con.Write(ctx, p)
-			} else {
-				err = errClientGone
+		cancel(contain.Call(func() error {
+			for {
+				_, p, err := ws.Read(ctx)
+				if err != nil {
+					return errClientGone
+				}
+				if err := con.Write(ctx, p); err != nil {
+					return err
+				}
 			}
-			if err != nil {
-				cancel(err)
-				return
-			}
-		}
+		}))
 	}()
 	err := q.output(ctx, ws, con)
 	code, reason := websocket.StatusNormalClosure, errConsoleEnded.Error()

@@ -106,12 +106,11 @@ func (q *request) audit(tx *configdb.Txn, e *effect) error {
 		target = m
 	}
 	ev := q.auditEvent(e.kind, target)
-	b, err := ev.EncodeSpec()
-	if err != nil {
-		return err
+	if e.changed != "" {
+		ev.Spec.Details["changed"] = e.changed
+		ev.Spec.Message += " (" + e.changed + ")"
 	}
-	tx.Put(configdb.Events.SpecKey(ev.Meta.ID), b)
-	return nil
+	return configdb.PutEvent(tx, &ev)
 }
 
 func (q *request) auditEvent(kind api.Kind, target api.Meta) api.Event {
@@ -133,10 +132,9 @@ func (q *request) auditAlone(kind api.Kind, target api.Meta) {
 	ev := q.auditEvent(kind, target)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(q.ctx()), writeTimeout)
 	defer cancel()
-	b, err := ev.EncodeSpec()
+	tx := &configdb.Txn{Actor: q.who.actor}
+	err := configdb.PutEvent(tx, &ev)
 	if err == nil {
-		tx := &configdb.Txn{Actor: q.who.actor}
-		tx.Put(configdb.Events.SpecKey(ev.Meta.ID), b)
 		_, err = q.db.Txn(ctx, tx)
 	}
 	if err != nil {
@@ -146,6 +144,9 @@ func (q *request) auditAlone(kind api.Kind, target api.Meta) {
 
 // verb is what a request does: the action of its path, or what its method says.
 func (q *request) verb() string {
+	if q.route.verb != "" {
+		return q.route.verb
+	}
 	switch q.r.Method {
 	case http.MethodPost:
 		if _, action, ok := strings.Cut(q.route.path, "{name}/"); ok {

@@ -156,6 +156,7 @@ func (q *request) receive(img *api.Image, sum string) error {
 		return err
 	}
 	_ = q.ctl.SetWriteDeadline(time.Now().Add(replyTimeout))
+	q.auditAlone(api.KindImage, done.Meta)
 	v := q.db.Local()
 	q.w.Header().Set("ETag", etag(done.Meta.Revision))
 	q.reply(http.StatusOK, v.Revision(), &done)

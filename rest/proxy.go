@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // proxy sends the request on to another node, once. The caller's credentials
@@ -78,16 +79,18 @@ func (q *request) whileWelcome(f func(context.Context)) {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		tick := time.NewTicker(q.s.pingEvery)
-		defer tick.Stop()
-		for q.stillWelcome() {
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return
+		defer cancel()
+		_ = contain.Do(func() { // if it cannot look, the call ends
+			tick := time.NewTicker(q.s.pingEvery)
+			defer tick.Stop()
+			for q.stillWelcome() {
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					return
+				}
 			}
-		}
-		cancel()
+		})
 	}()
 	defer func() {
 		cancel()

@@ -325,7 +325,12 @@ func (rs *resource[S, T]) write(q *request, wish func(old *api.Object[S, T]) (ap
 		if err := want.Prepare(); err != nil {
 			return nil, err
 		}
-		return rs.update(c, &old, &want)
+		changed := changedFields(&old, &want)
+		e, err := rs.update(c, &old, &want)
+		if err == nil {
+			e.changed = changed
+		}
+		return e, err
 	})
 	if err != nil {
 		return err

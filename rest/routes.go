@@ -25,6 +25,7 @@ type route struct {
 	handle       func(*request) error
 	summary      string
 	operation    string   // ID in openapi.json, if the one of the path is taken
+	verb         string   // in audit events, if not what method and path say
 	params       []string // of the query, described in paramDocs
 	in, out      reflect.Type
 	consumes     string // of the body; application/json if in is set
@@ -79,7 +80,7 @@ func (s *Server) routes() []route {
 		route{
 			method: http.MethodPut, path: base + "images/{name}/content", need: needOperator, handle: images.upload,
 			summary: "Upload the content of an image", params: []string{"project", "sha256"},
-			consumes: "application/octet-stream", out: typeOf[api.Image](), status: http.StatusOK, stream: true,
+			consumes: "application/octet-stream", out: typeOf[api.Image](), status: http.StatusOK, stream: true, verb: "upload",
 		})
 
 	out = append(out, reads(&volumes.resource)...)
@@ -164,11 +165,11 @@ func (s *Server) clusterRoutes() []route {
 		{method: http.MethodPost, path: path + "/transfer", need: needAdministrator, handle: s.clusterTransfer, summary: "Let another voter lead the configuration database",
 			in: typeOf[api.TransferRequest](), out: typeOf[api.TransferResult](), status: http.StatusOK},
 		{method: http.MethodPost, path: path + "/init", need: needLocal, early: true, handle: s.clusterInit, summary: "Found a cluster on this host (unix socket only)",
-			in: typeOf[api.InitRequest](), out: typeOf[api.InitResult](), status: http.StatusOK},
+			in: typeOf[api.InitRequest](), out: typeOf[api.InitResult](), status: http.StatusOK, verb: "init"},
 		{method: http.MethodPost, path: path + "/join", need: needLocal, early: true, handle: s.clusterJoin, summary: "Join a cluster with this host (unix socket only)",
 			in: typeOf[api.JoinRequest](), out: typeOf[api.JoinResult](), status: http.StatusOK},
 		{method: http.MethodPost, path: path + "/admit", need: needNothing, handle: s.clusterAdmit, summary: "Ask to be taken in, with a join token (between nodes)",
-			in: typeOf[api.AdmitRequest](), out: typeOf[api.AdmitResult](), status: http.StatusOK},
+			in: typeOf[api.AdmitRequest](), out: typeOf[api.AdmitResult](), status: http.StatusOK, verb: "join"},
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // ServiceList is the answer of GET /services.
@@ -53,7 +54,11 @@ func serveServices(q *request) error {
 	for i := range asked {
 		name := asked[i].Meta.Name
 		wg.Go(func() {
-			items, err := q.servicesOf(ctx, name)
+			var items []api.ServiceStatus
+			err := contain.Call(func() (err error) {
+				items, err = q.servicesOf(ctx, name)
+				return err
+			})
 			mu.Lock()
 			defer mu.Unlock()
 			list.Items = append(list.Items, items...)

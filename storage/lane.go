@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Limits of the calls into one pool's file system.
@@ -55,7 +56,8 @@ func call[T any](ctx context.Context, l *lane, deadline time.Duration, f func() 
 	}
 	done := make(chan result, 1)
 	go func() {
-		v, err := f()
+		var v T
+		err := contain.Call(func() (err error) { v, err = f(); return err })
 		<-l.slots // before the result: who has it must not find the lane busy
 		done <- result{v, err}
 	}()

@@ -18,6 +18,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/reconcile"
 )
 
@@ -120,18 +121,15 @@ func (s *Service) Run(ctx context.Context) error {
 		},
 	})
 	loops := []*reconcile.Loop{pools, s.images, s.volumes}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	group, ctx := contain.NewGroup(ctx)
 	errs := make([]error, len(loops))
-	var wg sync.WaitGroup
 	for i, l := range loops {
-		wg.Go(func() {
+		group.Go(func() {
 			errs[i] = l.Run(ctx)
-			cancel() // all or none
+			group.Cancel() // all or none
 		})
 	}
-	wg.Wait()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, group.Wait())...)
 }
 
 // table is what the sources need of a configdb.Table.

@@ -272,3 +272,12 @@ func TestHungCallsHaveDeadlinesAndBounds(t *testing.T) {
 		t.Errorf("after the hang: %v", err)
 	}
 }
+
+func TestACallThatPanicsIsAnErrorAndGivesItsPlaceBack(t *testing.T) {
+	l := newLane("pool \"p\" at /x", 1)
+	for range 3 {
+		if err := l.do(t.Context(), time.Minute, func() error { panic("a bug") }); err == nil || !strings.Contains(err.Error(), "a bug") {
+			t.Fatalf("error %v", err)
+		}
+	}
+}

@@ -48,8 +48,10 @@ type pass struct {
 
 // reconcile makes everything as it should be and says how it went.
 func (s *Switch) reconcile(ctx context.Context, _ string) (reconcile.Result, error) {
-	s.work.Lock()
-	defer s.work.Unlock()
+	if err := s.work.enter(ctx); err != nil {
+		return reconcile.Result{}, err
+	}
+	defer s.work.leave()
 	if !s.tried {
 		return reconcile.Result{}, nil // nothing to say yet
 	}
@@ -59,7 +61,10 @@ func (s *Switch) reconcile(ctx context.Context, _ string) (reconcile.Result, err
 	}
 	p := &pass{s: s, w: w, ports: map[string]ovs.PortWish{}, keep: map[string]bool{}}
 	p.report = api.SwitchStateStatus{Node: s.cfg.NodeName, Problems: map[string]string{}}
-	if err := p.make(ctx); err != nil {
+	mctx, cancel := context.WithTimeoutCause(ctx, PassDeadline, errSlow)
+	err = p.make(mctx)
+	cancel()
+	if err != nil {
 		p.report.Ready, p.report.Reason = false, err.Error()
 	}
 	if p.report.Reason != s.told {
@@ -344,6 +349,9 @@ func (p *pass) plugAll(ctx context.Context) error {
 	var errs []error
 	changed := false
 	for _, name := range slices.Sorted(maps.Keys(p.ports)) {
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, context.Cause(ctx))...)
+		}
 		did, err := p.s.conn.SetPort(ctx, p.state, Bridge, p.ports[name])
 		changed = changed || did
 		if err != nil {

@@ -16,15 +16,20 @@ import (
 // switch takes frames with offloaded checksums and segmentation, which the one
 // in user space does not. It may be called again at any time.
 func (s *Switch) Plug(ctx context.Context, vm api.VM, nic int) (device string, offload bool, err error) {
-	s.work.Lock()
-	defer s.work.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, PlugDeadline) // without the time in the queue
-	defer cancel()
-	device, offload, err = s.plug(ctx, &vm, nic)
-	if err != nil {
+	if device, offload, err = s.plugInTurn(ctx, &vm, nic); err != nil {
 		return "", false, fmt.Errorf("plug network card %d of vm %s: %w", nic, vm.Meta.Name, err)
 	}
 	return device, offload, nil
+}
+
+func (s *Switch) plugInTurn(ctx context.Context, vm *api.VM, nic int) (device string, offload bool, err error) {
+	if err := s.work.enter(ctx); err != nil {
+		return "", false, err
+	}
+	defer s.work.leave()
+	ctx, cancel := context.WithTimeout(ctx, PlugDeadline) // without the time in the queue
+	defer cancel()
+	return s.plug(ctx, vm, nic)
 }
 
 func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, error) {
@@ -99,8 +104,10 @@ func (s *Switch) awaitPort(ctx context.Context, p *pass, name string) error {
 // not the VM still exists. What fails is removed by the next look that finds no
 // process behind the device.
 func (s *Switch) Unplug(ctx context.Context, vmID string) error {
-	s.work.Lock()
-	defer s.work.Unlock()
+	if err := s.work.enter(ctx); err != nil {
+		return fmt.Errorf("unplug the network cards of vm %s: %w", vmID, err)
+	}
+	defer s.work.leave()
 	ctx, cancel := context.WithTimeout(ctx, PlugDeadline)
 	defer cancel()
 	if s.host == nil {

@@ -9,10 +9,10 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/reconcile"
 	"github.com/muster-vm/muster/switch/hostnet"
 	"github.com/muster-vm/muster/switch/openflow"
@@ -31,6 +31,9 @@ const (
 	EchoInterval = 10 * time.Second
 	// PlugDeadline bounds Plug: the port must be in the running switch by then.
 	PlugDeadline = 5 * time.Second
+	// PassDeadline bounds one look at the whole: with a database that hangs,
+	// each of its calls would take its own deadline.
+	PassDeadline = 10 * time.Second
 	// WriteDeadline bounds a transaction.
 	WriteDeadline = 5 * time.Second
 	// bridgeTime is how long ovs-vswitchd may take to make a new bridge before
@@ -63,7 +66,7 @@ type Config struct {
 	Notify func()
 }
 
-// Switch is the module. Make it with New, then Run it once.
+// Switch is the module. Make it with New, then Run it, not twice at a time.
 type Switch struct {
 	cfg  Config
 	log  *slog.Logger
@@ -71,7 +74,7 @@ type Switch struct {
 	mgmt string // path of the bridge's management socket
 
 	// work is held while the host's network is looked at and changed.
-	work sync.Mutex
+	work gate
 	host *hostnet.Host
 	conn *ovs.Conn
 	flow *openflow.Session
@@ -100,7 +103,7 @@ func New(cfg Config) (*Switch, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Switch{cfg: cfg, log: cfg.Log, mgmt: filepath.Join(filepath.Dir(path), Bridge+".mgmt"), responders: map[string]*responder{}}
+	s := &Switch{cfg: cfg, log: cfg.Log, mgmt: filepath.Join(filepath.Dir(path), Bridge+".mgmt"), responders: map[string]*responder{}, work: make(gate, 1)}
 	host := func(*configdb.View, configdb.Change) []string { return []string{all} }
 	var sources []reconcile.Source
 	for _, prefix := range []string{
@@ -141,24 +144,21 @@ func (s *Switch) concerns(v *configdb.View, c configdb.Change) []string {
 // Run works until the context ends, which is not an error. Bridges, ports and
 // taps stay, so that guests go on.
 func (s *Switch) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	host, err := hostnet.Open(s.cfg.Namespace)
 	if err != nil {
 		return err
 	}
-	s.work.Lock()
+	_ = s.work.enter(context.Background())
 	s.host = host
-	s.work.Unlock()
-	var wg sync.WaitGroup
-	wg.Go(func() { s.followOVS(ctx) })
-	wg.Go(func() { s.followDevices(ctx, host) })
-	wg.Go(func() { s.resync(ctx) })
+	s.work.leave()
+	group, ctx := contain.NewGroup(ctx)
+	group.Go(func() { s.followOVS(ctx) })
+	group.Go(func() { s.followDevices(ctx, host) })
+	group.Go(func() { s.resync(ctx) })
 	err = s.loop.Run(ctx)
-	cancel()
-	wg.Wait()
-	s.work.Lock()
-	defer s.work.Unlock()
+	err = errors.Join(err, group.Stop())
+	_ = s.work.enter(context.Background())
+	defer s.work.leave()
 	s.stopResponders(nil)
 	s.disconnect()
 	s.host.Close()
@@ -193,10 +193,10 @@ func (s *Switch) followDevices(ctx context.Context, host *hostnet.Host) {
 func (s *Switch) followOVS(ctx context.Context) {
 	for ctx.Err() == nil {
 		conn, err := ovs.Dial(ctx, s.cfg.OVSDB, s.log)
-		s.work.Lock()
+		_ = s.work.enter(context.Background())
 		first := !s.tried
 		s.tried, s.conn = true, conn
-		s.work.Unlock()
+		s.work.leave()
 		if first || err == nil {
 			s.loop.Enqueue(all)
 		}
@@ -205,9 +205,10 @@ func (s *Switch) followOVS(ctx context.Context) {
 			continue
 		}
 		s.followConn(ctx, conn)
-		s.work.Lock()
+		conn.Close() // first, so that who holds the work and waits for it goes on
+		_ = s.work.enter(context.Background())
 		s.disconnect()
-		s.work.Unlock()
+		s.work.leave()
 		s.loop.Enqueue(all)
 	}
 }
@@ -219,9 +220,9 @@ func (s *Switch) followConn(ctx context.Context, conn *ovs.Conn) {
 	asked := s.cfg.Now()
 	changed := conn.Changed()
 	for {
-		s.work.Lock()
+		_ = s.work.enter(context.Background())
 		flow := s.flow
-		s.work.Unlock()
+		s.work.leave()
 		var ended <-chan struct{}
 		if flow != nil {
 			ended = flow.Done()
@@ -231,9 +232,9 @@ func (s *Switch) followConn(ctx context.Context, conn *ovs.Conn) {
 			changed = conn.Changed()
 			s.loop.Enqueue(all)
 		case <-ended:
-			s.work.Lock()
+			_ = s.work.enter(context.Background())
 			s.closeFlow()
-			s.work.Unlock()
+			s.work.leave()
 			s.loop.Enqueue(all)
 		case <-t.C: // the session may have begun since
 			if flow == nil {
@@ -251,6 +252,26 @@ func (s *Switch) followConn(ctx context.Context, conn *ovs.Conn) {
 		}
 	}
 }
+
+// gate is a mutex whose wait ends with a context: a switch that hangs must not
+// hold up those who start VMs.
+type gate chan struct{}
+
+var (
+	errBusy = errors.New("the virtual switch of this node is busy; it waits for Open vSwitch")
+	errSlow = errors.New("Open vSwitch's database answers too slowly, or not at all: systemctl restart openvswitch-switch") //nolint:staticcheck // a name
+)
+
+func (g gate) enter(ctx context.Context) error {
+	select {
+	case g <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return errBusy
+	}
+}
+
+func (g gate) leave() { <-g }
 
 func (s *Switch) closeFlow() {
 	if s.flow != nil {

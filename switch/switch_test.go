@@ -5,13 +5,18 @@ package vswitch
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/storetest"
 )
 
 func nic(network, mac, address string) api.VMNIC {
@@ -289,5 +294,64 @@ func TestABridgeOfAnotherClusterIsLeftAlone(t *testing.T) {
 	h.unready("ovs-vsctl del-br " + Bridge)
 	if got := h.vsctl("get", "bridge", Bridge, "external_ids"); got != "{muster=another}" {
 		t.Errorf("the bridge was changed: %s", got)
+	}
+}
+
+// TestAHungDatabaseHoldsUpNobody: ovsdb-server that is alive and silent must not
+// hold up those who start VMs, nor outlast its own silence.
+func TestAHungDatabaseHoldsUpNobody(t *testing.T) {
+	w := newWorld(t, 1)
+	h := w.hosts[0]
+	w.start()
+	w.network("lab", api.NetworkSpec{Type: api.NetworkIsolated})
+	w.ready("lab")
+	stop := func(s syscall.Signal) {
+		t.Helper()
+		if err := syscall.Kill(h.pids["ovsdb-server"], s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop(syscall.SIGSTOP)
+	// Many cards, each of which would wait for its own call to end.
+	var last api.VM
+	for i := range 8 {
+		vm := w.vm(fmt.Sprintf("vm%d", i), h, nic("lab", fmt.Sprintf("%02x", i), ""))
+		go func() { _, _, _ = h.sw.Plug(t.Context(), vm, 0) }()
+		last = vm
+	}
+	for range 5 { // while the connection stands, and when it was given up
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		_, _, err := h.sw.Plug(ctx, last, 0)
+		cancel()
+		if took := time.Since(began); err == nil || took > 4*time.Second {
+			t.Errorf("a plug with a silent database: %v after %s", err, took)
+		}
+	}
+	h.unready("systemctl")
+	stop(syscall.SIGCONT)
+	eventually(t, func() string {
+		if _, _, err := h.sw.Plug(t.Context(), last, 0); err != nil {
+			return "a plug after the silence: " + err.Error()
+		}
+		return ""
+	})
+}
+
+func TestAWaitForABusySwitchEndsWithItsContext(t *testing.T) {
+	s, err := New(Config{DB: storetest.New(t), NodeID: "1", NodeName: "m1", ClusterID: "c", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.work.enter(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, _, err := s.Plug(ctx, api.VM{}, 0); !errors.Is(err, errBusy) {
+		t.Errorf("plug: %v", err)
+	}
+	if err := s.Unplug(ctx, "x"); !errors.Is(err, errBusy) {
+		t.Errorf("unplug: %v", err)
 	}
 }

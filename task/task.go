@@ -16,6 +16,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/fsm"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/reconcile"
 )
 
@@ -84,14 +85,10 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 			follow(s, configdb.Volumes.Kind, configdb.Volumes.StatusPrefix(), configdb.Volumes.IDOf),
 		},
 	})
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
-	wg.Go(func() { s.sweepLoop(ctx, term) })
+	group, ctx := contain.NewGroup(ctx)
+	group.Go(func() { s.sweepLoop(ctx, term) })
 	err := loop.Run(ctx)
-	cancel()
-	wg.Wait()
-	return err
+	return errors.Join(err, group.Stop())
 }
 
 // follow maps a changed target to its open tasks. A volume also concerns the

@@ -14,8 +14,6 @@ import (
 	"os/signal"
 	"syscall"
 
-	"sigs.k8s.io/yaml"
-
 	"github.com/muster-vm/muster/internal/version"
 	"github.com/muster-vm/muster/node"
 )
@@ -29,7 +27,7 @@ const (
 const usage = `musterd runs one node of a Muster cluster.
 
   musterd [flags]           run the daemon
-  musterd config [flags]    print the configuration that would be used
+  musterd config [flags]    print the configuration that would be used, without secrets
   musterd version           print the version
 
 A new daemon belongs to no cluster; run on the same host
@@ -59,12 +57,12 @@ func run(args []string) int {
 		return exitUsage
 	}
 	if verb == "config" {
-		b, err := yaml.Marshal(cfg)
+		shown, err := cfg.Show()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "musterd:", err)
 			return exitFailed
 		}
-		fmt.Print(string(b))
+		fmt.Print(shown)
 		return 0
 	}
 	if err := serve(cfg); err != nil {

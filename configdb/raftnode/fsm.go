@@ -6,6 +6,8 @@ package raftnode
 import (
 	"fmt"
 	"io"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -18,6 +20,8 @@ type adapter struct {
 	onFatal func(error)
 	closing <-chan struct{} // closed before Raft is shut down
 	failed  error           // set once; only Raft's one FSM goroutine uses it
+	// applied and took count the entries applied and the nanoseconds that took.
+	applied, took atomic.Uint64
 }
 
 // result is what Apply returns to the proposer.
@@ -32,7 +36,10 @@ func (a *adapter) Apply(l *raft.Log) any {
 	if a.failed != nil {
 		return result{err: a.failed}
 	}
+	began := time.Now() // for the metrics; the state machine knows no clock
 	out, err := a.state.Apply(l.Index, l.Term, l.Data)
+	a.took.Add(uint64(time.Since(began)))
+	a.applied.Add(1)
 	if err != nil {
 		// Nothing may be applied after this entry. Raft waits for this goroutine
 		// when it is shut down, so it is let go then.

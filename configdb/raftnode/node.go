@@ -78,6 +78,7 @@ type Node struct {
 	closing   chan struct{}
 	space     chan struct{} // the disk became full, or is no longer
 	wg        sync.WaitGroup
+	fsm       *adapter
 }
 
 // Open starts a node on its directory. With an empty directory it waits to be
@@ -116,7 +117,8 @@ func Open(cfg Config) (*Node, error) {
 			return nil, n.closeAfter(err)
 		}
 	}
-	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}, logs, d, snaps, n.transport)
+	n.fsm = &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}
+	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, logs, d, snaps, n.transport)
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
@@ -290,6 +292,12 @@ func (n *Node) LastContact() time.Time { return n.raft.LastContact() }
 // Indexes returns the last index in the log, committed and applied.
 func (n *Node) Indexes() (last, committed, applied uint64) {
 	return n.raft.LastIndex(), n.raft.CommitIndex(), n.raft.AppliedIndex()
+}
+
+// ApplyTime returns how many entries this process has applied and how long that
+// took in all.
+func (n *Node) ApplyTime() (entries uint64, took time.Duration) {
+	return n.fsm.applied.Load(), time.Duration(n.fsm.took.Load()) //nolint:gosec // 292 years
 }
 
 // Member is one server of the group.

@@ -36,6 +36,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Limits.
@@ -99,7 +100,11 @@ func Open(ctx context.Context, socket, logPath string, log *slog.Logger) (*Conso
 		log.Warn("console history of an earlier run is lost", "err", err)
 	}
 	c.ring.write(old)
-	go c.read(old)
+	go func() { // it carries what the guest prints, so a bug there ends this console only
+		if err := contain.Do(func() { c.read(old) }); err != nil {
+			log.Error("serial console ended", "err", err)
+		}
+	}()
 	return c, nil
 }
 

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	goqmp "github.com/digitalocean/go-qemu/qmp"
+
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Limits of a connection.
@@ -360,8 +362,8 @@ func (c *Conn) read(r *bufio.Reader) {
 			c.fail(err)
 			return
 		}
-		m, err := decode(line)
-		if err != nil {
+		var m message
+		if err := contain.Call(func() (err error) { m, err = decode(line); return err }); err != nil {
 			c.fail(err)
 			return
 		}

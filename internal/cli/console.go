@@ -18,6 +18,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/client"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 const (
@@ -128,7 +129,11 @@ func (a *app) console(ctx context.Context, name string) error {
 		return err
 	}
 	defer restore()
-	go s.readInput(ctx, s.raw, func() { cancel(errDetached) })
+	go func() { // inside the daemon a bug must not end more than this console
+		if err := contain.Do(func() { s.readInput(ctx, s.raw, func() { cancel(errDetached) }) }); err != nil {
+			cancel(err)
+		}
+	}()
 	err = s.run(ctx, conn)
 	switch {
 	case errors.Is(context.Cause(ctx), errDetached):
@@ -226,7 +231,12 @@ type writeError struct{ error }
 func (s *consoleSession) copy(ctx context.Context, conn *client.Console) error {
 	ctx, cancel := context.WithCancel(ctx)
 	sent := make(chan struct{})
-	go func() { defer close(sent); s.send(ctx, conn) }()
+	go func() {
+		defer close(sent)
+		if err := contain.Do(func() { s.send(ctx, conn) }); err != nil {
+			conn.Close() // the reader finds it lost
+		}
+	}()
 	defer func() { cancel(); <-sent }()
 	resumed := len(s.tail) > 0
 	for {

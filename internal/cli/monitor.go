@@ -74,13 +74,15 @@ func (a *app) listEvents(ctx context.Context, last int, fields string, follow bo
 	if !follow {
 		return a.printList(mustView(api.KindEvent), l)
 	}
+	var tail eventTail
 	for _, raw := range l.Items {
+		tail.fresh(client.Event{Type: client.EventPut, Object: raw})
 		if err := a.printEventLine(raw); err != nil {
 			return err
 		}
 	}
 	err = c.Watch(ctx, client.WatchOptions{Kinds: []api.Kind{api.KindEvent}, Since: l.Revision, MaxOutage: maxOutage}, func(e client.Event) error {
-		if e.Type != client.EventPut {
+		if !tail.fresh(e) {
 			return nil
 		}
 		return a.printEventLine(e.Object)
@@ -89,6 +91,23 @@ func (a *app) listEvents(ctx context.Context, last int, fields string, follow bo
 		return nil // it has no other end than being told to stop
 	}
 	return err
+}
+
+// eventTail tells new events from those that a watch repeats when it had to
+// begin anew: it then delivers all that are kept. IDs sort by time.
+type eventTail struct{ newest, floor string }
+
+// fresh reports whether a message of the watch is an event to be printed.
+func (t *eventTail) fresh(e client.Event) bool {
+	switch e.Type {
+	case client.EventRelist:
+		t.floor = t.newest
+	case client.EventPut:
+		id := client.MetaOf(e.Object).ID
+		t.newest = max(t.newest, id)
+		return id > t.floor
+	}
+	return false
 }
 
 // printEventLine prints one event while following: a table cannot be aligned

@@ -5,6 +5,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -159,8 +160,10 @@ func TestOnlyKnownPlacesTouchTheProcess(t *testing.T) {
 	}
 }
 
-// The scripts that "muster completion" prints work in the real shells.
-func TestCompletionInBash(t *testing.T) {
+// completing starts a fake cluster with the VM web1, and returns a function that
+// runs a script in a real shell, in which muster is this program.
+func completing(t *testing.T) func(shell string, args ...string) string {
+	t.Helper()
 	f, env := newFake(t, t.TempDir())
 	t.Cleanup(f.close)
 	f.seed(t, api.KindVM, `{"meta":{"name":"web1"},"spec":{"cpus":1,"memory":"512M"}}`)
@@ -172,7 +175,28 @@ func TestCompletionInBash(t *testing.T) {
 	if err := os.Symlink(self, filepath.Join(dir, "muster")); err != nil { // testscript.Main goes by the name
 		t.Fatal(err)
 	}
-	script := `
+	return func(shell string, args ...string) string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, shell, args...)
+		cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "HOME="+dir, "TERM=dumb", "ZDOTDIR="+dir, "XDG_CONFIG_HOME="+dir, "XDG_DATA_HOME="+dir)
+		for k, v := range env {
+			cmd.Env = append(cmd.Env, k+"="+v)
+		}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s (install the Debian package): %v\n%s", shell, err, out)
+		}
+		return string(out)
+	}
+}
+
+// The scripts that "muster completion" prints work in the real shells.
+
+func TestCompletionInBash(t *testing.T) {
+	run := completing(t)
+	out := run("bash", "--norc", "--noprofile", "-c", `
 source <(muster completion bash) || exit 9
 complete -p muster || exit 8
 COMP_WORDS=(muster vm show w); COMP_CWORD=3; COMP_LINE='muster vm show w'; COMP_POINT=${#COMP_LINE}
@@ -182,22 +206,50 @@ echo "names: ${COMPREPLY[*]}"
 COMP_WORDS=(muster vm sho); COMP_CWORD=2; COMP_LINE='muster vm sho'; COMP_POINT=${#COMP_LINE}; COMPREPLY=()
 __start_muster
 echo "verbs: ${COMPREPLY[*]}"
-`
-	cmd := exec.Command("bash", "--norc", "--noprofile", "-c", script)
-	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "HOME="+dir)
-	for k, v := range env {
-		cmd.Env = append(cmd.Env, k+"="+v)
-	}
-	out, err := cmd.CombinedOutput()
+`)
 	for _, want := range []string{"complete -o default -F __start_muster muster", "names: web1", "verbs: show"} {
-		if err != nil || !strings.Contains(string(out), want) {
-			t.Fatalf("%v, want %q in:\n%s", err, want, out)
+		if !strings.Contains(out, want) {
+			t.Errorf("want %q in:\n%s", want, out)
 		}
 	}
-	for _, shell := range []string{"zsh", "fish", "powershell"} {
-		b, err := exec.Command(filepath.Join(dir, "muster"), "completion", shell).Output()
-		if err != nil || !bytes.Contains(b, []byte("__complete")) {
-			t.Errorf("%s: %v: %d bytes", shell, err, len(b))
+}
+
+// zsh completes in its line editor only, so it runs on a pseudo terminal.
+func TestCompletionInZsh(t *testing.T) {
+	run := completing(t)
+	out := run("zsh", "-f", "-c", `
+zmodload zsh/zpty || exit 9
+try() { # LINE PATTERN: types the line and TAB in a new shell
+	zpty z zsh -f -i
+	zpty -w z 'PROMPT=; autoload -Uz compinit; compinit -u -D; source <(muster completion zsh); echo READY-$((40+2))'
+	zpty -r z got '*READY-42*' || exit 8
+	zpty -n -w z "$1"$'\t'
+	zpty -r z got "$2" || exit 7
+	print -r -- "completed: ${got}"
+	zpty -d z
+}
+try 'muster vm show we' '*web1*'
+try 'muster vm sho' '*show*'
+try 'muster vm ls --outp' '*--output*'
+`)
+	for _, want := range []string{"show web1", "vm show", "--output"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("want %q in:\n%s", want, out)
+		}
+	}
+}
+
+func TestCompletionInFish(t *testing.T) {
+	run := completing(t)
+	out := run("fish", "--no-config", "-c", `
+muster completion fish | source
+echo names (complete -C "muster vm show w")
+echo verbs (complete -C "muster vm sho")
+echo flags (complete -C "muster vm ls --outp")
+`)
+	for _, want := range []string{"names web1", "verbs show", "flags --output"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("want %q in:\n%s", want, out)
 		}
 	}
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/client"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Limits of top.
@@ -126,10 +127,13 @@ func (a *app) gather(ctx context.Context, c *client.Client, what string) (all []
 			cctx, cancel := context.WithTimeout(ctx, topDeadline)
 			defer cancel()
 			var m api.Metrics
-			r, err := c.Do(cctx, client.Request{Method: http.MethodGet, Path: "/metrics", Query: url.Values{"node": {n.Meta.Name}, "name": {name}}})
-			if err == nil {
-				err = json.Unmarshal(r.Body, &m)
-			}
+			err := contain.Call(func() error { // this may run inside the daemon
+				r, err := c.Do(cctx, client.Request{Method: http.MethodGet, Path: "/metrics", Query: url.Values{"node": {n.Meta.Name}, "name": {name}}})
+				if err != nil {
+					return err
+				}
+				return json.Unmarshal(r.Body, &m)
+			})
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {

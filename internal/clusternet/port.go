@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Limits of the accepting side.
@@ -95,7 +97,10 @@ func (p *Port) Serve(ctx context.Context) error {
 				<-slots
 				p.dismiss(from)
 			}()
-			p.handshake(ctx, c)
+			if err := contain.Do(func() { p.handshake(ctx, c) }); err != nil {
+				p.log.Error("handshake ended by a bug", "peer", c.RemoteAddr(), "err", err)
+				_ = c.Close()
+			}
 		})
 	}
 }

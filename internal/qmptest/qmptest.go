@@ -242,6 +242,10 @@ func (q *QEMU) execute(cmd string) (reply string, after func()) {
 		return fmt.Sprintf(`"return": {"status": %q, "singlestep": false, "running": %v}`, q.state, q.state == "running"), nil
 	case "query-kvm":
 		return `"return": {"enabled": false, "present": true}`, nil
+	case "query-balloon":
+		return `"return": {"actual": 100663296}`, nil
+	case "query-blockstats":
+		return `"return": [{"qdev": "/machine/a", "stats": {"rd_bytes": 1000, "wr_bytes": 20, "rd_operations": 3}}, {"stats": {"rd_bytes": 5, "wr_bytes": 7}}]`, nil
 	case "stop":
 		q.state = "paused"
 		q.emit("STOP", "{}")

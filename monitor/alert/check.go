@@ -48,7 +48,7 @@ func check(r *api.Rule, f Facts, firing isFiring) (verdicts []Verdict, unsure fu
 	case api.CheckCertificate:
 		return certificate(r, f, firing), unprobed(f)
 	case api.CheckMetric:
-		return metric(r, f, firing), unprobed(f)
+		return metric(r, f, firing), unmeasured(f)
 	}
 	return nil, func(string) bool { return true } // a check of a newer version
 }
@@ -66,6 +66,16 @@ func unprobed(f Facts) func(string) bool {
 			}
 		}
 		return false
+	}
+}
+
+// unmeasured is unsure of a series, too, that the node cannot tell of now.
+func unmeasured(f Facts) func(string) bool {
+	unprobed := unprobed(f)
+	return func(targetID string) bool {
+		nodeID, series, _ := strings.Cut(targetID, "/")
+		p, probed := f.Probes[nodeID]
+		return unprobed(targetID) || probed && (p.Partial || p.Stuck[series])
 	}
 }
 
@@ -219,6 +229,10 @@ func poolFull(r *api.Rule, f Facts, firing isFiring) []Verdict {
 	var out []Verdict
 	for _, p := range f.Pools {
 		t := Target{api.KindPool, p.ID, p.Name}
+		if p.Unknown {
+			out = append(out, Verdict{Target: t, State: Unknown})
+			continue
+		}
 		out = append(out, Verdict{t, above(p.Percent, r.Spec.Threshold, r.Spec.Threshold-poolSlack, firing(t)),
 			fmt.Sprintf("pool %s is %.0f %% full (threshold %g %%)", p.Name, p.Percent, r.Spec.Threshold), false})
 	}

@@ -49,6 +49,8 @@ type VM struct {
 type Pool struct {
 	ID, Name string
 	Percent  float64
+	// Unknown: it is there and cannot be measured now, as when its server is dead.
+	Unknown bool
 }
 
 // Probe is what a node answered.
@@ -58,6 +60,11 @@ type Probe struct {
 	Self              bool // the leader itself: there is no offset
 	CertNotAfter      time.Time
 	Samples           []Sample
+	// Partial: the node does not know all of its series, because its daemon has
+	// just begun, or did not tell all.
+	Partial bool
+	// Stuck are series that are not current because what measures them fails.
+	Stuck map[string]bool
 }
 
 // Sample is the newest value of a series.

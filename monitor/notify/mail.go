@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/textproto"
 	"strconv"
 	"strings"
 	"time"
@@ -61,11 +62,72 @@ func (s *Sender) mail(ctx context.Context, r Receiver, m Message) error {
 	if err != nil {
 		return err
 	}
-	err = client.DialAndSendWithContext(ctx, msg)
+	err = sendMail(ctx, client, msg)
+	var failed *mail.SendError
+	if len(r.Spec.To) > 1 && errors.As(err, &failed) && failed.Reason == mail.ErrSMTPRcptTo {
+		return s.mailTheRest(ctx, client, r, m, err)
+	}
+	return err
+}
+
+func sendMail(ctx context.Context, client *mail.Client, msg *mail.Msg) error {
+	err := client.DialAndSendWithContext(ctx, msg)
 	if err != nil && msg.IsDelivered() {
 		return nil // the server took it; only the goodbye failed
 	}
 	return err
+}
+
+// Partial is the error of a message that was sent to all but those people whom
+// the mail server refuses for good. It is not to be sent again.
+type Partial struct {
+	Receiver string
+	refused  []string
+}
+
+// Error implements error.
+func (p *Partial) Error() string {
+	return fmt.Sprintf("sent to receiver %s, but its mail server refuses %s; take them out", p.Receiver, strings.Join(p.refused, ", "))
+}
+
+// mailTheRest sends a message that was refused for some of its people to the
+// others. Only those who are refused for good (RFC 5321 section 4.2.1: 5yz) are
+// left out: who may be taken later must get it then, and nobody twice.
+func (s *Sender) mailTheRest(ctx context.Context, client *mail.Client, r Receiver, m Message, why error) error {
+	conn, err := client.DialToSMTPClientWithContext(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = client.CloseWithSMTPClient(conn) }()
+	if err := conn.Mail(r.Spec.From); err != nil {
+		return err
+	}
+	partial := &Partial{Receiver: r.Name}
+	var rest []string
+	for _, to := range r.Spec.To {
+		err := conn.Rcpt(to)
+		var reply *textproto.Error
+		switch {
+		case err == nil:
+			rest = append(rest, to)
+		case errors.As(err, &reply) && reply.Code/100 == 5:
+			partial.refused = append(partial.refused, fmt.Sprintf("%s (%d)", to, reply.Code))
+		default:
+			return why // another time
+		}
+	}
+	if len(rest) == 0 || len(partial.refused) == 0 {
+		return why
+	}
+	r.Spec.To = rest
+	msg, err := s.compose(r, m)
+	if err != nil {
+		return err
+	}
+	if err := sendMail(ctx, client, msg); err != nil {
+		return err
+	}
+	return partial
 }
 
 func (s *Sender) compose(r Receiver, m Message) (*mail.Msg, error) {

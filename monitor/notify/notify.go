@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -153,17 +154,21 @@ type Sender struct {
 // New returns a sender that names the cluster and this node in its messages.
 func New(cluster, clusterID, node string) *Sender {
 	s := &Sender{cluster: cluster, clusterID: clusterID, node: node}
-	s.Begin(0)
+	s.began.Store(time.Now().UnixNano())
 	return s
 }
 
-// Begin is called when this node begins to lead in a term.
+// Begin is called when this node begins to lead in a term. If it goes on in
+// the same one, as after a restart of the service, the engine's time goes on:
+// receivers take no notification that is 150 s behind (RFC 3414 section 3.2).
 func (s *Sender) Begin(term uint64) {
-	s.term.Store(term)
-	s.began.Store(time.Now().UnixNano())
+	if s.term.Swap(term) != term {
+		s.began.Store(time.Now().UnixNano())
+	}
 }
 
-// Send delivers a message to one receiver within Deadline.
+// Send delivers a message to one receiver within Deadline. A *Partial says that
+// it was sent, but not to everybody.
 func (s *Sender) Send(ctx context.Context, r Receiver, m Message) error {
 	ctx, cancel := context.WithTimeout(ctx, Deadline)
 	defer cancel()
@@ -178,12 +183,9 @@ func (s *Sender) Send(ctx context.Context, r Receiver, m Message) error {
 	default:
 		return fmt.Errorf("receiver %s has the type %q, which this version does not know", r.Name, r.Spec.Type)
 	}
-	if err == nil {
-		return nil
+	var partial *Partial // its words are ours
+	if err == nil || errors.As(err, &partial) {
+		return err
 	}
-	text := line(err.Error(), maxSubject*2)
-	if len(r.Secret) >= 4 {
-		text = strings.ReplaceAll(text, r.Secret, "…")
-	}
-	return fmt.Errorf("send to receiver %s: %s", r.Name, text)
+	return fmt.Errorf("send to receiver %s: %s", r.Name, r.plainError(err))
 }

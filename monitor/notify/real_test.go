@@ -164,9 +164,13 @@ func TestSnmptrapdReceivesNotifications(t *testing.T) {
 
 // sink is a mail server that demands authentication.
 type sink struct {
+	open    bool           // to anybody
+	refuses map[string]int // code by recipient
+
 	mu    sync.Mutex
 	mails []string
 	users []string
+	to    [][]string
 }
 
 func (s *sink) NewSession(*smtp.Conn) (smtp.Session, error) { return &sinkSession{sink: s}, nil }
@@ -174,18 +178,27 @@ func (s *sink) NewSession(*smtp.Conn) (smtp.Session, error) { return &sinkSessio
 type sinkSession struct {
 	sink *sink
 	user string
+	to   []string
 }
 
-func (s *sinkSession) Reset()        {}
+func (s *sinkSession) Reset()        { s.to = nil }
 func (s *sinkSession) Logout() error { return nil }
 func (s *sinkSession) Mail(string, *smtp.MailOptions) error {
-	if s.user == "" {
+	if s.user == "" && !s.sink.open {
 		return smtp.ErrAuthRequired
 	}
 	return nil
 }
-func (s *sinkSession) Rcpt(string, *smtp.RcptOptions) error { return nil }
-func (s *sinkSession) AuthMechanisms() []string             { return []string{sasl.Plain} }
+
+func (s *sinkSession) Rcpt(to string, _ *smtp.RcptOptions) error {
+	if code := s.sink.refuses[to]; code != 0 {
+		return &smtp.SMTPError{Code: code, EnhancedCode: smtp.EnhancedCode{code / 100, 1, 1}, Message: "not here"}
+	}
+	s.to = append(s.to, to)
+	return nil
+}
+
+func (s *sinkSession) AuthMechanisms() []string { return []string{sasl.Plain} }
 func (s *sinkSession) Auth(string) (sasl.Server, error) {
 	return sasl.NewPlainServer(func(_, user, password string) error {
 		if user != "muster" || password != "the password" {
@@ -200,7 +213,7 @@ func (s *sinkSession) Data(r io.Reader) error {
 	b, err := io.ReadAll(r)
 	s.sink.mu.Lock()
 	defer s.sink.mu.Unlock()
-	s.sink.mails, s.sink.users = append(s.sink.mails, string(b)), append(s.sink.users, s.user)
+	s.sink.mails, s.sink.users, s.sink.to = append(s.sink.mails, string(b)), append(s.sink.users, s.user), append(s.sink.to, s.to)
 	return err
 }
 
@@ -271,6 +284,71 @@ func TestMailOverTLSWithAuthentication(t *testing.T) {
 			r.Secret = "something else"
 			if err := s.Send(t.Context(), r, testMessage("x")); err == nil || errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("a wrong password: %v", err)
+			}
+		})
+	}
+}
+
+// A service that its supervisor starts again leads in the same term: to the
+// manager, the time of the engine must not go back.
+func TestTheEnginesTimeGoesOnInATerm(t *testing.T) {
+	d := startTrapDaemon(t, TrapEngineID("c1"))
+	s := testSender()
+	s.Begin(7)
+	s.began.Store(time.Now().Add(-time.Hour).UnixNano()) // it has led for an hour
+	v3 := Receiver{Name: "nms3", Secret: "a long pass phrase", Spec: api.ReceiverSpec{Type: api.ReceiverSNMP, Address: d.addr, Version: "3", User: "trapper"}}
+	for _, text := range []string{"before the restart", "after the restart"} {
+		if err := s.Send(t.Context(), v3, testMessage(text)); err != nil {
+			t.Fatal(err)
+		}
+		d.wait(t, text)
+		s.Begin(7)
+	}
+}
+
+// TestOneWhoLeftKeepsNobodyUninformed: a mail server that refuses one of the
+// people for good must not keep the others from being told.
+func TestOneWhoLeftKeepsNobodyUninformed(t *testing.T) {
+	people := []string{"ann@example.org", "gone@example.org", "bob@example.org"}
+	for name, tc := range map[string]struct {
+		refuses map[string]int
+		sent    string // recipients
+		partial bool
+	}{
+		"one is refused for good":   {map[string]int{"gone@example.org": 550}, "ann@example.org bob@example.org", true},
+		"one is refused for now":    {map[string]int{"gone@example.org": 450}, "", false},
+		"one for good, one for now": {map[string]int{"gone@example.org": 550, "bob@example.org": 451}, "", false},
+		"all are refused for good":  {map[string]int{"ann@example.org": 550, "gone@example.org": 550, "bob@example.org": 553}, "", false},
+		"all are taken":             {nil, strings.Join(people, " "), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			store := &sink{open: true, refuses: tc.refuses}
+			srv := smtp.NewServer(store)
+			srv.Domain = "localhost"
+			done := make(chan struct{})
+			go func() { defer close(done); _ = srv.Serve(ln) }()
+			t.Cleanup(func() { _ = srv.Close(); <-done })
+			r := Receiver{Name: "ops", Spec: api.ReceiverSpec{Type: api.ReceiverSMTP, Address: ln.Addr().String(), TLS: "none", From: "muster@example.org", To: people}}
+			err = testSender().Send(t.Context(), r, testMessage("node m1 is lost"))
+			var partial *Partial
+			if errors.As(err, &partial) != tc.partial || (err == nil) != (tc.sent != "" && !tc.partial) {
+				t.Errorf("error %v", err)
+			}
+			if tc.partial && (!strings.Contains(err.Error(), "gone@example.org") || !strings.Contains(err.Error(), "550")) {
+				t.Errorf("the error does not say who and why: %v", err)
+			}
+			store.mu.Lock()
+			defer store.mu.Unlock()
+			var got []string
+			for _, to := range store.to {
+				got = append(got, to...)
+			}
+			if strings.Join(got, " ") != tc.sent || len(store.mails) > 1 {
+				t.Errorf("%d mails to %q, want %q", len(store.mails), got, tc.sent)
 			}
 		})
 	}

@@ -96,7 +96,7 @@ func (s *Sender) post(ctx context.Context, r Receiver, m Message) error {
 	}
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // as far as it came
 	if resp.StatusCode/100 == 3 {
-		return fmt.Errorf("%s answered with a redirect (%d), which is not followed; give the final URL", r.Spec.Address, resp.StatusCode)
+		return fmt.Errorf("%s answered with a redirect (%d), which is not followed; give the final URL", host(r.Spec.Address), resp.StatusCode)
 	}
-	return fmt.Errorf("%s answered %d: %s", r.Spec.Address, resp.StatusCode, line(string(text), 200))
+	return fmt.Errorf("%s answered %d: %s", host(r.Spec.Address), resp.StatusCode, line(string(text), 200))
 }

@@ -11,11 +11,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Periods and deadlines of the host's collectors.
@@ -111,6 +114,10 @@ func (p Proc) memory(r *Report) error {
 	return nil
 }
 
+// guestNIC matches the names of guests' taps: ours (package vswitch), and those
+// that people and libvirt make.
+var guestNIC = regexp.MustCompile(`^(mt[0-9a-f]{10}n[0-9]+$|tap|vnet)`)
+
 // NICs returns the collector of the host's network interfaces. Those that
 // belong to guests (taps) are left out; there may be thousands.
 func (p Proc) NICs() Collector {
@@ -125,7 +132,7 @@ func (p Proc) NICs() Collector {
 			name, rest, ok := strings.Cut(sc.Text(), ":")
 			f := strings.Fields(rest)
 			name = strings.TrimSpace(name)
-			if !ok || len(f) < 12 || name == "lo" || strings.HasPrefix(name, "tap") || strings.HasPrefix(name, "vnet") {
+			if !ok || len(f) < 12 || name == "lo" || guestNIC.MatchString(name) {
 				continue
 			}
 			if n++; n > maxNICs {
@@ -180,7 +187,9 @@ func pools(list func() []Mount, statfs statfsFunc) Collector {
 			}
 			waiting++
 			go func() {
-				err := measure(r, statfs, m.Path, PoolTotal, PoolFree, PoolPercent, Label{"pool", m.Name})
+				err := contain.Call(func() error {
+					return measure(r, statfs, m.Path, PoolTotal, PoolFree, PoolPercent, Label{"pool", m.Name})
+				})
 				mu.Lock()
 				delete(asked, m.Name)
 				mu.Unlock()

@@ -27,11 +27,16 @@ const (
 	VMRSS           = "muster_vm_resident_bytes"
 	VMMemory        = "muster_vm_memory_bytes"
 	VMBalloon       = "muster_vm_balloon_bytes"
+	VMDiskRead      = "muster_vm_disk_read_bytes_total"
+	VMDiskWritten   = "muster_vm_disk_written_bytes_total"
 	RaftLeader      = "muster_raft_leader"
 	RaftTerm        = "muster_raft_current_term"
 	RaftApplied     = "muster_raft_applied_index"
 	RaftCommitted   = "muster_raft_committed_index"
 	RaftLag         = "muster_raft_lag_entries"
+	RaftApplies     = "muster_raft_applies_total"
+	RaftApplySum    = "muster_raft_apply_seconds_total"
+	RaftApply       = "muster_raft_apply_seconds"
 	ReplicaRevision = "muster_replica_revision"
 	ReplicaAge      = "muster_replica_staleness_seconds"
 	LeaseRemaining  = "muster_lease_remaining_seconds"
@@ -52,6 +57,8 @@ var help = map[string]string{
 	VMCPU: "CPU time of QEMU; 100 is one CPU.", VMCPUSeconds: "CPU time of QEMU.", VMRSS: "Memory of the host that QEMU holds.",
 	VMMemory: "Memory of the guest as configured.", VMBalloon: "Memory that the balloon leaves to the guest.",
 	RaftLeader: "1 on the leader.", RaftTerm: "Raft term.", RaftApplied: "Last applied entry.", RaftCommitted: "Last entry known as committed.",
+	RaftApplies: "Entries applied since the daemon began.", RaftApplySum: "Time that took.", RaftApply: "Mean time of applying an entry, of those since the last look.",
+	VMDiskRead: "Bytes that the guest read from its disks, as QEMU counts.", VMDiskWritten: "Bytes that the guest wrote to its disks, as QEMU counts.",
 	RaftLag: "Entries committed and not yet applied.", ReplicaRevision: "Revision that this node has applied.", ReplicaAge: "How old this replica may be.",
 	LeaseRemaining: "Seconds that this node's lease is still valid; negative when it is not.",
 	ServiceUp:      "1 while the service runs.", ServiceRestarts: "Restarts since the daemon began.",

@@ -32,6 +32,9 @@ type Guest struct {
 	// Memory as configured and what the balloon leaves, in bytes; 0 when not
 	// known.
 	Memory, Balloon int64
+	// DiskRead and DiskWritten are bytes since QEMU began, if Disks is set.
+	Disks                 bool
+	DiskRead, DiskWritten uint64
 }
 
 // Guests returns the VMs that run on this host.
@@ -47,6 +50,9 @@ type ReplicaState struct {
 	Revision           uint64
 	Staleness          time.Duration
 	StalenessKnown     bool
+	// Entries applied since the daemon began, and how long that took.
+	Entries   uint64
+	ApplyTime time.Duration
 }
 
 // ServiceState is one supervised service.
@@ -98,6 +104,10 @@ func (p Proc) VMs(g Guests) Collector {
 			if vm.Balloon > 0 {
 				r.Set(VMBalloon, float64(vm.Balloon), labels...)
 			}
+			if vm.Disks {
+				r.Set(VMDiskRead, float64(vm.DiskRead), labels...)
+				r.Set(VMDiskWritten, float64(vm.DiskWritten), labels...)
+			}
 		}
 		before = seen
 		return errors.Join(errs...)
@@ -127,8 +137,16 @@ func (p Proc) process(pid int, at time.Time) (u usage, rss float64, err error) {
 
 // Replica returns the collector of the configuration database.
 func Replica(get func() ReplicaState) Collector {
+	var entries uint64
+	var took time.Duration
 	return Collector{Name: "configdb", Period: productPeriod, Deadline: productDeadline, Collect: func(_ context.Context, r *Report) error {
 		s := get()
+		r.Set(RaftApplies, float64(s.Entries))
+		r.Set(RaftApplySum, s.ApplyTime.Seconds())
+		if s.Entries > entries {
+			r.Set(RaftApply, (s.ApplyTime-took).Seconds()/float64(s.Entries-entries))
+		}
+		entries, took = s.Entries, s.ApplyTime
 		leader := 0.0
 		if s.Leader {
 			leader = 1

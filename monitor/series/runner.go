@@ -6,19 +6,19 @@ package series
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Report takes the samples of one run of a collector. It is closed when the
 // run's deadline has passed.
 type Report struct {
 	store *Store
+	from  string // name of the collector
 	at    time.Time
 
 	mu     sync.Mutex
@@ -30,7 +30,7 @@ func (r *Report) Set(name string, value float64, labels ...Label) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.closed {
-		r.store.Set(r.at, name, value, labels...)
+		r.store.set(r.from, r.at, name, value, labels)
 	}
 }
 
@@ -70,12 +70,11 @@ func NewRunner(store *Store, log *slog.Logger, list ...Collector) *Runner {
 // Run collects until the context ends. It does not wait for a collector that
 // is over its deadline then.
 func (r *Runner) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
+	group, ctx := contain.NewGroup(ctx)
 	for _, c := range r.list {
-		wg.Go(func() { r.drive(ctx, c) })
+		group.Go(func() { r.drive(ctx, c) })
 	}
-	wg.Wait()
-	return nil
+	return group.Wait()
 }
 
 // States returns how the collectors do, in the order they were given.
@@ -122,20 +121,19 @@ var errLate = errors.New("no answer within the deadline")
 // once runs the collector and waits for it at most its deadline. It returns
 // the channel of a run that is late, else nil.
 func (r *Runner) once(ctx context.Context, c Collector) chan error {
-	rep := &Report{store: r.store, at: r.store.now()}
+	rep := &Report{store: r.store, from: c.Name, at: r.store.now()}
 	defer rep.close()
 	cctx, cancel := context.WithTimeout(ctx, c.Deadline)
 	defer cancel()
 	done := make(chan error, 1)
 	began := time.Now()
 	go func() {
-		defer func() {
-			if p := recover(); p != nil {
-				r.log.Error("collector panicked", "collector", c.Name, "panic", p, "stack", string(debug.Stack()))
-				done <- fmt.Errorf("panic: %v", p)
-			}
-		}()
-		done <- c.Collect(cctx, rep)
+		err := contain.Call(func() error { return c.Collect(cctx, rep) })
+		var p *contain.Panic
+		if errors.As(err, &p) {
+			r.log.Error("collector panicked", "collector", c.Name, "panic", p.Value, "stack", p.Stack)
+		}
+		done <- err
 	}()
 	var late chan error
 	var err error

@@ -134,9 +134,9 @@ func TestHostAndGuestsFromProc(t *testing.T) {
 	write(t, dir, "stat", "cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1\n")
 	write(t, dir, "loadavg", "1.25 0.5 0.1 1/100 4711\n")
 	write(t, dir, "meminfo", "MemTotal:       1000 kB\nMemFree: 1 kB\nMemAvailable:    250 kB\n")
-	write(t, dir, "net/dev", "Inter-|  Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 1000 1 2 3 0 0 0 0 500 1 4 5 0 0 0 0\n  tap7: 9 1 0 0 0 0 0 0 9 1 0 0 0 0 0 0\n")
+	write(t, dir, "net/dev", "Inter-|  Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 1000 1 2 3 0 0 0 0 500 1 4 5 0 0 0 0\n  tap7: 9 1 0 0 0 0 0 0 9 1 0 0 0 0 0 0\nmt0123456789n0: 9 1 0 0 0 0 0 0 9 1 0 0 0 0 0 0\n")
 	proc := Proc(dir)
-	cpu, vms := proc.CPU(), proc.VMs(guestList{{Name: "web1", Project: "default", ID: "1", PID: 42, Memory: 1 << 30}, {Name: "gone", ID: "2", PID: 43}, {Name: "off", ID: "3"}})
+	cpu, vms := proc.CPU(), proc.VMs(guestList{{Name: "web1", Project: "default", ID: "1", PID: 42, Memory: 1 << 30, Balloon: 1 << 29, Disks: true, DiskRead: 5, DiskWritten: 7}, {Name: "gone", ID: "2", PID: 43}, {Name: "off", ID: "3"}})
 	write(t, dir, "42/stat", "42 (qemu (x) y) S 1 1 1 0 -1 0 0 0 0 0 100 50 0 0 20 0 4 0 777 0 1000 0\n")
 	run(t, cpu, now, s)
 	run(t, vms, now, s)
@@ -149,7 +149,7 @@ func TestHostAndGuestsFromProc(t *testing.T) {
 	for name, want := range map[string]float64{
 		NodeCPU: 100 * 100.0 / 700, NodeLoad1: 1.25, NodeMemPercent: 75, NodeMemTotal: 1000 * 1024,
 		NICReceived: 1000, NICSent: 500, NICErrors: 14,
-		VMCPU: 100, VMRSS: 1000 * float64(os.Getpagesize()), VMMemory: 1 << 30, VMCPUSeconds: 11.5,
+		VMCPU: 100, VMRSS: 1000 * float64(os.Getpagesize()), VMMemory: 1 << 30, VMCPUSeconds: 11.5, VMBalloon: 1 << 29, VMDiskRead: 5, VMDiskWritten: 7,
 	} {
 		if got := value(t, s, name); math.Abs(got-want) > 1e-9 {
 			t.Errorf("%s is %g, want %g", name, got, want)

@@ -39,8 +39,9 @@ type Label struct{ Name, Value string }
 type ring struct {
 	name   string
 	labels []Label
-	first  int64 // step of the oldest place that may hold a value
-	last   int64 // step of the newest value
+	source string // the collector that set it last
+	first  int64  // step of the oldest place that may hold a value
+	last   int64  // step of the newest value
 	at     time.Time
 	latest float64
 	values [places]float64
@@ -99,6 +100,10 @@ func escape(s string) string {
 // Set adds a sample. One that is no number, has too many labels or would be
 // one series too many is counted and left out.
 func (s *Store) Set(at time.Time, name string, value float64, labels ...Label) {
+	s.set("", at, name, value, labels)
+}
+
+func (s *Store) set(source string, at time.Time, name string, value float64, labels []Label) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if math.IsNaN(value) || math.IsInf(value, 0) || len(labels) > maxLabels {
@@ -118,6 +123,7 @@ func (s *Store) Set(at time.Time, name string, value float64, labels ...Label) {
 		r = &ring{name: name, labels: slices.Clone(labels), first: stepOf(at), last: stepOf(at) - 1}
 		s.rings[key] = r
 	}
+	r.source = source
 	r.set(at, value)
 }
 
@@ -167,6 +173,22 @@ func (s *Store) Query(name string, since time.Duration) []api.MetricSeries {
 			out = append(out, one)
 		}
 	}
+	return out
+}
+
+// Stuck returns the IDs of series of a name that are kept and not current
+// because the collector that sets them fails.
+func (s *Store) Stuck(name string, failing map[string]bool) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	var out []string
+	for key, r := range s.rings {
+		if age := now.Sub(r.at); r.name == name && failing[r.source] && age > fresh && age <= Keep {
+			out = append(out, key)
+		}
+	}
+	slices.Sort(out)
 	return out
 }
 

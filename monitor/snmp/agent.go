@@ -22,6 +22,8 @@ import (
 const (
 	// CacheFor is how long the tables are kept between requests.
 	CacheFor = 3 * time.Second
+	// stateDeadline bounds making them anew; who asks has given up by then.
+	stateDeadline = 2 * time.Second
 	// maxRequest is the largest request that is read, and maxAnswer the
 	// largest answer: it fits one Ethernet frame of any tunnel but few would
 	// mind a fragment.
@@ -65,7 +67,6 @@ type Stats struct {
 // Agent answers requests.
 type Agent struct {
 	cfg    Config
-	conn   net.PacketConn
 	began  time.Time
 	boots  uint32
 	engine string
@@ -89,7 +90,8 @@ func EngineID(of string) string {
 	return string(append(id, sum[:12]...))
 }
 
-// NewAgent checks the configuration and opens the port.
+// NewAgent checks the configuration. The port is opened by Run: one that is
+// taken must not keep a node from starting.
 func NewAgent(cfg Config) (*Agent, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -99,6 +101,9 @@ func NewAgent(cfg Config) (*Agent, error) {
 	}
 	if cfg.Community == "" && cfg.User == "" {
 		return nil, errors.New("snmp agent: give a community for v2c, or a user and a pass phrase for v3")
+	}
+	if _, _, err := net.SplitHostPort(cfg.Listen); err != nil {
+		return nil, fmt.Errorf("snmp agent: snmpListen %q is not host:port, such as 0.0.0.0:161", cfg.Listen)
 	}
 	if len(cfg.Community) > 64 || len(cfg.User) > 32 {
 		return nil, errors.New("snmp agent: the community has at most 64 characters and the user 32")
@@ -114,11 +119,6 @@ func NewAgent(cfg Config) (*Agent, error) {
 			return nil, fmt.Errorf("snmp agent: %w", err)
 		}
 	}
-	conn, err := net.ListenPacket("udp", cfg.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("snmp agent: cannot listen on %s: %w; choose another address with snmpListen", cfg.Listen, err)
-	}
-	a.conn = conn
 	return a, nil
 }
 
@@ -129,9 +129,6 @@ func userOf(name, secret, engine string) *gosnmp.UsmSecurityParameters {
 		PrivacyProtocol: gosnmp.AES, PrivacyPassphrase: secret,
 	}
 }
-
-// Addr is where the agent listens.
-func (a *Agent) Addr() net.Addr { return a.conn.LocalAddr() }
 
 // Stats returns the counters.
 func (a *Agent) Stats() Stats {
@@ -146,13 +143,22 @@ func (a *Agent) count(field func(*Stats) *uint64) {
 	*field(&a.stats)++
 }
 
-// Run answers until the context ends, which closes the port.
+// Run opens the port and answers until the context ends, which is not an error.
 func (a *Agent) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = a.conn.Close() })
-	defer stop()
+	conn, err := net.ListenPacket("udp", a.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("snmp agent: cannot listen on %s: %w; free it, or choose another address with snmpListen", a.cfg.Listen, err)
+	}
+	return a.serve(ctx, conn)
+}
+
+// serve answers on a port, and closes it.
+func (a *Agent) serve(ctx context.Context, conn net.PacketConn) error {
+	defer func() { _ = conn.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	buf := make([]byte, maxRequest+1)
 	for {
-		n, from, err := a.conn.ReadFrom(buf)
+		n, from, err := conn.ReadFrom(buf)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -171,7 +177,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if answer == nil {
 			continue
 		}
-		if _, err := a.conn.WriteTo(answer, from); err != nil && ctx.Err() == nil {
+		if _, err := conn.WriteTo(answer, from); err != nil && ctx.Err() == nil {
 			a.cfg.Log.Debug("snmp answer not sent", "err", err)
 		}
 	}
@@ -372,6 +378,8 @@ func (a *Agent) tree(ctx context.Context) (tree, error) {
 	if t != nil && age >= 0 && age < CacheFor {
 		return t, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, stateDeadline)
+	defer cancel()
 	s, err := a.cfg.Source.State(ctx)
 	if err != nil {
 		return nil, err

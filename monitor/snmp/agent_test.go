@@ -56,8 +56,14 @@ func testState(vms int) *State {
 	return s
 }
 
+// running is an agent with the address where it listens.
+type running struct {
+	*Agent
+	addr string
+}
+
 // start runs an agent on loopback.
-func start(t *testing.T, s *State) *Agent {
+func start(t *testing.T, s *State) *running {
 	t.Helper()
 	a, err := NewAgent(Config{
 		Listen: "127.0.0.1:0", Community: testCommunity, User: testUser, Secret: testSecret, NodeID: "n1",
@@ -66,27 +72,31 @@ func start(t *testing.T, s *State) *Agent {
 	if err != nil {
 		t.Fatal(err)
 	}
+	conn, err := net.ListenPacket("udp", a.cfg.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx) }()
+	go func() { done <- a.serve(ctx, conn) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	return a
+	return &running{a, conn.LocalAddr().String()}
 }
 
 // tool runs one of Debian's SNMP tools with our MIB.
-func tool(t *testing.T, a *Agent, name string, args ...string) (string, error) {
+func tool(t *testing.T, a *running, name string, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	all := append([]string{"-M", "base:.", "-m", "MUSTER-MIB", "-t", "2", "-r", "0"}, args...)
 	for i, s := range all {
 		if s == "AGENT" {
-			all[i] = a.Addr().String()
+			all[i] = a.addr
 		}
 	}
 	cmd := exec.CommandContext(ctx, name, all...)
@@ -175,7 +185,7 @@ func TestWhoMayNotLook(t *testing.T) {
 }
 
 // ask sends one v2c request and returns the answer and its size.
-func ask(t *testing.T, a *Agent, typ gosnmp.PDUType, rep uint32, non uint8, names ...string) (*gosnmp.SnmpPacket, int) {
+func ask(t *testing.T, a *running, typ gosnmp.PDUType, rep uint32, non uint8, names ...string) (*gosnmp.SnmpPacket, int) {
 	t.Helper()
 	var vars []gosnmp.SnmpPDU
 	for _, n := range names {
@@ -270,15 +280,42 @@ func TestTheAgentsConfigurationIsChecked(t *testing.T) {
 		"nothing to log in with":  {Listen: "127.0.0.1:0"},
 		"short pass phrase":       {Listen: "127.0.0.1:0", User: "u", Secret: "short"},
 		"no address":              {Listen: "nonsense", Community: "c"},
-		"a port in use":           {Listen: taken.LocalAddr().String(), Community: "c"},
 		"a community without end": {Listen: "127.0.0.1:0", Community: strings.Repeat("x", 200)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if a, err := NewAgent(c); err == nil {
-				_ = a.conn.Close()
+			if _, err := NewAgent(c); err == nil {
 				t.Fatal("accepted")
 			}
 		})
+	}
+}
+
+// A port in use, as by Debian's snmpd, is a failure of the agent, which its
+// supervisor tries again; it is no reason not to start the node.
+func TestAPortInUseIsTriedAgain(t *testing.T) {
+	taken, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := testState(1)
+	a, err := NewAgent(Config{Listen: taken.LocalAddr().String(), Community: testCommunity, Source: staticSource{s}, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "snmpListen") {
+		t.Fatalf("Run on a port in use: %v", err)
+	}
+	_ = taken.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	out, err := tool(t, &running{a, taken.LocalAddr().String()}, "snmpget", "-v2c", "-c", testCommunity, "-r", "5", "AGENT", "MUSTER-MIB::musterClusterName.0")
+	if err != nil || !strings.Contains(out, "STRING: ") {
+		t.Errorf("after the port is free: %v: %s", err, out)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 
@@ -290,7 +327,6 @@ func FuzzHandle(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Cleanup(func() { _ = a.conn.Close() })
 	for _, typ := range []gosnmp.PDUType{gosnmp.GetRequest, gosnmp.GetNextRequest, gosnmp.GetBulkRequest, gosnmp.SetRequest} {
 		p := &gosnmp.SnmpPacket{Version: gosnmp.Version2c, Community: testCommunity, PDUType: typ, RequestID: 1, MaxRepetitions: 10,
 			Variables: []gosnmp.SnmpPDU{{Name: "." + root, Type: gosnmp.Null}}}

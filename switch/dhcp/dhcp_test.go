@@ -195,3 +195,18 @@ func TestAFloodIsBounded(t *testing.T) {
 		t.Errorf("%d answers, %v", s.sent, err)
 	}
 }
+
+func TestABugEndsOneMessageOnly(t *testing.T) {
+	s := &script{frames: [][]byte{requestFrame(ask(t, dhcpv4.MessageTypeDiscover)), requestFrame(ask(t, dhcpv4.MessageTypeDiscover))}}
+	asked := 0
+	lookup := func() (Lease, bool) {
+		if asked++; asked == 1 {
+			panic("a bug")
+		}
+		return *lease(), true
+	}
+	err := Serve(s, lookup, slog.New(slog.NewTextHandler(io.Discard, nil)), time.Now)
+	if err != nil || s.sent != 1 {
+		t.Errorf("%d answers, %v", s.sent, err)
+	}
+}

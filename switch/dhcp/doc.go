@@ -15,7 +15,8 @@
 //   - DISCOVER, REQUEST (selecting, init-reboot, renewing, rebinding) and INFORM
 //     are answered; a REQUEST for another address gets a NAK, one that chose
 //     another server nothing. DECLINE and RELEASE change nothing.
-//   - A guest that floods costs at most MaxPerSecond answers.
+//   - A guest that floods costs at most MaxPerSecond answers and lines in the log
+//     a second; a bug that one message meets ends only that message.
 //
 // Non-guarantees: the server identifier is the gateway, or ServerID without
 // one; a unicast RENEW to an identifier that nobody answers ARP for does not

@@ -5,6 +5,7 @@ package dhcp
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"log/slog"
 	"net"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // MaxPerSecond bounds how many messages of one card are answered.
@@ -43,23 +46,32 @@ func Serve(s Socket, lookup func() (l Lease, ok bool), log *slog.Logger, now fun
 			continue
 		}
 		answers++
-		l, ok := lookup()
-		if !ok {
-			continue
+		// What a guest sends must not end more than its own message.
+		if err := contain.Do(func() { serveOne(s, f, lookup, log) }); err != nil {
+			log.Error("a guest's DHCP message met a bug", "frame", hex.EncodeToString(f), "err", err)
 		}
-		out, verdict, m := respond(f, &l)
-		if out != nil {
-			err = s.Send(out)
-		}
-		switch {
-		case verdict == Ignored:
-		case err != nil:
-			log.Warn("a guest's DHCP message was not answered", "mac", l.MAC.String(), "address", l.Address, "err", err)
-		case verdict == Declined:
-			log.Warn("a guest found its reserved address in use by another", "mac", l.MAC.String(), "address", l.Address)
-		default:
-			log.Debug("DHCP", "mac", l.MAC.String(), "address", l.Address, "message", m.MessageType().String(), "verdict", string(verdict))
-		}
+	}
+}
+
+// serveOne answers one frame.
+func serveOne(s Socket, f []byte, lookup func() (l Lease, ok bool), log *slog.Logger) {
+	l, ok := lookup()
+	if !ok {
+		return
+	}
+	out, verdict, m := respond(f, &l)
+	var err error
+	if out != nil {
+		err = s.Send(out)
+	}
+	switch {
+	case verdict == Ignored:
+	case err != nil:
+		log.Warn("a guest's DHCP message was not answered", "mac", l.MAC.String(), "address", l.Address, "err", err)
+	case verdict == Declined:
+		log.Warn("a guest found its reserved address in use by another", "mac", l.MAC.String(), "address", l.Address)
+	default:
+		log.Debug("DHCP", "mac", l.MAC.String(), "address", l.Address, "message", m.MessageType().String(), "verdict", string(verdict))
 	}
 }
 

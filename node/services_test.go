@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/thejerf/suture/v4"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/contain"
+)
+
+// TestABugOrAHangOfOneServiceStopsNoOther runs services as the daemon does: one
+// that panics in a goroutine of its own making, one that hangs and does not
+// heed its context, and one that works.
+func TestABugOrAHangOfOneServiceStopsNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := newServiceTable(slog.New(slog.DiscardHandler))
+		sup := suture.New("test", suture.Spec{Timeout: shutdownGrace})
+		add := func(name string, run func(context.Context) error) { sup.Add(&watched{run, name, table}) }
+		var panics, ticks atomic.Int64
+		add("buggy", func(ctx context.Context) error {
+			group, ctx := contain.NewGroup(ctx)
+			group.Go(func() {
+				if panics.Add(1) <= 3 {
+					panic("a bug")
+				}
+				<-ctx.Done()
+			})
+			return group.Wait()
+		})
+		hang := make(chan struct{})
+		add("hangs", func(context.Context) error { <-hang; return nil })
+		add("fails", func(context.Context) error { return errors.New("no such device") })
+		add("works", func(ctx context.Context) error {
+			for ctx.Err() == nil {
+				ticks.Add(1)
+				time.Sleep(time.Second)
+			}
+			return nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := sup.ServeBackground(ctx)
+		time.Sleep(time.Minute) // fake time
+		if n := ticks.Load(); n != 60 && n != 61 {
+			t.Errorf("the good service did %d of 60 rounds", n)
+		}
+		got := map[string]api.ServiceStatus{}
+		for _, s := range table.list("m1") {
+			got[s.Name] = s
+		}
+		if s := got["buggy"]; s.State != api.ServiceRunning || s.Restarts != 3 || s.LastError != "panic: a bug" || s.EndedAt == nil {
+			t.Errorf("the one with the bug: %+v", s)
+		}
+		if s := got["fails"]; s.Restarts < 4 || !strings.Contains(s.LastError, "no such device") {
+			t.Errorf("the one that fails: %+v", s)
+		}
+		if s := got["works"]; s.State != api.ServiceRunning || s.Restarts != 0 || s.LastError != "" || s.Node != "m1" {
+			t.Errorf("the one that works: %+v", s)
+		}
+		began := time.Now()
+		cancel()
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+			t.Logf("the supervisor says: %v", err)
+		}
+		if took := time.Since(began); took > shutdownGrace+time.Second {
+			t.Errorf("the end took %s for the sake of the one that hangs", took)
+		}
+		close(hang)
+		synctest.Wait()
+		if s := table.list("m1"); s[0].Name != "buggy" || s[0].State != api.ServiceDone {
+			t.Errorf("at the end: %+v", s)
+		}
+	})
+}

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package rest
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// The tests of this file look at every route there is, so that a new one cannot
+// be open by mistake, nor go unaudited.
+
+// wantNeed is the policy in words: what docs/access.md says.
+func wantNeed(method, path string) access {
+	kind, rest, _ := strings.Cut(strings.TrimPrefix(path, base), "/")
+	switch {
+	case path == "/healthz" || path == "/readyz" || path == "/metrics":
+		return needLoopback
+	case path == base+"cluster/init" || path == base+"cluster/join":
+		return needLocal
+	case path == base+"cluster/admit":
+		return needNothing // the join token in it is the key
+	case slices.Contains([]string{"tokens", "users", "receivers", "raw"}, kind):
+		return needAdministrator // also to read
+	case method == http.MethodGet && strings.HasSuffix(rest, "/console"):
+		return needOperator // who types into a guest changes it
+	case method == http.MethodGet:
+		return needViewer
+	case slices.Contains([]string{"vms", "images", "volumes", "alerts"}, kind):
+		return needOperator
+	}
+	return needAdministrator
+}
+
+func TestEveryRouteChecksTheRole(t *testing.T) {
+	f := newFixture(t)
+	withMonitors(f)
+	roles := []api.Role{"", api.RoleViewer, api.RoleOperator, api.RoleAdministrator}
+	for _, rt := range f.servers["m1"].routes() {
+		if got := wantNeed(rt.method, rt.path); rt.need != got {
+			t.Errorf("%s %s needs access %d, the policy says %d", rt.method, rt.path, rt.need, got)
+		}
+		path := strings.NewReplacer("{name}", "no-such", "{key}", "no/such").Replace(rt.path)
+		for _, role := range roles {
+			allowed := rt.need == needNothing || rt.need != needLocal && rank[role] >= rt.need || rt.need == needLoopback
+			check := func(how string, status int) {
+				t.Helper()
+				refused := status == http.StatusForbidden || status == http.StatusUnauthorized
+				if rt.path == base+"cluster/admit" {
+					refused = false // it refuses wrong tokens in the same words
+				}
+				if refused == allowed {
+					t.Errorf("%s %s as %q %s: status %d, allowed is %v", rt.method, path, role, how, status, allowed)
+				}
+			}
+			c := call{method: rt.method, path: path, role: role, body: "{}"}
+			if rt.method == http.MethodGet {
+				c.body = nil
+			}
+			if role == "" {
+				c.token = "none"
+			}
+			check("by token", f.do(c).status)
+			if role == "" {
+				continue
+			}
+			rec := httptest.NewRecorder()
+			r := httptest.NewRequest(rt.method, path, strings.NewReader("{}"))
+			r.RemoteAddr = "192.0.2.7:4711"
+			if rt.need != needLoopback {
+				f.servers["m1"].SessionHandler("user:ann", role).ServeHTTP(rec, r)
+				check("in a session", rec.Code)
+			}
+		}
+	}
+}
+
+// TestAWatchShowsOnlyWhatMayBeRead: of every kind there is.
+func TestAWatchShowsOnlyWhatMayBeRead(t *testing.T) {
+	f := newFixture(t)
+	s := f.servers["m1"]
+	for _, name := range s.kindNames() {
+		kind := api.Kind(name)
+		if want := wantNeed(http.MethodGet, base+kind.Plural()); s.kinds[kind].access() != want {
+			t.Errorf("a watch of %s needs access %d, the policy says %d", name, s.kinds[kind].access(), want)
+		}
+		for role, has := range rank {
+			q := &request{s: s, r: httptest.NewRequest(http.MethodGet, base+"watch?kinds="+name, nil), who: caller{role: role}}
+			_, err := q.watchKinds()
+			if allowed := has >= s.kinds[kind].access(); (err == nil) != allowed {
+				t.Errorf("a %s watching %s: %v", role, name, err)
+			}
+			q.r = httptest.NewRequest(http.MethodGet, base+"watch", nil)
+			all, err := q.watchKinds()
+			if _, shown := all[kind]; err != nil || shown != (has >= s.kinds[kind].access()) {
+				t.Errorf("a %s watching everything sees %s: %v, %v", role, name, shown, err)
+			}
+		}
+	}
+}
+
+// unaudited are the routes that change nothing here, or whose event the test
+// below looks at.
+var unaudited = map[string]string{
+	"POST " + base + "cluster/init":          "see below",
+	"POST " + base + "cluster/join":          "it happens at the member: admit",
+	"POST " + base + "cluster/admit":         "see below",
+	"POST " + base + "receivers/{name}/test": "sends a message and changes nothing",
+}
+
+func TestTheBeginningOfAClusterAndEachJoinAreAudited(t *testing.T) {
+	f := newFixture(t)
+	admit := api.AdmitRequest{TokenID: "0198", Secret: "wrong", CSR: "c", Node: "m9", Address: "a:1"}
+	f.do(call{method: "POST", path: "cluster/admit", body: admit, token: "none"})
+	admit.Secret = "right"
+	f.do(call{method: "POST", path: "cluster/admit", body: admit, token: "none"})
+	rec := httptest.NewRecorder()
+	f.servers["m1"].LocalHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodPost, base+"cluster/init", strings.NewReader(`{"name":"prod"}`)))
+	if rec.Code != http.StatusOK {
+		t.Fatalf("init: %d %s", rec.Code, rec.Body)
+	}
+	for typ, want := range map[string]api.EventSpec{
+		"audit.node.join":    {Actor: "token:0198", Source: "127.0.0.1", Target: "m9"},
+		"audit.cluster.init": {Actor: localActor, Source: "unix socket", Target: "prod"},
+	} {
+		got := f.audits(typ)
+		if len(got) != 1 || got[0].Spec.Actor != want.Actor || got[0].Spec.Source != want.Source || got[0].Spec.Target != want.Target {
+			t.Errorf("events %s: %+v", typ, got)
+		}
+	}
+}
+
+// step is one change, by its route.
+type step struct {
+	route, path, body string
+}
+
+// changes are one for each route that changes something, in an order in which
+// all of them work.
+func changes(f *fixture) []step {
+	alert := f.addAlert()
+	f.newVM("web1", api.VMStopped)
+	return []step{
+		{"POST vms", "vms", `{"meta":{"name":"web2"},"spec":{"cpus":1,"memory":"64M"}}`},
+		{"PATCH vms/{name}", "vms/web1", `{"meta":{"labels":{"a":"b"}}}`},
+		{"PUT vms/{name}", "vms/web1", `{"spec":{"cpus":2,"memory":"512M"}}`},
+		{"POST vms/{name}/start", "vms/web1/start", ``},
+		{"POST vms/{name}/pause", "vms/web1/pause", ``},
+		{"POST vms/{name}/resume", "vms/web1/resume", ``},
+		{"POST vms/{name}/reboot", "vms/web1/reboot", ``},
+		{"POST vms/{name}/stop", "vms/web1/stop", ``},
+		{"DELETE vms/{name}", "vms/web2", ``},
+		{"POST volumes", "volumes", `{"meta":{"name":"data"},"spec":{"size":"1G","pool":"shared"}}`},
+		{"PATCH volumes/{name}", "volumes/data", `{"meta":{"labels":{"a":"b"}}}`},
+		{"PUT volumes/{name}", "volumes/data", `VOLUME`},
+		{"DELETE volumes/{name}", "volumes/data", ``},
+		{"POST images", "images", `{"meta":{"name":"deb"}}`},
+		{"PUT images/{name}/content", "images/deb/content", `the content`},
+		{"PATCH images/{name}", "images/tiny", `{"meta":{"labels":{"a":"b"}}}`},
+		{"PUT images/{name}", "images/tiny", `{"spec":{"pool":"shared","node":"m1"}}`},
+		{"DELETE images/{name}", "images/tiny", ``},
+		{"POST pools", "pools", `{"meta":{"name":"nfs"},"spec":{"type":"shared","path":"/srv/nfs"}}`},
+		{"PATCH pools/{name}", "pools/nfs", `{"meta":{"labels":{"a":"b"}}}`},
+		{"PUT pools/{name}", "pools/nfs", `{"spec":{"type":"shared","path":"/srv/nfs"}}`},
+		{"DELETE pools/{name}", "pools/nfs", ``},
+		{"PATCH nodes/{name}", "nodes/m2", `{"spec":{"maintenance":true}}`},
+		{"PUT nodes/{name}", "nodes/m2", `{"spec":{"role":"voter","accelerator":"tcg"}}`},
+		{"DELETE nodes/{name}", "nodes/m2", ``},
+		{"POST networks", "networks", `{"meta":{"name":"lab"},"spec":{"type":"vxlan","vni":7}}`},
+		{"PATCH networks/{name}", "networks/lab", `{"meta":{"labels":{"a":"b"}}}`},
+		{"PUT networks/{name}", "networks/lab", `{"spec":{"type":"vxlan","vni":7}}`},
+		{"POST ippools", "ippools", `{"meta":{"name":"lab"},"spec":{"network":"lab","cidr":"10.0.0.0/24"}}`},
+		{"PATCH ippools/{name}", "ippools/lab", `{"spec":{"gateway":"10.0.0.1"}}`},
+		{"PUT ippools/{name}", "ippools/lab", `{"spec":{"network":"lab","cidr":"10.0.0.0/24"}}`},
+		{"DELETE ippools/{name}", "ippools/lab", ``},
+		{"DELETE networks/{name}", "networks/lab", ``},
+		{"POST uplinks", "uplinks", `{"meta":{"name":"up"},"spec":{"node":"m1","nic":"eth1"}}`},
+		{"PATCH uplinks/{name}", "uplinks/up", `{"spec":{"nic":"eth2"}}`},
+		{"PUT uplinks/{name}", "uplinks/up", `{"spec":{"node":"m1","nic":"eth3"}}`},
+		{"DELETE uplinks/{name}", "uplinks/up", ``},
+		{"POST tokens", "tokens", `{"meta":{"name":"ci"},"spec":{"role":"viewer"}}`},
+		{"DELETE tokens/{name}", "tokens/ci", ``},
+		{"POST cluster/tokens", "cluster/tokens", `{"role":"voter"}`},
+		{"POST users", "users", `{"meta":{"name":"bob"},"spec":{"role":"viewer"}}`},
+		{"PATCH users/{name}", "users/bob", `{"spec":{"role":"operator"}}`},
+		{"PUT users/{name}", "users/bob", `{"spec":{"role":"viewer"}}`},
+		{"DELETE users/{name}", "users/bob", ``},
+		{"POST rules", "rules", `{"meta":{"name":"full"},"spec":{"check":"pool-full"}}`},
+		{"PATCH rules/{name}", "rules/full", `{"spec":{"threshold":80}}`},
+		{"PUT rules/{name}", "rules/full", `{"spec":{"check":"pool-full","threshold":70}}`},
+		{"DELETE rules/{name}", "rules/full", ``},
+		{"POST receivers", "receivers", `{"meta":{"name":"ops"},"spec":{"type":"webhook","address":"http://h/"}}`},
+		{"PATCH receivers/{name}", "receivers/ops", `{"spec":{"secret":"s3cret-key"}}`},
+		{"PUT receivers/{name}", "receivers/ops", `{"spec":{"type":"webhook","address":"http://i/"}}`},
+		{"DELETE receivers/{name}", "receivers/ops", ``},
+		{"POST alerts/{name}/acknowledge", "alerts/" + alert + "/acknowledge", ``},
+		{"PUT raw/{key}", "raw/mine/key", `a value`},
+		{"DELETE raw/{key}", "raw/mine/key", ``},
+	}
+}
+
+func TestEveryRouteThatChangesSomethingIsAudited(t *testing.T) {
+	f := newFixture(t)
+	withMonitors(f)
+	left := map[string]bool{}
+	for _, rt := range f.servers["m1"].routes() {
+		if name := rt.method + " " + rt.path; rt.method != http.MethodGet && unaudited[name] == "" {
+			left[name] = true
+		}
+	}
+	shell := f.servers["m1"].SessionHandler("user:ann", api.RoleAdministrator)
+	known := map[string]bool{}
+	fresh := func() (out []api.Event) {
+		all, err := configdb.Events.List(f.db.Local())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range all {
+			if !known[e.Meta.ID] && strings.HasPrefix(e.Spec.Type, "audit.") {
+				out = append(out, e)
+			}
+			known[e.Meta.ID] = true
+		}
+		return out
+	}
+	for _, st := range changes(f) {
+		method, route, _ := strings.Cut(st.route, " ")
+		f.settleFor(st.route)
+		if st.body == "VOLUME" { // as it is, with another label
+			st.body = f.volumeBody("data")
+		}
+		fresh()
+		rec := httptest.NewRecorder()
+		r := httptest.NewRequest(method, base+st.path, strings.NewReader(st.body))
+		r.RemoteAddr = "192.0.2.7:4711"
+		shell.ServeHTTP(rec, r)
+		if rec.Code >= 300 {
+			t.Errorf("%s: status %d: %s", st.route, rec.Code, rec.Body)
+			continue
+		}
+		got := fresh()
+		if len(got) != 1 {
+			t.Errorf("%s made %d audit events", st.route, len(got))
+			continue
+		}
+		e := got[0].Spec
+		if e.Actor != "user:ann" || e.Source != "192.0.2.7" || e.Node != "m1" || e.Details["method"] != method || e.Details["path"] != base+st.path || e.Details["role"] != "administrator" {
+			t.Errorf("%s: the event does not say who, from where and what: %+v", st.route, e)
+		}
+		if e.Target == "" && e.TargetID == "" || !strings.HasPrefix(e.Message, "user:ann: ") {
+			t.Errorf("%s: the event does not say of what: %+v", st.route, e)
+		}
+		delete(left, method+" "+base+route)
+	}
+	for name := range left {
+		t.Errorf("%s is not tried: does it leave an audit event?", name)
+	}
+}
+
+// settleFor does what nodes do between two changes.
+func (f *fixture) settleFor(route string) {
+	phase := map[string]api.VMPhase{
+		"POST vms/{name}/pause": api.VMRunning, "POST vms/{name}/resume": api.VMPaused, "POST vms/{name}/reboot": api.VMRunning, "POST vms/{name}/stop": api.VMRunning,
+	}[route]
+	if phase == "" {
+		return
+	}
+	vm, err := configdb.VMs.Find(f.db.Local(), "", "web1")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.report(vm.Meta.ID, phase)
+}
+
+func (f *fixture) volumeBody(name string) string {
+	vol, err := configdb.Volumes.Find(f.db.Local(), "", name)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	b, err := json.Marshal(map[string]any{"meta": map[string]any{"labels": map[string]string{"a": "c"}}, "spec": vol.Spec})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// addAlert makes an alert that fires and returns its ID.
+func (f *fixture) addAlert() string {
+	f.t.Helper()
+	a := api.Alert{Meta: api.NewMeta(api.KindAlert, "", ""), Spec: api.AlertSpec{Rule: "node-lost", Severity: api.SeverityCritical}}
+	a.Meta.Name, a.Status.Phase = a.Meta.ID, api.AlertFiring
+	f.txn(func(_ *configdb.View, tx *configdb.Txn) error { return configdb.Alerts.CreateUnnamed(tx, &a) })
+	return a.Meta.ID
+}
+
+// TestAnUpdatesEventSaysWhatChanged: names only, values may be secrets.
+func TestAnUpdatesEventSaysWhatChanged(t *testing.T) {
+	f := newFixture(t)
+	withMonitors(f)
+	f.do(call{method: "POST", path: "users", body: userBody("bob", newPublicKey(t))})
+	f.do(call{method: "POST", path: "receivers", body: `{"meta":{"name":"ops"},"spec":{"type":"webhook","address":"http://h/","secret":"the-old-key"}}`})
+	for _, tc := range []struct{ path, body, kind, changed string }{
+		{"users/bob", `{"spec":{"role":"administrator","disabled":true}}`, "user", "spec.disabled, spec.role"},
+		{"users/bob", `{"spec":{"sshKeys":[]},"meta":{"labels":{"team":"a"}}}`, "user", "meta.labels.team, spec.sshKeys"},
+		{"receivers/ops", `{"spec":{"secret":"the-new-key"}}`, "receiver", "spec.secret"},
+		{"receivers/ops", `{"spec":{"address":"http://i/"}}`, "receiver", "spec.address"},
+	} {
+		before := len(f.audits("audit." + tc.kind + ".update"))
+		if a := f.do(call{method: "PATCH", path: tc.path, body: tc.body}); a.status != 200 {
+			t.Fatalf("%s: %d %s", tc.path, a.status, a.body)
+		}
+		all := f.audits("audit." + tc.kind + ".update")
+		if len(all) != before+1 {
+			t.Fatalf("%s: %d events", tc.body, len(all)-before)
+		}
+		e := all[before].Spec
+		if e.Details["changed"] != tc.changed || !strings.HasSuffix(e.Message, " ("+tc.changed+")") || strings.Contains(e.Message, "key\"") {
+			t.Errorf("%s: %q, details %v", tc.body, e.Message, e.Details)
+		}
+	}
+}
