@@ -102,7 +102,7 @@ func Open(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, n.closeAfter(err)
 	}
-	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}, cache, store, snaps, n.transport)
+	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}, cache, store, snaps, transport{n.transport})
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
