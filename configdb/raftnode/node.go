@@ -62,12 +62,14 @@ type Config struct {
 	Timing   Timing
 	OnFatal  func(error)
 	Log      *slog.Logger
+	Storage  *Storage // of tests, in place of the files in Dir
 }
 
 // Node is one member of the Raft group.
 type Node struct {
 	raft      *raft.Raft
-	store     *raftboltdb.BoltStore
+	logs      raft.LogStore
+	file      io.Closer // of the stores; nil if they are the test's
 	transport *raft.NetworkTransport
 	self      raft.ServerAddress
 	nodeID    string
@@ -77,10 +79,13 @@ type Node struct {
 // Open starts a node on its directory. With an empty directory it waits to be
 // bootstrapped or to be added by a leader.
 func Open(cfg Config) (*Node, error) {
+	logger := newLogger(cfg.Log)
+	if cfg.Storage != nil {
+		return openOn(cfg, logger, nil, cfg.Storage.Log, cfg.Storage.Stable, cfg.Storage.Snapshots)
+	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("raft directory: %w", err)
 	}
-	logger := newLogger(cfg.Log)
 	store, err := raftboltdb.New(raftboltdb.Options{
 		Path:        filepath.Join(cfg.Dir, logFile),
 		BoltOptions: &bbolt.Options{Timeout: boltOpenTimeout, FreelistType: bbolt.FreelistMapType},
@@ -93,16 +98,23 @@ func Open(cfg Config) (*Node, error) {
 		_ = store.Close()
 		return nil, fmt.Errorf("open snapshots in %s: %w", cfg.Dir, err)
 	}
-	n := &Node{store: store, self: ServerAddress(cfg.NodeID, cfg.Address), nodeID: cfg.NodeID, closing: make(chan struct{})}
+	cache, err := raft.NewLogCache(logCache, store)
+	if err != nil {
+		_ = store.Close()
+		return nil, err
+	}
+	return openOn(cfg, logger, store, cache, store, snaps)
+}
+
+// openOn starts a node on its stores; file is what Close has to close.
+func openOn(cfg Config, logger hclog.Logger, file io.Closer, logs raft.LogStore, stable raft.StableStore, snaps raft.SnapshotStore) (*Node, error) {
+	n := &Node{logs: logs, file: file, self: ServerAddress(cfg.NodeID, cfg.Address), nodeID: cfg.NodeID, closing: make(chan struct{})}
 	layer := &streamLayer{Listener: cfg.Listener, id: cfg.Identity, self: n.self}
 	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: layer, MaxPool: maxPool, Timeout: transportTimeout, Logger: logger,
 	})
-	cache, err := raft.NewLogCache(logCache, store)
-	if err != nil {
-		return nil, n.closeAfter(err)
-	}
-	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}, cache, store, snaps, transport{n.transport})
+	var err error
+	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}, logs, stable, snaps, transport{n.transport})
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
@@ -121,16 +133,23 @@ func raftConfig(cfg Config, logger hclog.Logger) *raft.Config {
 	rc.MaxAppendEntries = maxAppendEntries
 	rc.ShutdownOnRemove = false
 	rc.Logger = logger
+	if cfg.Storage != nil {
+		cfg.Storage.configure(rc)
+	}
 	return rc
 }
 
 func (n *Node) closeAfter(err error) error {
-	return errors.Join(err, n.transport.Close(), n.store.Close())
+	err = errors.Join(err, n.transport.Close())
+	if n.file != nil {
+		err = errors.Join(err, n.file.Close())
+	}
+	return err
 }
 
 // HasState reports whether the directory already holds a member's state.
 func (n *Node) HasState() bool {
-	last, err := n.store.LastIndex()
+	last, err := n.logs.LastIndex()
 	return err != nil || last > 0 || n.raft.LastIndex() > 0
 }
 
@@ -146,8 +165,7 @@ func (n *Node) Bootstrap() error {
 // Close stops Raft and closes its files. Call it once.
 func (n *Node) Close() error {
 	close(n.closing)
-	err := n.raft.Shutdown().Error()
-	return errors.Join(err, n.transport.Close(), n.store.Close())
+	return n.closeAfter(n.raft.Shutdown().Error())
 }
 
 // Apply proposes an entry and waits for its outcomes. The entry may have been

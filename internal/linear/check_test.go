@@ -410,7 +410,7 @@ func TestRecorderOrdersCallsAndReturns(t *testing.T) {
 	r.Begin(b)
 	r.End(b, func(o *Op) { o.Status = Unknown })
 	ops := r.Ops()
-	if len(ops) != 2 || ops[0].Return >= ops[1].Call && ops[0].Return != ops[1].Call || ops[1].Return != Forever {
+	if len(ops) != 2 || ops[0].Call >= ops[0].Return || ops[0].Return >= ops[1].Call || ops[1].Return != Forever {
 		t.Errorf("recorded %+v", ops)
 	}
 	if d := r.Now(); d <= 0 || d > time.Minute {

@@ -151,9 +151,10 @@ func (o *Op) String() string {
 
 // Recorder collects a history from any number of goroutines.
 type Recorder struct {
-	now func() time.Duration
-	mu  sync.Mutex
-	ops []*Op
+	now  func() time.Duration
+	mu   sync.Mutex
+	last time.Duration
+	ops  []*Op
 }
 
 // NewRecorder returns an empty history whose clock counts from now on. The
@@ -166,24 +167,30 @@ func NewRecorder() *Recorder {
 // Now is the time on the history's clock.
 func (r *Recorder) Now() time.Duration { return r.now() }
 
+// tick is a time that no other call or return has, so that the order in which
+// they came is kept even by a clock that stands still. The caller holds mu.
+func (r *Recorder) tick() int64 {
+	r.last = max(r.last+1, r.now())
+	return int64(r.last)
+}
+
 // Begin notes the call of an operation, with its outcome unknown until End.
 func (r *Recorder) Begin(o *Op) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	o.ID, o.Status, o.Return, o.FailedCond = len(r.ops), Unknown, Forever, -1
 	r.ops = append(r.ops, o)
-	o.Call = int64(r.now()) // last, so that no earlier return can look later
+	o.Call = r.tick()
 }
 
 // End notes the return of an operation; f fills in the answer. An operation
 // that ends as Unknown stays open.
 func (r *Recorder) End(o *Op, f func(o *Op)) {
-	at := int64(r.now()) // first, so that no later call can look earlier
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f(o)
 	if o.Status != Unknown {
-		o.Return = at
+		o.Return = r.tick()
 	}
 }
 
