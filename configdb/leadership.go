@@ -88,6 +88,7 @@ func (s *Store) checkLeadership(ctx context.Context) time.Duration {
 	if ctx.Err() != nil || !s.node.IsLeader() || s.node.Term() != term {
 		return retry
 	}
+	s.Heard(s.state.View().Revision(), since) // the barrier came after it
 	s.leading.set(&Leadership{Term: term, Since: since})
 	s.log.Info("this node leads", "term", term)
 	return idle

@@ -50,6 +50,7 @@ type StoreConfig struct {
 	LogStore string      // LogSegments (also when empty) or LogBolt
 	OnFatal  func(error) // the replica cannot go on: end the process
 	Log      *slog.Logger
+	Storage  *raftnode.Storage // of tests, in place of the files in Dir
 }
 
 // Store is the replica of this node. It implements DB.
@@ -88,7 +89,7 @@ func Open(cfg StoreConfig) (*Store, error) {
 	s.leaderKnown, s.leaderMoved = context.WithCancel(context.Background())
 	node, err := raftnode.Open(raftnode.Config{
 		Dir: cfg.Dir, NodeID: cfg.NodeID, Address: cfg.Address, Identity: cfg.Identity,
-		Listener: cfg.Listener, State: s.state, Timing: cfg.Timing, LogStore: cfg.LogStore, OnFatal: cfg.OnFatal, Log: cfg.Log,
+		Listener: cfg.Listener, State: s.state, Timing: cfg.Timing, LogStore: cfg.LogStore, OnFatal: cfg.OnFatal, Log: cfg.Log, Storage: cfg.Storage,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open configuration database: %w", err)
@@ -130,25 +131,18 @@ func (s *Store) Watch(prefix string, from uint64) *Watch {
 	return NewWatch(s.state, s.closed, prefix, from)
 }
 
-// Heard notes that the leader had a revision at a time. A node whose disk takes
-// no more entries still hears from the leader, but stays behind.
-func (s *Store) Heard(revision uint64, at time.Time) { s.behind.heard(revision, at) }
+// Heard notes an answer of the leader, which a majority confirmed after it was
+// asked: what was acknowledged anywhere before asked is in the revision.
+func (s *Store) Heard(revision uint64, asked time.Time) { s.behind.heard(revision, asked) }
 
-// Staleness implements DB. A leader is confirmed by a majority at least every
-// lease time, or it would have stepped down; a follower counts from the last
-// message of a leader, or from when it was last known to lack a revision.
+// Staleness implements DB. The age counts from the last question to the leader,
+// of View or of whoever calls Heard, whose answer this node has reached. That
+// goes for the leader itself too, which may have been deposed.
 func (s *Store) Staleness() (time.Duration, bool) {
-	if l, _ := s.leading.get(); l != nil {
-		return 0, true
+	if asked, ok := s.behind.since(s.state.View().Revision()); ok {
+		return time.Since(asked), true
 	}
-	if behind, ok := s.behind.since(s.state.View().Revision()); ok {
-		return time.Since(behind), true
-	}
-	last := s.node.LastContact()
-	if last.Before(s.opened) {
-		return time.Since(s.opened), false
-	}
-	return time.Since(last), true
+	return time.Since(s.opened), false
 }
 
 // WaitRevision implements DB.
@@ -179,6 +173,7 @@ func (s *Store) WaitRevision(ctx context.Context, revision uint64) (*View, error
 func (s *Store) View(ctx context.Context) (*View, error) {
 	ctx, cancel := withDefaultDeadline(ctx)
 	defer cancel()
+	asked := time.Now()
 	var rev uint64
 	err := s.onLeader(ctx, func(actx context.Context, _ target) (err error) {
 		rev, err = s.index.do(actx)
@@ -187,6 +182,7 @@ func (s *Store) View(ctx context.Context) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.Heard(rev, asked)
 	return s.WaitRevision(ctx, rev)
 }
 

@@ -55,8 +55,9 @@ type KeeperConfig struct {
 	Now    func() time.Duration // nil: BootTime
 	// OnLease is called when a new lease session has begun.
 	OnLease func()
-	// Heard is told which revision the leader had when it answered.
-	Heard func(revision uint64, at time.Time)
+	// Heard is told which revision the leader had, confirmed by a majority after
+	// it was asked.
+	Heard func(revision uint64, asked time.Time)
 }
 
 // NewKeeper returns a keeper without a lease.
@@ -117,7 +118,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 func (k *Keeper) renew(ctx context.Context) error {
 	rctx, cancel := context.WithTimeout(ctx, renewTimeout)
 	defer cancel()
-	sent := k.now() // before anything else: the lease counts from here
+	sent, asked := k.now(), time.Now() // before anything else: the lease counts from here
 	req, err := json.Marshal(renewRequest{NodeID: k.nodeID})
 	if err != nil {
 		return err
@@ -130,7 +131,7 @@ func (k *Keeper) renew(ctx context.Context) error {
 	if err := json.Unmarshal(b, &a); err != nil {
 		return fmt.Errorf("renew lease: malformed answer: %w", err)
 	}
-	k.heard(a.Revision, time.Now())
+	k.heard(a.Revision, asked)
 	return k.extend(rctx, sent+LeaseDuration, a)
 }
 

@@ -72,12 +72,14 @@ func classify(err error) *api.Error {
 		return e
 	case errors.As(err, &tooLong):
 		return api.Errorf(api.CodeTooLarge, "the body is larger than %d bytes", tooLong.Limit)
+	// First: it may wrap what ended the last try, of which the promise that
+	// nothing was changed does not hold for the tries before.
+	case errors.Is(err, configdb.ErrUncertain):
+		return api.Errorf(api.CodeTimeout, "%w: read before you try again, or repeat the request with its Idempotency-Key", err)
 	case errors.Is(err, configdb.ErrNoQuorum):
 		return api.Errorf(api.CodeNoQuorum, "%w", err)
 	case errors.Is(err, configdb.ErrDiskFull):
 		return api.Errorf(api.CodeNodeFull, "%w", err)
-	case errors.Is(err, configdb.ErrUncertain):
-		return api.Errorf(api.CodeTimeout, "%w: read before you try again, or repeat the request with its Idempotency-Key", err)
 	case errors.Is(err, configdb.ErrConflict):
 		return api.Errorf(api.CodeConflict, "%w", err)
 	case errors.Is(err, configdb.ErrTooLarge):

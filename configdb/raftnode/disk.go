@@ -6,12 +6,14 @@ package raftnode
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
@@ -48,9 +50,12 @@ const (
 // last is then unknown.
 type disk struct {
 	dir    string
-	stable *raftboltdb.BoltStore
-	log    raft.LogStore // one of the two below
-	files  *raftlog.Log  // nil with LogBolt
+	stable raft.StableStore
+	log    raft.LogStore
+	// monotonic: the log has no gaps.
+	monotonic bool
+	snapshots raft.SnapshotStore
+	closers   []io.Closer
 
 	onFatal func(error)
 	onSpace func(full bool)
@@ -68,7 +73,18 @@ type disk struct {
 
 // openDisk opens log and votes. Entries that an earlier start kept in the other
 // log store are moved.
-func openDisk(cfg Config, closing <-chan struct{}) (*disk, error) {
+func openDisk(cfg Config, closing <-chan struct{}, logger hclog.Logger) (*disk, error) {
+	d := &disk{dir: cfg.Dir, onFatal: cfg.OnFatal, closing: closing, filled: make(chan struct{})}
+	if s := cfg.Storage; s != nil {
+		d.stable, d.log, d.snapshots = s.Stable, s.Log, s.Snapshots
+		if m, ok := s.Log.(raft.MonotonicLogStore); ok {
+			d.monotonic = m.IsMonotonic()
+		}
+		return d, nil
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("raft directory: %w", err)
+	}
 	path := filepath.Join(cfg.Dir, stableFile)
 	stable, err := raftboltdb.New(raftboltdb.Options{
 		Path:        path,
@@ -77,14 +93,17 @@ func openDisk(cfg Config, closing <-chan struct{}) (*disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open raft votes %s: %w", path, err)
 	}
-	d := &disk{dir: cfg.Dir, stable: stable, onFatal: cfg.OnFatal, closing: closing, filled: make(chan struct{})}
-	if err := d.openLog(cfg); err != nil {
+	d.stable, d.closers = stable, []io.Closer{stable}
+	if err := d.openLog(cfg, stable); err != nil {
 		return nil, errors.Join(err, d.close())
+	}
+	if d.snapshots, err = raft.NewFileSnapshotStoreWithLogger(cfg.Dir, snapshotsKept, logger); err != nil {
+		return nil, errors.Join(fmt.Errorf("open snapshots in %s: %w", cfg.Dir, err), d.close())
 	}
 	return d, nil
 }
 
-func (d *disk) openLog(cfg Config) error {
+func (d *disk) openLog(cfg Config, bolt *raftboltdb.BoltStore) error {
 	dir := filepath.Join(cfg.Dir, segmentDir)
 	switch cfg.LogStore {
 	case "", LogSegments:
@@ -92,10 +111,10 @@ func (d *disk) openLog(cfg Config) error {
 		if err != nil {
 			return fmt.Errorf("open raft log: %w%s", err, remedy(err))
 		}
-		d.files, d.log = files, files
-		return move(d.stable, d.log)
+		d.log, d.monotonic, d.closers = files, true, append(d.closers, files)
+		return move(bolt, files)
 	case LogBolt:
-		d.log = d.stable
+		d.log = bolt
 		if _, err := os.Stat(dir); os.IsNotExist(err) {
 			return nil
 		}
@@ -103,7 +122,7 @@ func (d *disk) openLog(cfg Config) error {
 		if err != nil {
 			return fmt.Errorf("open raft log: %w%s", err, remedy(err))
 		}
-		return errors.Join(move(files, d.log), files.Close())
+		return errors.Join(move(files, bolt), files.Close())
 	}
 	return fmt.Errorf("logStore: %q is not known; use %s or %s", cfg.LogStore, LogSegments, LogBolt)
 }
@@ -148,11 +167,19 @@ func move(from, to raft.LogStore) error {
 }
 
 func (d *disk) close() error {
-	err := d.stable.Close()
-	if d.files != nil {
-		err = errors.Join(err, d.files.Close())
+	var errs []error
+	for _, c := range d.closers {
+		errs = append(errs, c.Close())
 	}
-	return err
+	return errors.Join(errs...)
+}
+
+// cached returns the log as Raft reads it.
+func (d *disk) cached() (raft.LogStore, error) {
+	if _, bolt := d.log.(*raftboltdb.BoltStore); !bolt {
+		return d, nil
+	}
+	return raft.NewLogCache(logCache, d)
 }
 
 // noSpace reports whether an error says that the disk is full.
@@ -218,7 +245,7 @@ func (d *disk) FirstIndex() (uint64, error) { return d.log.FirstIndex() }
 func (d *disk) LastIndex() (uint64, error) { return d.log.LastIndex() }
 
 // IsMonotonic implements raft.MonotonicLogStore.
-func (d *disk) IsMonotonic() bool { return d.files != nil }
+func (d *disk) IsMonotonic() bool { return d.monotonic }
 
 // GetLog implements raft.LogStore.
 func (d *disk) GetLog(index uint64, l *raft.Log) error {

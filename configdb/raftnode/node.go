@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -63,6 +62,7 @@ type Config struct {
 	LogStore string // LogSegments (also when empty) or LogBolt
 	OnFatal  func(error)
 	Log      *slog.Logger
+	Storage  *Storage // of tests, in place of the files in Dir
 }
 
 // Node is one member of the Raft group.
@@ -84,18 +84,11 @@ type Node struct {
 // Open starts a node on its directory. With an empty directory it waits to be
 // bootstrapped or to be added by a leader.
 func Open(cfg Config) (*Node, error) {
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("raft directory: %w", err)
-	}
 	logger := newLogger(cfg.Log)
 	closing := make(chan struct{})
-	d, err := openDisk(cfg, closing)
+	d, err := openDisk(cfg, closing, logger)
 	if err != nil {
 		return nil, err
-	}
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, snapshotsKept, logger)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open snapshots in %s: %w", cfg.Dir, err), d.close())
 	}
 	n := &Node{
 		disk: d, timing: cfg.Timing.orDefault(), log: cfg.Log, self: ServerAddress(cfg.NodeID, cfg.Address), nodeID: cfg.NodeID,
@@ -111,14 +104,12 @@ func Open(cfg Config) (*Node, error) {
 	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: layer, MaxPool: maxPool, Timeout: transportTimeout, Logger: logger,
 	})
-	var logs raft.LogStore = d
-	if d.files == nil { // the other one has a cache of its own
-		if logs, err = raft.NewLogCache(logCache, d); err != nil {
-			return nil, n.closeAfter(err)
-		}
+	logs, err := d.cached()
+	if err != nil {
+		return nil, n.closeAfter(err)
 	}
 	n.fsm = &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}
-	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, logs, d, snaps, n.transport)
+	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, logs, d, d.snapshots, transport{n.transport})
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
@@ -186,6 +177,9 @@ func raftConfig(cfg Config, logger hclog.Logger) *raft.Config {
 	rc.MaxAppendEntries = maxAppendEntries
 	rc.ShutdownOnRemove = false
 	rc.Logger = logger
+	if cfg.Storage != nil {
+		cfg.Storage.configure(rc)
+	}
 	return rc
 }
 

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// The network of the hosts, which exists in their namespaces only.
+const (
+	bridge = "tbr0"
+	subnet = "10.77.0"
+	port   = 7600
+	veth   = "tv"
+	nsName = "mt"
+	filler = "torture-filler"
+)
+
+// hosts are the machines: namespaces joined by a bridge, and their disks.
+type hosts struct {
+	n    int
+	work string
+	drop [][]bool // drop[from][to]: what from sends to to is lost
+}
+
+func (h *hosts) name(i int) string      { return fmt.Sprintf("n%d", i+1) }
+func (h *hosts) namespace(i int) string { return fmt.Sprintf("%s%d", nsName, i+1) }
+func (h *hosts) address(i int) string   { return fmt.Sprintf("%s.%d", subnet, 11+i) }
+func (h *hosts) listen(i int) string    { return fmt.Sprintf("%s:%d", h.address(i), port) }
+func (h *hosts) url(i int) string       { return "https://" + h.listen(i) }
+func (h *hosts) disk(i int) string      { return filepath.Join(h.work, "disk", h.name(i)) }
+func (h *hosts) data(i int) string      { return filepath.Join(h.disk(i), "data") }
+
+// command runs a program and reports what it printed if it fails.
+func command(stdin string, name string, args ...string) (string, error) {
+	cmd := exec.Command(name, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(errs.String()+out.String()))
+	}
+	return out.String(), nil
+}
+
+func inHost(namespace string, args ...string) []string {
+	return append([]string{"netns", "exec", namespace}, args...)
+}
+
+// makeHosts is called in a namespace of the campaign's own.
+func makeHosts(n int, work string, diskMiB int) (*hosts, error) {
+	h := &hosts{n: n, work: work}
+	for range n {
+		h.drop = append(h.drop, make([]bool, n))
+	}
+	steps := [][]string{
+		{"link", "set", "lo", "up"},
+		{"link", "add", bridge, "type", "bridge"},
+		{"address", "add", subnet + ".1/24", "dev", bridge},
+		{"link", "set", "dev", bridge, "up"},
+	}
+	for i := range n {
+		ns, link := h.namespace(i), fmt.Sprint(veth, i+1)
+		steps = append(steps,
+			[]string{"netns", "add", ns},
+			[]string{"link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", ns},
+			[]string{"link", "set", "dev", link, "master", bridge, "up"},
+			[]string{"-n", ns, "link", "set", "lo", "up"},
+			[]string{"-n", ns, "address", "add", h.address(i) + "/24", "dev", "eth0"},
+			[]string{"-n", ns, "link", "set", "dev", "eth0", "up"})
+	}
+	for _, s := range steps {
+		if _, err := command("", "ip", s...); err != nil {
+			return nil, err
+		}
+	}
+	for i := range n {
+		if err := h.makeDisk(i, diskMiB); err != nil {
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+// makeDisk mounts a small file system of its own for a host. The mount is seen
+// in this process's mount namespace only and goes with it.
+func (h *hosts) makeDisk(i, mib int) error {
+	image := h.disk(i) + ".img"
+	if err := os.MkdirAll(h.disk(i), 0o700); err != nil {
+		return err
+	}
+	f, err := os.Create(image)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(int64(mib)<<20), f.Close()); err != nil {
+		return fmt.Errorf("disk of %s: %w", h.name(i), err)
+	}
+	if _, err := command("", "mkfs.ext4", "-q", "-F", "-m", "0", image); err != nil {
+		return err
+	}
+	if _, err := command("", "mount", "-o", "loop", image, h.disk(i)); err != nil {
+		return fmt.Errorf("%w; the campaign needs loop devices", err)
+	}
+	return nil
+}
+
+// applyDrops tells the hosts what they do not receive. Only hosts drop, at
+// their entrance, so that the sender notices nothing.
+func (h *hosts) applyDrops() error {
+	for to := range h.n {
+		var lost []string
+		for from := range h.n {
+			if h.drop[from][to] {
+				lost = append(lost, h.address(from))
+			}
+		}
+		rules := "add table ip torture\ndelete table ip torture\n"
+		if len(lost) > 0 {
+			rules += "table ip torture {\n chain input {\n  type filter hook input priority 0; policy accept;\n  ip saddr { " +
+				strings.Join(lost, ", ") + " } drop\n }\n}\n"
+		}
+		if _, err := command(rules, "ip", inHost(h.namespace(to), "nft", "-f", "-")...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fill takes all the room on a host's disk.
+func (h *hosts) fill(i int) error {
+	f, err := os.OpenFile(filepath.Join(h.disk(i), filler), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		if errors.Is(err, syscall.ENOSPC) {
+			return nil
+		}
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	for _, size := range []int{1 << 20, 1 << 16, 1 << 12} {
+		block := make([]byte, size)
+		for {
+			_, err := f.Write(block)
+			if err == nil {
+				err = f.Sync()
+			}
+			if errors.Is(err, syscall.ENOSPC) {
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("fill the disk of %s: %w", h.name(i), err)
+			}
+		}
+	}
+	return nil
+}
+
+// makeRoom gives the room back.
+func (h *hosts) makeRoom(i int) error {
+	if err := os.Remove(filepath.Join(h.disk(i), filler)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
