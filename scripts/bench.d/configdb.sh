@@ -9,6 +9,7 @@
 PROGRAMS=$BENCH/bin
 ARGS=()
 PEERS=yes
+PROFILE=no
 
 bench_usage() {
 	cat <<'TEXT'
@@ -17,6 +18,7 @@ bench_usage() {
   configdb --quick    one short round of the same; about two minutes when everything is built
   configdb --steady M only Muster: full write load for M minutes; counts elections, p99.9 and the longest gap
   configdb --idle M   only Muster: an idle cluster for M minutes; disk writes, revisions, CPU
+  configdb --profile  only Muster: where its daemons spend their time under load, by perf
   configdb --only LIST --rounds N    only some systems (muster, etcd, etcd-plain, rqlite, etcd-50-250), other rounds
 TEXT
 }
@@ -25,6 +27,10 @@ bench_arguments() {
 	while [ $# -gt 0 ]; do
 		case $1 in
 		--quick) ARGS+=(-quick) ;;
+		--profile)
+			PEERS=no PROFILE=yes
+			ARGS+=(-profile)
+			;;
 		--steady | --idle | --rounds)
 			[[ ${2:-} =~ ^[0-9]+(\.[0-9]+)?$ ]] || usage_error "$1 needs a number"
 			[ "$1" = --rounds ] || PEERS=no
@@ -52,11 +58,16 @@ build_peer() {
 }
 
 bench_prepare() {
+	local flags=()
 	need_packages "make:runs the build" "gcc:rqlite has SQLite, which is C" "libc6-dev:rqlite has SQLite, which is C" \
 		"ca-certificates:lets Go fetch modules over TLS"
 	mkdir -p "$PROGRAMS"
 	say "== building muster"
-	make --no-print-directory -C "$ROOT" BIN="$PROGRAMS" build || die "the build failed" "read the lines above"
+	if [ "$PROFILE" = yes ]; then
+		need_packages "linux-perf:takes the profiles"
+		flags=(LDFLAGS=) # with symbols
+	fi
+	make --no-print-directory -C "$ROOT" BIN="$PROGRAMS" ${flags[@]+"${flags[@]}"} build || die "the build failed" "read the lines above"
 	build_peer configdb . bench-configdb
 	[ "$PEERS" = yes ] || return 0
 	build_peer peers/etcd go.etcd.io/etcd/server/v3 etcd

@@ -44,7 +44,7 @@ func (s *session) steady(ctx context.Context, d time.Duration) error {
 		watch, cancel := context.WithCancel(ctx)
 		changes := make(chan int)
 		go func() { changes <- s.countTerms(watch, m, before) }()
-		r, err := load.Writes(ctx, m, "steady", steadyClients, load.All(), load.Window{Warmup: 5 * time.Second, Measure: d}, true)
+		r, err := load.Writes(ctx, m, "steady", steadyClients, load.All(0), load.Window{Warmup: 5 * time.Second, Measure: d}, true)
 		cancel()
 		seen := <-changes
 		if err != nil {

@@ -21,7 +21,7 @@ func main() { os.Exit(run()) }
 // options are the command line's.
 type options struct {
 	programs, data, only string
-	quick                bool
+	quick, profile       bool
 	steady, idle         float64 // minutes
 	rounds               int
 }
@@ -34,6 +34,7 @@ func run() int {
 	flag.BoolVar(&o.quick, "quick", false, "one short round")
 	flag.Float64Var(&o.steady, "steady", 0, "instead: full write load on Muster for so many minutes")
 	flag.Float64Var(&o.idle, "idle", 0, "instead: an idle cluster of Muster for so many minutes")
+	flag.BoolVar(&o.profile, "profile", false, "instead: where Muster spends its time under load, by perf")
 	flag.IntVar(&o.rounds, "rounds", 0, "another number of rounds")
 	flag.Parse()
 	if flag.NArg() > 0 || o.programs == "" || o.data == "" || o.steady < 0 || o.idle < 0 || o.steady > 0 && o.idle > 0 {
@@ -71,6 +72,9 @@ func bench(ctx context.Context, o *options) error {
 	case o.idle > 0:
 		mode = "idle"
 		err = s.idle(ctx, minutes(o.idle))
+	case o.profile:
+		mode = "profile"
+		err = s.profile(ctx)
 	default:
 		p := fullPlan
 		if o.quick {

@@ -40,7 +40,7 @@ var (
 		watchers: []int{100, 1000}, trialBlocks: 1, perBlock: 3,
 	}
 	clientCounts = []int{1, 16, 64, 256}
-	readClients  = []int{64, 256}
+	readClients  = []int{1, 64, 256}
 )
 
 // leaderClients is the load of the extra row with all clients on the leader.

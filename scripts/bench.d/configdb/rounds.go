@@ -40,26 +40,32 @@ func (s *session) round(ctx context.Context, p plan, name string, c cluster) err
 	return nil
 }
 
+// A row of a round: so many clients, connected to these nodes.
+type row struct {
+	name    string
+	clients int
+	spread  load.Spread
+}
+
 func (s *session) writes(ctx context.Context, p plan, name string, c cluster) error {
-	for _, n := range clientCounts {
-		row := fmt.Sprintf("writes_%d", n)
-		r, err := load.Writes(ctx, c, row, n, load.All(), p.writes, false)
-		if err != nil {
-			return fmt.Errorf("%s: %w", row, err)
-		}
-		s.rate(name, row, r)
-		time.Sleep(settle)
-	}
 	leader, err := c.Leader(ctx)
 	if err != nil {
 		return err
 	}
-	row := fmt.Sprintf("writes_leader_%d", leaderClients)
-	r, err := load.Writes(ctx, c, row, leaderClients, load.Only(leader), p.writes, false)
-	if err != nil {
-		return fmt.Errorf("%s: %w", row, err)
+	var rows []row
+	for _, n := range clientCounts {
+		rows = append(rows, row{fmt.Sprintf("writes_%d", n), n, load.All(leader)})
 	}
-	s.rate(name, row, r)
+	rows = append(rows, row{"writes_follower_1", 1, load.Only((leader + 1) % load.Nodes)},
+		row{fmt.Sprintf("writes_leader_%d", leaderClients), leaderClients, load.Only(leader)})
+	for _, r := range rows {
+		got, err := load.Writes(ctx, c, r.name, r.clients, r.spread, p.writes, false)
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+		s.rate(name, r.name, got)
+		time.Sleep(settle)
+	}
 	return nil
 }
 
@@ -71,20 +77,20 @@ func (s *session) reads(ctx context.Context, p plan, name string, c cluster) err
 	if err != nil {
 		return err
 	}
-	follower := load.Only((leader + 1) % load.Nodes)
-	for _, from := range []struct {
-		row    string
-		spread load.Spread
-	}{{"reads_one", follower}, {"reads_all", load.All()}} {
-		for _, n := range readClients {
-			row := fmt.Sprintf("%s_%d", from.row, n)
-			r, err := load.Reads(ctx, c, n, from.spread, p.reads)
-			if err != nil {
-				return fmt.Errorf("%s: %w", row, err)
-			}
-			s.rate(name, row, r)
-			time.Sleep(settle)
+	var rows []row
+	for _, n := range readClients {
+		rows = append(rows, row{fmt.Sprintf("reads_one_%d", n), n, load.Only((leader + 1) % load.Nodes)})
+	}
+	for _, n := range readClients {
+		rows = append(rows, row{fmt.Sprintf("reads_all_%d", n), n, load.All(leader)})
+	}
+	for _, r := range rows {
+		got, err := load.Reads(ctx, c, r.clients, r.spread, p.reads)
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
 		}
+		s.rate(name, r.name, got)
+		time.Sleep(settle)
 	}
 	return nil
 }

@@ -67,7 +67,7 @@ var window = Window{Warmup: 20 * time.Millisecond, Measure: 200 * time.Milliseco
 
 func TestWritesCountAndSpread(t *testing.T) {
 	f := newFake()
-	r, err := Writes(t.Context(), f, "t", 6, All(), window, true)
+	r, err := Writes(t.Context(), f, "t", 6, All(1), window, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestWritesCountAndSpread(t *testing.T) {
 func TestWritesFindALostWrite(t *testing.T) {
 	f := newFake()
 	f.loses = true
-	if _, err := Writes(t.Context(), f, "t", 2, All(), window, false); err == nil || !strings.Contains(err.Error(), "lost write") {
+	if _, err := Writes(t.Context(), f, "t", 2, All(1), window, false); err == nil || !strings.Contains(err.Error(), "lost write") {
 		t.Errorf("err %v", err)
 	}
 }
@@ -91,7 +91,7 @@ func TestWritesFindALostWrite(t *testing.T) {
 func TestWritesThatFailEndTheLoad(t *testing.T) {
 	f := newFake()
 	f.fails = errors.New("no room")
-	if _, err := Writes(t.Context(), f, "t", 2, All(), window, false); err == nil || !strings.Contains(err.Error(), "no room") {
+	if _, err := Writes(t.Context(), f, "t", 2, All(1), window, false); err == nil || !strings.Contains(err.Error(), "no room") {
 		t.Errorf("err %v", err)
 	}
 }

@@ -13,20 +13,16 @@ import (
 )
 
 // Spread says which nodes the clients of a load are connected to.
-type Spread struct{ only int }
+type Spread struct{ first, step int }
 
-// All nodes get the same number of clients, give or take one.
-func All() Spread { return Spread{-1} }
+// All nodes get the same number of clients, give or take one, beginning with
+// the node first: a single client is there.
+func All(first int) Spread { return Spread{first, 1} }
 
 // Only one node gets them all.
-func Only(node int) Spread { return Spread{node} }
+func Only(node int) Spread { return Spread{node, 0} }
 
-func (s Spread) node(client int) int {
-	if s.only >= 0 {
-		return s.only
-	}
-	return client % Nodes
-}
+func (s Spread) node(client int) int { return (s.first + client*s.step) % Nodes }
 
 // Window is the time a load takes.
 type Window struct{ Warmup, Measure time.Duration }

@@ -49,7 +49,7 @@ func Outage(ctx context.Context, c Killable, run string) (time.Duration, error) 
 	if err := c.Restart(ctx, leader); err != nil {
 		return 0, err
 	}
-	return gap, readBack(ctx, c, run, o.last, All())
+	return gap, readBack(ctx, c, run, o.last, All(0))
 }
 
 type outage struct {
