@@ -44,7 +44,9 @@ func (s *session) steady(ctx context.Context, d time.Duration) error {
 		watch, cancel := context.WithCancel(ctx)
 		changes := make(chan int)
 		go func() { changes <- s.countTerms(watch, m, before) }()
-		r, err := load.Writes(ctx, m, "steady", steadyClients, load.All(0), load.Window{Warmup: 5 * time.Second, Measure: d}, true)
+		r, err := s.load(ours, "steady_64", m, load.Window{Warmup: 5 * time.Second, Measure: d}, func(w load.Window) (*load.Result, error) {
+			return load.Writes(ctx, m, "steady", steadyClients, load.All(0), w, true)
+		})
 		cancel()
 		seen := <-changes
 		if err != nil {
@@ -54,7 +56,6 @@ func (s *session) steady(ctx context.Context, d time.Duration) error {
 		if err != nil {
 			return err
 		}
-		s.rate(ours, "steady_64", r)
 		s.sheet.Add(ours, "steady_64_p99_9", report.Millis, ms(r.Percentile(0.999)))
 		s.sheet.Add(ours, "steady_longest_gap", report.Millis, ms(r.Gap))
 		s.sheet.Add(ours, "steady_failed_writes", report.Count, float64(r.Errors))

@@ -66,19 +66,18 @@ func (s *session) profileOne(ctx context.Context, m *system.Muster, kind string,
 		}
 		defer p.kill()
 	}
-	var r *load.Result
-	if kind == "writes" {
-		r, err = load.Writes(ctx, m, "profile", clients, load.All(leader), profileWindow, false)
-	} else {
-		r, err = load.Reads(ctx, m, clients, load.All(leader), profileWindow)
-	}
+	_, err = s.load(ours, name, m, profileWindow, func(w load.Window) (*load.Result, error) {
+		if kind == "writes" {
+			return load.Writes(ctx, m, "profile-"+name, clients, load.All(leader), w, false)
+		}
+		return load.Reads(ctx, m, clients, load.All(leader), w)
+	})
 	for _, p := range profiles {
 		err = errors.Join(err, p.stop())
 	}
 	if err != nil {
 		return err
 	}
-	s.rate(ours, name, r)
 	for _, p := range profiles {
 		if err := profileReport(ctx, p.file); err != nil {
 			return err

@@ -10,22 +10,57 @@ import (
 
 	"github.com/muster-vm/muster/scripts/bench.d/configdb/load"
 	"github.com/muster-vm/muster/scripts/bench.d/configdb/report"
+	"github.com/muster-vm/muster/scripts/bench.d/configdb/system"
 )
 
 // settle is the pause between two loads, in which a system may finish what it
 // does behind.
 const settle = 300 * time.Millisecond
 
-// rate notes a throughput with its latencies.
-func (s *session) rate(system, name string, r *load.Result) {
-	s.sheet.Add(system, name, report.PerSecond, r.Rate())
-	s.latency(system, name, r)
-	s.say("  %-10s %-16s %8.0f/s   p50 %8.2f ms   p99 %8.2f ms   errors %d", system, name, r.Rate(), ms(r.Percentile(0.5)), ms(r.Percentile(0.99)), r.Errors)
+// load runs one load and notes its throughput, its latencies and what a call
+// cost the servers. The last tells more than the first on a machine that others
+// use too.
+func (s *session) load(name, row string, c cluster, w load.Window, run func(load.Window) (*load.Result, error)) (*load.Result, error) {
+	var before, client time.Duration
+	var failed error
+	w.Begun = func() { before, client, failed = cpu(c) }
+	r, err := run(w)
+	if err == nil {
+		err = failed
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", row, err)
+	}
+	after, clientAfter, err := cpu(c)
+	if err != nil {
+		return nil, err
+	}
+	each := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(r.Calls) }
+	s.sheet.Add(name, row, report.PerSecond, r.Rate())
+	s.latency(name, row, r)
+	s.sheet.Add(name, row+"_cpu", report.Micros, each(after-before))
+	s.say("  %-10s %-17s %7.0f/s  p50 %7.2f ms  p99 %7.2f ms  CPU per call: servers %4.0f us, client %3.0f us  errors %d", name, row,
+		r.Rate(), ms(r.Percentile(0.5)), ms(r.Percentile(0.99)), each(after-before), each(clientAfter-client), r.Errors)
+	time.Sleep(settle)
+	return r, nil
 }
 
-func (s *session) latency(system, name string, r *load.Result) {
-	s.sheet.Add(system, name+"_p50", report.Millis, ms(r.Percentile(0.5)))
-	s.sheet.Add(system, name+"_p99", report.Millis, ms(r.Percentile(0.99)))
+// cpu is what the servers and this program have used.
+func cpu(c cluster) (servers, client time.Duration, err error) {
+	all, err := c.Usage()
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, u := range all {
+		servers += u.CPU
+	}
+	self, err := system.OwnUsage()
+	return servers, self.CPU, err
+}
+
+func (s *session) latency(name, row string, r *load.Result) {
+	s.sheet.Add(name, row+"_p50", report.Millis, ms(r.Percentile(0.5)))
+	s.sheet.Add(name, row+"_p99", report.Millis, ms(r.Percentile(0.99)))
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -59,12 +94,12 @@ func (s *session) writes(ctx context.Context, p plan, name string, c cluster) er
 	rows = append(rows, row{"writes_follower_1", 1, load.Only((leader + 1) % load.Nodes)},
 		row{fmt.Sprintf("writes_leader_%d", leaderClients), leaderClients, load.Only(leader)})
 	for _, r := range rows {
-		got, err := load.Writes(ctx, c, r.name, r.clients, r.spread, p.writes, false)
+		_, err := s.load(name, r.name, c, p.writes, func(w load.Window) (*load.Result, error) {
+			return load.Writes(ctx, c, r.name, r.clients, r.spread, w, false)
+		})
 		if err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
+			return err
 		}
-		s.rate(name, r.name, got)
-		time.Sleep(settle)
 	}
 	return nil
 }
@@ -85,12 +120,12 @@ func (s *session) reads(ctx context.Context, p plan, name string, c cluster) err
 		rows = append(rows, row{fmt.Sprintf("reads_all_%d", n), n, load.All(leader)})
 	}
 	for _, r := range rows {
-		got, err := load.Reads(ctx, c, r.clients, r.spread, p.reads)
+		_, err := s.load(name, r.name, c, p.reads, func(w load.Window) (*load.Result, error) {
+			return load.Reads(ctx, c, r.clients, r.spread, w)
+		})
 		if err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
+			return err
 		}
-		s.rate(name, r.name, got)
-		time.Sleep(settle)
 	}
 	return nil
 }

@@ -25,7 +25,11 @@ func Only(node int) Spread { return Spread{node, 0} }
 func (s Spread) node(client int) int { return (s.first + client*s.step) % Nodes }
 
 // Window is the time a load takes.
-type Window struct{ Warmup, Measure time.Duration }
+type Window struct {
+	Warmup, Measure time.Duration
+	// Begun, if set, is called when all clients are connected.
+	Begun func()
+}
 
 // call is what a client does again and again.
 type call func(ctx context.Context, s Session) error
@@ -35,6 +39,7 @@ type client struct {
 	session   Session
 	next      call
 	latencies []time.Duration
+	all       int // calls, those before and after the window too
 	acks      []time.Time
 	errors    int
 	first     error
@@ -50,6 +55,7 @@ func (c *client) run(ctx context.Context, begin, end time.Time, gaps bool) {
 		err := c.next(cctx, c.session)
 		cancel()
 		now := time.Now()
+		c.all++
 		switch {
 		case now.Before(begin) || now.After(end):
 		case err != nil:
@@ -83,6 +89,9 @@ func loop(ctx context.Context, c Cluster, clients int, s Spread, w Window, gaps 
 		}
 		all[i] = &client{session: session, next: each(i)}
 	}
+	if w.Begun != nil {
+		w.Begun()
+	}
 	begin := time.Now().Add(w.Warmup)
 	end := begin.Add(w.Measure)
 	var wg sync.WaitGroup
@@ -93,11 +102,18 @@ func loop(ctx context.Context, c Cluster, clients int, s Spread, w Window, gaps 
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
+	r := total(all, w, gaps, begin, end)
+	return r, r.check()
+}
+
+// total adds up what the clients have seen.
+func total(all []*client, w Window, gaps bool, begin, end time.Time) *Result {
 	var latencies []time.Duration
 	var acks []time.Time
-	failed := 0
+	failed, calls := 0, 0
 	var first error
 	for _, cl := range all {
+		calls += cl.all
 		latencies = append(latencies, cl.latencies...)
 		acks = append(acks, cl.acks...)
 		failed += cl.errors
@@ -106,11 +122,11 @@ func loop(ctx context.Context, c Cluster, clients int, s Spread, w Window, gaps 
 		}
 	}
 	r := newResult(latencies, w.Measure)
-	r.Errors, r.First = failed, first
+	r.Errors, r.First, r.Calls = failed, first, calls
 	if gaps {
 		r.Gap = longestGap(begin, acks, end)
 	}
-	return r, r.check()
+	return r
 }
 
 // errWrong is an answer that breaks the promise of the system. One is enough to

@@ -13,6 +13,8 @@ type Result struct {
 	// Errors is how many calls failed, and First one of them.
 	Errors int
 	First  error
+	// Calls is how many there were in all, those outside the window too.
+	Calls int
 	// Took is the length of the measured window.
 	Took time.Duration
 	// sorted has the latency of every call that succeeded within it.

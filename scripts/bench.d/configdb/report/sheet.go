@@ -21,6 +21,7 @@ type Unit string
 const (
 	PerSecond Unit = "1/s"
 	Millis    Unit = "ms"
+	Micros    Unit = "us"
 	MiB       Unit = "MiB"
 	Bytes     Unit = "B"
 	Percent   Unit = "%"

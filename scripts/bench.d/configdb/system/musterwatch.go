@@ -115,7 +115,7 @@ func (s *eventStream) open(host, token string) error {
 	if _, err := fmt.Fprintf(s.conn, "GET /api/v1/watch?kinds=user HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nAccept: text/event-stream\r\n\r\n", host, token); err != nil {
 		return err
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(s.conn), nil)
+	resp, err := http.ReadResponse(bufio.NewReader(s.conn), nil) //nolint:bodyclose // the stream lives as long as its connection
 	if err != nil {
 		return err
 	}

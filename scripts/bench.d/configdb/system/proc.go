@@ -237,6 +237,9 @@ func (p *Process) Usage() (Usage, error) {
 	return u, nil
 }
 
+// OwnUsage is that of this program.
+func OwnUsage() (Usage, error) { return usage(os.Getpid()) }
+
 func usage(pid int) (u Usage, err error) {
 	f, err := stat(pid)
 	if err != nil {

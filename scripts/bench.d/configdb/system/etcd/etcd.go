@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -37,6 +38,10 @@ type Cluster struct {
 	// that serves both.
 	client, peer, http []int
 	tls                *tls.Config
+
+	mu     sync.Mutex
+	shared [load.Nodes][]*clientv3.Client // the connections of the loads
+	turn   [load.Nodes]int
 }
 
 // dialTimeout bounds the making of a connection.
@@ -159,18 +164,53 @@ func (c *Cluster) Leader(ctx context.Context) (int, error) {
 
 // Restart implements load.Killable.
 func (c *Cluster) Restart(ctx context.Context, node int) error {
+	c.hangUp(node) // else the client waits longer and longer before it tries again
 	if err := c.StartAgain(node); err != nil {
 		return err
 	}
 	return c.Await(ctx, fmt.Sprintf("etcd %d is back", node), c.whole)
 }
 
+// connsPerNode is how many connections all sessions with a node share. gRPC is
+// made for sharing: with a connection for each session, etcd does less.
+const connsPerNode = 2
+
+// session is one client, which shares its connection.
 type session struct{ c *clientv3.Client }
 
 // Dial implements load.Cluster.
 func (c *Cluster) Dial(_ context.Context, node int) (load.Session, error) {
-	cl, err := c.dial(node)
-	return session{cl}, err
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.shared[node]
+	if len(all) < connsPerNode {
+		cl, err := c.dial(node)
+		if err != nil {
+			return nil, err
+		}
+		c.shared[node] = append(all, cl)
+		return session{cl}, nil
+	}
+	c.turn[node]++
+	return session{all[c.turn[node]%len(all)]}, nil
+}
+
+// hangUp ends the shared connections with a node.
+func (c *Cluster) hangUp(node int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, cl := range c.shared[node] {
+		_ = cl.Close()
+	}
+	c.shared[node] = nil
+}
+
+// Stop ends the connections and the servers.
+func (c *Cluster) Stop() error {
+	for i := range load.Nodes {
+		c.hangUp(i)
+	}
+	return c.Servers.Stop()
 }
 
 // Put implements load.Session.
@@ -191,8 +231,8 @@ func (s session) Get(ctx context.Context, key string) ([]byte, error) {
 	return r.Kvs[0].Value, nil
 }
 
-// Close implements load.Session.
-func (s session) Close() { _ = s.c.Close() }
+// Close implements load.Session. The connection stays for the next session.
+func (session) Close() {}
 
 // watchedKey is what the watches look at.
 const watchedKey = "bench/watched"
