@@ -75,6 +75,7 @@ bench_prepare() {
 	build_peer peers/rqlite github.com/rqlite/rqlite/v8/cmd/rqlited rqlited -tags osusergo,netgo,sqlite_omit_load_extension
 }
 
+# The program takes the place of this one, so that a signal for this one reaches it; it keeps the lock from the servers.
 bench_run() {
-	"$PROGRAMS/bench-configdb" -programs "$PROGRAMS" -data "$BENCH/configdb" "${ARGS[@]}"
+	exec "$PROGRAMS/bench-configdb" -programs "$PROGRAMS" -data "$BENCH/configdb" "${ARGS[@]}"
 }

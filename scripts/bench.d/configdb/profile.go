@@ -29,13 +29,19 @@ const (
 	profileLeast = 0.5
 )
 
-// profileWindow is the load of one profile.
+// profileWindow is the load of one profile; an idle cluster needs longer to
+// show something.
 var profileWindow = load.Window{Warmup: time.Second, Measure: 6 * time.Second}
+
+const profileIdle = 30 * time.Second
 
 // profile finds out where musterd spends its time under load.
 func (s *session) profile(ctx context.Context) error {
 	return s.onMuster(ctx, func(m *system.Muster) error {
 		if err := load.PrepareReads(ctx, m); err != nil {
+			return err
+		}
+		if err := s.profileOne(ctx, m, "idle", 0); err != nil {
 			return err
 		}
 		for _, kind := range []string{"writes", "reads"} {
@@ -66,12 +72,7 @@ func (s *session) profileOne(ctx context.Context, m *system.Muster, kind string,
 		}
 		defer p.kill()
 	}
-	_, err = s.load(ours, name, m, profileWindow, func(w load.Window) (*load.Result, error) {
-		if kind == "writes" {
-			return load.Writes(ctx, m, "profile-"+name, clients, load.All(leader), w, false)
-		}
-		return load.Reads(ctx, m, clients, load.All(leader), w)
-	})
+	err = s.profileLoad(ctx, m, kind, name, clients, leader)
 	for _, p := range profiles {
 		err = errors.Join(err, p.stop())
 	}
@@ -84,6 +85,20 @@ func (s *session) profileOne(ctx context.Context, m *system.Muster, kind string,
 		}
 	}
 	return nil
+}
+
+func (s *session) profileLoad(ctx context.Context, m *system.Muster, kind, name string, clients, leader int) error {
+	if clients == 0 {
+		s.say("  %-10s %s for %s", ours, name, profileIdle)
+		return wait(ctx, profileIdle)
+	}
+	_, err := s.load(ours, name, m, profileWindow, func(w load.Window) (*load.Result, error) {
+		if kind == "writes" {
+			return load.Writes(ctx, m, "profile-"+name, clients, load.All(leader), w, false)
+		}
+		return load.Reads(ctx, m, clients, load.All(leader), w)
+	})
+	return err
 }
 
 func (s *session) profileFile(name, role string) string {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,12 +24,15 @@ type Host struct {
 	list string // on disk, of what servers started and the kernel would leave
 }
 
-// NewHost makes this process the parent of what its servers leave behind, and
-// ends what an earlier run left.
+// NewHost makes this process the parent of what its servers leave behind, keeps
+// its open files to itself, and ends what an earlier run left.
 func NewHost(programs, data string) (*Host, error) {
 	const setChildSubreaper = 36 // PR_SET_CHILD_SUBREAPER, prctl(2)
 	if _, _, e := syscall.RawSyscall(syscall.SYS_PRCTL, setChildSubreaper, 1, 0); e != 0 {
 		return nil, fmt.Errorf("become the parent of orphans: %w", e)
+	}
+	if err := keepFiles(); err != nil {
+		return nil, err
 	}
 	h := &Host{Programs: programs, Data: data, list: filepath.Join(data, "processes")}
 	if err := os.MkdirAll(data, 0o700); err != nil {
@@ -48,6 +52,21 @@ func NewHost(programs, data string) (*Host, error) {
 		}
 	}
 	return h, os.WriteFile(h.list, nil, 0o600)
+}
+
+// keepFiles sees to it that the servers inherit no open file of this process,
+// such as the lock of the script that called it, which a server could hold on to.
+func keepFiles() error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("list of open files: %w", err)
+	}
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			syscall.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 // Fresh returns an empty folder for a cluster.

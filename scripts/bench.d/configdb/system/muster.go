@@ -6,6 +6,7 @@ package system
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -38,9 +39,11 @@ func StartMuster(ctx context.Context, h *Host) (_ *Muster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Muster{}
-	// Sockets need short paths.
-	if m.runDir, err = os.MkdirTemp("/run", "muster-bench-"); err != nil {
+	// Sockets need short paths. The same name each time, so that nothing piles
+	// up when a run was killed.
+	sum := sha256.Sum256([]byte(h.Data))
+	m := &Muster{runDir: fmt.Sprintf("/run/muster-bench-%x", sum[:4])}
+	if err := errors.Join(os.RemoveAll(m.runDir), os.Mkdir(m.runDir, 0o700)); err != nil {
 		return nil, fmt.Errorf("folder of the sockets: %w", err)
 	}
 	defer func() {

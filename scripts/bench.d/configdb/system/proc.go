@@ -19,8 +19,6 @@ import (
 )
 
 const (
-	// stopGrace is how long a server may take to end by itself.
-	stopGrace = 5 * time.Second
 	// killWait is how long the kernel may take to end a process.
 	killWait = 10 * time.Second
 	pollEach = 20 * time.Millisecond
@@ -96,14 +94,10 @@ func (p *Process) Kill() error {
 	return errors.Join(err, p.wait(killWait))
 }
 
-// Stop ends the server, kindly at first, and what it started.
+// Stop ends the server and what it started, without a farewell: its data is of
+// no use any more, and some take seconds to say goodbye.
 func (p *Process) Stop() error {
-	err := p.noteKids()
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	if p.wait(stopGrace) != nil {
-		_ = p.cmd.Process.Kill()
-		err = errors.Join(err, p.wait(killWait))
-	}
+	err := p.Kill()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, k := range p.kids {

@@ -6,6 +6,7 @@ package system
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -93,6 +94,22 @@ func TestAPidThatIsUsedAgainIsLeftAlone(t *testing.T) {
 	}
 	if err := other.end(); err != nil { // would kill this test
 		t.Error(err)
+	}
+}
+
+func TestServersInheritNoOpenFile(t *testing.T) {
+	leak, err := syscall.Open("/dev/null", syscall.O_RDONLY, 0) // as a shell would leave it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(leak) })
+	p, _ := startServer(t, newTestHost(t, startsAnother))
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(open) != 3 {
+		t.Errorf("the server has %d open files, want its input and its two outputs", len(open))
 	}
 }
 
