@@ -5,6 +5,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -150,6 +151,10 @@ func TestConfigurationIsCompletedAndChecked(t *testing.T) {
 		"unreachable address": {Config{Listen: "127.0.0.1:7600", Advertise: "0.0.0.0:7600"}, "advertise"},
 		"bad name":            {Config{Listen: "127.0.0.1:7600", NodeName: "Bad_Name"}, "--node-name"},
 		"bad level":           {Config{Listen: "127.0.0.1:7600", NodeName: "n", LogLevel: "loud"}, "logLevel"},
+		"no socket of OVS":    {Config{Listen: "127.0.0.1:7600", NodeName: "n", OVSDB: "tcp:127.0.0.1:6640"}, "ovsdb"},
+		"no SNMP port":        {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPListen: "0.0.0.0", SNMPCommunity: "c"}, "snmpListen"},
+		"nobody may ask":      {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPListen: "0.0.0.0:161"}, "snmpCommunity"},
+		"an agent nowhere":    {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPCommunity: "c"}, "snmpListen"},
 		"relative run dir":    {Config{Listen: "127.0.0.1:7600", NodeName: "n", RunDir: "run"}, "runDir"},
 	} {
 		if err := c.cfg.Complete(); err == nil || !strings.Contains(err.Error(), c.words) {
@@ -159,5 +164,9 @@ func TestConfigurationIsCompletedAndChecked(t *testing.T) {
 	ok := Config{Listen: "10.0.0.1:7600", NodeName: "n", DataDir: "/srv/m"}
 	if err := ok.Complete(); err != nil || ok.Advertise != "10.0.0.1:7600" || len(ok.RunDir) > 30 || ok.RunDir == DefaultRunDir {
 		t.Errorf("completed: %+v, %v", ok, err)
+	}
+	secret := Config{SNMPCommunity: "my community", SNMPUser: "u", SNMPSecret: "my pass phrase"}
+	if shown := fmt.Sprintf("%+v", secret.Shown()); strings.Contains(shown, "my ") || secret.SNMPSecret != "my pass phrase" {
+		t.Errorf("shown: %s", shown)
 	}
 }

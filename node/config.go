@@ -21,6 +21,8 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/monitor/snmp"
+	vswitch "github.com/muster-vm/muster/switch"
 )
 
 // Defaults of Config.
@@ -123,7 +125,49 @@ func (c *Config) Complete() error {
 	if !filepath.IsAbs(c.RunDir) {
 		return fmt.Errorf("runDir: %q must be absolute", c.RunDir)
 	}
+	if err := c.checkModules(); err != nil {
+		return err
+	}
 	return c.completeAddress()
+}
+
+// checkModules refuses here what would otherwise fail only when the node
+// becomes a member of a cluster.
+func (c *Config) checkModules() error {
+	if c.OVSDB != "" {
+		if err := vswitch.CheckOVSDB(c.OVSDB); err != nil {
+			return err
+		}
+	}
+	if c.SNMPListen == "" {
+		if c.SNMPCommunity != "" || c.SNMPUser != "" || c.SNMPSecret != "" {
+			return errors.New("snmpListen: is not given, but who may ask the agent is; give host:port, such as 0.0.0.0:161")
+		}
+		return nil
+	}
+	if _, _, err := splitHostPort("snmpListen", c.SNMPListen); err != nil {
+		return err
+	}
+	return c.snmp().Check()
+}
+
+// snmp is the part of the agent's configuration that is set here.
+func (c *Config) snmp() snmp.Config {
+	return snmp.Config{Listen: c.SNMPListen, Community: c.SNMPCommunity, User: c.SNMPUser, Secret: c.SNMPSecret}
+}
+
+// hidden stands for a secret that is set.
+const hidden = "(hidden)"
+
+// Shown returns what may be printed: without secrets.
+func (c *Config) Shown() Config {
+	out := *c
+	for _, s := range []*string{&out.SNMPCommunity, &out.SNMPSecret} {
+		if *s != "" {
+			*s = hidden
+		}
+	}
+	return out
 }
 
 func (c *Config) completeAddress() error {

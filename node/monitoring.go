@@ -25,12 +25,10 @@ func (m *member) wireMonitor(services func() []api.ServiceStatus) error {
 		return err
 	}
 	if m.cfg.SNMPListen != "" {
-		m.agent, err = snmp.NewAgent(snmp.Config{
-			Listen: m.cfg.SNMPListen, Community: m.cfg.SNMPCommunity, User: m.cfg.SNMPUser, Secret: m.cfg.SNMPSecret,
-			NodeID: m.info.NodeID, Source: monitor.AgentSource{DB: m.store, Cluster: m.info.Cluster, Node: m.info.Node, Version: version.Version, Status: m.Status},
-			Log: m.log.With("module", "snmp"),
-		})
-		if err != nil {
+		c := m.cfg.snmp()
+		c.NodeID, c.Log = m.info.NodeID, m.log.With("module", "snmp")
+		c.Source = monitor.AgentSource{DB: m.store, Cluster: m.info.Cluster, Node: m.info.Node, Version: version.Version, Status: m.Status}
+		if m.agent, err = snmp.NewAgent(c); err != nil {
 			return err
 		}
 	}

@@ -29,7 +29,7 @@ const (
 const usage = `musterd runs one node of a Muster cluster.
 
   musterd [flags]           run the daemon
-  musterd config [flags]    print the configuration that would be used
+  musterd config [flags]    print the configuration that would be used, without secrets
   musterd version           print the version
 
 A new daemon belongs to no cluster; run on the same host
@@ -59,7 +59,7 @@ func run(args []string) int {
 		return exitUsage
 	}
 	if verb == "config" {
-		b, err := yaml.Marshal(cfg)
+		b, err := yaml.Marshal(cfg.Shown())
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "musterd:", err)
 			return exitFailed

@@ -33,6 +33,13 @@ const (
 	timeWindow = 150 * time.Second
 	// minSecret is the shortest pass phrase (RFC 3414 section 11.2).
 	minSecret = 8
+	// maxCommunity and maxUser are the longest names that open the agent.
+	maxCommunity = 64
+	maxUser      = 32
+	// ListenPause is how long Run waits before it reports that it cannot
+	// listen: often enough for an administrator, and too seldom for the
+	// supervisor to hold back the restarts of others.
+	ListenPause = 15 * time.Second
 )
 
 // Source supplies what the tables show.
@@ -65,7 +72,6 @@ type Stats struct {
 // Agent answers requests.
 type Agent struct {
 	cfg    Config
-	conn   net.PacketConn
 	began  time.Time
 	boots  uint32
 	engine string
@@ -89,7 +95,28 @@ func EngineID(of string) string {
 	return string(append(id, sum[:12]...))
 }
 
-// NewAgent checks the configuration and opens the port.
+// Check refuses what no agent could work with. It touches nothing.
+func (c Config) Check() error {
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("snmpListen: %q is not host:port, such as 0.0.0.0:161", c.Listen)
+	}
+	switch {
+	case c.Community == "" && c.User == "":
+		return errors.New("snmpListen: an agent needs snmpCommunity for v2c, or snmpUser and snmpSecret for v3")
+	case len(c.Community) > maxCommunity:
+		return fmt.Errorf("snmpCommunity: has more than %d characters", maxCommunity)
+	case len(c.User) > maxUser:
+		return fmt.Errorf("snmpUser: has more than %d characters", maxUser)
+	case c.User == "" && c.Secret != "":
+		return errors.New("snmpSecret: is for snmpUser, which is not given")
+	case c.User != "" && len(c.Secret) < minSecret:
+		return fmt.Errorf("snmpSecret: the pass phrase of user %s has fewer than %d characters", c.User, minSecret)
+	}
+	return nil
+}
+
+// NewAgent checks the configuration and returns an agent that does nothing
+// until Run.
 func NewAgent(cfg Config) (*Agent, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -97,29 +124,27 @@ func NewAgent(cfg Config) (*Agent, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if cfg.Community == "" && cfg.User == "" {
-		return nil, errors.New("snmp agent: give a community for v2c, or a user and a pass phrase for v3")
-	}
-	if len(cfg.Community) > 64 || len(cfg.User) > 32 {
-		return nil, errors.New("snmp agent: the community has at most 64 characters and the user 32")
+	if err := cfg.Check(); err != nil {
+		return nil, err
 	}
 	a := &Agent{cfg: cfg, began: cfg.Now(), engine: EngineID("agent/" + cfg.NodeID)}
 	a.boots = uint32(max(1, a.began.Sub(bootsEpoch)/time.Second)) //nolint:gosec // fits until 2088
 	if cfg.User != "" {
-		if len(cfg.Secret) < minSecret {
-			return nil, fmt.Errorf("snmp agent: the pass phrase of user %s has fewer than %d characters", cfg.User, minSecret)
-		}
 		a.user = userOf(cfg.User, cfg.Secret, a.engine)
 		if err := a.user.InitSecurityKeys(); err != nil {
 			return nil, fmt.Errorf("snmp agent: %w", err)
 		}
 	}
-	conn, err := net.ListenPacket("udp", cfg.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("snmp agent: cannot listen on %s: %w; choose another address with snmpListen", cfg.Listen, err)
-	}
-	a.conn = conn
 	return a, nil
+}
+
+// listen opens the port.
+func (a *Agent) listen() (net.PacketConn, error) {
+	conn, err := net.ListenPacket("udp", a.cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("snmp agent: cannot listen on %s: %w; free it, or choose another address with snmpListen", a.cfg.Listen, err)
+	}
+	return conn, nil
 }
 
 func userOf(name, secret, engine string) *gosnmp.UsmSecurityParameters {
@@ -129,9 +154,6 @@ func userOf(name, secret, engine string) *gosnmp.UsmSecurityParameters {
 		PrivacyProtocol: gosnmp.AES, PrivacyPassphrase: secret,
 	}
 }
-
-// Addr is where the agent listens.
-func (a *Agent) Addr() net.Addr { return a.conn.LocalAddr() }
 
 // Stats returns the counters.
 func (a *Agent) Stats() Stats {
@@ -146,13 +168,29 @@ func (a *Agent) count(field func(*Stats) *uint64) {
 	*field(&a.stats)++
 }
 
-// Run answers until the context ends, which closes the port.
+// Run answers until the context ends. A port that cannot be opened is no
+// reason for the node to stay down: it is an error of this service, which its
+// supervisor tries again.
 func (a *Agent) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = a.conn.Close() })
+	conn, err := a.listen()
+	if err != nil {
+		select {
+		case <-time.After(ListenPause):
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return a.serve(ctx, conn)
+}
+
+// serve answers on the port until the context ends, which closes it.
+func (a *Agent) serve(ctx context.Context, conn net.PacketConn) error {
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	buf := make([]byte, maxRequest+1)
 	for {
-		n, from, err := a.conn.ReadFrom(buf)
+		n, from, err := conn.ReadFrom(buf)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -171,7 +209,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if answer == nil {
 			continue
 		}
-		if _, err := a.conn.WriteTo(answer, from); err != nil && ctx.Err() == nil {
+		if _, err := conn.WriteTo(answer, from); err != nil && ctx.Err() == nil {
 			a.cfg.Log.Debug("snmp answer not sent", "err", err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gosnmp/gosnmp"
@@ -56,8 +57,14 @@ func testState(vms int) *State {
 	return s
 }
 
+// agentOn is an agent with its address.
+type agentOn struct {
+	*Agent
+	addr string
+}
+
 // start runs an agent on loopback.
-func start(t *testing.T, s *State) *Agent {
+func start(t *testing.T, s *State) agentOn {
 	t.Helper()
 	a, err := NewAgent(Config{
 		Listen: "127.0.0.1:0", Community: testCommunity, User: testUser, Secret: testSecret, NodeID: "n1",
@@ -66,27 +73,31 @@ func start(t *testing.T, s *State) *Agent {
 	if err != nil {
 		t.Fatal(err)
 	}
+	conn, err := a.listen()
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx) }()
+	go func() { done <- a.serve(ctx, conn) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	return a
+	return agentOn{a, conn.LocalAddr().String()}
 }
 
 // tool runs one of Debian's SNMP tools with our MIB.
-func tool(t *testing.T, a *Agent, name string, args ...string) (string, error) {
+func tool(t *testing.T, a agentOn, name string, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	all := append([]string{"-M", "base:.", "-m", "MUSTER-MIB", "-t", "2", "-r", "0"}, args...)
 	for i, s := range all {
 		if s == "AGENT" {
-			all[i] = a.Addr().String()
+			all[i] = a.addr
 		}
 	}
 	cmd := exec.CommandContext(ctx, name, all...)
@@ -175,7 +186,7 @@ func TestWhoMayNotLook(t *testing.T) {
 }
 
 // ask sends one v2c request and returns the answer and its size.
-func ask(t *testing.T, a *Agent, typ gosnmp.PDUType, rep uint32, non uint8, names ...string) (*gosnmp.SnmpPacket, int) {
+func ask(t *testing.T, a agentOn, typ gosnmp.PDUType, rep uint32, non uint8, names ...string) (*gosnmp.SnmpPacket, int) {
 	t.Helper()
 	var vars []gosnmp.SnmpPDU
 	for _, n := range names {
@@ -261,25 +272,45 @@ func TestAWalkVisitsEverythingOnceInOrder(t *testing.T) {
 }
 
 func TestTheAgentsConfigurationIsChecked(t *testing.T) {
+	for name, c := range map[string]struct {
+		cfg   Config
+		words string
+	}{
+		"nothing to log in with":  {Config{Listen: "127.0.0.1:0"}, "snmpCommunity"},
+		"short pass phrase":       {Config{Listen: "127.0.0.1:0", User: "u", Secret: "short"}, "snmpSecret"},
+		"a pass phrase of nobody": {Config{Listen: "127.0.0.1:0", Community: "c", Secret: "long enough"}, "snmpUser"},
+		"no address":              {Config{Listen: "nonsense", Community: "c"}, "snmpListen"},
+		"a community without end": {Config{Listen: "127.0.0.1:0", Community: strings.Repeat("x", 200)}, "snmpCommunity"},
+		"a user name without end": {Config{Listen: "127.0.0.1:0", User: strings.Repeat("x", 200), Secret: "long enough"}, "snmpUser"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := NewAgent(c.cfg); err == nil || !strings.Contains(err.Error(), c.words) {
+				t.Fatalf("%v, want something about %s", err, c.words)
+			}
+		})
+	}
+}
+
+func TestAPortInUseIsAnErrorOfTheServiceOnly(t *testing.T) {
 	taken, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	for name, c := range map[string]Config{
-		"nothing to log in with":  {Listen: "127.0.0.1:0"},
-		"short pass phrase":       {Listen: "127.0.0.1:0", User: "u", Secret: "short"},
-		"no address":              {Listen: "nonsense", Community: "c"},
-		"a port in use":           {Listen: taken.LocalAddr().String(), Community: "c"},
-		"a community without end": {Listen: "127.0.0.1:0", Community: strings.Repeat("x", 200)},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if a, err := NewAgent(c); err == nil {
-				_ = a.conn.Close()
-				t.Fatal("accepted")
-			}
-		})
-	}
+	synctest.Test(t, func(t *testing.T) {
+		a, err := NewAgent(Config{Listen: taken.LocalAddr().String(), Community: "c"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		err = a.Run(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "snmpListen") {
+			t.Errorf("Run: %v, want what to do", err)
+		}
+		if waited := time.Since(began); waited != ListenPause {
+			t.Errorf("ended after %s, want %s", waited, ListenPause)
+		}
+	})
 }
 
 func FuzzHandle(f *testing.F) {
@@ -290,7 +321,6 @@ func FuzzHandle(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Cleanup(func() { _ = a.conn.Close() })
 	for _, typ := range []gosnmp.PDUType{gosnmp.GetRequest, gosnmp.GetNextRequest, gosnmp.GetBulkRequest, gosnmp.SetRequest} {
 		p := &gosnmp.SnmpPacket{Version: gosnmp.Version2c, Community: testCommunity, PDUType: typ, RequestID: 1, MaxRepetitions: 10,
 			Variables: []gosnmp.SnmpPDU{{Name: "." + root, Type: gosnmp.Null}}}
