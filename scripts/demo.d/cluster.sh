@@ -210,9 +210,12 @@ stop_watching() {
 	CONSOLE_PID=
 }
 
-# The console's counter lines, without the carriage return. What follows the last newline is cut off: a number that is
-# only half there would be wrong.
-counter_lines() { { tr -d '\r' <"$1" && echo end; } | sed '$d' | grep -a -x "muster-guest name=$GUEST boot=[0-9]* counter=[0-9]*" || true; }
+# plain_text: of what a terminal would be sent, the text. A carriage return begins a line, as it does where a prompt is
+# drawn anew; the boot loader's escape sequences would otherwise stand before the guest's first words.
+plain_text() { tr '\r' '\n' | sed -e 's/\x1bc//g' -e 's/\x1b\[[0-9;?]*[A-Za-z]//g'; }
+
+# The console's counter lines. What follows the last newline is cut off: a number that is only half there would be wrong.
+counter_lines() { { cat "$1" && echo end; } | plain_text | sed '$d' | grep -a -x "muster-guest name=$GUEST boot=[0-9]* counter=[0-9]*" || true; }
 last_line() { counter_lines "$1" | tail -n 1; }
 counter_of() { sed 's/.*counter=//'; }
 boot_of() { sed 's/.*boot=\([0-9]*\) .*/\1/'; }

@@ -80,7 +80,7 @@ make_neighbours() {
 # guest_address AT GUEST: the newest address that the guest has printed on its console.
 guest_address() {
 	timeout --foreground 5 "$BIN/muster" --server "$(url "$1")" vm console "$2" --log --bytes 65536 </dev/null 2>/dev/null 9>&- |
-		tr -d '\r' | sed -n "s/^muster-guest name=$2 address=\([0-9.]*\)\$/\1/p" | tail -n 1
+		plain_text | sed -n "s/^muster-guest name=$2 address=\([0-9.]*\)\$/\1/p" | tail -n 1
 }
 has_address() { [ -n "$(guest_address "$1" "$2")" ]; }
 

@@ -39,8 +39,7 @@ wait_screen() {
 	done
 }
 
-# screen_text: the screen without escape sequences; what is drawn over a line begins a new one.
-screen_text() { tr '\r' '\n' <"$SCREEN" | sed -e 's,\x1b\[[0-9;?]*[A-Za-z],,g'; }
+screen_text() { plain_text <"$SCREEN"; }
 
 # detach: no more keys; end the program if it has not ended.
 detach() {
