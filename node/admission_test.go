@@ -5,6 +5,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -157,6 +158,7 @@ func TestConfigurationIsCompletedAndChecked(t *testing.T) {
 		"a secret twice":        {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPListen: ":161", SNMPUser: "u", SNMPSecret: "long enough", SNMPSecretFile: "/etc/x"}, "snmpSecretFile"},
 		"no such secret file":   {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPListen: ":161", SNMPUser: "u", SNMPSecretFile: "/nonexistent"}, "snmpSecretFile"},
 		"an agent nowhere":      {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPCommunity: "c"}, "snmpListen"},
+		"no socket of OVS":      {Config{Listen: "127.0.0.1:7600", NodeName: "n", OVSDB: "tcp:127.0.0.1:6640"}, "ovsdb"},
 	} {
 		if err := c.cfg.Complete(); err == nil || !strings.Contains(err.Error(), c.words) {
 			t.Errorf("%s: %v, want something about %q", name, err, c.words)

@@ -22,6 +22,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	vswitch "github.com/muster-vm/muster/switch"
 )
 
 // Defaults of Config.
@@ -126,6 +127,11 @@ func (c *Config) Complete() error {
 	}
 	if !filepath.IsAbs(c.RunDir) {
 		return fmt.Errorf("runDir: %q must be absolute", c.RunDir)
+	}
+	if c.OVSDB != "" {
+		if err := vswitch.CheckOVSDB(c.OVSDB); err != nil {
+			return err
+		}
 	}
 	if err := c.completeSNMP(); err != nil {
 		return err

@@ -6,6 +6,7 @@ package vswitch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -85,6 +86,20 @@ type Switch struct {
 	tried      bool                  // to reach Open vSwitch, once
 }
 
+// CheckOVSDB refuses what cannot be the endpoint of Open vSwitch's database.
+func CheckOVSDB(endpoint string) error {
+	_, err := socketOf(endpoint)
+	return err
+}
+
+func socketOf(endpoint string) (path string, err error) {
+	path, ok := strings.CutPrefix(endpoint, "unix:")
+	if !ok || !filepath.IsAbs(path) {
+		return "", fmt.Errorf("ovsdb: %q is not unix: and an absolute path, such as %s", endpoint, DefaultOVSDB)
+	}
+	return path, nil
+}
+
 // New checks the configuration and returns a switch that does nothing until Run.
 func New(cfg Config) (*Switch, error) {
 	if cfg.DB == nil || cfg.NodeID == "" || cfg.NodeName == "" || cfg.ClusterID == "" {
@@ -93,9 +108,9 @@ func New(cfg Config) (*Switch, error) {
 	if cfg.OVSDB == "" {
 		cfg.OVSDB = DefaultOVSDB
 	}
-	path, ok := strings.CutPrefix(cfg.OVSDB, "unix:")
-	if !ok || !filepath.IsAbs(path) {
-		return nil, errors.New("configure the switch: OVSDB is not unix: and an absolute path")
+	path, err := socketOf(cfg.OVSDB)
+	if err != nil {
+		return nil, err
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()

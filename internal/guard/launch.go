@@ -8,10 +8,13 @@ package guard
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -25,6 +28,8 @@ const (
 	launchAgain = 200 * time.Millisecond
 	// helloWait bounds one hello.
 	helloWait = 2 * time.Second
+	// firstOther is the first descriptor after stdin, stdout and stderr.
+	firstOther = 3
 	// logTailBytes of the guard's log go into the error of a failed launch.
 	logTailBytes = 1024
 )
@@ -122,6 +127,11 @@ func spawn(binary, runDir, logPath string, extraArgs []string) (*spawned, error)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// What this process opened is closed on exec already; what it inherited,
+	// such as the lock of a script, would live on in the guard and in the VMs.
+	if err := unix.CloseRange(firstOther, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("guard: launch: keep descriptors from the guard: %w", err)
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("guard: launch: %w", err)
 	}

@@ -8,6 +8,7 @@ package guard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,5 +63,32 @@ func TestLaunchTellsWhyItFailed(t *testing.T) {
 	wantErr(t, os.WriteFile(sh, []byte("#!/bin/sh\necho out of luck\nexit 3\n"), 0o700), nil)
 	if err := Launch(testCtx(t), sh, dir, log); err == nil || !strings.Contains(err.Error(), "out of luck") {
 		t.Fatal(err)
+	}
+}
+
+// A lock that the starter of the daemon holds must not be held by the guard,
+// which outlives both, nor by the VMs.
+func TestLaunchHandsNoDescriptorOn(t *testing.T) {
+	dir := filepath.Join(shortDir(t), "run")
+	path := filepath.Join(shortDir(t), "lock")
+	f, err := os.Create(path)
+	wantErr(t, err, nil)
+	fd, err := unix.Dup(int(f.Fd())) // without close-on-exec, as one that was inherited
+	wantErr(t, err, nil)
+	t.Cleanup(func() { _ = unix.Close(fd); _ = f.Close() })
+	wantErr(t, Launch(testCtx(t), self(t), dir, filepath.Join(shortDir(t), "guard.log")), nil)
+	c := dial(t, dir)
+	h, err := c.Hello(testCtx(t))
+	wantErr(t, err, nil)
+	t.Cleanup(func() { _ = c.Stop(context.Background()) })
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", h.PID))
+	wantErr(t, err, nil)
+	for _, e := range entries {
+		if to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", h.PID, e.Name())); to == path {
+			t.Errorf("the guard has descriptor %s open on %s", e.Name(), to)
+		}
+	}
+	if len(entries) < 3 {
+		t.Errorf("only %d descriptors seen", len(entries))
 	}
 }

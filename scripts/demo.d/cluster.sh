@@ -5,6 +5,7 @@
 # From the source tree to a cluster with a guest that counts. Needs lib.sh and hosts.sh.
 
 BIN=$ROOT/build/bin
+MAILSINK=$ROOT/build/tools/mailsink
 LOCK=/run/lock/muster-demo.lock
 IMAGE=$ROOT/build/guest/tiny.qcow2
 GUEST=web1
@@ -26,10 +27,17 @@ prepare() {
 		"qemu-utils:qemu-img makes the guest's disk" \
 		"make:runs the build" \
 		"ca-certificates:lets Go fetch its modules over TLS" \
-		"jq:reads the answers of the muster command" 9>&-
+		"jq:reads the answers of the muster command" \
+		"openvswitch-switch:the virtual switch of each host" \
+		"openssh-client:logs in to the shell of each node" \
+		"bsdutils:script gives ssh a terminal" \
+		"snmp:snmpwalk asks the SNMP agent of each node" \
+		"snmptrapd:receives SNMP notifications" 9>&-
 	need_go
 	say "== building muster"
 	make --no-print-directory -C "$ROOT" build 9>&- || die "the build failed" "read the lines above"
+	mkdir -p "${MAILSINK%/*}"
+	(cd "$ROOT" && CGO_ENABLED=0 go build -trimpath -o "$MAILSINK" ./internal/demo/mailsink 9>&-) || die "the mail server was not built" "read the lines above"
 	say "== the guest's disk image"
 	"$ROOT/scripts/guest-image" --output "$IMAGE" 9>&-
 	rm -rf "$DEMO" "$RUN"
@@ -37,7 +45,15 @@ prepare() {
 
 # start_daemon HOST
 start_daemon() {
-	in_host "$1" setsid "$BIN/musterd" --data-dir "$DEMO/$1" --listen "$(address "$1"):$PORT" --node-name "$1" --run-dir "$RUN/$1" \
+	(
+		umask 077
+		cat >"$DEMO/$1.yaml" <<-TEXT
+			ovsdb: $(ovsdb "$1")
+			snmpListen: $(address "$1"):161
+			snmpCommunity: $COMMUNITY
+		TEXT
+	)
+	in_host "$1" setsid "$BIN/musterd" --config "$DEMO/$1.yaml" --data-dir "$DEMO/$1" --listen "$(address "$1"):$PORT" --node-name "$1" --run-dir "$RUN/$1" \
 		>>"$DEMO/logs/$1.log" 2>&1 </dev/null 9>&- &
 	echo "$1 $!" >>"$DEMO/hosts.pids"
 	disown $!
@@ -135,7 +151,10 @@ join() {
 # start_cluster: three daemons, one cluster.
 start_cluster() {
 	local host answer token
-	for host in "${HOSTS[@]}"; do start_daemon "$host"; done
+	for host in "${HOSTS[@]}"; do
+		start_switch "$host"
+		start_daemon "$host"
+	done
 	for host in "${HOSTS[@]}"; do
 		wait_until "musterd on $host opens $DEMO/$host/muster.sock" "$SOCKET_SECONDS" "$host" test -S "$DEMO/$host/muster.sock"
 	done
@@ -160,7 +179,7 @@ start_guest() {
 	say "== a guest: every call goes to a different node"
 	show m1 pool create shared --type shared --path "$DEMO/shared"
 	show m2 image create tiny --pool shared --file "$IMAGE"
-	show m3 vm create "$GUEST" --cpu 1 --memory 128M --image tiny --pool shared --ha restart --start
+	show m3 vm create "$GUEST" --cpu 1 --memory 128M --image tiny --pool shared --network front --ha restart --start
 	wait_until "m1 says that $GUEST runs" "$GUEST_SECONDS" m1 vm_runs m1
 	show m1 vm ls
 	show m2 node ls
@@ -191,17 +210,33 @@ stop_watching() {
 	CONSOLE_PID=
 }
 
-# The console's counter lines, without the carriage return. What follows the last newline is cut off: a number that is
-# only half there would be wrong.
-counter_lines() { { tr -d '\r' <"$1" && echo end; } | sed '$d' | grep -a -x "muster-guest name=$GUEST boot=[0-9]* counter=[0-9]*" || true; }
+# plain_text: of what a terminal would be sent, the text. A carriage return begins a line, as it does where a prompt is
+# drawn anew; the boot loader's escape sequences would otherwise stand before the guest's first words.
+plain_text() { tr '\r' '\n' | sed -e 's/\x1bc//g' -e 's/\x1b\[[0-9;?]*[A-Za-z]//g'; }
+
+# The console's counter lines. What follows the last newline is cut off: a number that is only half there would be wrong.
+counter_lines() { { cat "$1" && echo end; } | plain_text | sed '$d' | grep -a -x "muster-guest name=$GUEST boot=[0-9]* counter=[0-9]*" || true; }
 last_line() { counter_lines "$1" | tail -n 1; }
 counter_of() { sed 's/.*counter=//'; }
 boot_of() { sed 's/.*boot=\([0-9]*\) .*/\1/'; }
 counts() { [ "$(counter_lines "$CONSOLE" | wc -l)" -ge "$1" ]; }
 counts_beyond() { [ "$(last_line "$CONSOLE" | counter_of)" -gt "$1" ]; }
 
+# save_consoles: what the guests have said, among the logs.
+save_consoles() {
+	local guest host
+	for guest in "$GUEST" "$PEER" "$OUTSIDER"; do
+		for host in "${HOSTS[@]}"; do
+			[ -e "$DEMO/env" ] || break
+			! timeout --foreground 5 "$BIN/muster" --server "$(url "$host")" vm console "$guest" --log --bytes 65536 \
+				</dev/null >"$DEMO/logs/guest-$guest.log" 2>/dev/null 9>&- || break
+		done
+	done
+}
+
 show_logs() {
 	local log
+	save_consoles
 	for log in "$DEMO"/logs/*; do
 		[ -s "$log" ] || continue
 		say "---- the end of $log"

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The Muster authors
 #
-# The power cut: kill the guest's host, then watch, through the survivors only, until the guest counts on elsewhere.
-# Needs lib.sh, hosts.sh, cluster.sh, and a running guest (NODE, CONSOLE). Sets VICTIM and RESULT.
+# The power cut: kill the guest's host, then watch, through the survivors only, until the guest counts on elsewhere and all
+# who should know have been told; then the host is switched on again. Needs all of demo.d and running guests (NODE, CONSOLE).
+# Sets VICTIM and RESULT.
 
 FAILOVER_DEADLINE_SECONDS=90
 COUNT_ON_SECONDS=15
@@ -67,10 +68,10 @@ look() {
 	fi
 }
 
-# cut_and_watch: the failover, its timeline, and what must be true of it.
+# cut_and_watch: the failover, its timeline, and what must be true of it. Sets FACTS for the result.
 cut_and_watch() {
 	local host before boot after turn=0 deadline seconds
-	VICTIM=$NODE SURVIVORS=() STEP=lost FIRST=
+	VICTIM=$NODE SURVIVORS=() STEP=lost FIRST="" HEARD=""
 	for host in "${HOSTS[@]}"; do [ "$host" = "$VICTIM" ] || SURVIVORS+=("$host"); done
 
 	say "== power cut on $VICTIM, the host of $GUEST: network gone, then SIGKILL for every process"
@@ -86,6 +87,7 @@ cut_and_watch() {
 		[ $SECONDS -lt $deadline ] ||
 			die "no failover within $FAILOVER_DEADLINE_SECONDS s: still waiting for the step '$STEP'" "read the logs in $DEMO/logs"
 		look "${SURVIVORS[turn++ % 2]}" $((boot + 1))
+		hear firing Firing
 		[ "$STEP" = over ] || sleep "$POLL_SECONDS"
 	done
 	seconds=$(since_cut)
@@ -95,8 +97,35 @@ cut_and_watch() {
 	[ "$after" -gt "$before" ] || die "the counter fell from $before to $after" "the new node did not start from the same disk"
 	! runs_qemu "$VICTIM" || die "QEMU still runs on $VICTIM" "two nodes may have run the same guest"
 	wait_until "$GUEST counts beyond $after" "$COUNT_ON_SECONDS" "${SURVIVORS[0]}" counted_beyond "${SURVIVORS[0]}" "$after"
-	show "${SURVIVORS[1]}" node ls
-	show "${SURVIVORS[0]}" vm ls
+	FACTS="failover_seconds=$seconds restarted_on=$NODE counter_before=$before counter_after=$after"
+}
+
+# check_survivors: with one host dead, everything else goes on.
+check_survivors() {
+	local one=${SURVIVORS[0]} other=${SURVIVORS[1]}
+	wait_until "mail and trap say that $VICTIM is lost" "$TOLD_SECONDS" "$one" heard_all firing Firing
+	check_told firing Firing
+	wait_for_address "$one" "$GUEST"
+	[ "$ADDRESS" = "$WEB_ADDRESS" ] || die "$GUEST has the address $ADDRESS now, and had $WEB_ADDRESS" "read the logs in $DEMO/logs"
+	event "network: $GUEST says on $NODE: muster-guest name=$GUEST address=$ADDRESS, as before"
+	check_pings "$other" event
+	check_walk "$one" event
+	check_exec event "$one" "$other"
+	check_console event "$other"
+	show "$other" node ls
+	show "$one" vm ls
+}
+
+# switch_on_again: the dead host comes back, and whoever was told of its loss is told of that, once.
+switch_on_again() {
+	say "== $VICTIM is switched on again"
+	power_on "$VICTIM"
+	event "$VICTIM is ready again"
+	wait_until "mail and trap say that $VICTIM is back" "$TOLD_SECONDS" "$VICTIM" heard_all resolved Resolved
+	check_exec event "$VICTIM"
+	check_session event "$VICTIM"
+	show "$VICTIM" alert ls
+	check_told_all "$VICTIM"
 	# shellcheck disable=SC2034 # printed by demo
-	RESULT="failover_seconds=$seconds restarted_on=$NODE counter_before=$before counter_after=$after"
+	RESULT="$FACTS address=$WEB_ADDRESS ping_over_vxlan=yes ping_from_other_network=no snmp_vms=$WALKED mails_firing=$(mails firing) mails_resolved=$(mails resolved) traps_firing=$(traps Firing) traps_resolved=$(traps Resolved) shell=ok"
 }

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The Muster authors
 #
-# The hosts of the demo: a network namespace each, joined by a bridge that this machine reaches too. Needs lib.sh, ROOT.
+# The machines of the demo: a network namespace each, joined by a bridge that this machine reaches too. m1 to m3 are the
+# hosts of the cluster; m0 stands for the administrator's mail server and SNMP manager. Needs lib.sh, ROOT.
 
 HOSTS=(m1 m2 m3)
+MACHINES=(m0 "${HOSTS[@]}")
 BRIDGE=muster0
 NETWORK=10.76.0
 PORT=7600
@@ -33,7 +35,7 @@ is_ours() {
 refuse_if_taken() {
 	local name other
 	command -v ip >/dev/null || return 0 # nobody can have made namespaces; the package comes next
-	for name in "$BRIDGE" "${HOSTS[@]}"; do
+	for name in "$BRIDGE" "${MACHINES[@]}"; do
 		if [ "$name" = "$BRIDGE" ]; then bridge_exists || continue; else namespace_exists "$name" || continue; fi
 		if is_ours "$name"; then
 			die "a demo is already up (or was left behind)" "play on with '. $DEMO/env', or remove it with scripts/demo --down"
@@ -42,29 +44,31 @@ refuse_if_taken() {
 			"if another tree runs the demo, end it there (scripts/demo --down); else remove it: ip $([ "$name" = "$BRIDGE" ] && echo "link del $name" || echo "netns del $name")"
 	done
 	other=$(ip -4 -o address show to "$NETWORK.0/24" | awk '{print $2; exit}')
-	[ -z "$other" ] || die "the network $NETWORK.0/24 is in use on the interface $other" "free it: the demo needs $NETWORK.1 and $NETWORK.11-13"
+	[ -z "$other" ] || die "the network $NETWORK.0/24 is in use on the interface $other" "free it: the demo needs $NETWORK.1 and $NETWORK.10-13"
 }
 
 make_hosts() {
-	local host
+	local machine
 	say "== three hosts: ${HOSTS[*]} with $(address m1), $(address m2), $(address m3)"
-	mkdir -p "$DEMO/logs" "$DEMO/shared"
+	mkdir -p "$DEMO/logs" "$DEMO/shared" "$RUN"
 	echo "$BRIDGE" >>"$DEMO/made"
 	ip link add "$BRIDGE" type bridge
 	ip link set dev "$BRIDGE" alias "$MARK"
 	ip address add "$NETWORK.1/24" dev "$BRIDGE"
 	ip link set dev "$BRIDGE" up
-	for host in "${HOSTS[@]}"; do
-		mkdir -p "$DEMO/$host"
-		echo "$host" >>"$DEMO/made"
-		ip netns add "$host"
-		ip -n "$host" link set dev lo alias "$MARK"
-		ip -n "$host" link set dev lo up
-		ip link add "muster-$host" type veth peer name eth0 netns "$host"
-		ip -n "$host" address add "$(address "$host")/24" dev eth0
-		ip -n "$host" link set dev eth0 up
-		ip link set dev "muster-$host" master "$BRIDGE" up
-	done
+	for machine in "${MACHINES[@]}"; do make_machine "$machine"; done
+}
+
+make_machine() { # MACHINE
+	mkdir -p "$DEMO/$1"
+	echo "$1" >>"$DEMO/made"
+	ip netns add "$1"
+	ip -n "$1" link set dev lo alias "$MARK"
+	ip -n "$1" link set dev lo up
+	ip link add "muster-$1" type veth peer name eth0 netns "$1"
+	ip -n "$1" address add "$(address "$1")/24" dev eth0
+	ip -n "$1" link set dev eth0 up
+	ip link set dev "muster-$1" master "$BRIDGE" up
 }
 
 # in_host HOST COMMAND...: run a command as on that host.
@@ -83,16 +87,29 @@ kill_all() {
 	done
 }
 
-# cut_power HOST: the network first, so that no last words get out, then every process.
+# cut_power HOST: the network first, so that no last words get out, then every process. What a machine does not have
+# after a power cut goes too: the devices that its kernel made, and what was in /run.
 cut_power() {
 	ip link set dev "muster-$1" down
 	kill_all "$1"
+	forget_devices "$1"
+	rm -rf "${RUN:?}/$1" "$RUN/$1-ovs"
 }
 
-# power_on HOST: the network and the daemon come back; the node finds its cluster by itself.
+# forget_devices HOST: all but the two that it was built with.
+forget_devices() {
+	local name
+	while read -r name; do
+		name=${name%%@*}
+		case $name in lo | eth0) ;; *) ip -n "$1" link del dev "$name" || return ;; esac
+	done < <(ip -n "$1" -o link show | awk -F ': ' '{ print $2 }')
+}
+
+# power_on HOST: the network, Open vSwitch and the daemon come back; the node finds its cluster by itself.
 power_on() {
 	[ -z "$(host_pids "$1")" ] || die "$1 is up" "cut its power first: scripts/demo --host-kill $1"
 	ip link set dev "muster-$1" up
+	start_switch "$1"
 	start_daemon "$1"
 	load_env
 	say "$1 is on; waiting until the cluster calls it ready"
@@ -114,7 +131,7 @@ remove_link() { ip link del dev "$1" 2>/dev/null || [ ! -e "/sys/class/net/$1" ]
 take_down() {
 	local host failed=
 	if command -v ip >/dev/null; then
-		for host in "${HOSTS[@]}"; do
+		for host in "${MACHINES[@]}"; do
 			namespace_exists "$host" || continue
 			if is_ours "$host"; then
 				(kill_all "$host") || failed=1
