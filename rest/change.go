@@ -26,10 +26,10 @@ type change struct {
 
 // effect is what a change did, for the answer and for a repeated request.
 type effect struct {
-	status int
-	kind   api.Kind
-	id     string
-	task   string // ID, if there is one
+	status  int
+	kind    api.Kind
+	id      string
+	task    string // ID, if there is one
 	changed string // fields, for the audit trail
 	// object as it was written, for an answer after the object is gone.
 	object any
