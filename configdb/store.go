@@ -334,7 +334,7 @@ func (s *Store) leaderChange() context.Context {
 
 // attempt returns the context of one try, which ends early when this node
 // learns of another leader: a dead one never answers.
-func attempt(ctx, moved context.Context) (context.Context, context.CancelFunc) { //nolint:revive // two of them
+func attempt(ctx, moved context.Context) (context.Context, context.CancelFunc) {
 	actx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	stop := context.AfterFunc(moved, cancel)
 	return actx, func() {

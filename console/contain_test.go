@@ -21,8 +21,7 @@ import (
 // A bug that one client meets ends what that client has, and nothing else.
 
 func TestABugInALoginEndsThatLoginOnly(t *testing.T) {
-	var f *fixture
-	f = newFixture(t, func(c *Config) {
+	f := newFixture(t, func(c *Config) {
 		users := c.Users
 		c.Users = func(name string) (api.User, bool) {
 			if name == "guest" {

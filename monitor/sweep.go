@@ -96,7 +96,7 @@ func oldEvents(v *configdb.View, tx *configdb.Txn) int {
 	}
 	victims := logins[:min(n, max(0, len(logins)-MaxLogins))]
 	if rest := n - len(victims); rest > 0 {
-		left := append(logins[len(victims):], others...)
+		left := slices.Concat(logins[len(victims):], others)
 		slices.Sort(left)
 		victims = append(slices.Clone(victims), left[:rest]...)
 	}

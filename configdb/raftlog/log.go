@@ -92,8 +92,7 @@ func Open(dir string, segmentBytes int64) (*Log, error) {
 	}
 	l := &Log{dir: dir, size: segmentBytes, sync: unix.Fdatasync, spare: make(chan struct{}, 1), done: make(chan struct{})}
 	if err := l.load(); err != nil {
-		l.closeFiles()
-		return nil, err
+		return nil, errors.Join(err, l.closeFiles())
 	}
 	l.durable = l.lastIndex()
 	l.wg.Go(l.makeSpares)

@@ -189,7 +189,7 @@ func noSpace(err error) bool {
 
 // Full returns why this node takes no entries, or nil, and a channel that is
 // closed when, or because, it takes none.
-func (d *disk) Full() (error, <-chan struct{}) { //nolint:revive,staticcheck // the error is the value here
+func (d *disk) Full() (error, <-chan struct{}) { //nolint:staticcheck // the error is the value here
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.full, d.filled

@@ -127,7 +127,7 @@ func (t Timing) orDefault() Timing {
 
 // DiskFull returns why this node takes no entries, or nil, and a channel that
 // is closed when, or because, it takes none.
-func (n *Node) DiskFull() (error, <-chan struct{}) { return n.disk.Full() } //nolint:revive,staticcheck // the error is the value here
+func (n *Node) DiskFull() (error, <-chan struct{}) { return n.disk.Full() } //nolint:staticcheck // the error is the value here
 
 // watchSpace keeps a node that cannot store entries from standing for election,
 // and looks when it can again.

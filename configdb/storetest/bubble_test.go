@@ -353,7 +353,7 @@ func (l *load) check(t *testing.T, seed uint64, final map[string]map[string]line
 	if err != nil {
 		t.Fatal(err)
 	}
-	bad := append(r.Violations, linear.CheckFinal(ops, final)...)
+	bad := slices.Concat(r.Violations, linear.CheckFinal(ops, final))
 	bad = append(bad, torture.CheckStale(l.stale, l.acks, bubbleSlack)...)
 	for _, w := range l.watch {
 		bad = append(bad, w.check(final[w.n.name()], l.acks)...)

@@ -223,7 +223,7 @@ func (c *memConn) Read(b []byte) (int, error) {
 
 // take returns what has arrived, or what to wait for: a change, and a time if
 // wait is not negative.
-func (c *memConn) take(b []byte) (k int, err error, wake <-chan struct{}, wait time.Duration) { //nolint:revive,staticcheck // the rest belongs together
+func (c *memConn) take(b []byte) (k int, err error, wake <-chan struct{}, wait time.Duration) { //nolint:staticcheck // the rest belongs together
 	c.n.mu.Lock()
 	defer c.n.mu.Unlock()
 	now, wait := time.Now(), time.Duration(-1)

@@ -11,6 +11,8 @@ import (
 	"testing"
 )
 
+func noMap() map[string]int { return nil }
+
 func TestAPanicEndsItsGroupOnly(t *testing.T) {
 	g, ctx := NewGroup(t.Context())
 	ended := make(chan struct{})
@@ -59,7 +61,7 @@ func TestCall(t *testing.T) {
 	if err := Do(func() {}); err != nil {
 		t.Errorf("error %v", err)
 	}
-	if err := Do(func() { var m map[string]int; m["x"] = 1 }); err == nil || !strings.Contains(err.Error(), "nil map") {
+	if err := Do(func() { noMap()["x"] = 1 }); err == nil || !strings.Contains(err.Error(), "nil map") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -4,7 +4,6 @@
 package torture
 
 import (
-	"cmp"
 	"slices"
 	"time"
 )
@@ -21,7 +20,7 @@ func Outage(acks []Ack, s Span) (longest, began time.Duration) {
 			at = append(at, a.Return)
 		}
 	}
-	slices.SortFunc(at, func(a, b time.Duration) int { return cmp.Compare(a, b) })
+	slices.Sort(at)
 	last := s.From
 	for _, t := range append(at, s.To) {
 		if t-last > longest {

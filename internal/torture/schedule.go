@@ -6,6 +6,7 @@ package torture
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 )
@@ -153,7 +154,7 @@ func (s *Schedule) fill() {
 			}
 		}
 	}
-	s.queue = append(first, second...)
+	s.queue = slices.Concat(first, second)
 	for range len(pairKinds) {
 		a := s.fault(pairKinds[s.rng.IntN(len(pairKinds))], s.rng.IntN(2) == 0)
 		b := s.fault(pairKinds[s.rng.IntN(len(pairKinds))], s.rng.IntN(2) == 0)

@@ -101,7 +101,7 @@ func TestOneSeedOneStreamPerClient(t *testing.T) {
 }
 
 func TestRegistersLiveForAWhile(t *testing.T) {
-	at := func(a Ask, d time.Duration) string { return Register(a, d) }
+	at := Register
 	raw, rule := Ask{Slot: 3}, Ask{Slot: 1, Rule: true}
 	if at(raw, 0) != at(raw, RawEpoch-1) || at(raw, 0) == at(raw, RawEpoch) || at(rule, 0) == at(rule, RuleEpoch) {
 		t.Error("the epochs are wrong")

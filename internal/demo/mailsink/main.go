@@ -25,16 +25,20 @@ func main() {
 		fmt.Fprintln(os.Stderr, "mailsink: give --listen HOST:PORT and --dir DIR and nothing else")
 		os.Exit(2)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	ln, err := net.Listen("tcp", *listen)
-	if err == nil {
-		err = serve(ctx, ln, *dir, os.Stdout)
-	}
-	if err != nil {
+	if err := run(*listen, *dir); err != nil {
 		fmt.Fprintln(os.Stderr, "mailsink:", err)
 		os.Exit(1)
 	}
+}
+
+func run(listen, dir string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	ln, err := net.Listen("tcp", listen)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, ln, dir, os.Stdout)
 }
 
 // serve takes mails until the context ends, which closes the listener.
