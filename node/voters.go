@@ -14,6 +14,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/quorum"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Times and limits of the leader's look at the members.
@@ -119,7 +120,11 @@ func (k *voterKeeper) ask(ctx context.Context, members []configdb.Member) {
 	answers := make([]pulse, len(members))
 	var wg sync.WaitGroup
 	for i, mb := range members {
-		wg.Go(func() { answers[i] = k.askOne(ctx, mb, goal) })
+		wg.Go(func() {
+			if err := contain.Do(func() { answers[i] = k.askOne(ctx, mb, goal) }); err != nil {
+				k.m.log.Error("a member was not asked for its health", "node", mb.NodeID, "err", err)
+			}
+		})
 	}
 	wg.Wait()
 	now, old := time.Now(), k.pulses

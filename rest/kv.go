@@ -17,6 +17,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/internal/kvwire"
 )
 
@@ -86,8 +87,8 @@ func kv(q *request) error {
 func (s *kvStream) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var side sync.WaitGroup
-	side.Go(func() { cancel(s.write(ctx)) })
-	side.Go(func() { cancel(s.look(ctx)) })
+	side.Go(func() { cancel(contain.Call(func() error { return s.write(ctx) })) })
+	side.Go(func() { cancel(contain.Call(func() error { return s.look(ctx) })) })
 	err := s.read(ctx)
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause
@@ -143,7 +144,13 @@ func (s *kvStream) message(ctx context.Context, b []byte) error {
 		case kvwire.GetStale:
 			s.answer(s.get(s.q.db.Local(), &r))
 		case kvwire.Put, kvwire.Delete:
-			s.work.Go(func() { s.answer(s.change(ctx, &r)) })
+			s.work.Go(func() {
+				a := kvwire.Answer{}
+				if err := contain.Do(func() { a = s.change(ctx, &r) }); err != nil {
+					a = failure(r.Number, err)
+				}
+				s.answer(a)
+			})
 		}
 	}
 	s.startGets(ctx, gets)
@@ -155,15 +162,23 @@ func (s *kvStream) startGets(ctx context.Context, gets []kvwire.Request) {
 		return
 	}
 	s.work.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, readTimeout)
-		defer cancel()
-		v, err := s.q.db.View(ctx)
+		answers := make([]kvwire.Answer, len(gets))
+		err := contain.Call(func() error {
+			ctx, cancel := context.WithTimeout(ctx, readTimeout)
+			defer cancel()
+			v, err := s.q.db.View(ctx)
+			for i := range gets {
+				if err == nil {
+					answers[i] = s.get(v, &gets[i])
+				}
+			}
+			return err
+		})
 		for i := range gets {
 			if err != nil {
-				s.answer(failure(gets[i].Number, err))
-				continue
+				answers[i] = failure(gets[i].Number, err)
 			}
-			s.answer(s.get(v, &gets[i]))
+			s.answer(answers[i])
 		}
 	})
 }

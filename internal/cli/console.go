@@ -129,8 +129,9 @@ func (a *app) console(ctx context.Context, name string) error {
 		return err
 	}
 	defer restore()
+	raw := s.raw
 	go func() { // inside the daemon a bug must not end more than this console
-		if err := contain.Do(func() { s.readInput(ctx, s.raw, func() { cancel(errDetached) }) }); err != nil {
+		if err := contain.Do(func() { s.readInput(ctx, raw, func() { cancel(errDetached) }) }); err != nil {
 			cancel(err)
 		}
 	}()
