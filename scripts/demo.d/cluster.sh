@@ -115,6 +115,9 @@ node_is_ready() {
 # all_ready AT
 all_ready() { [ "$(ask "$1" '[all | select(.status.phase == "ready")] | length' node ls)" = ${#HOSTS[@]} ]; }
 
+# all_vote AT: each of the three may be lost.
+all_vote() { [ "$(ask "$1" '[.members[] | select(.voter)] | length' cluster status)" = ${#HOSTS[@]} ]; }
+
 write_env() { # TOKEN
 	local servers hosts
 	servers=$(url m1),$(url m2),$(url m3)
@@ -169,6 +172,7 @@ start_cluster() {
 	join m2 m1
 	join m3 m2
 	wait_until "m3 sees three ready nodes" "$READY_SECONDS" m3 all_ready m3
+	wait_until "all three vote" "$READY_SECONDS" m3 all_vote m3
 	show m3 node ls
 }
 
