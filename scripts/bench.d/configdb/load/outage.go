@@ -129,7 +129,7 @@ func (o *outage) attempt(ctx context.Context, s *Session, node, client, n int) (
 	ctx, cancel := context.WithTimeout(ctx, outageAttempt)
 	defer cancel()
 	if *s == nil {
-		if *s, err = o.c.Dial(ctx, node); err != nil {
+		if *s, err = o.c.DialShared(ctx, node); err != nil {
 			*s = nil
 			return err
 		}

@@ -42,6 +42,9 @@ type Watched interface {
 // Killable is a cluster whose nodes can be lost.
 type Killable interface {
 	Cluster
+	// DialShared returns a session whose calls can be given up at no cost: the
+	// connection, which others share, stays.
+	DialShared(ctx context.Context, node int) (Session, error)
 	// Kill ends the servers of a node with SIGKILL.
 	Kill(node int) error
 	// Restart starts it again on its data and returns once it is up to date.

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -28,6 +29,7 @@ type Muster struct {
 	ports  []int
 	token  string
 	tls    *tls.Config
+	shared [load.Nodes]*http.Client // HTTP/2, see DialShared
 }
 
 // joinLimit bounds init and join.
@@ -92,6 +94,11 @@ func (m *Muster) found(ctx context.Context, h *Host) error {
 	var err error
 	if m.tls, err = ClientTLS(ca); err != nil {
 		return err
+	}
+	for i := range m.shared {
+		var only http.Protocols
+		only.SetHTTP2(true)
+		m.shared[i] = &http.Client{Transport: &http.Transport{TLSClientConfig: m.tls.Clone(), Protocols: &only}}
 	}
 	m.tls.NextProtos = []string{"http/1.1"}
 	for i := 1; i < load.Nodes; i++ {
@@ -236,3 +243,48 @@ func (s *musterSession) Get(ctx context.Context, key string) ([]byte, error) {
 
 // Close implements load.Session.
 func (s *musterSession) Close() { s.http.Close() }
+
+// sharedSession uses HTTP/2, where a call can be given up without its
+// connection. For everything else it costs more than a connection each.
+type sharedSession struct {
+	client *http.Client
+	url    string // of all keys
+	token  string
+}
+
+// DialShared implements load.Killable.
+func (m *Muster) DialShared(_ context.Context, node int) (load.Session, error) {
+	return &sharedSession{m.shared[node], "https://" + m.address(node) + "/api/v1/raw/", m.token}, nil
+}
+
+func (s *sharedSession) call(ctx context.Context, method, key string, value []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, s.url+key, bytes.NewReader(value))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+s.token)
+	resp, err := s.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
+	if err == nil && resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
+		err = fmt.Errorf("%s %s: %s: %.200s", method, key, resp.Status, b)
+	}
+	return b, err
+}
+
+// Put implements load.Session.
+func (s *sharedSession) Put(ctx context.Context, key string, value []byte) error {
+	_, err := s.call(ctx, http.MethodPut, key, value)
+	return err
+}
+
+// Get implements load.Session.
+func (s *sharedSession) Get(ctx context.Context, key string) ([]byte, error) {
+	return s.call(ctx, http.MethodGet, key, nil)
+}
+
+// Close implements load.Session. The connection stays for the others.
+func (s *sharedSession) Close() {}

@@ -145,6 +145,11 @@ func (q *Rqlite) Dial(ctx context.Context, node int) (load.Session, error) {
 	return &rqliteSession{c, " HTTP/1.1\r\nHost: " + q.address(node) + "\r\nContent-Type: application/json\r\n"}, nil
 }
 
+// DialShared implements load.Killable.
+func (q *Rqlite) DialShared(ctx context.Context, node int) (load.Session, error) {
+	return q.Dial(ctx, node)
+}
+
 // ask sends one statement with its parameters.
 func (s *rqliteSession) ask(ctx context.Context, path string, statement ...string) ([]byte, error) {
 	body, err := json.Marshal([][]string{statement})

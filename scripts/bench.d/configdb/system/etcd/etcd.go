@@ -195,6 +195,11 @@ func (c *Cluster) Dial(_ context.Context, node int) (load.Session, error) {
 	return session{all[c.turn[node]%len(all)]}, nil
 }
 
+// DialShared implements load.Killable: sessions share connections anyway.
+func (c *Cluster) DialShared(ctx context.Context, node int) (load.Session, error) {
+	return c.Dial(ctx, node)
+}
+
 // hangUp ends the shared connections with a node.
 func (c *Cluster) hangUp(node int) {
 	c.mu.Lock()
