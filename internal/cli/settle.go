@@ -16,7 +16,7 @@ import (
 // them a moment.
 const (
 	// settleTime is how long they are waited for.
-	settleTime = 5 * time.Second
+	settleTime = 10 * time.Second
 	// settleLook is the pause between two looks.
 	settleLook = 100 * time.Millisecond
 )
