@@ -135,8 +135,11 @@ func (s *SwitchStateStatus) Realised(network string) (ok bool, reason string) {
 	case s.Problems[network] != "":
 		return false, s.Problems[network]
 	}
-	return false, "the node has not made it yet"
+	return false, NotMadeYet
 }
+
+// NotMadeYet is the reason of a node that will have the network in a moment.
+const NotMadeYet = "the node has not made it yet"
 
 // Uplink bridges a physical NIC of a node into its virtual switch. There is at
 // most one per node.

@@ -129,6 +129,7 @@ func (c *Config) Complete() error {
 		return fmt.Errorf("runDir: %q must be absolute", c.RunDir)
 	}
 	if c.OVSDB != "" {
+		// The switch would say so only when the node becomes a member.
 		if err := vswitch.CheckOVSDB(c.OVSDB); err != nil {
 			return err
 		}

@@ -137,6 +137,7 @@ func (a *app) create(ctx context.Context, kind api.Kind, name string, labels map
 	if err != nil {
 		return err
 	}
+	a.settled(ctx, c, kind, name)
 	return a.finish(ctx, c, mustView(kind), name, "created", r)
 }
 

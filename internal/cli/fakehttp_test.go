@@ -197,16 +197,41 @@ func (f *fakeCluster) accept(w http.ResponseWriter, action api.Action, o *fakeOb
 	f.send(w, http.StatusAccepted, b)
 }
 
+// settled is a pool or network as it is shown: made on m2 only at the second
+// look, and never if its name begins with "broken".
+func settled(o *fakeObject) json.RawMessage {
+	var doc map[string]any
+	if json.Unmarshal(o.raw, &doc) != nil {
+		return o.raw
+	}
+	o.polls++
+	m2 := map[string]any{"node": "m2", "ready": true}
+	switch {
+	case o.polls == 1:
+		m2 = map[string]any{"node": "m2", "ready": false, "reason": api.NotMadeYet}
+	case strings.HasPrefix(o.meta.Name, "broken"):
+		m2 = map[string]any{"node": "m2", "ready": false, "reason": "the disk is on fire"}
+	}
+	doc["status"] = map[string]any{"nodes": []any{map[string]any{"node": "m1", "ready": true}, m2}}
+	raw, _ := json.Marshal(doc)
+	return raw
+}
+
 func (f *fakeCluster) serveObject(w http.ResponseWriter, r *http.Request, kind api.Kind, o *fakeObject) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch r.Method {
 	case http.MethodGet:
-		if kind == api.KindTask {
+		raw := o.raw
+		switch kind {
+		case api.KindTask:
 			f.look(o)
+			raw = o.raw
+		case api.KindPool, api.KindNetwork:
+			raw = settled(o)
 		}
 		w.Header().Set("ETag", fmt.Sprintf("%q", fmt.Sprint(o.meta.Revision)))
-		f.send(w, http.StatusOK, o.raw)
+		f.send(w, http.StatusOK, raw)
 	case http.MethodPatch:
 		var patch, doc map[string]any
 		body, _ := io.ReadAll(r.Body)

@@ -9,6 +9,7 @@ MAILS=$DEMO/mail
 MAIL_LOG=$DEMO/logs/mail.log # a line for each mail: number, phase, subject
 TRAP_LOG=$DEMO/logs/traps.log
 TOLD_SECONDS=60
+NEARLY_FULL_PERCENT=85
 # The MIB; base has the names that Debian's tools lack.
 MIBS=(-M "$ROOT/monitor/snmp/base:$ROOT/monitor/snmp" -m MUSTER-MIB)
 
@@ -44,7 +45,13 @@ make_receivers() {
 	say "== whom to tell: a mail server and snmptrapd, both on $(address m0)"
 	show m1 receiver create mail --type smtp --address "$(address m0):25" --tls none --from muster@demo.example --to admin@demo.example
 	show m2 receiver create traps --type snmp --address "$(address m0):162" --secret "$COMMUNITY"
+	if [ "$(disk_percent)" -ge $NEARLY_FULL_PERCENT ]; then
+		say "the disk of this machine is nearly full, which is nothing that the demo should tell of:"
+		show m3 rule set pool-full --disabled
+	fi
 }
+
+disk_percent() { df --block-size=1M --output=size,avail "$DEMO" | awk 'NR == 2 { print int(100 * ($1 - $2) / $1) }'; }
 
 mails() { grep -c "^[0-9]* $1 " "$MAIL_LOG" || true; } # PHASE
 mail_subject() { sed -n "s/^[0-9]* $1 //p" "$MAIL_LOG" | tail -n 1; }
