@@ -133,3 +133,31 @@ func TestLoginsDoNotPushOutWhatHappened(t *testing.T) {
 		t.Errorf("%d of the newest 1500 logouts are left", n)
 	}
 }
+
+// TestAReceiverOfTheSameNameIsAnother: what its predecessor was told is not known
+// to it.
+func TestAReceiverOfTheSameNameIsAnother(t *testing.T) {
+	k := newKit(t)
+	one, two := newMailSink(t, 0), newMailSink(t, 0)
+	old := k.receiver("ops", one.spec())
+	k.lead(k.service("m2"), 1)
+	k.settle()
+	k.rule("node-lost", func(r *api.RuleSpec) { r.ForSeconds = 0 })
+	k.lose("m1", "m3")
+	k.eventually("the first mail", func(*configdb.View) bool { return len(one.all()) == 1 })
+	k.settle()
+	k.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		r, err := configdb.Receivers.Get(v, old.Meta.ID)
+		if err != nil {
+			return err
+		}
+		configdb.Receivers.Delete(tx, &r)
+		return nil
+	})
+	k.receiver("ops", two.spec())
+	k.eventually("the second mail", func(*configdb.View) bool { return len(two.all()) == 1 })
+	k.settle()
+	if len(one.all()) != 1 || len(two.all()) != 1 {
+		t.Errorf("%d and %d mails", len(one.all()), len(two.all()))
+	}
+}

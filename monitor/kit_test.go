@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -271,6 +272,11 @@ func (k *kit) alert(v *configdb.View, rule string) (api.Alert, bool) {
 		}
 	}
 	return api.Alert{}, false
+}
+
+// wasSent reports that a receiver was told, as "name/phase".
+func wasSent(a *api.Alert, what string) bool {
+	return slices.ContainsFunc(a.Status.Sent, func(mark string) bool { return strings.HasPrefix(mark, what+"/") })
 }
 
 func (k *kit) untilPhase(rule string, phase api.AlertPhase) api.Alert {

@@ -44,12 +44,12 @@ func TestALostHostIsOneMailThatNamesNodeAndVM(t *testing.T) {
 	k.vmStatus(func(st *api.VMStatus) { st.Phase = api.VMRunning })
 	k.eventually("the mail is marked", func(v *configdb.View) bool {
 		a, _ := k.alert(v, "node-lost")
-		return slices.Contains(a.Status.Sent, "ops/firing")
+		return wasSent(&a, "ops/firing")
 	})
 	k.nodePhase("m1", api.NodeReady)
 	k.eventually("the second mail is marked", func(v *configdb.View) bool {
 		a, _ := k.alert(v, "node-lost")
-		return slices.Contains(a.Status.Sent, "ops/resolved")
+		return wasSent(&a, "ops/resolved")
 	})
 	k.settle()
 	mails := sink.all()
