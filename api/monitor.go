@@ -208,12 +208,15 @@ type AlertStatus struct {
 	PendingAt  *time.Time `json:"pendingAt,omitempty"`
 	FiringAt   *time.Time `json:"firingAt,omitempty"`
 	ResolvedAt *time.Time `json:"resolvedAt,omitempty"`
-	// Sent names the receivers that were told, as "<receiver>/<phase>".
+	// Sent names the receivers that were told, as "<name>/<phase>/<ID>": another
+	// receiver may get the name.
 	Sent []string `json:"sent,omitempty"`
 }
 
 // SentMark is the entry of Sent for a receiver and a phase.
-func SentMark(receiver string, phase AlertPhase) string { return receiver + "/" + string(phase) }
+func SentMark(receiver Meta, phase AlertPhase) string {
+	return receiver.Name + "/" + string(phase) + "/" + receiver.ID
+}
 
 // Receiver is where alerts go.
 type Receiver = Object[ReceiverSpec, ReceiverStatus]

@@ -95,11 +95,11 @@ func (c *conn) serve(ctx context.Context, chans <-chan ssh.NewChannel, requests 
 		}
 		finger := ssh.FingerprintSHA256(c.key)
 		log.Info("login", "role", c.role, "key", finger)
-		c.s.cfg.Audit(Entry{User: c.user, Source: c.source, Action: "login", Detail: finger})
+		told := c.s.audit(Entry{User: c.user, Source: c.source, Action: "login", Detail: finger}, nil)
 		defer func() {
 			why := c.reason()
 			log.Info("logout", "reason", why)
-			c.s.cfg.Audit(Entry{User: c.user, Source: c.source, Action: "logout", Detail: why})
+			c.s.audit(Entry{User: c.user, Source: c.source, Action: "logout", Detail: why}, told)
 		}()
 	}
 	ctx, cancel := context.WithCancel(ctx)

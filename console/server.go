@@ -102,7 +102,7 @@ type Server struct {
 	shaking int
 	conns   map[*conn]struct{}
 	perUser map[string]int
-	// ending counts connections that are being closed.
+	// ending counts what outlives its connection: the closing, the audit trail.
 	ending sync.WaitGroup
 }
 
@@ -248,6 +248,20 @@ func (s *Server) leave(c *conn) {
 	if s.perUser[c.user]--; s.perUser[c.user] == 0 {
 		delete(s.perUser, c.user)
 	}
+}
+
+// audit tells of an entry in the background, after another one: without a
+// quorum that takes seconds, in which the person must not wait.
+func (s *Server) audit(e Entry, after <-chan struct{}) (told <-chan struct{}) {
+	done := make(chan struct{})
+	s.ending.Go(func() {
+		defer close(done)
+		if after != nil {
+			<-after
+		}
+		s.alone("audit", func() { s.cfg.Audit(e) })
+	})
+	return done
 }
 
 // lookAfter ends the connections of users who are no longer welcome, and those

@@ -192,10 +192,10 @@ func owed(a *api.Alert, r *api.Receiver) bool {
 	if st.Phase != api.AlertFiring && st.Phase != api.AlertResolved || st.FiringAt == nil || entered(a).IsZero() {
 		return false
 	}
-	if a.Spec.Severity.Rank() < r.Spec.MinSeverity.Rank() || slices.Contains(st.Sent, api.SentMark(r.Meta.Name, st.Phase)) {
+	if a.Spec.Severity.Rank() < r.Spec.MinSeverity.Rank() || slices.Contains(st.Sent, api.SentMark(r.Meta, st.Phase)) {
 		return false
 	}
-	return !st.FiringAt.Before(r.Meta.CreatedAt) || slices.Contains(st.Sent, api.SentMark(r.Meta.Name, api.AlertFiring)) ||
+	return !st.FiringAt.Before(r.Meta.CreatedAt) || slices.Contains(st.Sent, api.SentMark(r.Meta, api.AlertFiring)) ||
 		st.Phase == api.AlertFiring
 }
 
@@ -267,7 +267,7 @@ func (s *Service) marked(ctx context.Context, term uint64, r *api.Receiver, batc
 			if err != nil {
 				return err
 			}
-			mark := api.SentMark(r.Meta.Name, was.Status.Phase)
+			mark := api.SentMark(r.Meta, was.Status.Phase)
 			anew := a.Status.FiringAt == nil || !a.Status.FiringAt.Equal(*was.Status.FiringAt)
 			if anew || slices.Contains(a.Status.Sent, mark) {
 				continue // what was sent is of an occurrence that is over

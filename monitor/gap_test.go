@@ -103,10 +103,11 @@ func (k *kit) manyEvents(typ string, first, count int, put func(tx *configdb.Txn
 // An earlier version gave events of the shell a status, which must go with them.
 func TestOldEventsGoWhole(t *testing.T) {
 	k := newKit(t)
+	s := k.service("m2")
 	k.manyEvents("test.event", 0, 500, configdb.Events.CreateUnnamed)
-	k.manyEvents("test.event", 500, MaxEvents, configdb.PutEvent)
-	k.lead(k.service("m2"), 1)
-	k.eventually("the oldest are gone", func(v *configdb.View) bool { return countEvents(v) == MaxEvents })
+	k.manyEvents("test.event", 500, s.keep.events, configdb.PutEvent)
+	k.lead(s, 1)
+	k.eventually("the oldest are gone", func(v *configdb.View) bool { return countEvents(v) == s.keep.events })
 	k.settle()
 	n := 0
 	for range k.db.Local().Scan(configdb.Events.StatusPrefix(), "") {
@@ -120,16 +121,45 @@ func TestOldEventsGoWhole(t *testing.T) {
 // TestLoginsDoNotPushOutWhatHappened: any user can log in all day long.
 func TestLoginsDoNotPushOutWhatHappened(t *testing.T) {
 	k := newKit(t)
-	k.manyEvents("audit.vm.delete", 0, 3000, configdb.PutEvent)
-	k.manyEvents("audit.login", 3000, MaxEvents-1500, configdb.PutEvent)
-	k.manyEvents("audit.logout", 1_000_000, 1500, configdb.PutEvent)
-	k.lead(k.service("m2"), 1)
-	k.eventually("the limit holds", func(v *configdb.View) bool { return countEvents(v) == MaxEvents })
+	s := k.service("m2")
+	k.manyEvents("audit.vm.delete", 0, 300, configdb.PutEvent)
+	k.manyEvents("audit.login", 300, s.keep.events-150, configdb.PutEvent)
+	k.manyEvents("audit.logout", 1_000_000, 150, configdb.PutEvent)
+	k.lead(s, 1)
+	k.eventually("the limit holds", func(v *configdb.View) bool { return countEvents(v) == s.keep.events })
 	k.settle()
-	if n := len(k.events("audit.vm.delete")); n != 3000 {
-		t.Errorf("%d of 3000 changes are left", n)
+	if n := len(k.events("audit.vm.delete")); n != 300 {
+		t.Errorf("%d of 300 changes are left", n)
 	}
-	if n := len(k.events("audit.logout")); n != 1500 {
-		t.Errorf("%d of the newest 1500 logouts are left", n)
+	if n := len(k.events("audit.logout")); n != 150 {
+		t.Errorf("%d of the newest 150 logouts are left", n)
+	}
+}
+
+// TestAReceiverOfTheSameNameIsAnother: what its predecessor was told is not known
+// to it.
+func TestAReceiverOfTheSameNameIsAnother(t *testing.T) {
+	k := newKit(t)
+	one, two := newMailSink(t, 0), newMailSink(t, 0)
+	old := k.receiver("ops", one.spec())
+	k.lead(k.service("m2"), 1)
+	k.settle()
+	k.rule("node-lost", func(r *api.RuleSpec) { r.ForSeconds = 0 })
+	k.lose("m1", "m3")
+	k.eventually("the first mail", func(*configdb.View) bool { return len(one.all()) == 1 })
+	k.settle()
+	k.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		r, err := configdb.Receivers.Get(v, old.Meta.ID)
+		if err != nil {
+			return err
+		}
+		configdb.Receivers.Delete(tx, &r)
+		return nil
+	})
+	k.receiver("ops", two.spec())
+	k.eventually("the second mail", func(*configdb.View) bool { return len(two.all()) == 1 })
+	k.settle()
+	if len(one.all()) != 1 || len(two.all()) != 1 {
+		t.Errorf("%d and %d mails", len(one.all()), len(two.all()))
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -192,6 +193,7 @@ func (k *kit) service(node string) *Service {
 		DB: k.db, NodeID: k.nodes[node].Meta.ID, NodeName: node, Cluster: "prod", ClusterID: "c1",
 		Members: k, Peers: k.peers, Sealer: xorSealer{}, Log: slog.New(slog.NewTextHandler(k.t.Output(), nil)).With("node", node),
 	})
+	s.keep = retention{events: 1000, logins: 200, resolved: 50}
 	s.timing = timing{
 		evaluate: 10 * time.Millisecond, probe: 50 * time.Millisecond, sweep: 50 * time.Millisecond, deliver: 10 * time.Millisecond,
 		backoff: 10 * time.Millisecond, maxBackoff: 50 * time.Millisecond,
@@ -232,7 +234,8 @@ func (k *kit) eventually(what string, f func(v *configdb.View) bool) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			for _, e := range k.events("") {
+			all := k.events("")
+			for _, e := range all[max(0, len(all)-50):] {
 				k.t.Logf("event %s: %s", e.Spec.Type, e.Spec.Message)
 			}
 			alerts, _ := configdb.Alerts.List(k.db.Local())
@@ -271,6 +274,11 @@ func (k *kit) alert(v *configdb.View, rule string) (api.Alert, bool) {
 		}
 	}
 	return api.Alert{}, false
+}
+
+// wasSent reports that a receiver was told, as "name/phase".
+func wasSent(a *api.Alert, what string) bool {
+	return slices.ContainsFunc(a.Status.Sent, func(mark string) bool { return strings.HasPrefix(mark, what+"/") })
 }
 
 func (k *kit) untilPhase(rule string, phase api.AlertPhase) api.Alert {

@@ -73,8 +73,9 @@ type Service struct {
 	db  configdb.DB
 
 	send *notify.Sender
-	// timing is shortened by tests.
+	// timing and keep are shortened by tests.
 	timing timing
+	keep   retention
 
 	mu     sync.Mutex
 	term   uint64
@@ -106,6 +107,7 @@ func New(cfg Config) *Service {
 			evaluate: EvaluateEvery, probe: probeEvery, sweep: sweepEvery, deliver: time.Second,
 			backoff: minBackoff, maxBackoff: MaxBackoff,
 		},
+		keep: retention{events: MaxEvents, logins: MaxLogins, resolved: MaxResolved},
 		kick: make(chan struct{}, 1), tell: make(chan struct{}, 1),
 	}
 	s.forget(0)

@@ -31,6 +31,9 @@ const (
 	sweepPause = 50 * time.Millisecond
 )
 
+// retention is how many of each are kept.
+type retention struct{ events, logins, resolved int }
+
 // sweepLoop removes what is beyond the limits.
 func (s *Service) sweepLoop(ctx context.Context, term uint64) {
 	tick := time.NewTicker(s.timing.sweep)
@@ -65,8 +68,8 @@ func (s *Service) sweep(ctx context.Context, term uint64) (more bool, err error)
 	defer cancel()
 	v := s.db.Local()
 	tx := &configdb.Txn{Actor: Actor}
-	n := oldEvents(v, tx)
-	n += oldAlerts(v, tx)
+	n := s.keep.oldEvents(v, tx)
+	n += s.keep.oldAlerts(v, tx)
 	if n == 0 {
 		return false, nil
 	}
@@ -78,12 +81,12 @@ func (s *Service) sweep(ctx context.Context, term uint64) (more bool, err error)
 // oldEvents deletes the oldest events beyond the limit: their IDs sort by time.
 // Logins beyond theirs go first: anybody with a key can make them all day long,
 // and must not push out what was done meanwhile.
-func oldEvents(v *configdb.View, tx *configdb.Txn) int {
+func (r retention) oldEvents(v *configdb.View, tx *configdb.Txn) int {
 	count := 0
 	for range v.Scan(configdb.Events.SpecPrefix(), "") {
 		count++
 	}
-	n := min(count-MaxEvents, sweepBatch)
+	n := min(count-r.events, sweepBatch)
 	if n <= 0 {
 		return 0
 	}
@@ -95,7 +98,7 @@ func oldEvents(v *configdb.View, tx *configdb.Txn) int {
 			others = append(others, e.Key)
 		}
 	}
-	victims := logins[:min(n, max(0, len(logins)-MaxLogins))]
+	victims := logins[:min(n, max(0, len(logins)-r.logins))]
 	if rest := n - len(victims); rest > 0 {
 		left := slices.Concat(logins[len(victims):], others)
 		slices.Sort(left)
@@ -133,10 +136,10 @@ func isLogin(value []byte) bool {
 }
 
 // oldAlerts deletes the alerts that were resolved longest ago.
-func oldAlerts(v *configdb.View, tx *configdb.Txn) int {
+func (r retention) oldAlerts(v *configdb.View, tx *configdb.Txn) int {
 	all, _ := configdb.Alerts.List(v) // what cannot be read is logged by the evaluation
 	resolved := slices.DeleteFunc(all, func(a api.Alert) bool { return a.Status.Phase != api.AlertResolved || a.Status.ResolvedAt == nil })
-	n := min(len(resolved)-MaxResolved, sweepBatch)
+	n := min(len(resolved)-r.resolved, sweepBatch)
 	if n <= 0 {
 		return 0
 	}

@@ -84,7 +84,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.sup = suture.New("musterd", suture.Spec{EventHook: logSuture(d.log), Timeout: shutdownGrace})
+	d.sup = newSupervisor("musterd", d.log)
 	if info != nil {
 		err = d.start(info)
 	} else {
@@ -148,23 +148,23 @@ func (d *Daemon) start(info *membership) error {
 	d.member = m
 	d.mu.Unlock()
 	for name, s := range m.services() {
-		d.sup.Add(&watched{s, name, d.table})
+		d.table.supervise(d.sup, name, s)
 	}
 	d.serve("web", d.rest.HTTPServer(d.rest.Handler()), m.webListener)
 	shell, err := d.shell(m)
 	if err != nil {
 		return err
 	}
-	d.sup.Add(&watched{func(ctx context.Context) error {
+	d.table.supervise(d.sup, "shell", func(ctx context.Context) error {
 		// A new listener for each run: Serve closes it.
 		return shell.Serve(ctx, m.port.Listener(clusternet.ProtoSSH))
-	}, "shell", d.table})
+	})
 	return nil
 }
 
 // serve adds an HTTP server to the supervisor.
 func (d *Daemon) serve(name string, srv *http.Server, ln net.Listener) {
-	d.sup.Add(&watched{func(ctx context.Context) error {
+	d.table.supervise(d.sup, name, func(ctx context.Context) error {
 		stop := context.AfterFunc(ctx, func() {
 			grace, cancel := context.WithTimeout(context.Background(), shutdownGrace)
 			defer cancel()
@@ -176,7 +176,7 @@ func (d *Daemon) serve(name string, srv *http.Server, ln net.Listener) {
 			return fmt.Errorf("serve %s: %w", name, err)
 		}
 		return suture.ErrDoNotRestart
-	}, name, d.table})
+	})
 }
 
 // listenLocal opens the administrator's socket. The directory's lock is held,

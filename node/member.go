@@ -223,12 +223,12 @@ func (m *member) lookAround(ctx context.Context) error {
 // leader runs what needs one brain, while this node leads.
 func (m *member) leader(ctx context.Context) error {
 	return m.store.WhileLeader(ctx, func(ctx context.Context, l configdb.Leadership) {
-		sup := suture.New("leader", suture.Spec{EventHook: logSuture(m.log)})
+		sup := newSupervisor("leader", m.log)
 		for name, run := range map[string]func(context.Context, uint64) error{
 			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,
 			"leader/voters": m.keepVoters,
 		} {
-			sup.Add(&watched{func(ctx context.Context) error { return run(ctx, l.Term) }, name, m.table})
+			m.table.supervise(sup, name, func(ctx context.Context) error { return run(ctx, l.Term) })
 		}
 		_ = sup.Serve(ctx) // ends with the leadership
 	})
@@ -354,14 +354,4 @@ func (m *member) close() error {
 	}
 	m.client.Close()
 	return m.store.Close()
-}
-
-func logSuture(log *slog.Logger) suture.EventHook {
-	return func(e suture.Event) {
-		if e.Type() == suture.EventTypeServicePanic {
-			log.Error("service panicked", "service", e.String())
-			return
-		}
-		log.Warn("service event", "event", e.String())
-	}
 }

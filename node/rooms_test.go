@@ -405,6 +405,23 @@ func TestEveryRoomOfEveryNode(t *testing.T) {
 		a.run("vm", "set", "web1", "--label", "seen=yes")
 		follower.expect(t, "update vm web1")
 	})
+	t.Run("the shell without a quorum", func(t *testing.T) {
+		b.end()
+		c.end()
+		a.kill9()
+		a.start() // it has nothing but its replica now
+		began := time.Now()
+		if r := a.ssh("ann", "ann", "vm", "ls", "-o", "name"); r.code != 0 || r.stdout != "vm/web1\n" {
+			t.Errorf("code %d, %q, %q", r.code, r.stdout, r.stderr)
+		}
+		// The read waits three seconds for a majority; the login must not.
+		if took := time.Since(began); took > 8*time.Second {
+			t.Errorf("it took %s", took)
+		}
+		if r := a.ssh("ann", "ann", "vm", "set", "web1", "--label", "a=b"); r.code != 5 {
+			t.Errorf("a change: code %d, %q", r.code, r.stderr)
+		}
+	})
 }
 
 func hasRow(table string, cells ...string) bool {

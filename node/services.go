@@ -6,6 +6,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -40,6 +41,57 @@ func (t *serviceTable) list(node string) []api.ServiceStatus {
 		out = append(out, s)
 	}
 	return out
+}
+
+// Pauses after five failures within half a minute.
+const (
+	restartPause = 15 * time.Second
+	// urgentPause is for what the node's lease and its VMs hang on.
+	urgentPause = time.Second
+)
+
+var urgent = map[string]bool{"port": true, "rpc": true, "guard": true, "lease": true, "hypervisor": true, "leader": true, "leader/ha": true}
+
+// newSupervisor returns what the services of supervise run under.
+func newSupervisor(name string, log *slog.Logger) *suture.Supervisor {
+	return suture.New(name, suture.Spec{EventHook: logSuture(log), Timeout: shutdownGrace + time.Second})
+}
+
+// logSuture logs how the services fare. The same failure of a service again is
+// no news: it would fill the log.
+func logSuture(log *slog.Logger) suture.EventHook {
+	var mu sync.Mutex
+	last := map[string]string{}
+	return func(e suture.Event) {
+		switch e := e.(type) {
+		case suture.EventServiceTerminate:
+			text := fmt.Sprint(e.Err)
+			mu.Lock()
+			level := slog.LevelWarn
+			if last[e.ServiceName] == text {
+				level = slog.LevelDebug
+			}
+			last[e.ServiceName] = text
+			mu.Unlock()
+			log.Log(context.Background(), level, "service ended", "service", e.ServiceName, "restarting", e.Restarting, "err", text)
+		case suture.EventBackoff, suture.EventResume:
+			log.Debug("service event", "event", e.String())
+		default:
+			log.Warn("service event", "event", e.String())
+		}
+	}
+}
+
+// supervise adds a service. Each has a supervisor of its own: one that fails
+// often makes its supervisor pause, and that must not delay another's restart.
+func (t *serviceTable) supervise(sup *suture.Supervisor, name string, run func(context.Context) error) {
+	spec := suture.Spec{EventHook: logSuture(t.log), Timeout: shutdownGrace, FailureBackoff: restartPause}
+	if urgent[name] {
+		spec.FailureBackoff = urgentPause
+	}
+	own := suture.New(name, spec)
+	own.Add(&watched{run, name, t})
+	sup.Add(own)
 }
 
 // watched is a service that the table watches. A panic is an error of the

@@ -8,12 +8,11 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/thejerf/suture/v4"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/contain"
@@ -25,8 +24,8 @@ import (
 func TestABugOrAHangOfOneServiceStopsNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := newServiceTable(slog.New(slog.DiscardHandler))
-		sup := suture.New("test", suture.Spec{Timeout: shutdownGrace})
-		add := func(name string, run func(context.Context) error) { sup.Add(&watched{run, name, table}) }
+		sup := newSupervisor("test", table.log)
+		add := func(name string, run func(context.Context) error) { table.supervise(sup, name, run) }
 		var panics, ticks atomic.Int64
 		add("buggy", func(ctx context.Context) error {
 			group, ctx := contain.NewGroup(ctx)
@@ -72,7 +71,7 @@ func TestABugOrAHangOfOneServiceStopsNoOther(t *testing.T) {
 		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
 			t.Logf("the supervisor says: %v", err)
 		}
-		if took := time.Since(began); took > shutdownGrace+time.Second {
+		if took := time.Since(began); took > shutdownGrace+2*time.Second {
 			t.Errorf("the end took %s for the sake of the one that hangs", took)
 		}
 		close(hang)
@@ -80,5 +79,53 @@ func TestABugOrAHangOfOneServiceStopsNoOther(t *testing.T) {
 		if s := table.list("m1"); s[0].Name != "buggy" || s[0].State != api.ServiceDone {
 			t.Errorf("at the end: %+v", s)
 		}
+	})
+}
+
+// TestAServiceThatFailsAllTheTimeDelaysNoOtherRestart: an SNMP port in use must
+// not keep the lease from being renewed.
+func TestAServiceThatFailsAllTheTimeDelaysNoOtherRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := newServiceTable(slog.New(slog.DiscardHandler))
+		sup := newSupervisor("test", table.log)
+		table.supervise(sup, "snmp", func(context.Context) error { return errors.New("the port is in use") })
+		var mu sync.Mutex
+		var began []time.Time
+		table.supervise(sup, "lease", func(ctx context.Context) error {
+			mu.Lock()
+			began = append(began, time.Now())
+			n := len(began)
+			mu.Unlock()
+			if n > 8 {
+				<-ctx.Done()
+				return nil
+			}
+			time.Sleep(3 * time.Second)
+			return errors.New("a failure now and then")
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := sup.ServeBackground(ctx)
+		time.Sleep(2 * time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		for i := range len(began) - 1 {
+			if pause := began[i+1].Sub(began[i]) - 3*time.Second; pause > 1500*time.Millisecond {
+				t.Errorf("restart %d took %s", i, pause)
+			}
+		}
+		if len(began) != 9 {
+			t.Errorf("the good one began %d times", len(began))
+		}
+		var failing api.ServiceStatus
+		for _, s := range table.list("m1") {
+			if s.Name == "snmp" {
+				failing = s
+			}
+		}
+		if failing.Restarts < 4 || failing.Restarts > 60 || failing.LastError != "the port is in use" {
+			t.Errorf("the one that fails all the time: %+v", failing)
+		}
+		cancel()
+		<-done
 	})
 }

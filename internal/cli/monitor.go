@@ -382,7 +382,7 @@ func alertShow(s *sections, o *api.Alert, now time.Time) {
 		}
 	}
 	s.field("Acknowledged by", o.Spec.AcknowledgedBy)
-	s.field("Sent", strings.Join(slices.Sorted(slices.Values(o.Status.Sent)), ", "))
+	s.field("Sent", strings.Join(sentTo(o.Status.Sent), ", "))
 }
 
 func ruleRow(o *api.Rule, now time.Time) []string {
@@ -437,4 +437,16 @@ func receiverShow(s *sections, o *api.Receiver, now time.Time) {
 	s.field("TLS", o.Spec.TLS)
 	s.field("SNMP version", o.Spec.Version)
 	s.field("User", o.Spec.User)
+}
+
+// sentTo shows who was told of an alert, as name and phase.
+func sentTo(marks []string) []string {
+	var out []string
+	for _, m := range marks {
+		name, rest, _ := strings.Cut(m, "/")
+		phase, _, _ := strings.Cut(rest, "/")
+		out = append(out, name+"/"+phase)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
