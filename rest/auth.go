@@ -110,7 +110,7 @@ func (q *request) identify() (caller, error) {
 		return caller{}, api.Errorf(api.CodeUnauthorized, "no token; send Authorization: Bearer TOKEN")
 	}
 	who, err := q.s.verify(q.ctx(), q.db, strings.TrimSpace(token))
-	if err != nil {
+	if api.CodeOf(err) == api.CodeUnauthorized {
 		q.w.Header().Set("WWW-Authenticate", `Bearer realm="muster", error="invalid_token"`)
 	}
 	return who, err
@@ -137,12 +137,15 @@ func (s *Server) verify(ctx context.Context, db configdb.DB, text string) (calle
 	hash := hex.EncodeToString(sum[:])
 	v := db.Local()
 	if _, ok := v.Get(configdb.Tokens.SpecKey(id)); !ok {
-		// It may be newer than this replica. Without a quorum nobody can know.
+		// It may be newer than this replica. Without a quorum nobody can know:
+		// a node that has just started has yet to learn every token.
 		ctx, cancel := context.WithTimeout(ctx, readTimeout)
 		defer cancel()
-		if fresh, err := db.View(ctx); err == nil {
-			v = fresh
+		fresh, err := db.View(ctx)
+		if err != nil {
+			return caller{}, api.Errorf(api.CodeNoQuorum, "node %s does not know the token, and no majority of the cluster answered it within %s: %w", s.cfg.Node(), readTimeout, err)
 		}
+		v = fresh
 	}
 	return s.holder(v, id, hash)
 }

@@ -36,6 +36,22 @@ func TestLogin(t *testing.T) {
 	want[any](t, f.do(call{method: "GET", path: "vms", token: good}), 200)
 }
 
+// A node that has no quorum cannot say that a token which it does not have is
+// no token of the cluster; the client would give up for good.
+func TestAnUnknownTokenWithoutAQuorum(t *testing.T) {
+	f := newFixture(t)
+	unknown := tokenPrefix + api.NewID() + "_" + strings.Repeat("a", tokenSecretLength)
+	f.db.alone.Store(true)
+	a := f.do(call{method: "GET", path: "vms", token: unknown})
+	wantProblem(t, a, 503, api.CodeNoQuorum, "")
+	if h := a.header.Get("WWW-Authenticate"); h != "" {
+		t.Errorf("WWW-Authenticate: %s", h)
+	}
+	wantProblem(t, f.do(call{method: "GET", path: "vms", token: "abc"}), 401, api.CodeUnauthorized, "")
+	f.db.alone.Store(false)
+	wantProblem(t, f.do(call{method: "GET", path: "vms", token: unknown}), 401, api.CodeUnauthorized, "")
+}
+
 func TestRoles(t *testing.T) {
 	f := newFixture(t)
 	f.newVM("web1", api.VMStopped)

@@ -108,11 +108,18 @@ func Open(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, n.closeAfter(err)
 	}
+	log, err := newSnapLog(logs, d.snapshots, cfg.OnFatal)
+	if err != nil {
+		return nil, n.closeAfter(err)
+	}
 	n.fsm = &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}
-	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, logs, d, d.snapshots, transport{n.transport})
+	calls := make(chan raft.RPC)
+	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, log, d, snapStore{d.snapshots, log}, transport{n.transport, calls})
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
+	in := &intake{snapshot: log.snapshot, applied: n.raft.AppliedIndex, term: n.raft.CurrentTerm}
+	n.wg.Go(func() { in.run(n.transport.Consumer(), calls, n.closing) })
 	n.notices = newNotices(n)
 	n.wg.Go(n.watchSpace)
 	return n, nil

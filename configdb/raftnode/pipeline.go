@@ -9,14 +9,20 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// transport is Raft's own, with pipelines that end.
+// transport is Raft's own, with an intake and with pipelines that end.
 //
 // Raft reads the answers of a pipeline until one is a refusal, an error or of a
 // later term, and then no more. A request that is being handed over at that
 // moment waits for room that nobody makes: the leader never sends that follower
 // another entry, while its heartbeats go on, and Raft does not shut down
 // (hashicorp/raft issue 612).
-type transport struct{ *raft.NetworkTransport }
+type transport struct {
+	*raft.NetworkTransport
+	calls chan raft.RPC
+}
+
+// Consumer implements raft.Transport.
+func (t transport) Consumer() <-chan raft.RPC { return t.calls }
 
 // AppendEntriesPipeline implements raft.Transport.
 func (t transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {

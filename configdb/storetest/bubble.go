@@ -99,7 +99,7 @@ func NewBubble(tb testing.TB, cfg BubbleConfig) *Bubble {
 		tb.Fatal(err)
 	}
 	for i := range cfg.Nodes {
-		b.nodes = append(b.nodes, b.newNode(i, rand.New(rand.NewPCG(cfg.Seed, uint64(100+i))), rng.IntN(2) == 0))
+		b.nodes = append(b.nodes, b.newNode(i, rand.New(rand.NewPCG(cfg.Seed, uint64(100+i)))))
 	}
 	for i, n := range b.nodes {
 		n.start()
@@ -117,10 +117,10 @@ func NewBubble(tb testing.TB, cfg BubbleConfig) *Bubble {
 	return b
 }
 
-func (b *Bubble) newNode(i int, rng *rand.Rand, monotonic bool) *BubbleNode {
+func (b *Bubble) newNode(i int, rng *rand.Rand) *BubbleNode {
 	b.tb.Helper()
 	n := &BubbleNode{b: b, index: i, id: api.NewID(), crashed: make(chan int, 1)}
-	n.disk = newMemDisk(rng, monotonic, n.crashed)
+	n.disk = newMemDisk(rng, n.crashed)
 	var err error
 	if n.key, err = pki.NewKey(); err != nil {
 		b.tb.Fatal(err)

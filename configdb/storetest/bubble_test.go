@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -23,9 +24,9 @@ import (
 )
 
 // Whole clusters with faults of a seed, each checked for linearizability. By
-// default a few seeds run; MUSTER_TEST_SEED=S replays one, and
-// MUSTER_TEST_SEEDS=N runs the first N. MUSTER_TEST_LOG=DIR keeps the nodes'
-// logs.
+// default a few seeds run; MUSTER_TEST_SEED=S replays one, MUSTER_TEST_SEED=A-B
+// runs many. MUSTER_TEST_LOG=DIR keeps the nodes' logs. One seed gives the same
+// faults and operations; how they interleave differs a little each time.
 
 // Sizes of a run.
 const (
@@ -43,23 +44,22 @@ const (
 // seeds returns the seeds to run.
 func seeds(t *testing.T, usual int) []uint64 {
 	t.Helper()
+	from, to := uint64(1), uint64(usual)
 	if text := os.Getenv("MUSTER_TEST_SEED"); text != "" {
-		s, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			t.Fatalf("MUSTER_TEST_SEED is %q: %v", text, err)
+		first, last, isRange := strings.Cut(text, "-")
+		if !isRange {
+			last = first
 		}
-		return []uint64{s}
-	}
-	if text := os.Getenv("MUSTER_TEST_SEEDS"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil {
-			t.Fatalf("MUSTER_TEST_SEEDS is %q: %v", text, err)
+		var err1, err2 error
+		from, err1 = strconv.ParseUint(first, 10, 64)
+		to, err2 = strconv.ParseUint(last, 10, 64)
+		if err := errors.Join(err1, err2); err != nil || from > to {
+			t.Fatalf("MUSTER_TEST_SEED is %q: give a number, or two as in 1-100 (%v)", text, err)
 		}
-		usual = n
 	}
 	var out []uint64
-	for i := range usual {
-		out = append(out, uint64(i+1))
+	for s := from; s <= to; s++ {
+		out = append(out, s)
 	}
 	return out
 }
@@ -152,7 +152,7 @@ func (l *load) operate(rng *rand.Rand, id, i int) {
 		l.known[c.Key] = linear.Cell{Key: c.Key, Exists: !c.Delete, Value: c.Value, Revision: rev}
 		a := torture.Ack{Node: n.name(), Life: life, Call: time.Duration(op.Call), Return: time.Duration(op.Return), Revision: rev, Key: c.Key}
 		if lifeNow != life || err != nil { // it was not there to read at this node
-			a.Life = -1 - id
+			a.Life = 0
 		}
 		l.acks = append(l.acks, a)
 	}
@@ -288,6 +288,7 @@ func (l *load) settle() map[string]map[string]linear.Cell {
 	for _, n := range l.b.nodes {
 		n.hold(false)
 		n.disk.arm("", 0)
+		n.disk.setFull(false)
 	}
 	// What was given up may still take effect, but not after this.
 	time.Sleep(2 * clientDeadline)
@@ -481,7 +482,7 @@ func (b *Bubble) faults(ctx context.Context, rng *rand.Rand, n int) {
 }
 
 func (b *Bubble) fault(rng *rand.Rand) (undo func()) {
-	i, kind, step, count := rng.IntN(len(b.nodes)), rng.IntN(10), diskSteps[rng.IntN(len(diskSteps))], 1+rng.IntN(4)
+	i, kind, step, count := rng.IntN(len(b.nodes)), rng.IntN(12), diskSteps[rng.IntN(len(diskSteps))], 1+rng.IntN(4)
 	n, undo := b.nodes[i], func() {}
 	if rng.IntN(2) == 0 { // more often the leader
 		for _, m := range b.nodes {
@@ -528,7 +529,10 @@ func (b *Bubble) fault(rng *rand.Rand) (undo func()) {
 	case 8:
 		b.net.trouble(0.02, 30*time.Millisecond)
 		return func() { b.net.trouble(0, slowestChunk) }
-	case 9:
+	case 9, 10:
+		n.disk.setFull(true)
+		return func() { n.disk.setFull(false) }
+	case 11:
 		for _, m := range b.nodes {
 			m.crash()
 		}

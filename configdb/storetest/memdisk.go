@@ -6,12 +6,14 @@ package storetest
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"runtime"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -42,17 +44,17 @@ var diskSteps = []string{
 // memDisk is what a node has on its disk. It outlives the node's crashes, but
 // for what was not synced.
 type memDisk struct {
-	mu        sync.Mutex
-	rng       *rand.Rand
-	monotonic bool
-	life      int
-	dead      bool // crashed, and not yet begun anew
-	logs      map[uint64]*raft.Log
-	stable    map[string][]byte
-	snaps     []*memSnapshot // oldest first
-	snapSeq   int
-	unsynced  []*raft.Log
-	counts    map[string]int
+	mu       sync.Mutex
+	rng      *rand.Rand
+	life     int
+	dead     bool // crashed, and not yet begun anew
+	full     bool
+	logs     map[uint64]*raft.Log
+	stable   map[string][]byte
+	snaps    []*memSnapshot // oldest first
+	snapSeq  int
+	unsynced []*raft.Log
+	counts   map[string]int
 	// crashAt and crashIn: at that step, the node crashes the crashIn-th time.
 	crashAt string
 	crashIn int
@@ -64,6 +66,12 @@ const (
 	syncFast, syncSlow = 500 * time.Microsecond, 4 * time.Millisecond
 	snapChunk          = 512 // bytes between two steps of a snapshot
 	snapsKept          = 2
+	fullPause          = 50 * time.Millisecond
+)
+
+var (
+	errNoSpace = fmt.Errorf("memory disk: %w", syscall.ENOSPC)
+	errCrashed = errors.New("memory disk: the node has crashed")
 )
 
 type memSnapshot struct {
@@ -71,9 +79,9 @@ type memSnapshot struct {
 	data []byte
 }
 
-func newMemDisk(rng *rand.Rand, monotonic bool, crashed chan<- int) *memDisk {
+func newMemDisk(rng *rand.Rand, crashed chan<- int) *memDisk {
 	return &memDisk{
-		rng: rng, monotonic: monotonic, logs: map[uint64]*raft.Log{}, stable: map[string][]byte{}, counts: map[string]int{}, crashed: crashed,
+		rng: rng, logs: map[uint64]*raft.Log{}, stable: map[string][]byte{}, counts: map[string]int{}, crashed: crashed,
 	}
 }
 
@@ -109,6 +117,13 @@ func (d *memDisk) arm(step string, n int) {
 	d.crashAt, d.crashIn = step, n
 }
 
+// setFull fills the disk, or makes room.
+func (d *memDisk) setFull(full bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.full = full
+}
+
 // crash loses what was not synced, but for some of it.
 func (d *memDisk) crash() {
 	d.mu.Lock()
@@ -133,6 +148,14 @@ func (d *memDisk) die() {
 // at passes a step, or ends there. It is called without the lock, and returns
 // with it.
 func (l *diskLife) at(step string) {
+	if l.try(step) != nil {
+		runtime.Goexit()
+	}
+}
+
+// try is at for a goroutine that must clean up: it gets an error once the node
+// is closed.
+func (l *diskLife) try(step string) error {
 	d := l.d
 	d.mu.Lock()
 	if d.life == l.life && !d.dead && l.opened {
@@ -144,11 +167,11 @@ func (l *diskLife) at(step string) {
 		}
 	}
 	if d.life == l.life && !d.dead {
-		return
+		return nil
 	}
 	d.mu.Unlock()
 	<-l.closing
-	runtime.Goexit()
+	return errCrashed
 }
 
 // pass is at for a step that needs no lock.
@@ -179,9 +202,6 @@ func (l *diskLife) edge(better func(a, b uint64) bool) (uint64, error) {
 	return out, nil
 }
 
-// IsMonotonic implements raft.MonotonicLogStore.
-func (l *diskLife) IsMonotonic() bool { return l.d.monotonic }
-
 // GetLog implements raft.LogStore.
 func (l *diskLife) GetLog(index uint64, out *raft.Log) error {
 	l.d.mu.Lock()
@@ -202,14 +222,18 @@ func (l *diskLife) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{
 func (l *diskLife) StoreLogs(entries []*raft.Log) error {
 	l.at(stepLogWrite)
 	d := l.d
+	if d.full {
+		d.mu.Unlock()
+		return errNoSpace
+	}
 	for _, e := range entries {
 		copied := *e
 		copied.Data = bytes.Clone(e.Data)
 		d.unsynced = append(d.unsynced, &copied)
 	}
-	if last := entries[0].Index; d.monotonic && len(d.logs) > 0 && d.logs[last-1] == nil {
+	if first := entries[0].Index; len(d.logs) > 0 && d.logs[first-1] == nil {
 		d.mu.Unlock()
-		return fmt.Errorf("entry %d after a gap", last)
+		panic(fmt.Sprintf("entry %d is written behind a gap", first))
 	}
 	took := syncFast + time.Duration(d.rng.Int64N(int64(syncSlow-syncFast)))
 	d.mu.Unlock()
@@ -238,10 +262,18 @@ func (l *diskLife) DeleteRange(low, high uint64) error {
 }
 
 // Set implements raft.StableStore.
+//
+// On a full disk it waits, as raftnode does: a node must not vote without
+// remembering it.
 func (l *diskLife) Set(key, value []byte) error {
 	l.pass(stepVote)
 	time.Sleep(syncFast)
 	l.at(stepVote)
+	for l.d.full {
+		l.d.mu.Unlock()
+		time.Sleep(fullPause)
+		l.at(stepVote)
+	}
 	l.d.stable[string(key)] = bytes.Clone(value)
 	l.d.mu.Unlock()
 	l.pass(stepVoteDone)
@@ -280,6 +312,9 @@ type memSink struct {
 func (l *diskLife) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, cIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
 	l.at(stepSnapBegin)
 	defer l.d.mu.Unlock()
+	if l.d.full {
+		return nil, errNoSpace
+	}
 	l.d.snapSeq++
 	return &memSink{l: l, snap: &memSnapshot{meta: raft.SnapshotMeta{
 		Version: version, ID: fmt.Sprintf("%d-%d-%d", term, index, l.d.snapSeq), Index: index, Term: term, Configuration: c.Clone(), ConfigurationIndex: cIndex,
@@ -289,7 +324,10 @@ func (l *diskLife) Create(version raft.SnapshotVersion, index, term uint64, c ra
 // Write implements io.Writer.
 func (s *memSink) Write(b []byte) (int, error) {
 	for rest := b; len(rest) > 0; {
-		s.l.pass(stepSnapWrite)
+		if err := s.l.try(stepSnapWrite); err != nil {
+			return 0, err
+		}
+		s.l.d.mu.Unlock()
 		k := min(len(rest), snapChunk)
 		s.snap.data = append(s.snap.data, rest[:k]...)
 		rest = rest[k:]
@@ -364,7 +402,10 @@ type restoring struct {
 
 // Read implements io.Reader.
 func (r *restoring) Read(b []byte) (int, error) {
-	r.l.pass(stepSnapRestore)
+	if err := r.l.try(stepSnapRestore); err != nil {
+		return 0, err
+	}
+	r.l.d.mu.Unlock()
 	return r.r.Read(b[:min(len(b), snapChunk)])
 }
 

@@ -40,7 +40,8 @@ const mostTold = 10
 // StaleRead is one answer from a node's own replica.
 type StaleRead struct {
 	Node string
-	// Life counts the starts of the node's daemon.
+	// Life counts the starts of the node's daemon, from 1; less if it is not
+	// known.
 	Life         int
 	Call, Return time.Duration
 	// Stated is false if the answer does not say that it is stale.
@@ -51,7 +52,8 @@ type StaleRead struct {
 	Revision uint64
 }
 
-// Ack is one acknowledged write.
+// Ack is one acknowledged write. Life is that of the node if the node must show
+// it, else less than 1.
 type Ack struct {
 	Node         string
 	Life         int
@@ -110,7 +112,7 @@ func CheckStale(reads []StaleRead, acks []Ack, slack time.Duration) []linear.Vio
 		tell := func(kind linear.ViolationKind, format string, args ...any) {
 			out = append(out, linear.Violation{Kind: kind, Group: r.Node, Text: fmt.Sprintf("stale read at %.3f s, revision %d: ", r.Call.Seconds(), r.Revision) + fmt.Sprintf(format, args...)})
 		}
-		if want := own[life{r.Node, r.Life}].before(r.Call); r.Revision < want {
+		if want := own[life{r.Node, r.Life}].before(r.Call); r.Life > 0 && r.Revision < want {
 			tell(OwnWriteUnread, "the node had acknowledged revision %d", want)
 		}
 		if !r.Stated {

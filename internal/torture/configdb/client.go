@@ -32,6 +32,9 @@ type client struct {
 	rest    *caller
 }
 
+// notOwn is the life of an acknowledgement that binds no node to show it.
+const notOwn = -1
+
 // knowledge is what the clients have learned of the registers.
 type knowledge struct {
 	mu  sync.Mutex
@@ -109,7 +112,10 @@ func (u *client) operate(a torture.Ask) {
 	}
 	certain := true // no earlier try may still take effect
 	if a.Rule && what == torture.Create {
-		ans, certain = u.create(node, register, change.Value)
+		var by int
+		if ans, by, certain = u.create(node, register, change.Value); by != node {
+			life = notOwn // another node has it
+		}
 	} else {
 		ans = u.rest.do(context.Background(), node, reg.request(what, register, change.Value, known, u.timeout))
 	}
@@ -118,24 +124,25 @@ func (u *client) operate(a torture.Ask) {
 }
 
 // create repeats the creation of an object, at other nodes too, with one
-// Idempotency-Key. certain is false if it did not succeed and a try before the
-// last may have.
-func (u *client) create(node int, register, value string) (a answer, certain bool) {
+// Idempotency-Key. by is who answered last; certain is false if it did not
+// succeed and a try before the last may have.
+func (u *client) create(node int, register, value string) (a answer, by int, certain bool) {
 	r := rule.request(torture.Create, register, value, 0, u.timeout)
 	r.header["Idempotency-Key"] = value
 	certain = true
 	for i := range createTries {
-		a = u.rest.do(context.Background(), (node+i)%len(u.c.daemons), r)
+		by = (node + i) % len(u.c.daemons)
+		a = u.rest.do(context.Background(), by, r)
 		switch {
 		case a.ok():
-			return a, true
+			return a, by, true
 		case unknown(&a):
 			certain = false
 		case a.status != http.StatusServiceUnavailable:
-			return a, certain
+			return a, by, certain
 		}
 	}
-	return a, certain
+	return a, by, certain
 }
 
 // learn notes what the answer taught.
@@ -143,7 +150,7 @@ func (u *client) learn(op *linear.Op, a *answer, node, life int) {
 	u.c.tally(op, a)
 	d := u.c.daemons[node]
 	if int(d.life.Load()) != life {
-		life = -1 - u.id // restarted meanwhile: nobody else's
+		life = notOwn // restarted meanwhile
 	}
 	register := op.Group
 	if op.Stale {

@@ -5,9 +5,10 @@
 // real daemons on hosts made of network namespaces, each with an address and a
 // small file system of its own, clients that talk REST to all of them, faults
 // by a schedule, and a checker that looks at all that was answered. It is run
-// by scripts/torture, which makes the namespace that this program needs.
+// by scripts/torture, which makes the namespaces that this program needs: one of
+// its own and one for each host.
 //
-// What it makes lives in that namespace and in the folder that -work names. It
-// ends its own processes; whatever is left in the namespaces of its hosts is
-// ended by the script.
+// What it makes lives in those namespaces, in a mount namespace of its own and in
+// the folder that -work names. It ends its daemons; whatever else is left in the
+// namespaces is ended by the script.
 package main

@@ -306,7 +306,7 @@ func (c *campaign) probe(node int) {
 		})
 	}
 	wg.Go(func() {
-		p := torture.StaleRead{Node: name, Life: -1, Call: c.rec.Now()}
+		p := torture.StaleRead{Node: name, Life: notOwn, Call: c.rec.Now()}
 		a := c.rest.do(context.Background(), node, request{method: http.MethodGet, path: "/raw/?prefix=torture/&limit=1&consistency=stale", timeout: patience})
 		if !a.ok() {
 			c.violate(torture.WrongAnswer, name, "cut off, it does not answer a stale read: %s", a.word())

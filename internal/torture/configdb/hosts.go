@@ -55,7 +55,8 @@ func inHost(namespace string, args ...string) []string {
 	return append([]string{"netns", "exec", namespace}, args...)
 }
 
-// makeHosts is called in a namespace of the campaign's own.
+// makeHosts joins the namespaces of the hosts, which the script has made, with
+// the campaign's own.
 func makeHosts(n int, work string, diskMiB int) (*hosts, error) {
 	h := &hosts{n: n, work: work}
 	for range n {
@@ -70,7 +71,6 @@ func makeHosts(n int, work string, diskMiB int) (*hosts, error) {
 	for i := range n {
 		ns, link := h.namespace(i), fmt.Sprint(veth, i+1)
 		steps = append(steps,
-			[]string{"netns", "add", ns},
 			[]string{"link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", ns},
 			[]string{"link", "set", "dev", link, "master", bridge, "up"},
 			[]string{"-n", ns, "link", "set", "lo", "up"},

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package raftnode
+
+import (
+	"io"
+
+	"github.com/hashicorp/raft"
+)
+
+// intake stands between the network and Raft and puts right what a leader may
+// ask of a node that has more than the leader thinks. A leader goes back one
+// entry with every refusal, also when a full disk is the reason, and so may
+// arrive before the beginning of this node's log.
+type intake struct {
+	// snapshot is the last entry that this node has without its log; applied
+	// and term are Raft's.
+	snapshot func() (index, term uint64)
+	applied  func() uint64
+	term     func() uint64
+}
+
+// run passes calls on until done is closed.
+func (i *intake) run(from <-chan raft.RPC, to chan<- raft.RPC, done <-chan struct{}) {
+	for {
+		select {
+		case rpc := <-from:
+			switch req := rpc.Command.(type) {
+			case *raft.AppendEntriesRequest:
+				i.trim(req)
+			case *raft.InstallSnapshotRequest:
+				if i.known(req) {
+					_, err := io.Copy(io.Discard, rpc.Reader)
+					rpc.Respond(&raft.InstallSnapshotResponse{Term: req.Term, Success: err == nil}, err)
+					continue
+				}
+			}
+			select {
+			case to <- rpc:
+			case <-done:
+				return
+			}
+		case <-done:
+			return
+		}
+	}
+}
+
+// trim leaves out the entries that the snapshot covers: they were committed, so
+// the leader of a term that Raft accepts has the same. And it lets an entry
+// count as committed only if this request has shown that it is the leader's:
+// what follows in the log may be of a leader that was not.
+func (i *intake) trim(req *raft.AppendEntriesRequest) {
+	if at, term := i.snapshot(); req.PrevLogEntry < at {
+		for len(req.Entries) > 0 && req.Entries[0].Index <= at {
+			req.Entries = req.Entries[1:]
+		}
+		req.PrevLogEntry, req.PrevLogTerm = at, term
+	}
+	shown := req.PrevLogEntry
+	if n := len(req.Entries); n > 0 {
+		shown = req.Entries[n-1].Index
+	}
+	req.LeaderCommitIndex = min(req.LeaderCommitIndex, shown)
+}
+
+// known reports whether a snapshot of a present leader has nothing new. Raft
+// would go back to it.
+func (i *intake) known(req *raft.InstallSnapshotRequest) bool {
+	return req.LastLogIndex <= i.applied() && req.Term >= i.term()
+}
