@@ -194,7 +194,7 @@ func (s *Store) serveTxns(ctx context.Context, b []byte) ([]byte, error) {
 		wg.Go(func() { answers[i].outcome, answers[i].err = s.batch.wait(ctx, p) })
 	}
 	wg.Wait()
-	s.node.Notify(clusternet.CallerOf(ctx)) // it waits until it has applied them
+	s.notify(clusternet.CallerOf(ctx)) // it waits until it has applied them
 	var out []byte
 	for _, a := range answers {
 		out = appendVerdict(out, a)

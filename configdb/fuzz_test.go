@@ -16,7 +16,7 @@ import (
 func leads(f *testing.F) (*Store, *fsm.State) {
 	f.Helper()
 	state, index := fsm.New(), uint64(0)
-	s := &Store{state: state, leading: newLeaderTracker()}
+	s := &Store{state: state, leading: newLeaderTracker(), notify: func(string) {}}
 	s.leading.set(&Leadership{Term: 3})
 	s.batch = newBatcher(func(entry []byte) ([]fsm.Outcome, error) {
 		index++ // one entry at a time: the fuzzer calls one after the other
@@ -51,16 +51,23 @@ func FuzzServeTxn(f *testing.F) {
 	s, state := leads(f)
 	f.Fuzz(func(t *testing.T, request []byte) {
 		before := state.View().Revision()
-		answer, err := s.serveTxn(t.Context(), request)
+		call := append(binary.AppendUvarint([]byte{1}, uint64(len(request))), request...)
+		reply, err := s.serveTxns(t.Context(), call)
+		var answers []answer
+		if err == nil {
+			if answers, err = decodeVerdicts(reply, 1); err != nil {
+				t.Fatalf("the answer %x: %v", reply, err)
+			}
+			err = answers[0].err
+		}
 		if err != nil {
 			if now := state.View().Revision(); now != before {
 				t.Fatalf("refused (%v), but revision %d became %d", err, before, now)
 			}
 			return
 		}
-		o, err := decodeOutcome(answer)
-		if err != nil || o.Revision == 0 || o.Revision > state.View().Revision() {
-			t.Fatalf("outcome %+v, %v; revision %d", o, err, state.View().Revision())
+		if o := answers[0].outcome; o.Revision == 0 || o.Revision > state.View().Revision() {
+			t.Fatalf("outcome %+v; revision %d", o, state.View().Revision())
 		}
 	})
 }
@@ -70,11 +77,11 @@ func FuzzOutcome(f *testing.F) {
 	f.Add(appendOutcome(nil, fsm.Outcome{Revision: 300, Status: fsm.Conflict, Failed: 1, Actual: 9}))
 	f.Add(binary.AppendUvarint(nil, 1<<63))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		o, err := decodeOutcome(b)
+		o, _, err := decodeOutcome(b)
 		if err != nil {
 			return
 		}
-		if back, err := decodeOutcome(appendOutcome(nil, o)); err != nil || back != o {
+		if back, _, err := decodeOutcome(appendOutcome(nil, o)); err != nil || back != o {
 			t.Fatalf("%+v came back as %+v, %v", o, back, err)
 		}
 	})

@@ -36,7 +36,7 @@ func (s *Store) register(srv *clusternet.RPCServer) {
 		if err != nil {
 			return nil, codedLeader(err)
 		}
-		s.node.Notify(clusternet.CallerOf(ctx)) // it waits until it has applied that
+		s.notify(clusternet.CallerOf(ctx)) // it waits until it has applied that
 		return binary.AppendUvarint(nil, rev), nil
 	})
 }

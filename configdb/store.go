@@ -63,6 +63,7 @@ type Store struct {
 	verify   rounds[struct{}] // confirmations by a majority, on the leader
 	index    rounds[uint64]   // revisions of the leader, for reads
 	forward  *forwarder
+	notify   func(nodeID string) // lets a follower know what was committed
 	leading  *leaderTracker
 	sessions *sessions
 	opened   time.Time
@@ -94,7 +95,7 @@ func Open(cfg StoreConfig) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open configuration database: %w", err)
 	}
-	s.node = node
+	s.node, s.notify = node, node.Notify
 	s.verify.ask = func(ctx context.Context) (struct{}, error) { return struct{}{}, s.askVoters(ctx) }
 	s.index.ask = s.leaderIndex
 	s.forward = newForwarder(s.closed, s.callTxns)

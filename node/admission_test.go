@@ -150,7 +150,6 @@ func TestConfigurationIsCompletedAndChecked(t *testing.T) {
 		"unreachable address":   {Config{Listen: "127.0.0.1:7600", Advertise: "0.0.0.0:7600"}, "advertise"},
 		"bad name":              {Config{Listen: "127.0.0.1:7600", NodeName: "Bad_Name"}, "--node-name"},
 		"bad level":             {Config{Listen: "127.0.0.1:7600", NodeName: "n", LogLevel: "loud"}, "logLevel"},
-		"no socket of OVS":      {Config{Listen: "127.0.0.1:7600", NodeName: "n", OVSDB: "tcp:127.0.0.1:6640"}, "ovsdb"},
 		"relative run dir":      {Config{Listen: "127.0.0.1:7600", NodeName: "n", RunDir: "run"}, "runDir"},
 		"an agent for nobody":   {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPListen: ":161"}, "snmpCommunity"},
 		"an agent without port": {Config{Listen: "127.0.0.1:7600", NodeName: "n", SNMPListen: "here", SNMPCommunity: "c"}, "snmpListen"},
