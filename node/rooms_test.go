@@ -63,6 +63,13 @@ func (s *mailSession) Data(r io.Reader) error {
 	return nil
 }
 
+// tried returns how many deliveries were tried.
+func (b *mailbox) tried() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.attempts
+}
+
 // with returns the mails that have all of some words.
 func (b *mailbox) with(words ...string) (out []string) {
 	b.mu.Lock()
@@ -243,7 +250,7 @@ func TestTheEvaluatingNodeDiesWhileAnAlertIsPending(t *testing.T) {
 	leader.end()
 	f.eventually(90*time.Second, "the mail about the first node", func() error {
 		if n := len(box.with("node " + victim.name + " is lost")); n == 0 {
-			return fmt.Errorf("%d mails after %d attempts", n, box.attempts)
+			return fmt.Errorf("%d mails after %d attempts", n, box.tried())
 		}
 		return nil
 	})

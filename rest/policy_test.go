@@ -28,7 +28,7 @@ func wantNeed(method, path string) access {
 		return needLocal
 	case path == base+"cluster/admit":
 		return needNothing // the join token in it is the key
-	case slices.Contains([]string{"tokens", "users", "receivers", "raw"}, kind):
+	case slices.Contains([]string{"tokens", "users", "receivers", "raw", "kv"}, kind):
 		return needAdministrator // also to read
 	case method == http.MethodGet && strings.HasSuffix(rest, "/console"):
 		return needOperator // who types into a guest changes it
@@ -189,6 +189,7 @@ func changes(f *fixture) []step {
 		{"POST tokens", "tokens", `{"meta":{"name":"ci"},"spec":{"role":"viewer"}}`},
 		{"DELETE tokens/{name}", "tokens/ci", ``},
 		{"POST cluster/tokens", "cluster/tokens", `{"role":"voter"}`},
+		{"POST cluster/transfer", "cluster/transfer", `{"node":"m2"}`},
 		{"POST users", "users", `{"meta":{"name":"bob"},"spec":{"role":"viewer"}}`},
 		{"PATCH users/{name}", "users/bob", `{"spec":{"role":"operator"}}`},
 		{"PUT users/{name}", "users/bob", `{"spec":{"role":"viewer"}}`},
