@@ -283,8 +283,8 @@ func TestTheEvaluatingNodeDiesWhileAnAlertIsPending(t *testing.T) {
 			t.Errorf("%d mails with %q, want %d", got, words, want)
 		}
 	}
-	if len(box.with("")) != 3 || box.attempts != 5 {
-		t.Errorf("%d mails after %d attempts, want 3 after 5", len(box.with("")), box.attempts)
+	if len(box.with("")) != 3 || box.tried() != 5 {
+		t.Errorf("%d mails after %d attempts, want 3 after 5", len(box.with("")), box.tried())
 	}
 	for kind, name := range map[string]string{"musterAlertFiring": victim.name, "musterAlertResolved": victim.name} {
 		if got := traps.with("MUSTER-MIB::"+kind, "node "+name); got != 1 {
