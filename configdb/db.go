@@ -35,8 +35,7 @@ var (
 	// ErrTooLarge: a key, value or transaction is over a limit.
 	ErrTooLarge = fsm.ErrTooLarge
 	// ErrDiskFull: this node's disk takes no more changes, so that it neither
-	// writes nor knows the newest state; the others do. A transaction was not
-	// proposed, unless a revision comes with the error.
+	// writes nor knows the newest state; the others do. Nothing was changed.
 	ErrDiskFull = errors.New("the disk of this node's configuration database is full; use another node, and free some space here")
 	// ErrClosed: the database was closed.
 	ErrClosed = errors.New("configuration database is closed")

@@ -228,7 +228,8 @@ func (s *Store) Txn(ctx context.Context, t *Txn) (uint64, error) {
 	}
 	if _, err := s.WaitRevision(ctx, rev); err != nil {
 		// Committed, though this node lags: the writer must not take it for lost.
-		return rev, fmt.Errorf("written at revision %d, but: %w", rev, err)
+		// Nor may it look like an error after which nothing was changed.
+		return rev, fmt.Errorf("%w: written at revision %d, which this node does not have yet: %v", ErrUncertain, rev, err) //nolint:errorlint // see above
 	}
 	return rev, nil
 }

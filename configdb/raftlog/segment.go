@@ -174,7 +174,7 @@ func openSegment(path string, seq uint64) (s *segment, rest []byte, err error) {
 			return s, data[s.end:], nil
 		}
 		s.offsets = append(s.offsets, s.end)
-		s.end += r.size
+		s.end = min(s.end+r.size, s.size) // of a file that was cut short, the padding may be missing
 	}
 }
 

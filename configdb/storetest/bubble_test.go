@@ -199,8 +199,8 @@ func outcome(o *linear.Op, rev uint64, err error) {
 		o.FailedCond = slices.IndexFunc(o.Require, func(c linear.Cond) bool { return c.Key == conflict.Precondition.Key })
 	case errors.Is(err, configdb.ErrUncertain), errors.Is(err, configdb.ErrClosed):
 		o.Status = linear.Unknown
-	case errors.Is(err, configdb.ErrNoQuorum):
-		o.Status = linear.Failed // nothing was changed, it promises
+	case errors.Is(err, configdb.ErrNoQuorum), errors.Is(err, configdb.ErrDiskFull):
+		o.Status = linear.Failed // nothing was changed, they promise
 	default:
 		o.Status = linear.Unknown
 	}
