@@ -18,16 +18,17 @@ import (
 
 // The protocols on the one port, as ALPN names.
 const (
-	ProtoRaft = "muster-raft"
-	ProtoRPC  = "muster-rpc"
-	ProtoH2   = "h2"
-	ProtoH1   = "http/1.1"
+	ProtoRaft   = "muster-raft"
+	ProtoRPC    = "muster-rpc"
+	ProtoGossip = "muster-gossip"
+	ProtoH2     = "h2"
+	ProtoH1     = "http/1.1"
 	// ProtoSSH stands for connections that begin with "SSH-" instead of TLS.
 	ProtoSSH = "ssh"
 )
 
 // clusterProtocols need a node's certificate on both sides.
-var clusterProtocols = []string{ProtoRaft, ProtoRPC}
+var clusterProtocols = []string{ProtoRaft, ProtoRPC, ProtoGossip}
 
 // DialTimeout bounds one connection attempt, with its handshake.
 const DialTimeout = 5 * time.Second
@@ -38,7 +39,7 @@ type Identity struct {
 	cert   tls.Certificate
 	roots  *x509.CertPool
 	// Trust, if set, refuses a peer although its certificate is good, when it
-	// connects for Raft. Calls have RPCServer.Trust. Set it before the port serves.
+	// connects for Raft or gossip. Calls have RPCServer.Trust. Set it before the port serves.
 	Trust func(nodeID string) error
 	// DialTCP replaces the network in tests; nil means TCP.
 	DialTCP func(ctx context.Context, address string) (net.Conn, error)
@@ -107,8 +108,8 @@ func (id *Identity) requireNode(cs tls.ConnectionState) error {
 		return fmt.Errorf("the peer's certificate names no node")
 	}
 	// A call is refused with a reason, which a removed node must get to know;
-	// Raft has no words for it.
-	if id.Trust != nil && cs.NegotiatedProtocol == ProtoRaft {
+	// the other protocols have no words for it.
+	if id.Trust != nil && cs.NegotiatedProtocol != ProtoRPC {
 		return id.Trust(peer)
 	}
 	return nil
