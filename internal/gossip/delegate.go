@@ -62,7 +62,7 @@ func (d *delegate) NotifyMsg(b []byte) {
 
 // GetBroadcasts implements memberlist.Delegate.
 func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
-	return d.s.queue.GetBroadcasts(overhead, limit)
+	return d.s.out.take(overhead, limit)
 }
 
 // LocalState implements memberlist.Delegate.
@@ -81,29 +81,6 @@ func (d *delegate) MergeRemoteState(b []byte, _ bool) {
 		}
 	}
 }
-
-// broadcast is a summary on its way; a newer one of the same node replaces it.
-type broadcast struct {
-	id      string
-	message []byte
-}
-
-var _ memberlist.NamedBroadcast = (*broadcast)(nil)
-
-// Name implements memberlist.NamedBroadcast.
-func (b *broadcast) Name() string { return b.id }
-
-// Invalidates implements memberlist.Broadcast.
-func (b *broadcast) Invalidates(other memberlist.Broadcast) bool {
-	o, ok := other.(*broadcast)
-	return ok && o.id == b.id
-}
-
-// Message implements memberlist.Broadcast.
-func (b *broadcast) Message() []byte { return b.message }
-
-// Finished implements memberlist.Broadcast.
-func (b *broadcast) Finished() {}
 
 // lostUDPEvery is how often the same node's lost packets are worth a warning.
 const lostUDPEvery = 10 * time.Minute

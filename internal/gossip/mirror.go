@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
 
@@ -17,8 +18,11 @@ import (
 
 // memberlist tells its users who is dead, but not who is suspect, and not who has
 // left in good order. It does tell the other nodes: each change of a state that it
-// makes is broadcast. So what goes out is read here. If a later version spoke
-// differently, alive and dead would remain (TestSuspectIsSeen would fail).
+// makes is broadcast. So what goes out is read here. Its queue may lose a message
+// (see outbox), therefore what comes in is read too while somebody is suspect, and
+// no suspicion is believed for longer than memberlist's own can last. If a later
+// version spoke differently, alive and dead would remain, and TestSuspectIsSeen
+// would fail.
 
 // The types of memberlist's messages that are looked at, as on the wire.
 const (
@@ -158,6 +162,25 @@ func (t *table) note(r rumour) {
 		}
 		return "", false
 	})
+}
+
+// clear ends suspicions that are older than any can be: memberlist would have
+// called the node dead.
+func (t *table) clear(longest time.Duration) {
+	if !t.anySuspect() {
+		return
+	}
+	t.mu.Lock()
+	var over []string
+	for id, p := range t.peers {
+		if p.state == api.GossipSuspect && time.Since(p.since) > longest {
+			over = append(over, id)
+		}
+	}
+	t.mu.Unlock()
+	for _, id := range over {
+		t.move(id, func(p *peer) (api.GossipState, bool) { return api.GossipAlive, p.state == api.GossipSuspect })
+	}
 }
 
 // joined and gone apply what memberlist says itself. Who joins may have begun

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -63,6 +64,8 @@ const (
 	// resolvesPerLook is how many names are resolved at a look, each in resolveTimeout.
 	resolvesPerLook = 4
 	resolveTimeout  = 2 * time.Second
+	// suspicionMargin is added to the longest suspicion before it is taken as over.
+	suspicionMargin = time.Second
 	// leaveTimeout bounds the wait until the others know that this node leaves.
 	leaveTimeout = time.Second
 	// jitter is the random part of a pause, so that nodes do not act in step.
@@ -88,7 +91,7 @@ type Config struct {
 type Service struct {
 	cfg   Config
 	table *table
-	queue *memberlist.TransmitLimitedQueue
+	out   *outbox
 
 	mu    sync.Mutex
 	keys  Keys
@@ -102,7 +105,7 @@ type Service struct {
 func New(cfg Config) *Service {
 	s := &Service{cfg: cfg, keyed: make(chan struct{}), last: uint64(time.Now().UnixMilli())}
 	s.table = newTable(cfg.NodeID, s.told)
-	s.queue = &memberlist.TransmitLimitedQueue{NumNodes: s.table.count, RetransmitMult: summaryMult}
+	s.out = &outbox{members: s.table.count}
 	return s
 }
 
@@ -158,7 +161,7 @@ func (s *Service) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	t := &transport{table: s.table, conn: s.cfg.Packets, ln: s.cfg.Listen(), dial: s.cfg.Dial, sent: s.sent, log: s.cfg.Log}
+	t := &transport{table: s.table, conn: s.cfg.Packets, ln: s.cfg.Listen(), dial: s.cfg.Dial, sent: s.sent, heard: s.heard, log: s.cfg.Log}
 	if b, ok := s.cfg.Packets.(interface{ SetReadBuffer(bytes int) error }); ok {
 		_ = b.SetReadBuffer(socketBuffer) // the kernel's own size will do
 	}
@@ -204,20 +207,36 @@ func (s *Service) config(t *transport) *memberlist.Config {
 
 // sent reads a packet that goes out for changes of states.
 func (s *Service) sent(packet []byte) {
+	for _, r := range s.read(packet) {
+		s.table.note(r)
+	}
+}
+
+// heard reads a packet that came, while somebody is suspect, for what clears him.
+func (s *Service) heard(packet []byte) {
+	if !s.table.anySuspect() {
+		return
+	}
+	for _, r := range s.read(packet) {
+		if r.kind == msgAlive {
+			s.table.note(r)
+		}
+	}
+}
+
+func (s *Service) read(packet []byte) []rumour {
 	s.mu.Lock()
 	keys := s.ring.aeads
 	s.mu.Unlock()
 	plain, err := open(keys, packet)
 	if err != nil {
-		return
+		return nil // memberlist will find that too
 	}
 	list, err := rumours(plain)
 	if err != nil {
-		s.cfg.Log.Debug("own packet not understood", "err", err)
+		s.cfg.Log.Debug("packet not understood", "err", err)
 	}
-	for _, r := range list {
-		s.table.note(r)
-	}
+	return list
 }
 
 // work does what is due, until the context ends.
@@ -232,6 +251,7 @@ func (s *Service) work(ctx context.Context, ml *memberlist.Memberlist, joins *sy
 			s.speak()
 			speak.Reset(withJitter(summaryPause(s.table.count())))
 		case <-look.C:
+			s.table.clear(longestSuspicion(s.table.count()))
 			s.resolve(ctx)
 			for _, m := range s.table.due(time.Now(), joinsPerLook, nextPause) {
 				select {
@@ -252,6 +272,12 @@ func (s *Service) work(ctx context.Context, ml *memberlist.Memberlist, joins *sy
 			return
 		}
 	}
+}
+
+// longestSuspicion is more than memberlist takes to call a suspect dead.
+func longestSuspicion(members int) time.Duration {
+	scale := max(1, math.Log10(float64(max(1, members))))
+	return time.Duration(scale*float64(suspicionMult*suspicionMaxMult*probeInterval)) + suspicionMargin
 }
 
 // summaryPause is how long a node waits between two summaries.
@@ -299,7 +325,7 @@ func (s *Service) nextNumber(above uint64) uint64 {
 
 // pass queues a record for the others.
 func (s *Service) pass(r record) {
-	s.queue.QueueBroadcast(&broadcast{id: r.id, message: r.encode()})
+	s.out.put(r.id, r.encode())
 }
 
 // hear takes a record from another node and says whether it is news.

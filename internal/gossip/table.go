@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -64,10 +65,13 @@ type table struct {
 	// told is called with every change of a peer's state, under no lock.
 	told func(p Member, state api.GossipState)
 
-	mu      sync.Mutex
-	peers   map[string]*peer
-	changed chan struct{} // closed with every change of a state
+	mu       sync.Mutex
+	peers    map[string]*peer
+	changed  chan struct{} // closed with every change of a state
+	suspects atomic.Int32  // how many are
 }
+
+func (t *table) anySuspect() bool { return t.suspects.Load() > 0 }
 
 func newTable(self string, told func(Member, api.GossipState)) *table {
 	return &table{self: self, told: told, peers: map[string]*peer{}, changed: make(chan struct{})}
@@ -148,6 +152,12 @@ func (t *table) move(id string, decide func(p *peer) (api.GossipState, bool)) {
 		t.mu.Unlock()
 		return
 	}
+	if p.state == api.GossipSuspect {
+		t.suspects.Add(-1)
+	}
+	if state == api.GossipSuspect {
+		t.suspects.Add(1)
+	}
 	p.state, p.since = state, time.Now()
 	p.nextTry, p.pause = time.Time{}, 0
 	if !p.up() {
@@ -176,6 +186,7 @@ func (t *table) forget() {
 			delete(t.peers, id)
 		}
 	}
+	t.suspects.Store(0)
 	close(t.changed)
 	t.changed = make(chan struct{})
 }

@@ -55,9 +55,9 @@ type transport struct {
 	conn  net.PacketConn
 	ln    net.Listener
 	dial  Dialler
-	// sent sees each packet before it goes out.
-	sent func(packet []byte)
-	log  *slog.Logger
+	// sent sees each packet before it goes out, heard each that came.
+	sent, heard func(packet []byte)
+	log         *slog.Logger
 
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -117,6 +117,7 @@ func (t *transport) read() {
 			continue // of somebody else
 		}
 		p := &memberlist.Packet{Buf: append([]byte(nil), buf[:n]...), From: from, Timestamp: at}
+		t.heard(p.Buf)
 		select {
 		case t.packets <- p:
 		default:
