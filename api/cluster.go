@@ -18,6 +18,9 @@ type ClusterSpec struct {
 	SealedCAKey []byte `json:"sealedCAKey,omitempty"`
 	// Life counts the recoveries from lost quorum, beginning with 1.
 	Life uint64 `json:"life"`
+	// Gossip are the keys of gossip; a cluster of an earlier version has none
+	// until its leader makes them. Never shown by REST.
+	Gossip *GossipKeys `json:"gossip,omitempty"`
 }
 
 // Token is a secret that opens the API, or that lets one node join. Only the
@@ -210,4 +213,6 @@ type MemberStatus struct {
 	Leader  bool      `json:"leader"`
 	Role    NodeRole  `json:"role,omitempty"`
 	Phase   NodePhase `json:"phase,omitempty"`
+	// Gossip is what the node that answers heard of this one: a hint.
+	Gossip *GossipHint `json:"gossip,omitempty"`
 }

@@ -34,6 +34,8 @@ type NodeConfig struct {
 	Replica func() series.ReplicaState
 	// Lease is how long this node's lease is still valid.
 	Lease func() time.Duration
+	// Gossip counts the nodes by their state in gossip.
+	Gossip func() map[string]int
 	// Services are the supervised services.
 	Services func() []series.ServiceState
 	// CertNotAfter is the end of this node's certificate.
@@ -76,6 +78,9 @@ func NewNode(cfg NodeConfig) *Node {
 	}
 	if cfg.Lease != nil {
 		list = append(list, series.Lease(cfg.Lease))
+	}
+	if cfg.Gossip != nil {
+		list = append(list, series.Gossip(cfg.Gossip))
 	}
 	if cfg.Services != nil {
 		list = append(list, series.Services(cfg.Services))

@@ -21,7 +21,8 @@ func TestANodeAnswersProbesAndPrometheus(t *testing.T) {
 		end := time.Now().AddDate(0, 1, 0).UTC()
 		n := NewNode(NodeConfig{
 			Node: "m1", DataDir: dir, CertNotAfter: func() time.Time { return end },
-			Lease: func() time.Duration { return 7 * time.Second },
+			Lease:  func() time.Duration { return 7 * time.Second },
+			Gossip: func() map[string]int { return map[string]int{"alive": 3, "dead": 1} },
 			Replica: func() series.ReplicaState {
 				return series.ReplicaState{Leader: true, Term: 3, Applied: 90, Committed: 100, Entries: 40, ApplyTime: 20 * time.Millisecond}
 			},
@@ -37,6 +38,7 @@ func TestANodeAnswersProbesAndPrometheus(t *testing.T) {
 		n.WriteMetrics(&b)
 		for _, want := range []string{
 			"muster_lease_remaining_seconds 7\n", "muster_raft_lag_entries 10\n", "muster_raft_apply_seconds 0.0005\n", "muster_raft_applies_total 40\n", `muster_service_restarts_total{service="ha"} 2`, "# TYPE muster_node_load1 gauge\n",
+			`muster_gossip_members{state="alive"} 3`, `muster_gossip_members{state="dead"} 1`,
 			`muster_collector_up{collector="node"} 1`, `muster_pool_used_percent{pool="local"} `,
 		} {
 			if !strings.Contains(b.String(), want) {
@@ -53,7 +55,7 @@ func TestANodeAnswersProbesAndPrometheus(t *testing.T) {
 				t.Errorf("probe %.20q was answered", bad)
 			}
 		}
-		if m := n.Metrics("muster_lease_*", time.Hour); m.Node != "m1" || len(m.Series) != 1 || len(m.Series[0].Points) != 2 || len(m.Collectors) != 7 {
+		if m := n.Metrics("muster_lease_*", time.Hour); m.Node != "m1" || len(m.Series) != 1 || len(m.Series[0].Points) != 2 || len(m.Collectors) != 8 {
 			t.Errorf("metrics %+v", m)
 		}
 		cancel()

@@ -133,6 +133,9 @@ func (m *member) populate(ctx context.Context, caKey []byte) (string, error) {
 	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", m.info.Cluster)}
 	c.Meta.ID = m.info.ClusterID
 	c.Spec = api.ClusterSpec{CACert: string(m.info.ca), SealedCAKey: sealed, Life: 1}
+	if c.Spec.Gossip, err = firstGossipKeys(m.info.clusterKey, 0); err != nil {
+		return "", err
+	}
 	n := api.Node{Meta: api.NewMeta(api.KindNode, "", m.info.Node)}
 	n.Meta.ID = m.info.NodeID
 	n.Spec.Address = m.info.Address

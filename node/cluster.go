@@ -50,8 +50,9 @@ func (m *member) Status(context.Context) (api.ClusterStatus, error) {
 	if err != nil {
 		return st, err
 	}
+	hints := m.hints()
 	for _, mb := range members {
-		ms := api.MemberStatus{NodeID: mb.NodeID, Address: mb.Address, Voter: mb.Voter, Leader: mb.NodeID == leaderID}
+		ms := api.MemberStatus{NodeID: mb.NodeID, Address: mb.Address, Voter: mb.Voter, Leader: mb.NodeID == leaderID, Gossip: hints[mb.NodeID]}
 		if n, err := configdb.Nodes.Get(v, mb.NodeID); err == nil {
 			ms.Node, ms.Role, ms.Phase = n.Meta.Name, n.Spec.Role, n.Status.Phase
 		}

@@ -119,11 +119,11 @@ func (d *Daemon) fail(err error) {
 
 // probePort finds a port in use before anybody tries to init or join.
 func probePort(listen string) error {
-	ln, err := net.Listen("tcp", listen)
+	ln, packets, err := listenPort(listen)
 	if err != nil {
-		return portError(listen, err)
+		return err
 	}
-	return ln.Close()
+	return errors.Join(ln.Close(), packets.Close())
 }
 
 func portError(listen string, err error) error {
@@ -135,13 +135,13 @@ func (d *Daemon) start(info *membership) error {
 	if err := takeRunDir(d.cfg.RunDir, info); err != nil {
 		return err
 	}
-	ln, err := net.Listen("tcp", d.cfg.Listen)
+	ln, packets, err := listenPort(d.cfg.Listen)
 	if err != nil {
-		return portError(d.cfg.Listen, err)
+		return err
 	}
-	m, err := openMember(d.cfg, info, ln, d.fail, d.services, d.log)
+	m, err := openMember(d.cfg, info, ln, packets, d.fail, d.services, d.log)
 	if err != nil {
-		return errors.Join(err, ln.Close())
+		return errors.Join(err, ln.Close(), packets.Close())
 	}
 	m.table = d.table
 	d.mu.Lock()

@@ -22,6 +22,7 @@ import (
 	"github.com/muster-vm/muster/ha"
 	"github.com/muster-vm/muster/hypervisor"
 	"github.com/muster-vm/muster/internal/clusternet"
+	"github.com/muster-vm/muster/internal/gossip"
 	"github.com/muster-vm/muster/monitor"
 	"github.com/muster-vm/muster/monitor/snmp"
 	"github.com/muster-vm/muster/storage"
@@ -63,6 +64,8 @@ type member struct {
 	agent    *snmp.Agent // nil without an address to listen on
 	task     *task.Service
 	facts    *registrar
+	gossip   *gossip.Service
+	packets  net.PacketConn // of gossip
 
 	rpcListener, webListener net.Listener
 
@@ -73,13 +76,15 @@ type member struct {
 	peers   map[string]http.RoundTripper // by id@address
 }
 
-// openMember opens the replica and wires the modules. ln is the one port.
-func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error), services func() []api.ServiceStatus, log *slog.Logger) (*member, error) {
+// openMember opens the replica and wires the modules. ln and packets are the one
+// port.
+func openMember(cfg *Config, info *membership, ln net.Listener, packets net.PacketConn, fatal func(error), services func() []api.ServiceStatus, log *slog.Logger) (*member, error) {
 	id, err := info.identity()
 	if err != nil {
 		return nil, err
 	}
 	m := &member{cfg: cfg, info: info, log: log, fatal: fatal, identity: id, peers: map[string]http.RoundTripper{}, wake: make(chan struct{}, 1), port: clusternet.NewPort(ln, id, log)}
+	m.packets, m.gossip = packets, m.newGossip(packets)
 	m.rpc, m.client = clusternet.NewRPCServer(log), clusternet.NewRPCClient(id)
 	m.rpc.Trust(m.trusted)
 	raftListener := m.port.Listener(clusternet.ProtoRaft)
@@ -187,6 +192,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"wake":       m.lookAround,
 		"node":       m.facts.run,
 		"leader":     m.leader,
+		"gossip":     m.gossiping,
 	}
 	if m.agent != nil {
 		all["snmp"] = m.agent.Run
@@ -226,7 +232,7 @@ func (m *member) leader(ctx context.Context) error {
 		sup := newSupervisor("leader", m.log)
 		for name, run := range map[string]func(context.Context, uint64) error{
 			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,
-			"leader/voters": m.keepVoters,
+			"leader/voters": m.keepVoters, "leader/gossip": m.keepGossipKeys,
 		} {
 			m.table.supervise(sup, name, func(ctx context.Context) error { return run(ctx, l.Term) })
 		}
@@ -353,5 +359,5 @@ func (m *member) close() error {
 		}
 	}
 	m.client.Close()
-	return m.store.Close()
+	return errors.Join(m.store.Close(), m.packets.Close())
 }

@@ -36,7 +36,7 @@ func (m *member) wireMonitor(services func() []api.ServiceStatus) error {
 	}
 	m.meter = monitor.NewNode(monitor.NodeConfig{
 		Node: m.info.Node, DataDir: m.cfg.DataDir, Guests: guestsOf{m}, Pools: m.poolMounts, Replica: m.replicaState,
-		Lease: m.keeper.Remaining, Services: serviceStates(services), CertNotAfter: func() time.Time { return cert.NotAfter },
+		Lease: m.keeper.Remaining, Gossip: m.gossipMembers, Services: serviceStates(services), CertNotAfter: func() time.Time { return cert.NotAfter },
 		Agent: m.agent, Log: m.log.With("module", "monitor"),
 	})
 	m.monitor = monitor.New(monitor.Config{

@@ -24,7 +24,8 @@ const defaultDataDir = "/var/lib/muster"
 func (a *app) clusterCmd() *cobra.Command {
 	status := &cobra.Command{
 		Use: "status", Short: "Show the members, the leader and whether there is a quorum", Args: args(),
-		Example: "  muster cluster status",
+		Long:    "Shows the members, the leader and whether there is a quorum. GOSSIP is what the\nnode that answers heard of the others: alive, suspect, dead, left or unknown. It\nis a hint, which decides nothing. With -o wide their load too.",
+		Example: "  muster cluster status\n  muster cluster status -o wide",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.clusterStatus(cmd.Context()) },
 	}
 	var name string
@@ -208,9 +209,16 @@ func (a *app) clusterStatus(ctx context.Context) error {
 	out.field("Revision", strconv.FormatUint(s.Revision, 10))
 	out.field("Answered by", s.Node)
 	out.title("Members")
-	t := &table{head: []string{"NAME", "STATUS", "ROLE", "VOTES", "LEADER", "ADDRESS"}}
+	t := &table{head: []string{"NAME", "STATUS", "ROLE", "VOTES", "LEADER", "GOSSIP", "ADDRESS"}}
+	if a.flags.wide {
+		t.head = append(t.head, loadColumns[1:]...)
+	}
 	for _, m := range s.Members {
-		t.add(first(m.Node, m.NodeID), dash(string(m.Phase)), dash(string(m.Role)), yesNo(m.Voter), yesNo(m.Leader), m.Address)
+		row := []string{first(m.Node, m.NodeID), dash(string(m.Phase)), dash(string(m.Role)), yesNo(m.Voter), yesNo(m.Leader), heard(m.Gossip), m.Address}
+		if a.flags.wide {
+			row = append(row, loadRow(m.Gossip)[1:]...)
+		}
+		t.add(row...)
 	}
 	out.table(t)
 	_, err = fmt.Fprint(a.Out, out.String())

@@ -46,6 +46,9 @@ func (a *app) list(ctx context.Context, k *kindView, o client.ListOptions) error
 	if err != nil {
 		return err
 	}
+	if k.kind == api.KindNode && a.flags.wide {
+		k = a.withHints(ctx, c, k)
+	}
 	return a.printList(k, l)
 }
 
@@ -72,6 +75,9 @@ func (a *app) show(ctx context.Context, k *kindView, name string) error {
 	a.warnStale(reply)
 	if k.kind == api.KindVM && a.flags.output == "table" {
 		raw = withDisks(ctx, c, raw)
+	}
+	if k.kind == api.KindNode && a.flags.output == "table" {
+		k = a.withHints(ctx, c, k)
 	}
 	return a.printObject(k, raw)
 }

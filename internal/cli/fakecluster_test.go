@@ -18,8 +18,14 @@ func (f *fakeCluster) serveCluster(w http.ResponseWriter, r *http.Request, node,
 	switch r.Method + " " + path {
 	case "GET cluster":
 		s := api.ClusterStatus{Cluster: "prod", ClusterID: "c-1", Node: node, Leader: "m1", Term: 3, Revision: f.rev, Quorum: true}
+		busy := 42.4
+		hints := map[string]*api.GossipHint{
+			"m1": {State: api.GossipAlive, ForSeconds: 600, AgeSeconds: 2.5, Load: &api.NodeLoad{
+				CPUPercent: &busy, MemoryFree: 2 * api.GiB, MemoryTotal: 16 * api.GiB, DiskFree: 5 * api.GiB, DiskTotal: 50 * api.GiB, Revision: 12, VMs: 3, Version: "1.2.3"}},
+			"m2": {State: api.GossipSuspect, ForSeconds: 3.2, AgeSeconds: 8, Load: &api.NodeLoad{DiskTotal: 50 * api.GiB, DiskFull: true}},
+		}
 		for _, n := range []string{"m1", "m2"} {
-			s.Members = append(s.Members, api.MemberStatus{NodeID: "id-" + n, Node: n, Address: "10.0.0.1:7600", Voter: true, Leader: n == "m1", Role: api.RoleVoter, Phase: api.NodeReady})
+			s.Members = append(s.Members, api.MemberStatus{NodeID: "id-" + n, Node: n, Address: "10.0.0.1:7600", Voter: true, Leader: n == "m1", Role: api.RoleVoter, Phase: api.NodeReady, Gossip: hints[n]})
 		}
 		reply(200, s)
 	case "POST cluster/init":

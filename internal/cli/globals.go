@@ -23,13 +23,14 @@ type globals struct {
 	dataDir               string
 	context, project      string
 	output                string
+	wide                  bool // -o wide, a table with more columns
 	wait, noWait          bool
 	quiet                 bool
 	timeout               time.Duration
 }
 
 // outputs are the values of -o.
-var outputs = []string{"table", "json", "yaml", "name"}
+var outputs = []string{"table", "wide", "json", "yaml", "name"}
 
 func (g *globals) bind(f *pflag.FlagSet) {
 	f.StringVar(&g.server, "server", "", "servers, separated by commas: https://HOST:PORT, or unix:///PATH")
@@ -38,7 +39,7 @@ func (g *globals) bind(f *pflag.FlagSet) {
 	f.StringVar(&g.dataDir, "data-dir", "", "talk to the daemon of this host through the socket in its data directory")
 	f.StringVar(&g.context, "context", "", "context of the configuration file")
 	f.StringVar(&g.project, "project", "", "project; * for all in lists (default \"default\")")
-	f.StringVarP(&g.output, "output", "o", "table", "table, json, yaml or name")
+	f.StringVarP(&g.output, "output", "o", "table", "table, wide, json, yaml or name")
 	f.BoolVar(&g.wait, "wait", true, "wait until the work is done")
 	f.BoolVar(&g.noWait, "no-wait", false, "return when the cluster has taken the call")
 	f.BoolVarP(&g.quiet, "quiet", "q", false, "no progress, no notices, no confirmations")
@@ -52,6 +53,9 @@ func (g *globals) check(cmd *cobra.Command) error {
 		wrong := g.output
 		g.output = "table"
 		return usagef("--output: %q is unknown; give %s", wrong, strings.Join(outputs, ", "))
+	}
+	if g.output == "wide" {
+		g.output, g.wide = "table", true
 	}
 	if cmd.Flags().Changed("wait") && cmd.Flags().Changed("no-wait") && g.wait == g.noWait {
 		return usagef("--wait and --no-wait contradict each other; give one")

@@ -40,6 +40,7 @@ const (
 	ReplicaRevision = "muster_replica_revision"
 	ReplicaAge      = "muster_replica_staleness_seconds"
 	LeaseRemaining  = "muster_lease_remaining_seconds"
+	GossipMembers   = "muster_gossip_members"
 	ServiceUp       = "muster_service_up"
 	ServiceRestarts = "muster_service_restarts_total"
 	CollectorUp     = "muster_collector_up"
@@ -61,6 +62,7 @@ var help = map[string]string{
 	VMDiskRead: "Bytes that the guest read from its disks, as QEMU counts.", VMDiskWritten: "Bytes that the guest wrote to its disks, as QEMU counts.",
 	RaftLag: "Entries committed and not yet applied.", ReplicaRevision: "Revision that this node has applied.", ReplicaAge: "How old this replica may be.",
 	LeaseRemaining: "Seconds that this node's lease is still valid; negative when it is not.",
+	GossipMembers:  "Nodes by their state as gossip has it here: a hint.",
 	ServiceUp:      "1 while the service runs.", ServiceRestarts: "Restarts since the daemon began.",
 	CollectorUp: "1 if the last run ended in time and without an error.", CollectorTime: "Duration of the last run.",
 	AgentRequests: "Requests that the SNMP agent answered.", AgentRefused: "Requests that the SNMP agent did not answer, by reason.",

@@ -172,6 +172,16 @@ func Lease(remaining func() time.Duration) Collector {
 	}}
 }
 
+// Gossip returns the collector of the nodes by their state in gossip.
+func Gossip(count func() map[string]int) Collector {
+	return Collector{Name: "gossip", Period: productPeriod, Deadline: productDeadline, Collect: func(_ context.Context, r *Report) error {
+		for state, n := range count() {
+			r.Set(GossipMembers, float64(n), Label{"state", state})
+		}
+		return nil
+	}}
+}
+
 // Services returns the collector of the supervised services.
 func Services(list func() []ServiceState) Collector {
 	return Collector{Name: "services", Period: productPeriod, Deadline: productDeadline, Collect: func(_ context.Context, r *Report) error {
