@@ -42,7 +42,7 @@ type Config struct {
 	// RunDir holds sockets and must be short: a socket's path has at most 107
 	// bytes. Default: /run/muster, or /run/muster-<hash> for another DataDir.
 	RunDir string `json:"runDir"`
-	// Listen is the one TCP port, host:port.
+	// Listen is the one port, host:port: TCP, and UDP for gossip.
 	Listen string `json:"listen"`
 	// Advertise is the host:port that others use; default: Listen, or this
 	// host's first global address when Listen names none.

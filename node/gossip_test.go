@@ -109,32 +109,16 @@ func TestGossipAfterARemoval(t *testing.T) {
 	f.nodes = append(f.nodes, late)
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]
 	a.hears(20*time.Second, "n3", api.GossipAlive)
-	keys := func() string {
-		var s api.ClusterStatus
-		f.decode(a.run("cluster", "status", "-o", "json"), &s)
-		var o api.Object[api.ClusterSpec, struct{}]
-		spec := a.run("raw", "get", "muster/spec/cluster/"+s.ClusterID)
-		if _, err := o.Decode([]byte(spec), nil); err != nil {
-			t.Fatal(err)
-		}
-		g := o.Spec.Gossip
-		if g == nil {
-			t.Fatalf("no keys: %s", spec)
-		}
-		if len(g.Next) > 0 || len(g.Previous) > 0 {
-			return ""
-		}
-		return string(g.Primary)
-	}
-	before := keys()
 	c.run("node", "remove", "n3")
 	<-c.exited
-	f.eventually(60*time.Second, "the key is another", func() error {
-		if k := keys(); k == "" || k == before {
-			return fmt.Errorf("not yet")
-		}
-		return nil
-	})
+	for _, h := range []*host{a, b} { // the next key, the switch, and the end of the old one
+		f.eventually(90*time.Second, h.name+" changed its keys", func() error {
+			if n := strings.Count(h.log(), `msg="gossip keys changed"`); n != 3 || !strings.Contains(h.log(), "keys=1") {
+				return fmt.Errorf("%d changes", n)
+			}
+			return nil
+		})
+	}
 	if h := a.hint("n3"); h != nil {
 		t.Errorf("the removed node is still there: %+v", h)
 	}

@@ -88,7 +88,7 @@ func parse(args []string) (*node.Config, error) {
 	given := map[string]*string{
 		"data-dir":  fs.String("data-dir", "", "replica, keys and local pool of this node (default "+node.DefaultDataDir+")"),
 		"run-dir":   fs.String("run-dir", "", "sockets of guard and VMs, a short path (default "+node.DefaultRunDir+")"),
-		"listen":    fs.String("listen", "", "the one TCP port, ADDR:PORT (default "+node.DefaultListen+")"),
+		"listen":    fs.String("listen", "", "the one port, TCP and UDP, ADDR:PORT (default "+node.DefaultListen+")"),
 		"advertise": fs.String("advertise", "", "ADDR:PORT that other nodes use (default: as --listen, or this host's first address)"),
 		"node-name": fs.String("node-name", "", "name of the node, a DNS label (default: the host name)"),
 		"log-level": fs.String("log-level", "", "debug, info, warn or error (default info)"),

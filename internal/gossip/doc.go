@@ -17,19 +17,19 @@
 // both sides prove which node they are. Node IDs are the names on the wire. An
 // address that came by gossip is never used: SetMembers says where a node is.
 //
-// Timing, for a LAN: every node asks one other each second (probeInterval). Who
-// does not answer, directly, through others or over TLS, is suspect after 1 to 2.5
-// seconds, and dead 3 to 6 seconds later with three nodes (7 to 14 with 200) unless it objects. A
-// node that stops in good order has left at once. A summary of the load is sent
-// every 5 seconds by up to 100 nodes; above that the whole cluster sends 20 in a
-// second. Each has at most MaxSummaryBytes.
+// Timing, for a LAN: every node asks one other each half second. Who does not
+// answer, directly, through others or over TLS, is suspect after 1 to 2 seconds, and
+// dead 3 seconds later in a small cluster, 7 with 200 nodes (twice that when nobody
+// confirms), unless it objects. A node that is stopped in good order has left at
+// once. A summary of the load is sent every 5 seconds by up to 100 nodes; above that
+// the whole cluster sends 20 in a second. Each has at most MaxSummaryBytes.
 //
 // Guarantees:
 //   - A node that SetMembers does not name is never a peer, whatever is told of it
 //     and whatever it knows.
 //   - Nothing is written to a disk, and nothing enters the configuration database.
 //   - Memory is bounded by the number of members, and so is the traffic of a node
-//     (BenchmarkTraffic measures it).
+//     (TestTraffic measures it).
 //
 // Non-guarantees: that a peer that is called dead is dead, or one that is called
 // alive lives; that two nodes say the same; that a summary is not a little older

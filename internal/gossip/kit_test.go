@@ -23,6 +23,7 @@ import (
 // between them can be cut.
 type flock struct {
 	tb            testing.TB
+	mem           *memNet // nil for the real network
 	caCert, caKey []byte
 	nodes         []*member
 
@@ -53,9 +54,14 @@ func secret(n byte) []byte {
 }
 
 // newFlock prepares n members that know each other and have a key. Nothing runs.
-func newFlock(tb testing.TB, n int) *flock {
+func newFlock(tb testing.TB, n int) *flock { return newFlockOn(tb, n, nil) }
+
+func newFlockOn(tb testing.TB, n int, mem *memNet) *flock {
 	tb.Helper()
-	f := &flock{tb: tb, cut: map[[2]string]bool{}}
+	f := &flock{tb: tb, mem: mem, cut: map[[2]string]bool{}}
+	if mem != nil {
+		tb.Cleanup(func() { time.Sleep(time.Minute) }) // for the probes under way; a minute of the bubble
+	}
 	var err error
 	if f.caCert, f.caKey, err = pki.NewCA("test", "id"); err != nil {
 		tb.Fatal(err)
@@ -63,6 +69,7 @@ func newFlock(tb testing.TB, n int) *flock {
 	for i := range n {
 		f.nodes = append(f.nodes, f.newMember(fmt.Sprintf("node-%d", i+1)))
 	}
+	tb.Cleanup(f.stopAll) // before the ports end
 	for _, m := range f.nodes {
 		m.SetMembers(f.members())
 		if err := m.SetKeys(Keys{Primary: secret(1)}); err != nil {
@@ -106,8 +113,12 @@ func (m *member) newService() *Service {
 }
 
 // listen takes a port number that is free for TCP and for UDP.
-func (f *flock) listen() (net.Listener, *net.UDPConn) {
+func (f *flock) listen() (net.Listener, net.PacketConn) {
 	f.tb.Helper()
+	if f.mem != nil {
+		p := f.mem.open()
+		return p, p
+	}
 	for range 100 {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -171,7 +182,15 @@ func (m *member) start() {
 		cancel()
 		<-done
 	}
-	m.flock.tb.Cleanup(m.stop)
+}
+
+// stopAll stops all at once.
+func (f *flock) stopAll() {
+	var wg sync.WaitGroup
+	for _, m := range f.nodes {
+		wg.Go(m.stop)
+	}
+	wg.Wait()
 }
 
 // up starts all and waits until all see each other.
@@ -257,8 +276,11 @@ func (m *member) dialTCP(ctx context.Context, address string) (net.Conn, error) 
 	if m.flock.isCut(m.addr, address) {
 		return nil, errCut
 	}
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", address)
+	dial := (&net.Dialer{}).DialContext
+	if mem := m.flock.mem; mem != nil {
+		dial = func(ctx context.Context, _, address string) (net.Conn, error) { return mem.dial(ctx, address) }
+	}
+	c, err := dial(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
@@ -267,7 +289,7 @@ func (m *member) dialTCP(ctx context.Context, address string) (net.Conn, error) 
 
 // cutPackets loses the packets of links that are cut.
 type cutPackets struct {
-	*net.UDPConn
+	net.PacketConn
 	m *member
 }
 
@@ -277,7 +299,7 @@ func (c *cutPackets) WriteTo(b []byte, to net.Addr) (int, error) {
 	}
 	c.m.udpBytes.Add(uint64(len(b)))
 	c.m.udpPackets.Add(1)
-	return c.UDPConn.WriteTo(b, to)
+	return c.PacketConn.WriteTo(b, to)
 }
 
 type countingListener struct {

@@ -21,12 +21,12 @@ import (
 
 // Timing of memberlist; see the package comment for what comes of it.
 const (
-	probeInterval = time.Second
-	probeTimeout  = 300 * time.Millisecond
+	probeInterval = 500 * time.Millisecond
+	probeTimeout  = 200 * time.Millisecond
 	// suspicionMult times the logarithm of the number of members (at least 1)
 	// seconds lie between suspect and dead; suspicionMaxMult times as much when
 	// nobody else confirms.
-	suspicionMult    = 3
+	suspicionMult    = 6
 	suspicionMaxMult = 2
 	indirectChecks   = 3
 	// awarenessMax bounds how much slower a node probes that is itself slow.

@@ -4,6 +4,7 @@
 package gossip
 
 import (
+	"cmp"
 	"net"
 	"slices"
 	"strings"
@@ -234,7 +235,9 @@ func (t *table) list() []Peer {
 		}
 		out = append(out, one)
 	}
-	slices.SortFunc(out, func(a, b Peer) int { return strings.Compare(a.Name+"\x00"+a.ID, b.Name+"\x00"+b.ID) })
+	slices.SortFunc(out, func(a, b Peer) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))
+	})
 	return out
 }
 
