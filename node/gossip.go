@@ -13,6 +13,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/internal/clusternet"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/internal/gossip"
 	"github.com/muster-vm/muster/internal/pki"
 	"github.com/muster-vm/muster/internal/version"
@@ -49,17 +50,9 @@ func (m *member) newGossip(packets net.PacketConn) *gossip.Service {
 
 // gossiping runs gossip with the members and keys that the database has.
 func (m *member) gossiping(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		m.tellGossip(ctx)
-	}()
-	defer func() {
-		cancel()
-		<-done
-	}()
-	return m.gossip.Run(ctx)
+	g, ctx := contain.NewGroup(ctx)
+	g.Go(func() { m.tellGossip(ctx) })
+	return errors.Join(m.gossip.Run(ctx), g.Stop())
 }
 
 // tellGossip keeps members and keys up to date.

@@ -47,7 +47,9 @@ func (d *delegate) NotifyUpdate(*memberlist.Node) {}
 func (d *delegate) NodeMeta(int) []byte { return nil }
 
 // NotifyMsg implements memberlist.Delegate. b is used again by the caller.
-func (d *delegate) NotifyMsg(b []byte) {
+func (d *delegate) NotifyMsg(b []byte) { d.s.contained(func() { d.record(b) }) }
+
+func (d *delegate) record(b []byte) {
 	r, err := decodeRecord(append([]byte(nil), b...))
 	if err == nil {
 		var news bool
@@ -69,7 +71,9 @@ func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
 func (d *delegate) LocalState(bool) []byte { return encodeState(d.s.table.state()) }
 
 // MergeRemoteState implements memberlist.Delegate.
-func (d *delegate) MergeRemoteState(b []byte, _ bool) {
+func (d *delegate) MergeRemoteState(b []byte, _ bool) { d.s.contained(func() { d.state(b) }) }
+
+func (d *delegate) state(b []byte) {
 	list, err := decodeState(append([]byte(nil), b...))
 	if err != nil {
 		d.s.cfg.Log.Debug("summaries not understood", "err", err)

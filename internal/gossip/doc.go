@@ -36,5 +36,6 @@
 // than its age says, by the time that it took to get here.
 //
 // Service.Run owns all goroutines, memberlist's among them; they end with it,
-// except probes under way, which end within seconds.
+// except probes under way, which end within seconds. A panic of this package ends
+// Run with an error; one of memberlist's own would end the daemon.
 package gossip

@@ -4,6 +4,8 @@
 package gossip
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 func TestMembersSeeEachOtherAndTheirLoad(t *testing.T) {
@@ -380,4 +383,24 @@ func TestWithoutKeysNothingRuns(t *testing.T) {
 	third := f.newMember("node-3")
 	third.start()
 	third.stop() // must not hang
+}
+
+// A panic ends the run with an error, and the next run works.
+func TestPanicEndsTheRunOnly(t *testing.T) {
+	t.Parallel()
+	f := newFlock(t, 2)
+	m := f.nodes[0]
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(context.Background()) }()
+	f.nodes[1].start()
+	m.waits(10*time.Second, f.nodes[1], api.GossipAlive)
+	m.contained(func() { panic("a bug") })
+	var p *contain.Panic
+	if err := <-ended; !errors.As(err, &p) || p.Value != "a bug" {
+		t.Errorf("the run ended with %v", err)
+	}
+	f.nodes[1].waits(10*time.Second, m, api.GossipLeft)
+	m.start()
+	m.waits(10*time.Second, f.nodes[1], api.GossipAlive)
+	f.nodes[1].waits(10*time.Second, m, api.GossipAlive)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Timing of memberlist; see the package comment for what comes of it.
@@ -98,6 +99,7 @@ type Service struct {
 	ring  *ring         // nil until there are keys
 	keyed chan struct{} // closed when there are
 	last  uint64        // number of this node's newest summary
+	fail  func(error)   // ends the Run under way
 }
 
 // New returns a service that knows nobody until SetMembers, and begins when it
@@ -161,7 +163,12 @@ func (s *Service) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	t := &transport{table: s.table, conn: s.cfg.Packets, ln: s.cfg.Listen(), dial: s.cfg.Dial, sent: s.sent, heard: s.heard, log: s.cfg.Log}
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	s.mu.Lock()
+	s.fail = fail
+	s.mu.Unlock()
+	t := &transport{table: s.table, contained: s.contained, conn: s.cfg.Packets, ln: s.cfg.Listen(), dial: s.cfg.Dial, sent: s.sent, heard: s.heard, log: s.cfg.Log}
 	if b, ok := s.cfg.Packets.(interface{ SetReadBuffer(bytes int) error }); ok {
 		_ = b.SetReadBuffer(socketBuffer) // the kernel's own size will do
 	}
@@ -179,7 +186,22 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	err = ml.Shutdown() // which ends the joins under way
 	joins.Wait()
+	var p *contain.Panic
+	if errors.As(context.Cause(ctx), &p) {
+		err = errors.Join(p, err)
+	}
 	return err
+}
+
+// contained calls f; a panic in it ends the Run under way, not the daemon. What
+// memberlist calls runs in goroutines of its own.
+func (s *Service) contained(f func()) {
+	if err := contain.Do(f); err != nil {
+		s.mu.Lock()
+		fail := s.fail
+		s.mu.Unlock()
+		fail(err)
+	}
 }
 
 // config is memberlist's.
@@ -207,9 +229,11 @@ func (s *Service) config(t *transport) *memberlist.Config {
 
 // sent reads a packet that goes out for changes of states.
 func (s *Service) sent(packet []byte) {
-	for _, r := range s.read(packet) {
-		s.table.note(r)
-	}
+	s.contained(func() {
+		for _, r := range s.read(packet) {
+			s.table.note(r)
+		}
+	})
 }
 
 // heard reads a packet that came, while somebody is suspect, for what clears him.
@@ -261,16 +285,21 @@ func (s *Service) work(ctx context.Context, ml *memberlist.Memberlist, joins *sy
 				}
 				joins.Go(func() {
 					defer func() { <-places }()
-					// The address is the transport's business.
-					if _, err := ml.Join([]string{m.ID + "/" + dummyAddress.String()}); err != nil {
-						s.cfg.Log.Debug("node does not gossip", "node", m.Name, "err", err)
-					}
+					s.contained(func() { s.join(ml, m) })
 				})
 			}
 			look.Reset(withJitter(lookInterval))
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// join exchanges the state with a node that is not alive.
+func (s *Service) join(ml *memberlist.Memberlist, m Member) {
+	// The address is the transport's business.
+	if _, err := ml.Join([]string{m.ID + "/" + dummyAddress.String()}); err != nil {
+		s.cfg.Log.Debug("node does not gossip", "node", m.Name, "err", err)
 	}
 }
 

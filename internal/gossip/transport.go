@@ -57,7 +57,9 @@ type transport struct {
 	dial  Dialler
 	// sent sees each packet before it goes out, heard each that came.
 	sent, heard func(packet []byte)
-	log         *slog.Logger
+	// contained calls a function whose panic must not end the daemon.
+	contained func(func())
+	log       *slog.Logger
 
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -76,8 +78,8 @@ func (t *transport) start() {
 	t.slots = make(chan struct{}, maxStreams)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	_ = t.conn.SetReadDeadline(time.Time{}) // an earlier run ended with one
-	t.wg.Go(t.read)
-	t.wg.Go(t.accept)
+	t.wg.Go(func() { t.contained(t.read) })
+	t.wg.Go(func() { t.contained(t.accept) })
 }
 
 // Shutdown implements memberlist.Transport. The socket stays open: it is the
