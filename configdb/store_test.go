@@ -4,10 +4,14 @@
 package configdb_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -191,6 +195,82 @@ func TestTermPreconditionStopsADeposedLeader(t *testing.T) {
 	if _, err := leader.Txn(ctx(t, 10*time.Second), tx); !errors.Is(err, configdb.ErrConflict) {
 		t.Errorf("late decision: %v", err)
 	}
+}
+
+// The leader makes a replica a voter with the replica's help alone, and dies. The
+// other voter has never heard of that; the two together are a majority.
+func TestAVoterThatTheOthersDoNotKnowYetIsElected(t *testing.T) {
+	c := storetest.NewCluster(t, 3)
+	leader := c.Leader()
+	behind, fresh := c.Followers(leader)[0], c.Followers(leader)[1]
+	set(t, leader, "x", "1")
+	c.Eventually("a replica without a vote", func() error { return c.Leader().DemoteMember(fresh.ID) })
+	c.Eventually("all know it", func() error {
+		for _, n := range c.Nodes {
+			members, err := n.Members()
+			if err != nil || slices.ContainsFunc(members, func(m configdb.Member) bool { return m.NodeID == fresh.ID && m.Voter }) {
+				return fmt.Errorf("not yet: %v, %v", members, err)
+			}
+		}
+		return nil
+	})
+	c.Isolate(behind)
+	if err := leader.AddMember(fresh.ID, fresh.Address, true); err != nil {
+		t.Fatal(err)
+	}
+	c.IsolateOnly(leader)
+	set(t, behind, "x", "2")
+	set(t, fresh, "x", "3")
+}
+
+// Without the others nobody can say what was committed, but for what the node
+// noted itself.
+func TestANodeThatStartsAloneShowsWhatWasCommitted(t *testing.T) {
+	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
+	c := storetest.NewClusterIn(t, dirs...)
+	rev := set(t, c.Leader(), "x", "1")
+	for _, n := range c.Nodes {
+		if _, err := n.WaitRevision(ctx(t, 10*time.Second), rev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range c.Nodes {
+		n.Stop()
+	}
+	alone := c.Nodes[1]
+	alone.Start()
+	c.Eventually("it shows the value", func() error {
+		if e, ok := alone.Local().Get("x"); !ok || string(e.Value) != "1" {
+			return fmt.Errorf("it has %q", e.Value)
+		}
+		return nil
+	})
+	if _, err := alone.View(ctx(t, time.Second)); err == nil {
+		t.Error("it takes that for the present state of the cluster")
+	}
+	alone.Stop()
+
+	// A note that a power cut has torn is no note; of the two, the older is good.
+	path := filepath.Join(dirs[1], "committed")
+	if err := os.WriteFile(path, bytes.Repeat([]byte{0xff}, 600), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	alone.Start()
+	if e, ok := alone.Local().Get("x"); ok {
+		t.Errorf("it shows %q, which it cannot know to be committed", e.Value)
+	}
+	c.Nodes[0].Start()
+	c.Nodes[2].Start()
+	c.Eventually("the cluster is whole", func() error {
+		v, err := alone.View(ctx(t, 5*time.Second))
+		if err != nil {
+			return err
+		}
+		if e, _ := v.Get("x"); string(e.Value) != "1" {
+			return fmt.Errorf("it has %q", e.Value)
+		}
+		return nil
+	})
 }
 
 func TestWhileLeaderEndsWithTheLeadership(t *testing.T) {

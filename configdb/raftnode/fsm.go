@@ -22,6 +22,15 @@ type adapter struct {
 	failed  error           // set once; only Raft's one FSM goroutine uses it
 	// applied and took count the entries applied and the nanoseconds that took.
 	applied, took atomic.Uint64
+	// advanced has a token after an entry was applied.
+	advanced chan struct{}
+}
+
+func (a *adapter) advance() {
+	select {
+	case a.advanced <- struct{}{}:
+	default:
+	}
 }
 
 // result is what Apply returns to the proposer.
@@ -47,6 +56,7 @@ func (a *adapter) Apply(l *raft.Log) any {
 		a.onFatal(err)
 		<-a.closing
 	}
+	a.advance()
 	return result{outcomes: out, err: err}
 }
 
@@ -55,6 +65,7 @@ func (a *adapter) Apply(l *raft.Log) any {
 func (a *adapter) StoreConfiguration(index uint64, _ raft.Configuration) {
 	if a.failed == nil {
 		a.state.Skip(index, a.state.View().Term())
+		a.advance()
 	}
 }
 

@@ -19,6 +19,10 @@ type intake struct {
 	snapshot func() (index, term uint64)
 	applied  func() uint64
 	term     func() uint64
+	// last is the end of the log; voter is one of the servers that may vote by
+	// the newest membership in it, or empty.
+	last  func() (index, term uint64, ok bool)
+	voter func() []byte
 }
 
 // run passes calls on until done is closed.
@@ -29,6 +33,10 @@ func (i *intake) run(from <-chan raft.RPC, to chan<- raft.RPC, done <-chan struc
 			switch req := rpc.Command.(type) {
 			case *raft.AppendEntriesRequest:
 				i.trim(req)
+			case *raft.RequestPreVoteRequest:
+				i.admit(&req.RPCHeader, req.LastLogIndex, req.LastLogTerm)
+			case *raft.RequestVoteRequest:
+				i.admit(&req.RPCHeader, req.LastLogIndex, req.LastLogTerm)
 			case *raft.InstallSnapshotRequest:
 				if i.known(req) {
 					_, err := io.Copy(io.Discard, rpc.Reader)
@@ -63,6 +71,23 @@ func (i *intake) trim(req *raft.AppendEntriesRequest) {
 		shown = req.Entries[n-1].Index
 	}
 	req.LeaderCommitIndex = min(req.LeaderCommitIndex, shown)
+}
+
+// admit lets a candidate be judged by its log alone if that goes on beyond this
+// node's. Raft refuses who has no vote by the membership that this node knows;
+// but the candidate may have a vote by a change that has not come here. A leader
+// that dies just then would leave a majority without one: the candidate whom
+// nobody knows, and the others, who must not lead because their logs are older.
+func (i *intake) admit(from *raft.RPCHeader, lastIndex, lastTerm uint64) {
+	index, term, ok := i.last()
+	if !ok || lastTerm < term || (lastTerm == term && lastIndex <= index) {
+		return
+	}
+	// Only whether it may vote is looked up by the ID; whom this node votes for
+	// is kept by the address.
+	if id := i.voter(); id != nil {
+		from.ID = id
+	}
 }
 
 // known reports whether a snapshot of a present leader has nothing new. Raft

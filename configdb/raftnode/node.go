@@ -69,6 +69,7 @@ type Config struct {
 type Node struct {
 	raft      *raft.Raft
 	disk      *disk
+	committed *committed // nil with the storage of a test
 	notices   *notices
 	timing    Timing
 	log       *slog.Logger
@@ -112,13 +113,24 @@ func Open(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, n.closeAfter(err)
 	}
-	n.fsm = &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing}
+	var noted raft.Log
+	if cfg.Storage == nil {
+		if n.committed, noted.Index, noted.Term, err = openCommitted(cfg.Dir); err != nil {
+			return nil, n.closeAfter(err)
+		}
+		d.closers = append(d.closers, n.committed.file)
+	}
+	n.fsm = &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing, advanced: make(chan struct{}, 1)}
 	calls := make(chan raft.RPC)
 	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, log, d, snapStore{d.snapshots, log}, transport{n.transport, calls})
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
-	in := &intake{snapshot: log.snapshot, applied: n.raft.AppliedIndex, term: n.raft.CurrentTerm}
+	in := &intake{snapshot: log.snapshot, applied: n.raft.AppliedIndex, term: n.raft.CurrentTerm, last: n.lastEntry(log), voter: n.someVoter}
+	if n.committed != nil {
+		n.applyCommitted(calls, noted.Index, noted.Term)
+		n.wg.Go(n.noteCommitted)
+	}
 	n.wg.Go(func() { in.run(n.transport.Consumer(), calls, n.closing) })
 	n.notices = newNotices(n)
 	n.wg.Go(n.watchSpace)
@@ -215,6 +227,9 @@ func (n *Node) Close() error {
 	n.notices.close()
 	err := n.raft.Shutdown().Error()
 	n.wg.Wait()
+	if n.committed != nil {
+		n.noteApplied()
+	}
 	return errors.Join(err, n.transport.Close(), n.disk.close())
 }
 
@@ -286,9 +301,6 @@ func (n *Node) WatchLeader(f func()) (stop func()) {
 		<-ended
 	}
 }
-
-// LastContact is when this node last heard from a leader.
-func (n *Node) LastContact() time.Time { return n.raft.LastContact() }
 
 // Indexes returns the last index in the log, committed and applied.
 func (n *Node) Indexes() (last, committed, applied uint64) {
@@ -387,3 +399,25 @@ func (w *slogWriter) Write(b []byte) (int, error) {
 }
 
 var _ io.Writer = (*slogWriter)(nil)
+
+// lastEntry returns what tells where a log ends; not ok if that cannot be told now.
+func (n *Node) lastEntry(log raft.LogStore) func() (index, term uint64, ok bool) {
+	return func() (index, term uint64, ok bool) {
+		index = n.raft.LastIndex()
+		var e raft.Log
+		if index == 0 || log.GetLog(index, &e) == nil {
+			return index, e.Term, true
+		}
+		return 0, 0, false
+	}
+}
+
+// someVoter returns the ID of a server that may vote.
+func (n *Node) someVoter() []byte {
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			return []byte(s.ID)
+		}
+	}
+	return nil
+}

@@ -187,12 +187,24 @@ func (n *Node) dial(ctx context.Context, address string) (net.Conn, error) {
 
 // Isolate cuts all links of a node, or of several together, from the rest.
 func (c *Cluster) Isolate(nodes ...*Node) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.isolate(nodes)
+}
+
+// IsolateOnly restores all links but those, in one step.
+func (c *Cluster) IsolateOnly(nodes ...*Node) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.cut)
+	c.isolate(nodes)
+}
+
+func (c *Cluster) isolate(nodes []*Node) {
 	in := map[int]bool{}
 	for _, n := range nodes {
 		in[n.Index] = true
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	for _, a := range c.Nodes {
 		for _, b := range c.Nodes {
 			if in[a.Index] == in[b.Index] {
