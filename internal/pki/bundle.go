@@ -5,7 +5,6 @@ package pki
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
@@ -132,15 +131,6 @@ func KeyHashOf(keyPEM []byte) (string, error) {
 		return "", err
 	}
 	return KeyHash(k.Public())
-}
-
-// PublicKeyOf returns the public half of a private key, PEM.
-func PublicKeyOf(keyPEM []byte) (crypto.PublicKey, error) {
-	k, err := parseKey(keyPEM)
-	if err != nil {
-		return nil, err
-	}
-	return k.Public(), nil
 }
 
 // Proof shows that its maker has a private key. It is bound to a message.
