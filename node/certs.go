@@ -45,8 +45,9 @@ type certs struct {
 	now  func() time.Time
 	wake chan struct{}
 
-	mu   sync.Mutex
-	held credentials // on the disk
+	mu       sync.Mutex
+	held     credentials // on the disk
+	stranger error       // why the others are strangers; nil when one is known
 
 	// Of the service's goroutine only.
 	failures int
@@ -119,6 +120,28 @@ func (s *certs) run(ctx context.Context) error {
 	}
 }
 
+// errReplaced tells a node that was away for too long what to do.
+var errReplaced = errors.New("the other nodes show certificates of an authority that this node does not know: the cluster has replaced its authority while this node was off; " +
+	"make a token on a member with: muster cluster token create, and run on this host: muster cluster join TOKEN --data-dir DIR; nothing of this node is lost")
+
+// met notes how a call to another node ended, while no leader is known.
+func (s *certs) met(err error) {
+	var unknown x509.UnknownAuthorityError
+	var answered *clusternet.RemoteError
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.stranger
+	switch {
+	case err == nil || errors.As(err, &answered):
+		s.stranger = nil
+	case errors.As(err, &unknown):
+		s.stranger = errReplaced
+	}
+	if s.stranger != was {
+		s.poke()
+	}
+}
+
 // look takes the steps that are missing and says when to look again.
 func (s *certs) look(ctx context.Context) time.Duration {
 	cluster, known := s.cluster()
@@ -132,6 +155,9 @@ func (s *certs) look(ctx context.Context) time.Duration {
 	due := ""
 	if known && problem == nil {
 		due, problem = s.due(s.m.store.Local(), &cluster.Spec)
+	}
+	if problem == nil {
+		problem = s.strangers()
 	}
 	tried := false
 	if due != "" && problem == nil && !s.now().Before(s.retryAt) {
@@ -151,6 +177,16 @@ func (s *certs) look(ctx context.Context) time.Duration {
 		}
 	}
 	return s.wait(due != "")
+}
+
+// strangers says that no other node is known any more, as long as none leads.
+func (s *certs) strangers() error {
+	if _, _, ok := s.m.store.Leader(); ok {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stranger
 }
 
 // cluster returns the cluster object, unless the replica has not caught up with

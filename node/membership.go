@@ -217,18 +217,24 @@ func (m *member) askWhetherRemoved(ctx context.Context) bool {
 	if _, _, ok := m.store.Leader(); ok {
 		return false
 	}
-	nodes, _ := configdb.Nodes.List(m.store.Local())
-	for i := range nodes {
-		if nodes[i].Meta.ID == m.info.NodeID {
+	// The group as this node's log has it: after a restart the replica may be empty
+	// until a leader is heard.
+	members, err := m.store.Members()
+	if err != nil {
+		return false
+	}
+	for _, mb := range members {
+		if mb.NodeID == m.info.NodeID {
 			continue
 		}
 		cctx, cancel := context.WithTimeout(ctx, leaderRetry*5)
-		_, err := m.client.Call(cctx, nodes[i].Meta.ID, nodes[i].Spec.Address, methodLeader, nil)
+		_, err := m.client.Call(cctx, mb.NodeID, mb.Address, methodLeader, nil)
 		cancel()
 		var re *clusternet.RemoteError
 		if errors.As(err, &re) && re.Code == codeRemoved {
 			return true
 		}
+		m.certs.met(err)
 	}
 	return false
 }
