@@ -482,6 +482,20 @@ func TestOldReplicaBringsNothingBack(t *testing.T) {
 	if err != nil || a.older(&now) {
 		t.Errorf("the present one passes for older: %v", err)
 	}
+	// The same through a look: the node has seen a later state than its replica.
+	a.Revision += 1000
+	b, err := json.Marshal(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held.Authority, held.CA = b, pki.JoinPEM([]byte(old.Spec.CACert)) // a rotation that was aborted, say
+	if err := m.certs.store(held); err != nil {
+		t.Fatal(err)
+	}
+	m.certs.look(t.Context())
+	if got := m.certs.current(); !slices.Equal(got.CA, held.CA) {
+		t.Error("an old replica changed what is trusted")
+	}
 	recovered := old
 	recovered.Spec.Life++ // from another life of the cluster: revisions may have gone back
 	if a.older(&recovered) {
