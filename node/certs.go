@@ -32,6 +32,8 @@ const (
 	certRetryPart = 20
 	// certifyTimeout bounds one call to a signer.
 	certifyTimeout = 10 * time.Second
+	// authorityNotice is how long before its end an authority is to be replaced.
+	authorityNotice = 365 * 24 * time.Hour
 	// maxSigners is how many nodes are asked in one try.
 	maxSigners = 4
 )
@@ -159,6 +161,9 @@ func (s *certs) look(ctx context.Context) time.Duration {
 	if problem == nil {
 		problem = s.strangers()
 	}
+	if problem == nil && known && due == "" {
+		problem = s.ending(&cluster.Spec)
+	}
 	tried := false
 	if due != "" && problem == nil && !s.now().Before(s.retryAt) {
 		tried = true
@@ -177,6 +182,18 @@ func (s *certs) look(ctx context.Context) time.Duration {
 		}
 	}
 	return s.wait(due != "")
+}
+
+// ending says that the authority itself comes to its end.
+func (s *certs) ending(c *api.ClusterSpec) error {
+	ca, err := pki.ParseCert([]byte(c.CACert))
+	if err != nil {
+		return fmt.Errorf("authority: %w", err)
+	}
+	if s.now().Add(authorityNotice).After(ca.NotAfter) {
+		return fmt.Errorf("the cluster's authority ends on %s; replace it with: muster cluster ca rotate", ca.NotAfter.UTC().Format(time.DateOnly))
+	}
+	return nil
 }
 
 // strangers says that no other node is known any more, as long as none leads.

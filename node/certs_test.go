@@ -100,6 +100,46 @@ func TestRenewalReplacesKeyAndCertificateTogether(t *testing.T) {
 	}
 }
 
+// Monitoring looks at the certificate that is shown, not at that of the start.
+func TestProbeFollowsTheRenewal(t *testing.T) {
+	m := lone(t)
+	probe := func() (p struct {
+		CertNotAfter time.Time     `json:"certNotAfter"`
+		CertLife     time.Duration `json:"certLife"`
+	}) {
+		b, err := m.meter.ServeProbe(t.Context(), []byte("{}"))
+		if err == nil {
+			err = json.Unmarshal(b, &p)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	if p := probe(); !p.CertNotAfter.Equal(m.identity.Leaf().NotAfter) || p.CertLife < 89*24*time.Hour {
+		t.Errorf("%+v", p)
+	}
+	if err := m.SetAuthority(t.Context(), "test", api.AuthoritySettings{CertificateSeconds: 7200}); err != nil {
+		t.Fatal(err)
+	}
+	m.certs.look(t.Context())
+	if p := probe(); time.Until(p.CertNotAfter) > 2*time.Hour || p.CertLife > 2*time.Hour+time.Minute {
+		t.Errorf("after the renewal: %+v", p)
+	}
+}
+
+func TestAuthorityThatComesToItsEnd(t *testing.T) {
+	m := lone(t)
+	spec := m.spec(t)
+	if err := m.certs.ending(&spec); err != nil {
+		t.Error(err)
+	}
+	m.certs.now = func() time.Time { return time.Now().Add(pki.CALife - 300*24*time.Hour) }
+	if err := m.certs.ending(&spec); err == nil || !strings.Contains(err.Error(), "muster cluster ca rotate") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestTimeOfRenewal(t *testing.T) {
 	m := lone(t)
 	leaf := m.identity.Leaf()

@@ -6,7 +6,6 @@ package node
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -219,7 +218,7 @@ func (m *member) RenewCertificate(ctx context.Context, actor, name string) (api.
 			return err
 		}
 		if was == 0 {
-			return errors.New("node " + n.Meta.Name + " has not renewed its certificate yet in this version; it does so when it is upgraded")
+			return api.Errorf(api.CodeRefused, "node %s runs a version that does not renew certificates; upgrade it first", n.Meta.Name)
 		}
 		r.Serial = ""
 		tx.RequireExists(configdb.Nodes.SpecKey(n.Meta.ID))

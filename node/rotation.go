@@ -19,7 +19,7 @@ import (
 // How often the leader looks whether there is a rotation, and whether one that
 // is under way can go on.
 const (
-	rotationIdle = 5 * time.Second
+	rotationIdle = time.Second
 	rotationBusy = 250 * time.Millisecond
 )
 

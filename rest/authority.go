@@ -5,6 +5,7 @@ package rest
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 
 	"github.com/muster-vm/muster/api"
@@ -46,8 +47,9 @@ func (s *Server) authority(q *request) error {
 	return nil
 }
 
-// authorityChange decodes a body, carries out a change and answers the state.
-func (s *Server) authorityChange(q *request, in any, change func(context.Context) error) error {
+// authorityChange decodes a body, carries out a change, which says what it was,
+// and answers the state.
+func (s *Server) authorityChange(q *request, in any, change func(context.Context) (string, error)) error {
 	body, err := q.body()
 	if err != nil {
 		return err
@@ -57,32 +59,37 @@ func (s *Server) authorityChange(q *request, in any, change func(context.Context
 	}
 	ctx, cancel := context.WithTimeout(q.ctx(), writeTimeout)
 	defer cancel()
-	if err := change(ctx); err != nil {
+	what, err := change(ctx)
+	if err != nil {
 		return err
 	}
-	q.auditAlone(api.KindCluster, api.Meta{Name: "authority"})
+	q.auditAlone(api.KindCluster, api.Meta{Name: "authority, " + what})
 	return s.authority(q)
 }
 
 func (s *Server) setAuthority(q *request) error {
 	var in api.AuthoritySettings
-	return s.authorityChange(q, &in, func(ctx context.Context) error {
+	return s.authorityChange(q, &in, func(ctx context.Context) (string, error) {
 		if err := in.Validate(); err != nil {
-			return err
+			return "", err
 		}
-		return s.cfg.Authority.SetAuthority(ctx, q.who.actor, in)
+		return fmt.Sprintf("certificates last %d s", in.CertificateSeconds), s.cfg.Authority.SetAuthority(ctx, q.who.actor, in)
 	})
 }
 
 func (s *Server) rotateAuthority(q *request) error {
 	var in api.RotateRequest
-	return s.authorityChange(q, &in, func(ctx context.Context) error {
+	return s.authorityChange(q, &in, func(ctx context.Context) (string, error) {
+		what := string(in.Action)
 		switch in.Action {
 		case api.RotateStart, api.RotateFinish, api.RotateAbort:
 		default:
-			return api.Invalid("action", "is %q; give start, finish or abort", clip(string(in.Action)))
+			return "", api.Invalid("action", "is %q; give start, finish or abort", clip(what))
 		}
-		return s.cfg.Authority.RotateAuthority(ctx, q.who.actor, in)
+		if in.Force {
+			what += " by force"
+		}
+		return what, s.cfg.Authority.RotateAuthority(ctx, q.who.actor, in)
 	})
 }
 

@@ -83,7 +83,7 @@ func TestAuthorityRoutes(t *testing.T) {
 	}
 	// Who did it is on record.
 	r := f.do(call{method: "GET", path: "events?fields=spec.type=audit.cluster.rotate", token: viewer})
-	if n := strings.Count(string(r.body), `"actor":"administrator"`); n != 3 {
+	if n := strings.Count(string(r.body), `"actor":"administrator"`); n != 3 || !strings.Contains(string(r.body), "rotate cluster authority, finish by force") {
 		t.Errorf("%d events of 3 rotations: %s", n, r.body)
 	}
 }

@@ -73,7 +73,7 @@ file (muster cluster ca show --pem) and drop the old authority with --finish.
 	}
 	cmd.Flags().BoolVar(&finish, "finish", false, "drop the old authority, when all nodes have renewed")
 	cmd.Flags().BoolVar(&abort, "abort", false, "go back to the old authority")
-	cmd.Flags().BoolVar(&force, "force", false, "finish although nodes have not renewed: they need a join token to come back")
+	cmd.Flags().BoolVar(&force, "force", false, "finish although nodes have not renewed, which then need a join token to come back; or begin without a bridge")
 	return cmd
 }
 
