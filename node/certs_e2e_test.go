@@ -29,6 +29,7 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]
 	f.certified(a)
 	w := f.write(f.ca) // with the ca.crt of the first day
+	began := a.term()
 
 	t.Run("an administrator's word renews one node", func(t *testing.T) {
 		before, others := a.cert(b.name), a.cert(c.name)
@@ -122,6 +123,7 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 		both := a.pem("both.crt")
 		first := f.ca
 		w.trust(both)
+		before := a.term()
 		b.run("cluster", "ca", "rotate", "--finish")
 		f.ca = a.trusting(both).pem("new.crt")
 		w.trust(f.ca)
@@ -133,6 +135,7 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 				}
 				return nil
 			})
+			t.Logf("elections until %s has dropped it: %d", h.name, a.term()-before)
 			if r := h.trusting(first).try("node", "ls"); r.code != 5 || !strings.Contains(r.stderr, "replaced its authority") {
 				t.Errorf("a client with the first ca.crt: exit %d, %s", r.code, r.stderr)
 			}
@@ -146,6 +149,7 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 		t.Errorf("only %d writes in all that time", n)
 	}
 	w.end()
+	t.Logf("elections in that time: %d", a.term()-began)
 	f.certified(a)
 	f.secretModes(t)
 	f.noSecrets()

@@ -126,6 +126,14 @@ func (h *host) cert(name string) api.CertificateStatus {
 	return *c
 }
 
+// term is the Raft term as this host knows it.
+func (h *host) term() uint64 {
+	h.f.t.Helper()
+	var st api.ClusterStatus
+	h.f.decode(h.run("cluster", "status", "-o", "json"), &st)
+	return st.Term
+}
+
 func (h *host) authority() (s api.AuthorityStatus) {
 	h.f.t.Helper()
 	h.f.decode(h.run("cluster", "ca", "show", "-o", "json"), &s)
