@@ -49,7 +49,7 @@ type certs struct {
 
 	mu       sync.Mutex
 	held     credentials // on the disk
-	stranger error       // why the others are strangers; nil when one is known
+	stranger bool        // no other node is known any more
 
 	// Of the service's goroutine only.
 	failures int
@@ -135,9 +135,9 @@ func (s *certs) met(err error) {
 	was := s.stranger
 	switch {
 	case err == nil || errors.As(err, &answered):
-		s.stranger = nil
+		s.stranger = false
 	case errors.As(err, &unknown):
-		s.stranger = errReplaced
+		s.stranger = true
 	}
 	if s.stranger != was {
 		s.poke()
@@ -203,7 +203,10 @@ func (s *certs) strangers() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.stranger
+	if s.stranger {
+		return errReplaced
+	}
+	return nil
 }
 
 // cluster returns the cluster object, unless the replica has not caught up with
@@ -372,15 +375,15 @@ func (s *certs) renew(ctx context.Context, c *api.ClusterSpec, why string) error
 	if err != nil {
 		return err
 	}
-	proof, err := pki.NewProof(held.Key, proofLabel, proofMessage(s.m.info.ClusterID, s.m.info.NodeID, string(csr)))
+	request, err := pki.NewRenewal(held.Key, s.m.info.ClusterID, s.m.info.NodeID, csr)
 	if err != nil {
 		return err
 	}
-	request, err := json.Marshal(certifyRequest{NodeID: s.m.info.NodeID, CSR: string(csr), Proof: proof})
+	body, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}
-	cert, err := s.askSigners(ctx, request, func(r certifyResult) error { return s.acceptable(key, c, r) })
+	cert, err := s.askSigners(ctx, body, func(r certifyResult) error { return s.acceptable(key, c, r) })
 	if err != nil {
 		return fmt.Errorf("renew the certificate of node %s: %w", s.m.info.Node, err)
 	}
@@ -434,15 +437,7 @@ func (s *certs) askSigners(ctx context.Context, request []byte, accept func(cert
 
 // final reports a refusal that no other node would take back.
 func final(err error) bool {
-	var here interface{ RPCCode() string }
-	var there *clusternet.RemoteError
-	code := ""
-	switch {
-	case errors.As(err, &there):
-		code = there.Code
-	case errors.As(err, &here):
-		code = here.RPCCode()
-	}
+	code := refusal(err)
 	return code == codeSuperseded || code == codeRemoved
 }
 

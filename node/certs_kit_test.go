@@ -230,7 +230,7 @@ func (f *flock) noSecrets() {
 		for _, name := range []string{"node.key", "cluster.key", "authority.json"} {
 			secret := h.file(name)
 			for what, text := range map[string]string{
-				"as it is": string(secret), "a line of it": longestLine(string(secret)), "hexadecimal": fmt.Sprintf("%x", secret), "as numbers": strings.Trim(fmt.Sprint(secret), "[]"),
+				"as it is": string(secret), "a line of it": longestLine(string(secret)), "hexadecimal": fmt.Sprintf("%x", secret), "as numbers": strings.Trim(fmt.Sprintf("%d", secret), "[]"),
 			} {
 				if len(text) > 16 && strings.Contains(log, text) {
 					f.t.Errorf("the log of %s has %s, %s", h.name, name, what)

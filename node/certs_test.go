@@ -264,11 +264,11 @@ func certify(t *testing.T, m *member, caller, nodeID string, present []byte) (ce
 	if err != nil {
 		t.Fatal(err)
 	}
-	proof, err := pki.NewProof(present, proofLabel, proofMessage(m.info.ClusterID, nodeID, string(csr)))
+	renewal, err := pki.NewRenewal(present, m.info.ClusterID, nodeID, csr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := json.Marshal(certifyRequest{NodeID: nodeID, CSR: string(csr), Proof: proof})
+	b, err := json.Marshal(renewal)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -595,13 +595,13 @@ func TestReadmission(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		proof, err := pki.NewProof(key, proofLabel, proofMessage(m.info.ClusterID, me, string(csr)))
+		renewal, err := pki.NewRenewal(key, m.info.ClusterID, me, csr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return m.Admit(t.Context(), api.AdmitRequest{
 			TokenID: jt.TokenID, Secret: jt.Secret, CSR: string(csr), Node: "m1", Address: m.info.Address,
-			NodeID: nodeID, ProofKey: proof.PublicKey, ProofSignature: proof.Signature,
+			NodeID: nodeID, ProofKey: renewal.Proof.PublicKey, ProofSignature: renewal.Proof.Signature,
 		})
 	}
 	stranger, err := pki.NewKey()

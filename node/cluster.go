@@ -279,18 +279,22 @@ func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool)
 // askAgain reports whether the leader is changing, so that the request was
 // carried out by nobody.
 func askAgain(err error) bool {
+	code := refusal(err)
+	return errors.Is(err, configdb.ErrNoQuorum) || code == codeHandedOver || code == codeNotLeader
+}
+
+// refusal is the code with which a call was refused, here or on another node;
+// empty if it has none.
+func refusal(err error) string {
 	var here interface{ RPCCode() string }
 	var there *clusternet.RemoteError
-	code := ""
 	switch {
-	case errors.Is(err, configdb.ErrNoQuorum):
-		return true
-	case errors.As(err, &here):
-		code = here.RPCCode()
 	case errors.As(err, &there):
-		code = there.Code
+		return there.Code
+	case errors.As(err, &here):
+		return here.RPCCode()
 	}
-	return code == codeHandedOver || code == codeNotLeader
+	return ""
 }
 
 // boundTo returns the names of the VMs that are bound to a node.

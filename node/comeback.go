@@ -37,13 +37,13 @@ func (m *member) comeBack(ctx context.Context, t *pki.JoinToken) (api.JoinResult
 	if err != nil {
 		return none, err
 	}
-	proof, err := pki.NewProof(held.Key, proofLabel, proofMessage(m.info.ClusterID, m.info.NodeID, string(csr)))
+	renewal, err := pki.NewRenewal(held.Key, m.info.ClusterID, m.info.NodeID, csr)
 	if err != nil {
 		return none, err
 	}
 	a, err := askAdmission(ctx, t, api.AdmitRequest{
 		TokenID: t.TokenID, Secret: t.Secret, CSR: string(csr), Node: m.info.Node, Address: m.info.Address, Version: version.Version,
-		NodeID: m.info.NodeID, ProofKey: proof.PublicKey, ProofSignature: proof.Signature,
+		NodeID: m.info.NodeID, ProofKey: renewal.Proof.PublicKey, ProofSignature: renewal.Proof.Signature,
 	})
 	if err != nil {
 		return none, err
@@ -62,8 +62,8 @@ func (m *member) readmission(v *configdb.View, tx *configdb.Txn, r api.AdmitRequ
 	if err != nil {
 		return n, "", err
 	}
-	proof := pki.Proof{PublicKey: r.ProofKey, Signature: r.ProofSignature}
-	if present, err = proof.Check(proofLabel, proofMessage(m.info.ClusterID, r.NodeID, r.CSR)); err != nil {
+	renewal := pki.Renewal{NodeID: r.NodeID, CSR: r.CSR, Proof: pki.Proof{PublicKey: r.ProofKey, Signature: r.ProofSignature}}
+	if _, present, err = renewal.Check(m.info.ClusterID); err != nil {
 		return n, "", api.Invalid("proofSignature", "%v", err)
 	}
 	if _, gone := v.Get(removedPrefix + r.NodeID); gone {

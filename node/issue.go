@@ -106,26 +106,10 @@ func certificateLife(c *api.ClusterSpec) time.Duration {
 // methodCertify is called on any node by one that renews.
 const methodCertify = "cluster.certify"
 
-// proofLabel binds the proof of a key to this purpose.
-const proofLabel = "muster renew 1"
-
-// certifyRequest asks for another certificate. The request's key is new; the
-// proof is made with the present one, over the request.
-type certifyRequest struct {
-	NodeID string    `json:"nodeID"`
-	CSR    string    `json:"csr"`
-	Proof  pki.Proof `json:"proof"`
-}
-
 type certifyResult struct {
 	Cert string `json:"cert"`
 	// Now is the signer's clock.
 	Now time.Time `json:"now"`
-}
-
-// proofMessage is what a renewing node signs with its present key.
-func proofMessage(clusterID, nodeID, csr string) []byte {
-	return []byte(clusterID + "\n" + nodeID + "\n" + csr)
 }
 
 // supersededError: the key is not, or no longer, the node's newest.
@@ -147,25 +131,21 @@ func superseded(name string) error {
 
 // serveCertify answers a node that renews. It is known by its certificate.
 func (m *member) serveCertify(ctx context.Context, caller string, request []byte) ([]byte, error) {
-	var r certifyRequest
-	if err := json.Unmarshal(request, &r); err != nil {
-		return nil, fmt.Errorf("malformed request: %w", err)
+	r, err := pki.ParseRenewal(request)
+	if err != nil {
+		return nil, err
 	}
 	if r.NodeID != caller {
 		return nil, api.Errorf(api.CodeForbidden, "node %s asked for a certificate of node %s", caller, r.NodeID)
 	}
-	csr, err := pki.ParseCSR([]byte(r.CSR))
-	if err != nil {
-		return nil, err
-	}
-	present, err := r.Proof.Check(proofLabel, proofMessage(m.info.ClusterID, r.NodeID, r.CSR))
+	csr, present, err := r.Check(m.info.ClusterID)
 	if err != nil {
 		return nil, err
 	}
 	var cert []byte
 	var name string
 	_, err = configdb.Transact(ctx, m.store, "node "+caller, certifyAttempts, func(v *configdb.View, tx *configdb.Txn) error {
-		n, err := m.mayRenew(v, r.NodeID, present)
+		n, err := m.mayRenew(v, caller, present)
 		if err != nil {
 			return err
 		}

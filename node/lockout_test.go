@@ -5,6 +5,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -61,8 +62,8 @@ func background(t *testing.T, run func(context.Context)) {
 func ended(c net.Conn) bool {
 	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	_, err := c.Read(make([]byte, 1))
-	ne, ok := err.(net.Error) //nolint:errorlint // of this connection itself
-	return err != nil && (!ok || !ne.Timeout())
+	var ne net.Error
+	return err != nil && (!errors.As(err, &ne) || !ne.Timeout())
 }
 
 // What a node has open, and what is open to it, ends when the removal is seen;

@@ -5,9 +5,7 @@ package pki
 
 import (
 	"bytes"
-	"crypto/ecdsa"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -131,47 +129,4 @@ func KeyHashOf(keyPEM []byte) (string, error) {
 		return "", err
 	}
 	return KeyHash(k.Public())
-}
-
-// Proof shows that its maker has a private key. It is bound to a message.
-type Proof struct {
-	// PublicKey is PKIX, Signature ECDSA over SHA-256, ASN.1.
-	PublicKey []byte `json:"publicKey"`
-	Signature []byte `json:"signature"`
-}
-
-// NewProof signs a message.
-func NewProof(keyPEM []byte, label string, message []byte) (Proof, error) {
-	k, err := parseKey(keyPEM)
-	if err != nil {
-		return Proof{}, err
-	}
-	pub, err := x509.MarshalPKIXPublicKey(k.Public())
-	if err != nil {
-		return Proof{}, fmt.Errorf("encode public key: %w", err)
-	}
-	sum := proofSum(label, message)
-	sig, err := ecdsa.SignASN1(rand.Reader, k, sum[:])
-	if err != nil {
-		return Proof{}, fmt.Errorf("sign: %w", err)
-	}
-	return Proof{PublicKey: pub, Signature: sig}, nil
-}
-
-// Check returns the hash of the key that signed the message, as KeyHash.
-func (p Proof) Check(label string, message []byte) (keyHash string, err error) {
-	pub, err := x509.ParsePKIXPublicKey(p.PublicKey)
-	if err != nil {
-		return "", errors.New("proof of the present key: malformed public key")
-	}
-	ec, ok := pub.(*ecdsa.PublicKey)
-	sum := proofSum(label, message)
-	if !ok || !ecdsa.VerifyASN1(ec, sum[:], p.Signature) {
-		return "", errors.New("proof of the present key: wrong signature")
-	}
-	return KeyHash(ec)
-}
-
-func proofSum(label string, message []byte) [sha256.Size]byte {
-	return sha256.Sum256(append(append([]byte(label), 0), message...))
 }

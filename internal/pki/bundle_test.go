@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -258,6 +259,45 @@ func FuzzParseBundle(f *testing.F) {
 		list, err := ParseBundle(text)
 		if (err == nil) != (len(list) > 0) {
 			t.Errorf("%d authorities and %v", len(list), err)
+		}
+	})
+}
+
+// What another node sends may be anything; without the key it proves nothing.
+func FuzzParseRenewal(f *testing.F) {
+	key, err := NewKey()
+	if err != nil {
+		f.Fatal(err)
+	}
+	csr, err := NewCSR(key, "x")
+	if err != nil {
+		f.Fatal(err)
+	}
+	r, err := NewRenewal(key, "c", "n", csr)
+	if err != nil {
+		f.Fatal(err)
+	}
+	good, err := json.Marshal(r)
+	if err != nil {
+		f.Fatal(err)
+	}
+	hash, err := KeyHashOf(key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(`{"nodeID":"n","csr":"-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := ParseRenewal(b)
+		if err != nil {
+			return
+		}
+		csr, present, err := r.Check("c")
+		if err == nil && (csr == nil || present != hash || r.NodeID != "n") {
+			t.Errorf("passes with key %q for node %q", present, r.NodeID)
+		}
+		if _, _, err := r.Check("another"); err == nil {
+			t.Error("passes in another cluster")
 		}
 	})
 }
