@@ -281,10 +281,6 @@ func FuzzParseRenewal(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	hash, err := KeyHashOf(key)
-	if err != nil {
-		f.Fatal(err)
-	}
 	f.Add(good)
 	f.Add([]byte(`{"nodeID":"n","csr":"-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -293,11 +289,21 @@ func FuzzParseRenewal(f *testing.F) {
 			return
 		}
 		csr, present, err := r.Check("c")
-		if err == nil && (csr == nil || present != hash || r.NodeID != "n") {
-			t.Errorf("passes with key %q for node %q", present, r.NodeID)
+		if err == nil {
+			pub, perr := x509.ParsePKIXPublicKey(r.Proof.PublicKey)
+			if perr != nil || csr == nil {
+				t.Fatalf("passes without a key: %v", perr)
+			}
+			if hash, herr := KeyHash(pub); herr != nil || present != hash {
+				t.Errorf("passes with key %q, which is not that of the proof: %v", present, herr)
+			}
 		}
 		if _, _, err := r.Check("another"); err == nil {
 			t.Error("passes in another cluster")
+		}
+		r.NodeID += "x"
+		if _, _, err := r.Check("c"); err == nil {
+			t.Error("passes for another node")
 		}
 	})
 }
