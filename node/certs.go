@@ -18,6 +18,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/internal/clusternet"
+	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/internal/pki"
 )
 
@@ -99,16 +100,13 @@ func (s *certs) poke() {
 
 // run works until the context ends.
 func (s *certs) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
+	g, ctx := contain.NewGroup(ctx)
 	for _, prefix := range []string{configdb.Clusters.SpecPrefix(), certificateKey(s.m.info.NodeID)} {
-		wg.Go(func() {
+		g.Go(func() {
 			_ = configdb.Follow(ctx, s.m.store, prefix, func(configdb.Batch) error { s.poke(); return nil })
 		})
 	}
-	for {
+	for ctx.Err() == nil {
 		timer := time.NewTimer(s.look(ctx))
 		select {
 		case <-s.wake:
@@ -116,10 +114,8 @@ func (s *certs) run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 		timer.Stop()
-		if ctx.Err() != nil {
-			return nil
-		}
 	}
+	return g.Stop()
 }
 
 // errReplaced tells a node that was away for too long what to do.

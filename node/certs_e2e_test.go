@@ -229,6 +229,7 @@ func TestLeaderKilledInEachPhaseOfARotation(t *testing.T) {
 	f.certified(f.nodes[0])
 	w := f.write(f.ca)
 	killLeader := func(at *host) (*host, *host) {
+		f.voting(60*time.Second, at, 3) // else nobody may lead
 		l := f.leader(at)
 		l.kill9()
 		return l, f.others(l)[0]

@@ -208,20 +208,6 @@ func (h *host) leaf() *x509.Certificate {
 	return c
 }
 
-// leader is the host that leads, as another sees it.
-func (f *flock) leader(at *host) *host {
-	f.t.Helper()
-	var st api.ClusterStatus
-	f.eventually(20*time.Second, "a leader is known", func() error {
-		f.decode(at.run("cluster", "status", "-o", "json"), &st)
-		if st.Leader == "" {
-			return fmt.Errorf("none")
-		}
-		return nil
-	})
-	return f.byName(st.Leader)
-}
-
 // noSecrets looks for key material in all logs.
 func (f *flock) noSecrets() {
 	f.t.Helper()

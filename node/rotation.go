@@ -107,7 +107,7 @@ func (m *member) rotateOnce(ctx context.Context, term uint64) error {
 		tx.RequireTerm(term)
 		ev := api.NewEvent("authority."+phaseWord(&c.Spec), api.SeverityInfo, api.KindCluster, c.Meta, said, time.Now())
 		ev.Spec.Node = m.info.Node
-		return errors.Join(configdb.Events.CreateUnnamed(tx, &ev), configdb.Clusters.UpdateSpec(v, tx, &c))
+		return errors.Join(configdb.PutEvent(tx, &ev), configdb.Clusters.UpdateSpec(v, tx, &c))
 	})
 	if err == nil && said != "" {
 		m.log.Info("replacement of the authority goes on", "step", said)
