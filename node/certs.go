@@ -100,9 +100,9 @@ func (s *certs) poke() {
 
 // run works until the context ends.
 func (s *certs) run(ctx context.Context) error {
-	g, ctx := contain.NewGroup(ctx)
+	group, ctx := contain.NewGroup(ctx)
 	for _, prefix := range []string{configdb.Clusters.SpecPrefix(), certificateKey(s.m.info.NodeID)} {
-		g.Go(func() {
+		group.Go(func() {
 			_ = configdb.Follow(ctx, s.m.store, prefix, func(configdb.Batch) error { s.poke(); return nil })
 		})
 	}
@@ -115,7 +115,7 @@ func (s *certs) run(ctx context.Context) error {
 		}
 		timer.Stop()
 	}
-	return g.Stop()
+	return group.Stop()
 }
 
 // errReplaced tells a node that was away for too long what to do.
