@@ -29,7 +29,12 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]
 	f.certified(a)
 	w := f.write(f.ca) // with the ca.crt of the first day
-	began := a.term()
+	term := a.term()
+	elections := func(until string) {
+		now := a.term()
+		t.Logf("elections until %s: %d", until, now-term)
+		term = now
+	}
 
 	t.Run("an administrator's word renews one node", func(t *testing.T) {
 		before, others := a.cert(b.name), a.cert(c.name)
@@ -53,6 +58,7 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 		}
 	})
 
+	elections("all nodes renew by themselves, again and again")
 	t.Run("all nodes renew by themselves, again and again", func(t *testing.T) {
 		a.run("cluster", "ca", "set", "--certificate-life", "1m")
 		seen := map[string]map[string]bool{}
@@ -84,7 +90,7 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 	})
 
 	token := f.joinToken(a) // made before the rotation
-
+	elections("the authority is replaced")
 	t.Run("the authority is replaced", func(t *testing.T) {
 		old := a.authority().Authorities[0].Fingerprint
 		b.run("cluster", "ca", "rotate")
@@ -105,6 +111,7 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 		}
 	})
 
+	elections("a node joins in the middle with a token from before")
 	t.Run("a node joins in the middle with a token from before", func(t *testing.T) {
 		d := f.add("n4")
 		d.start()
@@ -118,15 +125,16 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 		f.phase(a, api.CARenew)
 	})
 
+	elections("the old authority is dropped")
 	t.Run("the old authority is dropped", func(t *testing.T) {
 		between := f.joinToken(b)
 		both := a.pem("both.crt")
 		first := f.ca
 		w.trust(both)
-		before := a.term()
 		b.run("cluster", "ca", "rotate", "--finish")
 		f.ca = a.trusting(both).pem("new.crt")
 		w.trust(f.ca)
+		defer elections("it is dropped, and a node has joined")
 		f.phase(a, "")
 		for _, h := range f.nodes {
 			f.eventually(20*time.Second, h.name+" has dropped it", func() error {
@@ -135,7 +143,6 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 				}
 				return nil
 			})
-			t.Logf("elections until %s has dropped it: %d", h.name, a.term()-before)
 			if r := h.trusting(first).try("node", "ls"); r.code != 5 || !strings.Contains(r.stderr, "replaced its authority") {
 				t.Errorf("a client with the first ca.crt: exit %d, %s", r.code, r.stderr)
 			}
@@ -149,7 +156,7 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 		t.Errorf("only %d writes in all that time", n)
 	}
 	w.end()
-	t.Logf("elections in that time: %d", a.term()-began)
+	elections("the end")
 	f.certified(a)
 	f.secretModes(t)
 	f.noSecrets()
