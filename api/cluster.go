@@ -21,6 +21,10 @@ type ClusterSpec struct {
 	// Gossip are the keys of gossip; a cluster of an earlier version has none
 	// until its leader makes them. Never shown by REST.
 	Gossip *GossipKeys `json:"gossip,omitempty"`
+	// CertificateSeconds is how long new node certificates last; 0 for the default.
+	CertificateSeconds int `json:"certificateSeconds,omitempty"`
+	// Rotation of the authority under way; nil when there is none.
+	Rotation *CARotation `json:"rotation,omitempty"`
 }
 
 // Token is a secret that opens the API, or that lets one node join. Only the
@@ -167,6 +171,12 @@ type AdmitRequest struct {
 	Secret  string `json:"secret"`
 	// CSR is the node's certificate request, PEM (PKCS #10).
 	CSR string `json:"csr"`
+	// NodeID is set by a node that is a member already and comes back after the
+	// authority that it knows was replaced; ProofKey and ProofSignature then show
+	// that it has the key of its last certificate.
+	NodeID         string `json:"nodeID,omitempty"`
+	ProofKey       []byte `json:"proofKey,omitempty"`
+	ProofSignature []byte `json:"proofSignature,omitempty"`
 	// Node is the wished name and Address the host:port others reach it at.
 	Node    string `json:"node"`
 	Address string `json:"address"`
@@ -175,13 +185,16 @@ type AdmitRequest struct {
 
 // AdmitResult carries what a node needs to be a member.
 type AdmitResult struct {
-	ClusterID  string   `json:"clusterID"`
-	Cluster    string   `json:"cluster"`
-	NodeID     string   `json:"nodeID"`
-	CACert     string   `json:"caCert"`
-	Cert       string   `json:"cert"`
-	ClusterKey []byte   `json:"clusterKey"`
-	Role       NodeRole `json:"role"`
+	ClusterID  string `json:"clusterID"`
+	Cluster    string `json:"cluster"`
+	NodeID     string `json:"nodeID"`
+	CACert     string `json:"caCert"`
+	Cert       string `json:"cert"`
+	ClusterKey []byte `json:"clusterKey"`
+	// Authority is a copy of what the cluster object says of the authority, its
+	// sealed key included, as the node keeps it.
+	Authority []byte   `json:"authority,omitempty"`
+	Role      NodeRole `json:"role"`
 	// Peers are the members, as "id@host:port".
 	Peers []string `json:"peers"`
 }
@@ -202,6 +215,8 @@ type ClusterStatus struct {
 	Quorum       bool           `json:"quorum"`
 	StaleSeconds float64        `json:"staleSeconds"`
 	Members      []MemberStatus `json:"members"`
+	// CARotation is the phase of a replacement of the authority under way.
+	CARotation CAPhase `json:"caRotation,omitempty"`
 }
 
 // MemberStatus is one member of the configuration database.
@@ -215,4 +230,6 @@ type MemberStatus struct {
 	Phase   NodePhase `json:"phase,omitempty"`
 	// Gossip is what the node that answers heard of this one: a hint.
 	Gossip *GossipHint `json:"gossip,omitempty"`
+	// CertificateEnds is when its certificate ends, as it last reported.
+	CertificateEnds *time.Time `json:"certificateEnds,omitempty"`
 }

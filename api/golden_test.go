@@ -48,13 +48,20 @@ func goldenObjects() goldens {
 	state := PoolStateStatus{Node: "n1", Ready: true, Reason: "r", Stamp: "stamp", Total: TiB, Free: GiB}
 	at := goldenTime
 	return goldens{
-		cluster: Cluster{Meta: goldenMeta(KindCluster), Spec: ClusterSpec{CACert: "PEM\n", SealedCAKey: []byte{0, 1, 255}, Life: 1, Gossip: &GossipKeys{Primary: []byte{2}, Next: []byte{3}, Previous: []byte{4}, Removed: 5}}},
+		cluster: Cluster{Meta: goldenMeta(KindCluster), Spec: ClusterSpec{
+			CACert: "PEM\n", SealedCAKey: []byte{0, 1, 255}, Life: 1, CertificateSeconds: 3600,
+			Gossip:   &GossipKeys{Primary: []byte{2}, Next: []byte{3}, Previous: []byte{4}, Removed: 5},
+			Rotation: &CARotation{Phase: CATrust, CACert: "PEM2\n", SealedCAKey: []byte{2}, Bridge: "PEM3\n", Actor: "me", StartedAt: goldenTime},
+		}},
 		node: Node{
 			Meta: goldenMeta(KindNode),
 			Spec: NodeSpec{Address: "10.0.0.1:7600", Role: RoleVoter, Maintenance: true, Accelerator: AccelTCG, ReservedMemory: GiB},
 			Status: NodeStatus{
 				ObservedGeneration: 3, Phase: NodeReady, Version: "0.1", BootID: "b", LostAt: &at, LostTerm: 4, Accelerator: AccelTCG,
 				AcceleratorReason: "asked for", QEMUVersion: "7.2", GuardLevel: "softdog", CPUs: 8, Memory: 32 * GiB, Message: "m", Conditions: cond,
+				Certificate: &CertificateStatus{
+					Serial: "a1", NotBefore: goldenTime, NotAfter: goldenTime, RenewsAt: goldenTime, Signer: "f1", Trusts: []string{"f1", "f2"}, Message: "m",
+				},
 			},
 		},
 		vm: VM{

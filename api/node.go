@@ -129,4 +129,6 @@ type NodeStatus struct {
 	Memory     Size        `json:"memory,omitempty"`
 	Message    string      `json:"message,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`
+	// Certificate that the node shows to others.
+	Certificate *CertificateStatus `json:"certificate,omitempty"`
 }

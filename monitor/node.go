@@ -40,6 +40,8 @@ type NodeConfig struct {
 	Services func() []series.ServiceState
 	// CertNotAfter is the end of this node's certificate.
 	CertNotAfter func() time.Time
+	// CertLife is how long that certificate was to last when it was issued.
+	CertLife func() time.Duration
 	// Agent answers SNMP.
 	Agent *snmp.Agent
 	Log   *slog.Logger
@@ -150,6 +152,9 @@ func (n *Node) ServeProbe(_ context.Context, request []byte) ([]byte, error) {
 	failing := map[string]bool{}
 	for _, st := range n.runner.States() {
 		failing[st.Name] = !st.OK
+	}
+	if n.cfg.CertLife != nil {
+		a.CertLife = n.cfg.CertLife()
 	}
 	for _, name := range q.Metrics {
 		for _, s := range n.store.Query(strings.TrimSuffix(name, "*"), 0) {

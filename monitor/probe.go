@@ -43,6 +43,7 @@ type probeAnswer struct {
 	// Time of the node's clock, in nanoseconds since 1970.
 	Time         int64         `json:"time"`
 	CertNotAfter time.Time     `json:"certNotAfter,omitzero"`
+	CertLife     time.Duration `json:"certLife,omitempty"`
 	Samples      []probeSample `json:"samples,omitempty"`
 	// Partial: there may be series that are not among the samples.
 	Partial bool `json:"partial,omitempty"`
@@ -148,6 +149,7 @@ func (s *Service) probe(ctx context.Context, n api.Node, request []byte) (probeR
 	for _, id := range a.Stuck[:min(len(a.Stuck), maxSamples)] {
 		p.Stuck[id] = true
 	}
+	p.CertLife = a.CertLife
 	p.Uncertain = took / 2
 	p.Offset = time.Unix(0, a.Time).Sub(sent.Add(took / 2))
 	if p.Uncertain > maxUncertain {

@@ -140,6 +140,9 @@ func (m *member) populate(ctx context.Context, caKey []byte) (string, error) {
 	n.Meta.ID = m.info.NodeID
 	n.Spec.Address = m.info.Address
 	n.Status = api.NodeStatus{Phase: api.NodeJoining, Version: version.Version}
+	if err := m.recordFounder(tx); err != nil {
+		return "", err
+	}
 	p := api.Pool{Meta: api.NewMeta(api.KindPool, "", api.LocalPool)}
 	t := api.Token{Meta: api.NewMeta(api.KindToken, "", "admin")}
 	secret := base64.RawURLEncoding.EncodeToString(pki.NewSecret(32))
@@ -165,6 +168,9 @@ func (d *Daemon) Join(ctx context.Context, r api.JoinRequest) (api.JoinResult, e
 	d.become.Lock()
 	defer d.become.Unlock()
 	if err := d.notYetMember(); err != nil {
+		if m := d.current(); m != nil && m.mayComeBack(t) {
+			return m.comeBack(ctx, t)
+		}
 		return api.JoinResult{}, err
 	}
 	if time.Now().After(t.ExpiresAt) {
@@ -189,7 +195,7 @@ func (d *Daemon) Join(ctx context.Context, r api.JoinRequest) (api.JoinResult, e
 	}
 	info := &membership{
 		ClusterID: a.ClusterID, Cluster: a.Cluster, NodeID: a.NodeID, Node: d.cfg.NodeName, Address: d.cfg.Advertise, Role: a.Role, Peers: a.Peers,
-		key: key, cert: []byte(a.Cert), ca: []byte(a.CACert), clusterKey: a.ClusterKey,
+		key: key, cert: []byte(a.Cert), ca: []byte(a.CACert), clusterKey: a.ClusterKey, authority: a.Authority,
 	}
 	if err := info.save(d.cfg.DataDir); err != nil {
 		return api.JoinResult{}, errors.Join(err, forget(d.cfg.DataDir))

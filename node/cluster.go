@@ -45,6 +45,9 @@ func (m *member) Status(context.Context) (api.ClusterStatus, error) {
 		Cluster: m.info.Cluster, ClusterID: m.info.ClusterID, Node: m.info.Node, Term: m.store.Term(),
 		Revision: v.Revision(), StaleSeconds: age.Seconds(), Quorum: known && age < quorumAge,
 	}
+	if c, err := configdb.Clusters.Get(v, m.info.ClusterID); err == nil && c.Spec.Rotation != nil {
+		st.CARotation = c.Spec.Rotation.Phase
+	}
 	leaderID, _, _ := m.store.Leader()
 	members, err := m.store.Members()
 	if err != nil {
@@ -55,6 +58,9 @@ func (m *member) Status(context.Context) (api.ClusterStatus, error) {
 		ms := api.MemberStatus{NodeID: mb.NodeID, Address: mb.Address, Voter: mb.Voter, Leader: mb.NodeID == leaderID, Gossip: hints[mb.NodeID]}
 		if n, err := configdb.Nodes.Get(v, mb.NodeID); err == nil {
 			ms.Node, ms.Role, ms.Phase = n.Meta.Name, n.Spec.Role, n.Status.Phase
+			if n.Status.Certificate != nil {
+				ms.CertificateEnds = &n.Status.Certificate.NotAfter
+			}
 		}
 		if ms.Leader {
 			st.Leader = ms.Node
@@ -73,7 +79,7 @@ func (m *member) CreateJoinToken(ctx context.Context, actor string, r api.JoinTo
 	if ttl < minJoinTTL || ttl > maxJoinTTL {
 		return api.JoinToken{}, api.Invalid("ttlSeconds", "is %d; give %d to %d", r.TTLSeconds, int(minJoinTTL.Seconds()), int(maxJoinTTL.Seconds()))
 	}
-	ca, err := pki.ParseCert(m.info.ca)
+	hashes, err := m.authorityHashes()
 	if err != nil {
 		return api.JoinToken{}, err
 	}
@@ -85,7 +91,10 @@ func (m *member) CreateJoinToken(ctx context.Context, actor string, r api.JoinTo
 	if err := t.Prepare(); err != nil {
 		return api.JoinToken{}, err
 	}
-	jt := pki.JoinToken{ClusterID: m.info.ClusterID, CAHash: pki.CAHash(ca), TokenID: t.Meta.ID, Secret: secret, ExpiresAt: expires}
+	jt := pki.JoinToken{ClusterID: m.info.ClusterID, CAHash: hashes[0], TokenID: t.Meta.ID, Secret: secret, ExpiresAt: expires}
+	if len(hashes) > 1 {
+		jt.OtherCAHash = hashes[1]
+	}
 	// This node first, so that the joining node asks where it surely works.
 	jt.Addresses = []string{m.info.Address}
 	members, err := m.store.Members()
@@ -117,8 +126,7 @@ func (m *member) Admit(ctx context.Context, r api.AdmitRequest) (api.AdmitResult
 	if err := api.ValidName("node", r.Node); err != nil {
 		return api.AdmitResult{}, err
 	}
-	host, _, err := net.SplitHostPort(r.Address)
-	if err != nil || host == "" {
+	if host, _, err := net.SplitHostPort(r.Address); err != nil || host == "" {
 		return api.AdmitResult{}, api.Invalid("address", "%q is not host:port", r.Address)
 	}
 	csr, err := pki.ParseCSR([]byte(r.CSR))
@@ -130,34 +138,40 @@ func (m *member) Admit(ctx context.Context, r api.AdmitRequest) (api.AdmitResult
 		return api.AdmitResult{}, api.Invalid("csr", "%v", err)
 	}
 	var n api.Node
+	var cert []byte
 	// Not from an old replica: a token that was used a moment ago is used.
 	if _, err := m.store.View(ctx); err != nil {
 		return api.AdmitResult{}, err
 	}
-	_, err = configdb.Transact(ctx, m.store, "node "+r.Node, 4, func(v *configdb.View, tx *configdb.Txn) (err error) {
-		n, err = m.admission(v, tx, r, keyHash)
+	_, err = configdb.Transact(ctx, m.store, "node "+r.Node, certifyAttempts, func(v *configdb.View, tx *configdb.Txn) (err error) {
+		present := ""
+		if r.NodeID != "" {
+			n, present, err = m.readmission(v, tx, r, keyHash)
+		} else {
+			n, err = m.admission(v, tx, r, keyHash)
+		}
+		if err == nil {
+			cert, err = m.issue(v, tx, &n, csr.PublicKey, present)
+		}
 		return err
 	})
 	if err != nil {
 		return api.AdmitResult{}, err
 	}
-	return m.admitted(n, csr, host)
+	return m.admitted(n, cert)
 }
 
 // admission is the transaction of Admit.
 func (m *member) admission(v *configdb.View, tx *configdb.Txn, r api.AdmitRequest, keyHash string) (api.Node, error) {
-	t, err := configdb.Tokens.Get(v, r.TokenID)
-	if err != nil || t.Spec.Use != api.TokenJoin || subtle.ConstantTimeCompare([]byte(t.Spec.Hash), []byte(pki.HashSecret(r.Secret))) != 1 {
-		return api.Node{}, api.Errorf(api.CodeUnauthorized, "this join token is not known to cluster %s (revoked, or of another cluster); make a new one with: muster cluster token create", m.info.Cluster)
-	}
-	if time.Now().After(t.Spec.ExpiresAt) {
-		return api.Node{}, api.Errorf(api.CodeUnauthorized, "this join token expired at %s; make a new one with: muster cluster token create", t.Spec.ExpiresAt.Format(time.RFC3339))
+	t, err := m.tokenOf(v, r)
+	if err != nil {
+		return api.Node{}, err
 	}
 	if t.Spec.UsedBy != "" {
 		if n, err := configdb.Nodes.Get(v, t.Spec.UsedBy); err == nil && t.Spec.UsedKey == keyHash {
 			return n, nil // the same node finishes an interrupted join
 		}
-		return api.Node{}, api.Errorf(api.CodeUnauthorized, "this join token was used already; make a new one with: muster cluster token create")
+		return api.Node{}, tokenUsed()
 	}
 	nodes, err := configdb.Nodes.List(v)
 	if err != nil {
@@ -184,22 +198,34 @@ func (m *member) admission(v *configdb.View, tx *configdb.Txn, r api.AdmitReques
 	return n, configdb.Tokens.UpdateSpec(v, tx, &t)
 }
 
-func (m *member) admitted(n api.Node, csr csrType, host string) (api.AdmitResult, error) {
+// tokenOf returns the join token that a request shows, used or not.
+func (m *member) tokenOf(v *configdb.View, r api.AdmitRequest) (api.Token, error) {
+	t, err := configdb.Tokens.Get(v, r.TokenID)
+	if err != nil || t.Spec.Use != api.TokenJoin || subtle.ConstantTimeCompare([]byte(t.Spec.Hash), []byte(pki.HashSecret(r.Secret))) != 1 {
+		return t, api.Errorf(api.CodeUnauthorized, "this join token is not known to cluster %s (revoked, or of another cluster); make a new one with: muster cluster token create", m.info.Cluster)
+	}
+	if time.Now().After(t.Spec.ExpiresAt) {
+		return t, api.Errorf(api.CodeUnauthorized, "this join token expired at %s; make a new one with: muster cluster token create", t.Spec.ExpiresAt.Format(time.RFC3339))
+	}
+	return t, nil
+}
+
+func tokenUsed() error {
+	return api.Errorf(api.CodeUnauthorized, "this join token was used already; make a new one with: muster cluster token create")
+}
+
+// admitted is the answer to a node that was admitted by a committed transaction.
+func (m *member) admitted(n api.Node, cert []byte) (api.AdmitResult, error) {
 	c, err := configdb.Clusters.Get(m.store.Local(), m.info.ClusterID)
 	if err != nil {
 		return api.AdmitResult{}, err
 	}
-	caKey, err := pki.Open(m.info.clusterKey, caKeyLabel, c.Spec.SealedCAKey)
-	if err != nil {
-		return api.AdmitResult{}, err
-	}
-	cert, err := pki.SignNode(m.info.ca, caKey, csr, n.Meta.ID, n.Meta.Name, host)
-	if err != nil {
-		return api.AdmitResult{}, err
-	}
 	out := api.AdmitResult{
-		ClusterID: m.info.ClusterID, Cluster: m.info.Cluster, NodeID: n.Meta.ID, CACert: string(m.info.ca),
+		ClusterID: m.info.ClusterID, Cluster: m.info.Cluster, NodeID: n.Meta.ID, CACert: string(bundleOf(&c.Spec)),
 		Cert: string(cert), ClusterKey: m.info.clusterKey, Role: n.Spec.Role,
+	}
+	if out.Authority, err = copyAuthority(&c); err != nil {
+		return api.AdmitResult{}, err
 	}
 	members, err := m.store.Members()
 	if err != nil {
@@ -254,18 +280,22 @@ func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool)
 // askAgain reports whether the leader is changing, so that the request was
 // carried out by nobody.
 func askAgain(err error) bool {
+	code := refusal(err)
+	return errors.Is(err, configdb.ErrNoQuorum) || code == codeHandedOver || code == codeNotLeader
+}
+
+// refusal is the code with which a call was refused, here or on another node;
+// empty if it has none.
+func refusal(err error) string {
 	var here interface{ RPCCode() string }
 	var there *clusternet.RemoteError
-	code := ""
 	switch {
-	case errors.Is(err, configdb.ErrNoQuorum):
-		return true
-	case errors.As(err, &here):
-		code = here.RPCCode()
 	case errors.As(err, &there):
-		code = there.Code
+		return there.Code
+	case errors.As(err, &here):
+		return here.RPCCode()
 	}
-	return code == codeHandedOver || code == codeNotLeader
+	return ""
 }
 
 // boundTo returns the names of the VMs that are bound to a node.

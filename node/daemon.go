@@ -53,7 +53,7 @@ type Daemon struct {
 func New(cfg *Config, log *slog.Logger) (*Daemon, error) {
 	d := &Daemon{cfg: cfg, log: log, fatal: make(chan error, 1), table: newServiceTable(log)}
 	srv, err := rest.New(rest.Config{
-		Version: version.Version, Node: d.nodeName, DB: d.db, Bootstrap: d, Cluster: clusterOf{d}, Placer: restPlacer{},
+		Version: version.Version, Node: d.nodeName, DB: d.db, Bootstrap: d, Cluster: clusterOf{d}, Authority: authorityOf{d}, Placer: restPlacer{},
 		Images: imagesOf{d}, Consoles: consolesOf{d}, Peers: d, Monitor: monitorOf{d}, PeerName: d.peerName, Services: d.services, Log: log.With("module", "rest"),
 	})
 	if err != nil {
@@ -78,6 +78,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	defer func() { _ = runLock.Close() }()
 	if err := d.dropFounding(); err != nil {
+		return err
+	}
+	if err := tightenModes(d.cfg.DataDir, d.log); err != nil {
 		return err
 	}
 	info, err := loadMembership(d.cfg.DataDir)

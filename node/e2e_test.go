@@ -415,7 +415,7 @@ func TestDeadNodeWithAnUnprotectedVMCanBeRemoved(t *testing.T) {
 	b.run("vm", "rm", "loner")
 	a.refuse(3, "loner", "vm", "show", "loner")
 
-	dead.start()
+	dead.spawn() // it may end before anybody sees it
 	select {
 	case <-dead.exited:
 		if !strings.Contains(dead.log(), "was removed from cluster test") {

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/muster-vm/muster/api"
-	"github.com/muster-vm/muster/internal/clusternet"
 )
 
 // The files of a data directory. identityFile is written last: without it the
@@ -49,6 +48,8 @@ type membership struct {
 	Peers []string `json:"peers,omitempty"`
 
 	key, cert, ca, clusterKey []byte
+	// authority is a copy of the authority's sealed key, if there is one yet.
+	authority []byte
 }
 
 // lockDir takes the data directory for this process.
@@ -118,14 +119,9 @@ func (m *membership) save(dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		name string
-		data []byte
-		mode fs.FileMode
-	}{
-		{keyFile, m.key, 0o600}, {clusterKeyFile, m.clusterKey, 0o600},
-		{certFile, m.cert, 0o644}, {caFile, m.ca, 0o644}, {identityFile, append(id, '\n'), 0o600},
-	} {
+	held := m.held()
+	files := append(held.files(), credentialFile{clusterKeyFile, m.clusterKey, 0o600}, credentialFile{identityFile, append(id, '\n'), 0o600})
+	for _, f := range files {
 		if err := writeFile(filepath.Join(dir, f.name), f.data, f.mode); err != nil {
 			return fmt.Errorf("save membership: %w", err)
 		}
@@ -137,7 +133,7 @@ func (m *membership) save(dir string) error {
 // an init goes last, so that an interrupted forget is taken up again.
 func forget(dir string) error {
 	var errs []error
-	for _, name := range []string{identityFile, keyFile, clusterKeyFile, certFile, caFile, replicaDir, foundingFile} {
+	for _, name := range []string{identityFile, keyFile, clusterKeyFile, certFile, caFile, authorityFile, redoFile, replicaDir, foundingFile} {
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, name)))
 	}
 	return errors.Join(errs...)
@@ -156,6 +152,12 @@ func loadMembership(dir string) (*membership, error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return nil, fmt.Errorf("%s is damaged (%w); restore it from a backup, or remove the node from its cluster and start with an empty data directory", filepath.Join(dir, identityFile), err)
 	}
+	if err := redoCredentials(dir); err != nil {
+		return nil, err
+	}
+	if m.authority, err = readAuthority(dir); err != nil {
+		return nil, err
+	}
 	for _, f := range []struct {
 		name string
 		into *[]byte
@@ -165,15 +167,4 @@ func loadMembership(dir string) (*membership, error) {
 		}
 	}
 	return &m, nil
-}
-
-func (m *membership) identity() (*clusternet.Identity, error) {
-	id, err := clusternet.NewIdentity(m.cert, m.key, m.ca)
-	if err != nil {
-		return nil, err
-	}
-	if id.NodeID != m.NodeID {
-		return nil, fmt.Errorf("the certificate is that of node %s, but the data directory is that of %s; restore both from one backup", id.NodeID, m.NodeID)
-	}
-	return id, nil
 }

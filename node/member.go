@@ -66,6 +66,7 @@ type member struct {
 	facts    *registrar
 	gossip   *gossip.Service
 	packets  net.PacketConn // of gossip
+	certs    *certs
 
 	rpcListener, webListener net.Listener
 
@@ -79,7 +80,7 @@ type member struct {
 // openMember opens the replica and wires the modules. ln and packets are the one
 // port.
 func openMember(cfg *Config, info *membership, ln net.Listener, packets net.PacketConn, fatal func(error), services func() []api.ServiceStatus, log *slog.Logger) (*member, error) {
-	id, err := info.identity()
+	id, err := info.identity(time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +99,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, packets net.Pack
 		return nil, err
 	}
 	id.Trust = m.trusted
+	m.certs = newCerts(m)
 	if err := m.wire(services); err != nil {
 		return nil, errors.Join(err, m.store.Close())
 	}
@@ -143,6 +145,9 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	m.rpc.Handle(methodEnlist, func(ctx context.Context, _ []byte) ([]byte, error) {
 		return m.serveEnlist(ctx, clusternet.CallerOf(ctx))
 	})
+	m.rpc.Handle(methodCertify, func(ctx context.Context, b []byte) ([]byte, error) {
+		return m.serveCertify(ctx, clusternet.CallerOf(ctx), b)
+	})
 	m.rpc.Handle(methodExpel, m.serveExpel)
 	m.rpc.Handle(methodLeader, m.serveLeader)
 	m.rpc.Handle(methodHealth, m.serveHealth)
@@ -166,6 +171,8 @@ func (m *member) CallLeader(ctx context.Context, method string, request []byte) 
 		return m.serveExpel(ctx, request)
 	case methodTransfer:
 		return m.serveTransfer(ctx, request)
+	case methodCertify:
+		return m.serveCertify(ctx, m.info.NodeID, request)
 	}
 	return nil, fmt.Errorf("call %s on this node: unknown method", method)
 }
@@ -183,6 +190,8 @@ func (m *member) services() map[string]func(context.Context) error {
 		"port":       m.port.Serve,
 		"rpc":        func(ctx context.Context) error { return m.rpc.Serve(ctx, m.rpcListener) },
 		"enlist":     m.enlist,
+		"cert":       m.certs.run,
+		"lockout":    m.lockOut,
 		"guard":      m.guard.Serve,
 		"lease":      m.keeper.Run,
 		"storage":    m.storage.Run,
@@ -233,6 +242,7 @@ func (m *member) leader(ctx context.Context) error {
 		for name, run := range map[string]func(context.Context, uint64) error{
 			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,
 			"leader/voters": m.keepVoters, "leader/gossip": m.keepGossipKeys,
+			"leader/authority": m.rotate,
 		} {
 			m.table.supervise(sup, name, func(ctx context.Context) error { return run(ctx, l.Term) })
 		}

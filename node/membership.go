@@ -14,6 +14,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -22,8 +23,6 @@ import (
 	"github.com/muster-vm/muster/internal/pki"
 	"github.com/muster-vm/muster/placement"
 )
-
-type csrType = *x509.CertificateRequest
 
 // Waits of joining and leaving.
 const (
@@ -150,6 +149,7 @@ func (m *member) deleteNode(ctx context.Context, r expelRequest, term uint64) er
 		configdb.ReleaseNode(v, tx, r.NodeID)
 		configdb.Nodes.Delete(tx, n)
 		tx.Put(removedPrefix+r.NodeID, []byte(n.Meta.Name))
+		tx.Delete(certificateKey(r.NodeID))
 		for e := range v.Scan(configdb.PoolStates.SpecPrefix(), "") {
 			id, _ := configdb.PoolStates.IDOf(e.Key)
 			if ps, err := configdb.PoolStates.Get(v, id); err == nil && ps.Spec.NodeID == r.NodeID {
@@ -193,8 +193,12 @@ const removedPrefix = configdb.Root + "removed/"
 // trusted reports whether a node that proved its identity may call this one.
 // What this replica does not know yet may be a node that just joined.
 func (m *member) trusted(nodeID string) error {
-	if e, gone := m.store.Local().Get(removedPrefix + nodeID); gone {
-		return removedError{fmt.Errorf("node %s was removed from cluster %s", e.Value, m.info.Cluster)}
+	return trustedIn(m.store.Local(), nodeID, m.info.Cluster)
+}
+
+func trustedIn(v *configdb.View, nodeID, cluster string) error {
+	if e, gone := v.Get(removedPrefix + nodeID); gone {
+		return removedError{fmt.Errorf("node %s was removed from cluster %s", e.Value, cluster)}
 	}
 	return nil
 }
@@ -213,18 +217,24 @@ func (m *member) askWhetherRemoved(ctx context.Context) bool {
 	if _, _, ok := m.store.Leader(); ok {
 		return false
 	}
-	nodes, _ := configdb.Nodes.List(m.store.Local())
-	for i := range nodes {
-		if nodes[i].Meta.ID == m.info.NodeID {
+	// The group as this node's log has it: after a restart the replica may be empty
+	// until a leader is heard.
+	members, err := m.store.Members()
+	if err != nil {
+		return false
+	}
+	for _, mb := range members {
+		if mb.NodeID == m.info.NodeID {
 			continue
 		}
 		cctx, cancel := context.WithTimeout(ctx, leaderRetry*5)
-		_, err := m.client.Call(cctx, nodes[i].Meta.ID, nodes[i].Spec.Address, methodLeader, nil)
+		_, err := m.client.Call(cctx, mb.NodeID, mb.Address, methodLeader, nil)
 		cancel()
 		var re *clusternet.RemoteError
 		if errors.As(err, &re) && re.Code == codeRemoved {
 			return true
 		}
+		m.certs.met(err)
 	}
 	return false
 }
@@ -258,7 +268,7 @@ func askOne(ctx context.Context, t *pki.JoinToken, addr string, body []byte) (ap
 				MinVersion: tls.VersionTLS13,
 				// The authority is not known yet; its hash is, from the token.
 				InsecureSkipVerify: true, //nolint:gosec // VerifyConnection does it
-				VerifyConnection:   func(cs tls.ConnectionState) error { return verifyByHash(cs, t.CAHash) },
+				VerifyConnection:   func(cs tls.ConnectionState) error { return verifyByHash(cs, t.CAHash, t.OtherCAHash) },
 			}}
 			return d.DialContext(ctx, "tcp", addr)
 		},
@@ -301,17 +311,24 @@ func askOne(ctx context.Context, t *pki.JoinToken, addr string, body []byte) (ap
 	return out, nil
 }
 
-// verifyByHash accepts a chain whose authority has the hash and has signed the
-// leaf.
-func verifyByHash(cs tls.ConnectionState, hash string) error {
-	for _, ca := range cs.PeerCertificates {
-		if !ca.IsCA || pki.CAHash(ca) != hash {
-			continue
+// verifyByHash accepts a chain that ends at an authority with one of the hashes.
+// The node may show a bridge to the authority that the hash names.
+func verifyByHash(cs tls.ConnectionState, hashes ...string) error {
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	known := false
+	for _, ca := range cs.PeerCertificates[1:] {
+		switch {
+		case !ca.IsCA:
+		case slices.Contains(hashes, pki.CAHash(ca)):
+			roots.AddCert(ca)
+			known = true
+		default:
+			between.AddCert(ca)
 		}
-		roots := x509.NewCertPool()
-		roots.AddCert(ca)
-		_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots})
-		return err
 	}
-	return errors.New("the server is not of the cluster that made this join token")
+	if !known {
+		return errors.New("the server is not of the cluster that made this join token, or the cluster has replaced its authority since; make a new one with: muster cluster token create")
+	}
+	_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between})
+	return err
 }

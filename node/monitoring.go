@@ -20,10 +20,7 @@ import (
 
 // wireMonitor builds what measures this node and what watches the cluster.
 func (m *member) wireMonitor(services func() []api.ServiceStatus) error {
-	cert, err := pki.ParseCert(m.info.cert)
-	if err != nil {
-		return err
-	}
+	var err error
 	if m.cfg.SNMPListen != "" {
 		m.agent, err = snmp.NewAgent(snmp.Config{
 			Listen: m.cfg.SNMPListen, Community: m.cfg.SNMPCommunity, User: m.cfg.SNMPUser, Secret: m.cfg.SNMPSecret,
@@ -36,7 +33,7 @@ func (m *member) wireMonitor(services func() []api.ServiceStatus) error {
 	}
 	m.meter = monitor.NewNode(monitor.NodeConfig{
 		Node: m.info.Node, DataDir: m.cfg.DataDir, Guests: guestsOf{m}, Pools: m.poolMounts, Replica: m.replicaState,
-		Lease: m.keeper.Remaining, Gossip: m.gossipMembers, Services: serviceStates(services), CertNotAfter: func() time.Time { return cert.NotAfter },
+		Lease: m.keeper.Remaining, Gossip: m.gossipMembers, Services: serviceStates(services), CertNotAfter: func() time.Time { return m.identity.Leaf().NotAfter }, CertLife: func() time.Duration { return pki.Life(m.identity.Leaf()) },
 		Agent: m.agent, Log: m.log.With("module", "monitor"),
 	})
 	m.monitor = monitor.New(monitor.Config{

@@ -37,7 +37,7 @@ func BenchmarkTenThousandVMs(b *testing.B) {
 	}
 	c := &fakeCluster{}
 	s, err := New(Config{
-		Node: func() string { return "m1" }, DB: func() (configdb.DB, bool) { return db, true }, Bootstrap: c, Cluster: c, Placer: &fakePlacer{},
+		Node: func() string { return "m1" }, DB: func() (configdb.DB, bool) { return db, true }, Bootstrap: c, Cluster: c, Authority: c, Placer: &fakePlacer{},
 		Images: nodeImages{}, Consoles: &fakeConsoles{}, Peers: fakePeers{}, Services: func() []api.ServiceStatus { return nil }, PeerName: func(*http.Request) (string, bool) { return "", false },
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})

@@ -152,6 +152,9 @@ func (q *request) verb() string {
 		if _, action, ok := strings.Cut(q.route.path, "{name}/"); ok {
 			return action
 		}
+		if action, ok := strings.CutPrefix(q.route.path, base+"cluster/ca/"); ok {
+			return action
+		}
 		return "create"
 	case http.MethodDelete:
 		return "delete"

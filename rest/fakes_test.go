@@ -172,6 +172,7 @@ type fakeCluster struct {
 	mu      sync.Mutex
 	removed []string
 	actor   string
+	asked   []string
 }
 
 func (c *fakeCluster) Init(_ context.Context, r api.InitRequest) (api.InitResult, error) {

@@ -76,7 +76,7 @@ func newFixture(t *testing.T) *fixture {
 		s, err := New(Config{
 			Version: "test", Node: func() string { return node },
 			DB:        func() (configdb.DB, bool) { return f.db, f.member.Load() },
-			Bootstrap: f.cluster, Cluster: f.cluster, Placer: f.placer, Images: nodeImages{f.images, node},
+			Bootstrap: f.cluster, Cluster: f.cluster, Authority: f.cluster, Placer: f.placer, Images: nodeImages{f.images, node},
 			Consoles: f.console, Peers: fakePeers{f, node},
 			Services: func() []api.ServiceStatus {
 				return []api.ServiceStatus{{Node: node, Name: "lease", State: api.ServiceRunning}}

@@ -31,6 +31,7 @@ type Config struct {
 
 	Bootstrap Bootstrap
 	Cluster   Cluster
+	Authority Authority
 	Placer    Placer
 	Images    Images
 	Consoles  Consoles
@@ -53,7 +54,7 @@ func (c *Config) check() error {
 		name string
 		set  bool
 	}{
-		{"Node", c.Node != nil}, {"DB", c.DB != nil}, {"Bootstrap", c.Bootstrap != nil}, {"Cluster", c.Cluster != nil},
+		{"Node", c.Node != nil}, {"DB", c.DB != nil}, {"Bootstrap", c.Bootstrap != nil}, {"Cluster", c.Cluster != nil}, {"Authority", c.Authority != nil},
 		{"Placer", c.Placer != nil}, {"Images", c.Images != nil}, {"Consoles", c.Consoles != nil}, {"Peers", c.Peers != nil},
 		{"PeerName", c.PeerName != nil}, {"Services", c.Services != nil},
 	} {

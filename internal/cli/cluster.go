@@ -39,7 +39,7 @@ func (a *app) clusterCmd() *cobra.Command {
 	initialise.Flags().StringVar(&name, "name", "", "name of the cluster (default \"muster\")")
 	join := &cobra.Command{
 		Use: "join TOKEN", Short: "Let the daemon of this host join a cluster", Args: args("TOKEN"),
-		Long:              "Joins the cluster that made TOKEN (muster cluster token create). Runs on the\nhost itself, through the socket in the data directory (default " + defaultDataDir + ").",
+		Long:              "Joins the cluster that made TOKEN (muster cluster token create). Runs on the\nhost itself, through the socket in the data directory (default " + defaultDataDir + ").\nA node that was off while the cluster replaced its certificate authority comes\nback with it, and keeps all it has.",
 		Example:           "  muster cluster join TOKEN --data-dir /var/lib/muster",
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, tokens []string) error { return a.clusterJoin(cmd.Context(), tokens[0]) },
@@ -53,7 +53,7 @@ func (a *app) clusterCmd() *cobra.Command {
 			return a.clusterTransfer(cmd.Context(), append(names, "")[0])
 		},
 	}
-	return group("cluster", "The cluster as a whole", initialise, join, status, transfer,
+	return group("cluster", "The cluster as a whole", initialise, join, status, transfer, a.caCmd(),
 		group("token", "Tokens that let nodes join", a.joinTokenCmd()))
 }
 
@@ -208,13 +208,20 @@ func (a *app) clusterStatus(ctx context.Context) error {
 	out.field("Term", strconv.FormatUint(s.Term, 10))
 	out.field("Revision", strconv.FormatUint(s.Revision, 10))
 	out.field("Answered by", s.Node)
+	if s.CARotation != "" {
+		out.field("CA rotation", string(s.CARotation)+"; see: muster cluster ca show")
+	}
 	out.title("Members")
-	t := &table{head: []string{"NAME", "STATUS", "ROLE", "VOTES", "LEADER", "GOSSIP", "ADDRESS"}}
+	t := &table{head: []string{"NAME", "STATUS", "ROLE", "VOTES", "LEADER", "GOSSIP", "CERTIFICATE", "ADDRESS"}}
 	if a.flags.wide {
 		t.head = append(t.head, loadColumns[1:]...)
 	}
 	for _, m := range s.Members {
-		row := []string{first(m.Node, m.NodeID), dash(string(m.Phase)), dash(string(m.Role)), yesNo(m.Voter), yesNo(m.Leader), heard(m.Gossip), m.Address}
+		ends := "-"
+		if m.CertificateEnds != nil {
+			ends = until(*m.CertificateEnds, a.Now())
+		}
+		row := []string{first(m.Node, m.NodeID), dash(string(m.Phase)), dash(string(m.Role)), yesNo(m.Voter), yesNo(m.Leader), heard(m.Gossip), ends, m.Address}
 		if a.flags.wide {
 			row = append(row, loadRow(m.Gossip)[1:]...)
 		}

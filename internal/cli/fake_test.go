@@ -44,6 +44,8 @@ type fakeCluster struct {
 	log     []string
 	servers map[string]*httptest.Server
 	joined  bool
+	caPhase api.CAPhase
+	caLife  int // seconds
 }
 
 type fakeObject struct {

@@ -55,6 +55,6 @@ func (f *fakeCluster) serveCluster(w http.ResponseWriter, r *http.Request, node,
 		}
 		reply(201, api.JoinToken{Token: fmt.Sprintf("join_%s_%d", in.Role, in.TTLSeconds)})
 	default:
-		f.fail(w, api.Errorf(api.CodeNotFound, "no such path"))
+		f.serveAuthority(w, r, path)
 	}
 }

@@ -296,6 +296,8 @@ func (f *fakeCluster) serveSub(w http.ResponseWriter, r *http.Request, node stri
 		n, _ := strconv.Atoi(r.URL.Query().Get("bytes"))
 		w.Header().Set("Content-Type", "text/plain")
 		_, _ = w.Write(f.console[max(0, len(f.console)-n):])
+	case sub == "renew-certificate" && r.Method == http.MethodPost:
+		f.renewNode(w, o)
 	case r.Method == http.MethodPost:
 		f.serveAction(w, r, o, sub)
 	default:

@@ -26,7 +26,7 @@ func (a *app) hintFor(err error) string {
 	var host x509.HostnameError
 	switch {
 	case errors.As(err, &authority):
-		return "give the cluster's CA certificate with --cacert or MUSTER_CACERT; every node has it as ca.crt in its data directory"
+		return "give the cluster's CA certificate with --cacert or MUSTER_CACERT; every node has it as ca.crt in its data directory (if it worked before, the cluster has replaced its authority)"
 	case errors.As(err, &host):
 		return "the certificate of the node is for another name or address; use the address that the node was started with (--listen)"
 	}

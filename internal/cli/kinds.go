@@ -332,6 +332,7 @@ func nodeShow(s *sections, o *api.Node, now time.Time) {
 	s.field("Accelerator", accel)
 	s.field("QEMU", first(st.QEMUVersion, "not usable"))
 	s.field("Guard", st.GuardLevel)
+	showCertificate(s, st.Certificate, now)
 	showConditions(s, st.Conditions, now)
 }
 

@@ -108,7 +108,7 @@ func TestCompleteInsideTheShell(t *testing.T) {
 		"vm|create|x|--no-w":        "--no-wait",
 		"vm|ls|--|--no":             "",
 		"context|":                  "",
-		"cluster|":                  "status|token|transfer",
+		"cluster|":                  "ca|status|token|transfer",
 		"help|vm|pau":               "pause",
 		"nonsense|":                 "",
 		"cluster|token|create|--ro": "--role",

@@ -12,6 +12,8 @@
 //   - A web connection may carry a node's certificate, which is then verified,
 //     or none.
 //   - A client that is slow in its handshake delays nobody else.
+//   - Certificate and authorities can be replaced while connections stand. Drop
+//     closes at once what a node that was removed has open, of any protocol.
 //
 // Non-guarantees: what a node may do is decided by the protocols above.
 //

@@ -6,11 +6,11 @@ package clusternet
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/muster-vm/muster/internal/pki"
@@ -33,11 +33,12 @@ var clusterProtocols = []string{ProtoRaft, ProtoRPC, ProtoGossip}
 // DialTimeout bounds one connection attempt, with its handshake.
 const DialTimeout = 5 * time.Second
 
-// Identity is what a node is known by: its certificate and the authority.
+// Identity is what a node is known by: its certificate and what it trusts. Both
+// can be replaced while connections stand; see Replace.
 type Identity struct {
 	NodeID string
-	cert   tls.Certificate
-	roots  *x509.CertPool
+	shown  atomic.Pointer[material]
+	conns  registry
 	// Trust, if set, refuses a peer although its certificate is good, when it
 	// connects for Raft or gossip. Calls have RPCServer.Trust. Set it before the port serves.
 	Trust func(nodeID string) error
@@ -45,61 +46,28 @@ type Identity struct {
 	DialTCP func(ctx context.Context, address string) (net.Conn, error)
 }
 
-// NewIdentity checks that certificate, key and authority belong together.
+// NewIdentity checks that certificate, key and authorities belong together. It
+// does not ask whether the certificate has ended.
 func NewIdentity(certPEM, keyPEM, caPEM []byte) (*Identity, error) {
-	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	m, err := newMaterial(Credentials{Cert: certPEM, Key: keyPEM, CA: caPEM})
 	if err != nil {
-		return nil, fmt.Errorf("node certificate: %w", err)
+		return nil, err
 	}
-	leaf, err := pki.ParseCert(certPEM)
-	if err != nil {
-		return nil, fmt.Errorf("node certificate: %w", err)
-	}
-	ca, err := pki.ParseCert(caPEM)
-	if err != nil {
-		return nil, fmt.Errorf("authority: %w", err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(ca)
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
-		return nil, fmt.Errorf("node certificate is not of this cluster: %w", err)
-	}
-	id, ok := pki.NodeIDOf(leaf)
-	if !ok {
-		return nil, fmt.Errorf("node certificate names no node")
-	}
-	// The authority is sent along, so that a joining node can compare its hash
-	// with the one in its token.
-	cert.Certificate = append(cert.Certificate, ca.Raw)
-	return &Identity{NodeID: id, cert: cert, roots: roots}, nil
+	id := &Identity{NodeID: m.nodeID}
+	m.serve(id)
+	id.shown.Store(m)
+	return id, nil
 }
 
-// serverConfig chooses by what the client offers: a cluster protocol needs a
-// node's certificate, the web may do without.
+// serverConfig is that of the port: each handshake uses what the identity shows
+// at that moment.
 func (id *Identity) serverConfig() *tls.Config {
-	base := tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{id.cert},
-		ClientCAs:    id.roots,
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+			return id.shown.Load().configFor(h), nil
+		},
 	}
-	web := base.Clone()
-	web.NextProtos = []string{ProtoH2, ProtoH1}
-	web.ClientAuth = tls.VerifyClientCertIfGiven
-	cluster := base.Clone()
-	cluster.NextProtos = clusterProtocols
-	cluster.ClientAuth = tls.RequireAndVerifyClientCert
-	cluster.VerifyConnection = id.requireNode
-	out := base.Clone()
-	out.NextProtos = web.NextProtos
-	out.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-		for _, p := range h.SupportedProtos {
-			if slices.Contains(clusterProtocols, p) {
-				return cluster, nil
-			}
-		}
-		return web, nil
-	}
-	return out
 }
 
 func (id *Identity) requireNode(cs tls.ConnectionState) error {
@@ -131,12 +99,16 @@ func (id *Identity) Dial(ctx context.Context, nodeID, address string, protocols 
 	if err != nil {
 		return nil, fmt.Errorf("connect to node %s at %s: %w", nodeID, address, err)
 	}
-	c := tls.Client(raw, &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{id.cert},
-		RootCAs:      id.roots,
-		ServerName:   pki.NodeDNSName(nodeID),
-		NextProtos:   protocols,
+	tracked := &trackedConn{Conn: raw, dialled: true}
+	shown := id.shown.Load()
+	c := tls.Client(tracked, &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		// Whatever authorities the other side names: that they differ is then said
+		// as what it is.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &shown.cert, nil },
+		RootCAs:              shown.roots,
+		ServerName:           pki.NodeDNSName(nodeID),
+		NextProtos:           protocols,
 	})
 	if err := c.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
@@ -145,6 +117,9 @@ func (id *Identity) Dial(ctx context.Context, nodeID, address string, protocols 
 	if got := c.ConnectionState().NegotiatedProtocol; !slices.Contains(protocols, got) {
 		_ = c.Close()
 		return nil, fmt.Errorf("connect to node %s at %s: it does not speak %s", nodeID, address, strings.Join(protocols, " or "))
+	}
+	if err := id.track(tracked, nodeID, c.ConnectionState().PeerCertificates); err != nil {
+		return nil, fmt.Errorf("connect to node %s at %s: %w", nodeID, address, err)
 	}
 	return c, nil
 }

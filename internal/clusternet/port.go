@@ -29,6 +29,7 @@ const (
 // Port accepts on one listener and hands each connection to its protocol.
 type Port struct {
 	ln     net.Listener
+	id     *Identity
 	config *tls.Config
 	log    *slog.Logger
 
@@ -39,7 +40,7 @@ type Port struct {
 
 // NewPort returns a port that serves nothing until Listener and Serve.
 func NewPort(ln net.Listener, id *Identity, log *slog.Logger) *Port {
-	return &Port{ln: ln, config: id.serverConfig(), log: log, protos: map[string]*protoListener{}, shaking: map[string]int{}}
+	return &Port{ln: ln, id: id, config: id.serverConfig(), log: log, protos: map[string]*protoListener{}, shaking: map[string]int{}}
 }
 
 // Listener returns the listener of some protocols. Its connections are
@@ -108,7 +109,8 @@ func (p *Port) Serve(ctx context.Context) error {
 func (p *Port) handshake(ctx context.Context, raw net.Conn) {
 	hctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
-	first := &peekedConn{Conn: raw}
+	tracked := &trackedConn{Conn: raw}
+	first := &peekedConn{Conn: tracked}
 	if first.begins(hctx, sshGreeting) {
 		if l := p.listener(ProtoSSH); l == nil || !l.deliver(hctx, first) {
 			_ = raw.Close()
@@ -119,6 +121,11 @@ func (p *Port) handshake(ctx context.Context, raw net.Conn) {
 	if err := c.HandshakeContext(hctx); err != nil {
 		p.log.Debug("handshake failed", "peer", raw.RemoteAddr(), "err", err)
 		_ = raw.Close()
+		return
+	}
+	if err := p.id.trackAccepted(tracked, c.ConnectionState()); err != nil {
+		p.log.Debug("connection refused", "peer", raw.RemoteAddr(), "err", err)
+		_ = tracked.Close()
 		return
 	}
 	proto := c.ConnectionState().NegotiatedProtocol

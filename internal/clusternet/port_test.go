@@ -137,9 +137,9 @@ func TestOnePortManyProtocols(t *testing.T) {
 	echo(t, p.Listener(ProtoH2, ProtoH1))
 	stranger := newCluster(t).identity(t, "client")
 	cfg := func(id *Identity, protos ...string) *tls.Config {
-		out := &tls.Config{RootCAs: srv.roots, ServerName: pki.NodeDNSName("server"), NextProtos: protos}
+		out := &tls.Config{RootCAs: srv.shown.Load().roots, ServerName: pki.NodeDNSName("server"), NextProtos: protos}
 		if id != nil {
-			out.Certificates = []tls.Certificate{id.cert}
+			out.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &id.shown.Load().cert, nil }
 		}
 		return out
 	}
@@ -161,11 +161,11 @@ func TestOnePortManyProtocols(t *testing.T) {
 		"rpc hidden behind the web":           {cfg(nil, ProtoH2, ProtoRPC), ""},
 		"rpc with another cluster's":          {cfg(stranger, ProtoRPC), ""},
 		"web with another cluster's":          {cfg(stranger, ProtoH2), ""},
-		"rpc with the authority's by itself":  {&tls.Config{RootCAs: srv.roots, ServerName: pki.NodeDNSName("server"), NextProtos: []string{ProtoRPC}, Certificates: []tls.Certificate{{Certificate: [][]byte{cli.cert.Certificate[1]}, PrivateKey: cli.cert.PrivateKey}}}, ""},
+		"rpc with the authority's by itself":  {&tls.Config{RootCAs: srv.shown.Load().roots, ServerName: pki.NodeDNSName("server"), NextProtos: []string{ProtoRPC}, Certificates: []tls.Certificate{{Certificate: [][]byte{cli.shown.Load().cert.Certificate[1]}, PrivateKey: cli.shown.Load().cert.PrivateKey}}}, ""},
 		"unknown protocol":                    {cfg(cli, "muster-future"), ""},
 		"an old TLS":                          {old, ""},
-		"the server's name of another node":   {&tls.Config{RootCAs: srv.roots, ServerName: pki.NodeDNSName("other")}, ""},
-		"a client that trusts another":        {&tls.Config{RootCAs: stranger.roots, ServerName: pki.NodeDNSName("server")}, ""},
+		"the server's name of another node":   {&tls.Config{RootCAs: srv.shown.Load().roots, ServerName: pki.NodeDNSName("other")}, ""},
+		"a client that trusts another":        {&tls.Config{RootCAs: stranger.shown.Load().roots, ServerName: pki.NodeDNSName("server")}, ""},
 		"a protocol that nobody serves (web)": {cfg(nil, "http/1.0"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -191,7 +191,7 @@ func TestResumptionGainsNothing(t *testing.T) {
 	echo(t, p.Listener(ProtoRPC))
 	echo(t, p.Listener(ProtoH2, ProtoH1))
 	cfg := &tls.Config{
-		RootCAs: srv.roots, ServerName: pki.NodeDNSName("server"), NextProtos: []string{ProtoH2}, ClientSessionCache: tls.NewLRUClientSessionCache(8),
+		RootCAs: srv.shown.Load().roots, ServerName: pki.NodeDNSName("server"), NextProtos: []string{ProtoH2}, ClientSessionCache: tls.NewLRUClientSessionCache(8),
 	}
 	for range 2 {
 		if got, err := ask(address(p), cfg); err != nil || got != `h2 from ""` {
@@ -254,7 +254,7 @@ func TestDialReachesTheNodeItMeans(t *testing.T) {
 func TestDialRefusesAnotherProtocol(t *testing.T) {
 	c := newCluster(t)
 	srv, cli := c.identity(t, "server"), c.identity(t, "client")
-	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{srv.cert}})
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{srv.shown.Load().cert}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -427,7 +427,7 @@ func TestIdentitiesAreChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(id.cert.Certificate) != 2 || !slices.Equal(id.cert.Certificate[1], ca.Raw) {
+	if len(id.shown.Load().cert.Certificate) != 2 || !slices.Equal(id.shown.Load().cert.Certificate[1], ca.Raw) {
 		t.Error("the authority is not sent along")
 	}
 	if _, ok := PeerNode(nil); ok {

@@ -345,7 +345,7 @@ func TestStrangersCannotCall(t *testing.T) {
 		t.Error("a stranger's call was answered")
 	}
 	half := c.identity(t, "client") // trusts this cluster, but shows another's certificate
-	half.cert = stranger.cert
+	half.shown.Load().cert = stranger.shown.Load().cert
 	if _, err := newClient(t, half).Call(timeout(t, waitTimeout), "server", p.addr, "echo", nil); err == nil {
 		t.Error("a call with a strange certificate was answered")
 	}

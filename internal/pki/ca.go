@@ -15,15 +15,17 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"net"
 	"strings"
 	"time"
 )
 
 // Lifetimes and tolerance.
 const (
-	CALife       = 20 * 365 * 24 * time.Hour
-	NodeCertLife = 825 * 24 * time.Hour
+	CALife = 20 * 365 * 24 * time.Hour
+	// NodeCertLife is the default; a cluster may choose another within the bounds.
+	NodeCertLife    = 90 * 24 * time.Hour
+	MinNodeCertLife = time.Minute // a life below a day is for tests
+	MaxNodeCertLife = 825 * 24 * time.Hour
 	// clockSkew is how far the clocks of two nodes may differ at issue.
 	clockSkew = time.Hour
 )
@@ -98,7 +100,8 @@ func KeyHash(pub any) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// NewCA returns the certificate and key of a new authority, PEM.
+// NewCA returns the certificate and key of a new authority, PEM. Its name is
+// its own, though the cluster's is in it; it may sign one bridge to a successor.
 func NewCA(cluster, clusterID string) (certPEM, keyPEM []byte, err error) {
 	if keyPEM, err = NewKey(); err != nil {
 		return nil, nil, err
@@ -108,13 +111,15 @@ func NewCA(cluster, clusterID string) (certPEM, keyPEM []byte, err error) {
 		return nil, nil, err
 	}
 	t := &x509.Certificate{
-		SerialNumber:          serial(),
-		Subject:               pkix.Name{CommonName: "Muster cluster " + cluster, OrganizationalUnit: []string{clusterID}},
+		SerialNumber: serial(),
+		Subject: pkix.Name{
+			CommonName: "Muster cluster " + cluster, OrganizationalUnit: []string{clusterID}, SerialNumber: fmt.Sprintf("%x", NewSecret(8)),
+		},
 		NotBefore:             time.Now().Add(-clockSkew),
 		NotAfter:              time.Now().Add(CALife),
 		IsCA:                  true,
 		BasicConstraintsValid: true,
-		MaxPathLenZero:        true,
+		MaxPathLen:            1,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
@@ -158,43 +163,4 @@ func ParseCSR(csrPEM []byte) (*x509.CertificateRequest, error) {
 		return nil, fmt.Errorf("certificate request: %w", err)
 	}
 	return r, nil
-}
-
-// SignNode issues a node's certificate for its public key. Only what the
-// caller decided is in it, nothing that the request asked for. Neither name nor
-// host may look like a node's ID name: its holder could pose as that node.
-func SignNode(caCertPEM, caKeyPEM []byte, csr *x509.CertificateRequest, nodeID, name, host string) ([]byte, error) {
-	for _, n := range []string{name, host} {
-		if strings.HasSuffix(strings.ToLower(strings.TrimRight(n, ".")), nodeDomain) {
-			return nil, fmt.Errorf("sign certificate of node %s: %q is reserved", name, n)
-		}
-	}
-	ca, err := ParseCert(caCertPEM)
-	if err != nil {
-		return nil, fmt.Errorf("authority: %w", err)
-	}
-	key, err := parseKey(caKeyPEM)
-	if err != nil {
-		return nil, fmt.Errorf("authority: %w", err)
-	}
-	t := &x509.Certificate{
-		SerialNumber: serial(),
-		Subject:      pkix.Name{CommonName: name},
-		NotBefore:    time.Now().Add(-clockSkew),
-		NotAfter:     time.Now().Add(NodeCertLife),
-		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		DNSNames:     []string{NodeDNSName(nodeID), name, "localhost"},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
-	}
-	if ip := net.ParseIP(host); ip != nil {
-		t.IPAddresses = append(t.IPAddresses, ip)
-	} else if host != "" {
-		t.DNSNames = append(t.DNSNames, host)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, t, ca, csr.PublicKey, key)
-	if err != nil {
-		return nil, fmt.Errorf("sign certificate of node %s: %w", name, err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }

@@ -18,12 +18,15 @@ const joinPrefix = "muster-join1."
 // JoinToken is what a joining node must know: whom to ask, how to recognise
 // the cluster, and a secret that works once.
 type JoinToken struct {
-	ClusterID string    `json:"c"`
-	CAHash    string    `json:"h"`
-	TokenID   string    `json:"i"`
-	Secret    string    `json:"s"`
-	Addresses []string  `json:"a"`
-	ExpiresAt time.Time `json:"e"`
+	ClusterID string `json:"c"`
+	CAHash    string `json:"h"`
+	// OtherCAHash is set while the authority is being replaced: by either one
+	// the cluster may be known.
+	OtherCAHash string    `json:"g,omitempty"`
+	TokenID     string    `json:"i"`
+	Secret      string    `json:"s"`
+	Addresses   []string  `json:"a"`
+	ExpiresAt   time.Time `json:"e"`
 }
 
 // Encode returns the token as one word.

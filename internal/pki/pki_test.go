@@ -165,7 +165,7 @@ func TestAuthorityIsNarrow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !c.IsCA || !c.MaxPathLenZero || c.MaxPathLen != 0 || c.KeyUsage&x509.KeyUsageDigitalSignature != 0 {
+	if !c.IsCA || c.MaxPathLen != 1 || c.KeyUsage&x509.KeyUsageDigitalSignature != 0 {
 		t.Errorf("authority %+v", c)
 	}
 	d, err := ParseCert(b.cert)

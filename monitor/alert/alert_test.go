@@ -205,6 +205,40 @@ func TestClockSkew(t *testing.T) {
 	}
 }
 
+// A certificate is worth an alert when its renewal is late, however long it
+// lives; a life that nobody told counts as a long one.
+func TestCertificate(t *testing.T) {
+	const day = 24 * time.Hour
+	for name, tc := range map[string]struct {
+		left, life time.Duration
+		firing     bool
+		want       State
+	}{
+		"ninety days, about to be renewed":   {28 * day, 90 * day, false, Good},
+		"ninety days, late":                  {22 * day, 90 * day, false, Bad},
+		"a day, about to be renewed":         {9 * time.Hour, day, false, Good},
+		"a day, late":                        {5 * time.Hour, day, false, Bad},
+		"a minute, late":                     {10 * time.Second, time.Minute, false, Bad},
+		"long life, within the threshold":    {29 * day, 825 * day, false, Bad},
+		"unknown life, within the threshold": {29 * day, 0, false, Bad},
+		"unknown life, outside":              {31 * day, 0, false, Good},
+		"firing needs more to be well":       {23 * day, 90 * day, true, Bad},
+		"firing and renewed":                 {90 * day, 90 * day, true, Good},
+		"firing, short, renewed":             {time.Minute, time.Minute, true, Good},
+		"ended":                              {-time.Hour, 90 * day, false, Bad},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := rule("r", api.RuleSpec{Check: api.CheckCertificate})
+			r.Spec.SetDefaults()
+			f := Facts{Now: t0, Nodes: []Node{{ID: "b", Name: "m2"}}, Probes: map[string]Probe{"b": {CertNotAfter: t0.Add(tc.left), CertLife: tc.life}}}
+			v := certificate(&r, f, func(Target) bool { return tc.firing })
+			if len(v) != 1 || v[0].State != tc.want || tc.want == Bad && !strings.Contains(v[0].Message, "muster node show m2") {
+				t.Fatalf("verdicts %+v, want %d", v, tc.want)
+			}
+		})
+	}
+}
+
 func members(phases ...api.NodePhase) []api.MemberStatus {
 	var out []api.MemberStatus
 	for i, p := range phases {

@@ -292,14 +292,25 @@ func certificate(r *api.Rule, f Facts, firing isFiring) []Verdict {
 		}
 		t := Target{api.KindNode, n.ID, n.Name}
 		days := p.CertNotAfter.Sub(f.Now).Hours() / 24
+		limit, slack := certLimit(r.Spec.Threshold, p.CertLife)
 		v := Verdict{Target: t, State: Good, Message: fmt.Sprintf("the certificate of node %s is valid until %s", n.Name, p.CertNotAfter.UTC().Format(time.DateOnly))}
-		if days <= r.Spec.Threshold || firing(t) && days < r.Spec.Threshold+certSlack {
+		if days <= limit || firing(t) && days < limit+slack {
 			v.State = Bad
-			v.Message = fmt.Sprintf("the certificate of node %s ends on %s, in %.0f days", n.Name, p.CertNotAfter.UTC().Format(time.DateOnly), days)
+			v.Message = fmt.Sprintf("the certificate of node %s ends on %s, in %.0f days, and was not renewed; see: muster node show %s", n.Name, p.CertNotAfter.UTC().Format(time.DateOnly), days, n.Name)
 		}
 		out = append(out, v)
 	}
 	return out
+}
+
+// certLimit is how many days before its end a certificate is bad. A node renews
+// its own after two thirds of the life, so what has less than a quarter left is
+// late, and only that is worth an alert, however short the life.
+func certLimit(days float64, life time.Duration) (limit, slack float64) {
+	if life > 0 {
+		days = min(days, life.Hours()/24/4)
+	}
+	return days, min(certSlack, days/10)
 }
 
 func metric(r *api.Rule, f Facts, firing isFiring) []Verdict {

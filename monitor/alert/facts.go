@@ -59,6 +59,7 @@ type Probe struct {
 	Offset, Uncertain time.Duration
 	Self              bool // the leader itself: there is no offset
 	CertNotAfter      time.Time
+	CertLife          time.Duration // when it was issued; 0 when unknown
 	Samples           []Sample
 	// Partial: the node does not know all of its series, because its daemon has
 	// just begun, or did not tell all.
