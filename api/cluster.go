@@ -18,6 +18,8 @@ type ClusterSpec struct {
 	SealedCAKey []byte `json:"sealedCAKey,omitempty"`
 	// Life counts the recoveries from lost quorum, beginning with 1.
 	Life uint64 `json:"life"`
+	// History says how long the history of the configuration is kept.
+	History HistorySettings `json:"history,omitzero"`
 }
 
 // Token is a secret that opens the API, or that lets one node join. Only the

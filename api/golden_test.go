@@ -48,7 +48,7 @@ func goldenObjects() goldens {
 	state := PoolStateStatus{Node: "n1", Ready: true, Reason: "r", Stamp: "stamp", Total: TiB, Free: GiB}
 	at := goldenTime
 	return goldens{
-		cluster: Cluster{Meta: goldenMeta(KindCluster), Spec: ClusterSpec{CACert: "PEM\n", SealedCAKey: []byte{0, 1, 255}, Life: 1}},
+		cluster: Cluster{Meta: goldenMeta(KindCluster), Spec: ClusterSpec{CACert: "PEM\n", SealedCAKey: []byte{0, 1, 255}, Life: 1, History: HistorySettings{MaxAgeSeconds: 7200, MaxBytes: 2 * MiB}}},
 		node: Node{
 			Meta: goldenMeta(KindNode),
 			Spec: NodeSpec{Address: "10.0.0.1:7600", Role: RoleVoter, Maintenance: true, Accelerator: AccelTCG, ReservedMemory: GiB},
