@@ -89,9 +89,11 @@ type Txn struct {
 	// Source and Note are recorded in the history: from where it was asked for,
 	// such as "api 10.0.0.5" (see WithSource), and why, if there is more to say.
 	Source, Note string
-	t            fsm.Txn
-	history      []pendingRecord
-	node         string // name of the node that proposes it
+	// Time of the history's records; the time of the proposal when zero.
+	Time    time.Time
+	t       fsm.Txn
+	history []pendingRecord
+	node    string // name of the node that proposes it
 	// done holds what callers want to happen after a commit.
 	done []func(revision uint64)
 }

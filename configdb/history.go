@@ -295,7 +295,10 @@ func (t *Txn) remember(kind api.Kind, m *api.Meta, op HistoryOp, base uint64, sp
 
 // seal turns the pending records into changes.
 func (t *Txn) seal() {
-	now := time.Now()
+	now := t.Time
+	if now.IsZero() {
+		now = time.Now()
+	}
 	for i := range t.history {
 		p := &t.history[i]
 		r := HistoryRecord{

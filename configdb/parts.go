@@ -26,7 +26,7 @@ var ErrPartTooLarge = errors.New("does not fit into one transaction")
 
 // Part returns an empty transaction to decide a part in.
 func (t *Txn) Part() *Txn {
-	return &Txn{Actor: t.Actor, Source: t.Source, Note: t.Note}
+	return &Txn{Actor: t.Actor, Source: t.Source, Note: t.Note, Time: t.Time}
 }
 
 // Seen returns v as it would be after the changes so far.

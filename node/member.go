@@ -19,6 +19,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/history"
 	"github.com/muster-vm/muster/ha"
 	"github.com/muster-vm/muster/hypervisor"
 	"github.com/muster-vm/muster/internal/clusternet"
@@ -62,6 +63,7 @@ type member struct {
 	monitor  *monitor.Service
 	agent    *snmp.Agent // nil without an address to listen on
 	task     *task.Service
+	history  *history.Service
 	facts    *registrar
 
 	rpcListener, webListener net.Listener
@@ -86,7 +88,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, fatal func(error
 	m.rpcListener = m.port.Listener(clusternet.ProtoRPC)
 	m.webListener = m.port.Listener(clusternet.ProtoH2, clusternet.ProtoH1)
 	m.store, err = configdb.Open(configdb.StoreConfig{
-		Dir: filepath.Join(cfg.DataDir, replicaDir), NodeID: info.NodeID, Address: info.Address, Identity: id,
+		Dir: filepath.Join(cfg.DataDir, replicaDir), NodeID: info.NodeID, NodeName: info.Node, Address: info.Address, Identity: id,
 		Listener: raftListener, Server: m.rpc, Client: m.client, LogStore: cfg.LogStore, OnFatal: fatal, Log: log.With("module", "configdb"),
 	})
 	if err != nil {
@@ -127,6 +129,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	}
 	m.guard.onExit = m.hyper.GuardEvent
 	m.guard.onNew = m.wakeHypervisor
+	m.history = history.New(history.ServiceConfig{DB: m.store, Log: m.log.With("module", "history")})
 	m.task = task.New(task.Config{DB: m.store, Log: m.log.With("module", "task")})
 	if err := m.wireMonitor(services); err != nil {
 		return err
@@ -226,7 +229,7 @@ func (m *member) leader(ctx context.Context) error {
 		sup := suture.New("leader", suture.Spec{EventHook: logSuture(m.log)})
 		for name, run := range map[string]func(context.Context, uint64) error{
 			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,
-			"leader/voters": m.keepVoters,
+			"leader/voters": m.keepVoters, "leader/history": m.history.Run,
 		} {
 			sup.Add(&watched{func(ctx context.Context) error { return run(ctx, l.Term) }, name, m.table})
 		}

@@ -52,7 +52,10 @@ func document(stored []byte) (map[string]any, error) {
 			meta[f] = x
 		}
 	}
-	out["meta"], out["spec"] = meta, doc.Spec
+	if len(meta) > 0 {
+		out["meta"] = meta
+	}
+	out["spec"] = doc.Spec
 	return out, nil
 }
 

@@ -76,7 +76,7 @@ func decide(marks []mark, total int64, s api.HistorySettings, now time.Time, hor
 	old := oldUpTo(marks, s.MaxAge(), now)
 	target := int64(s.MaxBytes)
 	if total > target {
-		target = target / 100 * keepPercent
+		target = target * keepPercent / 100
 	}
 	newest := map[int]int{} // by object, its newest record so far
 	drop := func(i int) {
