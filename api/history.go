@@ -148,8 +148,8 @@ type RevertRequest struct {
 	DryRun bool `json:"dryRun,omitempty"`
 	// SkipRefused: revert the others although some cannot be.
 	SkipRefused bool `json:"skipRefused,omitempty"`
-	// Partial: change as many objects as fit into one transaction; else it is
-	// refused when not all do.
+	// Partial: carry out the first part of a plan that has several; without it, such
+	// a plan is refused. Ask again for the next.
 	Partial bool `json:"partial,omitempty"`
 	// Plan, if given, must be that of the answer to a dry run: what is to be done
 	// has not changed since.
@@ -173,8 +173,10 @@ type RevertItem struct {
 	Refused string `json:"refused,omitempty"`
 	// Code of the refusal.
 	Code Code `json:"code,omitempty"`
-	// Later: it does not fit into this transaction.
-	Later bool `json:"later,omitempty"`
+	// Part is the transaction in which it is done: 1, or a later one if it does not
+	// fit or if something still needs it that an earlier one changes. 0 if it is
+	// refused.
+	Part int `json:"part,omitempty"`
 	// Task that was begun, for what takes a while.
 	Task string `json:"task,omitempty"`
 }
@@ -188,8 +190,8 @@ type RevertResult struct {
 	// Plan names the plan, for RevertRequest.
 	Plan  string       `json:"plan"`
 	Items []RevertItem `json:"items"`
-	// Refused and Later count such items.
+	// Refused counts the items that are, Parts the transactions that it takes.
 	Refused  int    `json:"refused"`
-	Later    int    `json:"later"`
+	Parts    int    `json:"parts"`
 	Revision uint64 `json:"revision"`
 }

@@ -94,6 +94,7 @@ type Txn struct {
 	t       fsm.Txn
 	history []pendingRecord
 	node    string // name of the node that proposes it
+	joined  *joined
 	// done holds what callers want to happen after a commit.
 	done []func(revision uint64)
 }

@@ -40,37 +40,59 @@ func (t *Txn) Len() int { return len(t.t.Ops) + len(t.history) }
 // the transaction fails as a whole. reserve is how many changes must be left
 // for what else the caller will add. When it fails, t is as it was.
 func (t *Txn) Join(part *Txn, reserve int) error {
-	changed := make(map[string]bool, len(t.t.Ops))
-	for _, op := range t.t.Ops {
-		changed[op.Key] = true
-	}
+	have := t.index()
 	var require []fsm.Precondition
 	for _, p := range part.t.Require {
 		switch {
 		case p.Check == fsm.CheckEmpty && t.removesBelow(p.Key):
 			return ErrPartOrder
-		case p.Check != fsm.CheckEmpty && p.Check != fsm.CheckTerm && changed[p.Key]:
-		case slices.Contains(t.t.Require, p) || slices.Contains(require, p):
+		case p.Check != fsm.CheckEmpty && p.Check != fsm.CheckTerm && have.changed[p.Key]:
+		case have.required[p] || slices.Contains(require, p):
 		default:
 			require = append(require, p)
 		}
 	}
 	added := 0
 	for _, op := range part.t.Ops {
-		if !changed[op.Key] {
+		if !have.changed[op.Key] {
 			added++
 		}
 	}
 	if t.Len()+added+len(part.history)+reserve > fsm.MaxTxnOps || len(t.t.Require)+len(require)+reserve > fsm.MaxTxnOps {
 		return ErrPartTooLarge
 	}
-	t.t.Require = append(t.t.Require, require...)
+	for _, p := range require {
+		have.required[p] = true
+		t.t.Require = append(t.t.Require, p)
+	}
 	for _, op := range part.t.Ops {
+		have.changed[op.Key] = true
 		t.set(op)
 	}
 	t.history = append(t.history, part.history...)
 	t.done = append(t.done, part.done...)
 	return nil
+}
+
+// joined knows what a transaction that is made of parts has.
+type joined struct {
+	changed  map[string]bool
+	required map[fsm.Precondition]bool
+}
+
+// index brings joined up to date, should t have been changed by others.
+func (t *Txn) index() *joined {
+	if j := t.joined; j != nil && len(j.changed) == len(t.t.Ops) && len(j.required) == len(t.t.Require) {
+		return j
+	}
+	t.joined = &joined{map[string]bool{}, map[fsm.Precondition]bool{}}
+	for _, op := range t.t.Ops {
+		t.joined.changed[op.Key] = true
+	}
+	for _, p := range t.t.Require {
+		t.joined.required[p] = true
+	}
+	return t.joined
 }
 
 // removesBelow reports whether the transaction removes a key with a prefix.

@@ -194,7 +194,10 @@ func TestConfigRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.txn(func(_ *configdb.View, tx *configdb.Txn) error { tx.Put(configdb.Rules.SpecKey(rule.Meta.ID), b); return nil })
+	f.txn(func(_ *configdb.View, tx *configdb.Txn) error {
+		tx.Put(configdb.Rules.SpecKey(rule.Meta.ID), b)
+		return nil
+	})
 	wantProblem(t, f.do(call{method: "GET", path: "config/diff?at=1"}), 409, api.CodeRefused, "") // not begun
 	begun := f.begin()
 	now := fmt.Sprint(f.rev())

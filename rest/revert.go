@@ -19,14 +19,18 @@ import (
 
 // Limits of a revert.
 const (
-	// maxRevertObjects is how many words a request may name.
-	maxRevertObjects = 256
+	// maxRevertWords is how many objects a request may name, maxRevertObjects how
+	// many may differ: to plan one takes a fraction of a millisecond.
+	maxRevertWords   = 256
+	maxRevertObjects = 2000
 	// revertPasses is how often what was refused is tried once more, because
 	// another object of the same revert was in its way.
 	revertPasses = 8
 	// revertReserve is how many changes of the transaction are left for the audit
 	// event and the record of the request.
 	revertReserve = 2 * idemSweep
+	// maxRevertParts bounds the transactions that one plan looks ahead.
+	maxRevertParts = 256
 	// maxReasons is how many refusals the message of an error names.
 	maxReasons = 3
 )
@@ -41,8 +45,8 @@ func configRevert(q *request) error {
 	if err := decode(body, &in); err != nil {
 		return err
 	}
-	if len(in.Objects) > maxRevertObjects {
-		return api.Invalid("objects", "has %d words; at most %d are allowed", len(in.Objects), maxRevertObjects)
+	if len(in.Objects) > maxRevertWords {
+		return api.Invalid("objects", "has %d words; at most %d are allowed", len(in.Objects), maxRevertWords)
 	}
 	selections, err := q.revertSelections(&in)
 	if err != nil {
@@ -96,8 +100,8 @@ func acceptRevert(in *api.RevertRequest, r *api.RevertResult) error {
 			}
 		}
 		return api.Errorf(api.CodeRefused, "%d of %d objects cannot be reverted, so none was (skipRefused reverts the others): %s", r.Refused, len(r.Items), strings.Join(why, "; "))
-	case r.Later > 0 && !in.Partial:
-		return api.Errorf(api.CodeRefused, "%d of %d objects do not fit into one transaction, so none was reverted; choose objects, or ask for it in parts (partial)", r.Later, len(r.Items))
+	case r.Parts > 1 && !in.Partial:
+		return api.Errorf(api.CodeRefused, "it takes %d transactions to revert %d objects, so none was reverted; choose objects, or ask for it in parts (partial)", r.Parts, len(r.Items))
 	}
 	return nil
 }
@@ -157,7 +161,9 @@ type candidate struct {
 // planRevert decides about every object that differs and puts what can be done
 // into c's transaction. An object is decided on top of those before it, so that
 // a network and the addresses in it come back together; one that is refused is
-// tried once more after the others, until a pass brings nothing new.
+// tried once more after the others, until a pass brings nothing new. What does
+// not fit, or must be gone before the transaction begins, is planned for a later
+// one, so that the plan tells of everything.
 func (q *request) planRevert(c *change, in *api.RevertRequest, selections []history.Selection) (*api.RevertResult, error) {
 	if err := history.Check(c.v, "to", in.To); err != nil {
 		return nil, err
@@ -166,23 +172,50 @@ func (q *request) planRevert(c *change, in *api.RevertRequest, selections []hist
 	if err != nil {
 		return nil, err
 	}
-	seen := c.v
-	for range revertPasses {
-		progress := false
-		for i := range todo {
-			if todo[i].done || todo[i].item.Later {
-				continue
-			}
-			if seen, err = q.revertOne(c, seen, &todo[i]); err != nil {
-				return nil, err
-			}
-			progress = progress || todo[i].done
+	p := planner{q: q, c: c, tx: c.tx, seen: c.v, todo: todo}
+	for p.part = 1; p.part <= maxRevertParts; p.part++ {
+		progress, err := p.fill()
+		if err != nil {
+			return nil, err
 		}
 		if !progress {
 			break
 		}
+		p.tx = c.tx.Part() // only thought of: the first part is committed
 	}
 	return revertResult(in.To, todo)
+}
+
+// planner decides about objects, part by part.
+type planner struct {
+	q    *request
+	c    *change
+	part int
+	tx   *configdb.Txn
+	seen *configdb.View // as it will be after the decisions so far
+	todo []candidate
+}
+
+// fill decides as much as goes into one transaction.
+func (p *planner) fill() (progress bool, err error) {
+	for range revertPasses {
+		again := false
+		for i := range p.todo {
+			if p.todo[i].done {
+				continue
+			}
+			full, err := p.decide(&p.todo[i])
+			if err != nil || full {
+				return full, err
+			}
+			again = again || p.todo[i].done
+		}
+		progress = progress || again
+		if !again {
+			break
+		}
+	}
+	return progress, nil
 }
 
 // differences returns what the selections hold that is not as it was.
@@ -212,47 +245,53 @@ func differences(v *configdb.View, to uint64, selections []history.Selection) ([
 			if len(cand.item.Changes) > 0 || d.Before == nil || d.After == nil {
 				out = append(out, cand)
 			}
+			if len(out) > maxRevertObjects {
+				return nil, api.Errorf(api.CodeTooLarge, "more than %d objects differ; choose a kind (objects), a project, or single objects", maxRevertObjects)
+			}
 		}
 	}
 	return out, nil
 }
 
-// revertOne decides about one object on a view that has the decisions so far,
-// and returns that view with this one.
-func (q *request) revertOne(c *change, seen *configdb.View, cand *candidate) (*configdb.View, error) {
-	by, err := q.s.reverterOf(cand.Kind)
+// decide decides about one object on top of the others; full is true when it
+// does not fit into the transaction any more.
+func (p *planner) decide(cand *candidate) (full bool, err error) {
+	by, err := p.q.s.reverterOf(cand.Kind)
 	if err != nil {
-		return seen, err
+		return false, err
 	}
 	was := cand.After
 	if was != nil && beingDeleted(was) {
 		was = nil // it was on its way out then
 	}
-	part := *c
-	part.v, part.tx = seen, c.tx.Part()
+	part := *p.c
+	part.v, part.tx = p.seen, p.tx.Part()
 	e, err := by.bring(&part, cand.Object, was)
 	if err == nil {
-		err = c.tx.Join(part.tx, revertReserve)
+		err = p.tx.Join(part.tx, revertReserve)
 	}
 	item := &cand.item
-	item.Refused, item.Code = "", ""
 	switch {
-	case errors.Is(err, configdb.ErrPartTooLarge):
-		item.Later = true
-		return seen, nil
+	case errors.Is(err, configdb.ErrPartTooLarge) && p.tx.Len() > 0:
+		return true, nil
 	case err != nil:
-		return seen, refuse(item, err)
+		return false, refuse(item, err)
 	}
 	cand.done = true
-	item.Task = e.task
-	after := part.tx.Seen(seen)
-	return after, cand.outcome(seen, after, was)
+	item.Refused, item.Code = "", ""
+	if p.part == 1 {
+		item.Task = e.task
+	}
+	item.Part = p.part
+	before := p.seen
+	p.seen = part.tx.Seen(before)
+	return false, cand.outcome(before, p.seen, was)
 }
 
 // refuse notes the reason; it returns what is no reason but a failure.
 func refuse(item *api.RevertItem, err error) error {
-	if errors.Is(err, configdb.ErrPartOrder) {
-		item.Code, item.Refused = api.CodeRefused, "something that this revert changes still needs it; revert once more afterwards"
+	if errors.Is(err, configdb.ErrPartOrder) || errors.Is(err, configdb.ErrPartTooLarge) {
+		item.Code, item.Refused = api.CodeRefused, err.Error() // unless the next part can
 		return nil
 	}
 	e := classify(err)
@@ -310,10 +349,8 @@ func revertResult(to uint64, todo []candidate) (*api.RevertResult, error) {
 		if item.Refused != "" {
 			r.Refused++
 		}
-		if item.Later {
-			r.Later++
-		}
-		r.Done = r.Done || todo[i].done && !same
+		r.Parts = max(r.Parts, item.Part)
+		r.Done = r.Done || item.Part == 1 && !same
 		r.Items = append(r.Items, *item)
 	}
 	var err error

@@ -44,6 +44,7 @@ type fakeCluster struct {
 	log     []string
 	servers map[string]*httptest.Server
 	joined  bool
+	parts   int // of a revert that are done
 }
 
 type fakeObject struct {
