@@ -25,6 +25,8 @@ type ClusterSpec struct {
 	CertificateSeconds int `json:"certificateSeconds,omitempty"`
 	// Rotation of the authority under way; nil when there is none.
 	Rotation *CARotation `json:"rotation,omitempty"`
+	// History says how long the history of the configuration is kept.
+	History HistorySettings `json:"history,omitzero"`
 }
 
 // Token is a secret that opens the API, or that lets one node join. Only the

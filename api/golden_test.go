@@ -52,6 +52,7 @@ func goldenObjects() goldens {
 			CACert: "PEM\n", SealedCAKey: []byte{0, 1, 255}, Life: 1, CertificateSeconds: 3600,
 			Gossip:   &GossipKeys{Primary: []byte{2}, Next: []byte{3}, Previous: []byte{4}, Removed: 5},
 			Rotation: &CARotation{Phase: CATrust, CACert: "PEM2\n", SealedCAKey: []byte{2}, Bridge: "PEM3\n", Actor: "me", StartedAt: goldenTime},
+			History:  HistorySettings{MaxAgeSeconds: 7200, MaxBytes: 2 * MiB},
 		}},
 		node: Node{
 			Meta: goldenMeta(KindNode),

@@ -85,7 +85,15 @@ type DB interface {
 type Txn struct {
 	// Actor is recorded with the change: who, by name, asked for it.
 	Actor string
-	t     fsm.Txn
+	// Source and Note are recorded in the history: from where it was asked for,
+	// such as "api 10.0.0.5" (see WithSource), and why, if there is more to say.
+	Source, Note string
+	// Time of the history's records; the time of the proposal when zero.
+	Time    time.Time
+	t       fsm.Txn
+	history []pendingRecord
+	node    string // name of the node that proposes it
+	joined  *joined
 	// done holds what callers want to happen after a commit.
 	done []func(revision uint64)
 }
@@ -148,7 +156,7 @@ func Transact(ctx context.Context, db DB, actor string, attempts int, f func(v *
 	var conflict error
 	v := db.Local()
 	for range max(1, attempts) {
-		t := &Txn{Actor: actor}
+		t := &Txn{Actor: actor, Source: SourceOf(ctx)}
 		if err := f(v, t); err != nil {
 			return v.Revision(), err
 		}
@@ -172,6 +180,7 @@ func Transact(ctx context.Context, db DB, actor string, attempts int, f func(v *
 // into the result of DB.Txn. Implementations of DB share it.
 func Propose(t *Txn, commit func(*fsm.Txn) (fsm.Outcome, error)) (uint64, error) {
 	t.t.Actor = t.Actor
+	t.seal()
 	if err := t.t.Validate(); err != nil {
 		return 0, err
 	}

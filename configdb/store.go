@@ -41,6 +41,7 @@ const (
 type StoreConfig struct {
 	Dir      string // of the replica's files
 	NodeID   string
+	NodeName string // for the history of what this node proposes
 	Address  string // host:port that peers dial
 	Identity *clusternet.Identity
 	Listener net.Listener          // of clusternet.ProtoRaft
@@ -222,6 +223,10 @@ func (s *Store) Txn(ctx context.Context, t *Txn) (uint64, error) {
 	}
 	ctx, cancel := withDefaultDeadline(ctx)
 	defer cancel()
+	t.node = s.cfg.NodeName
+	if t.Source == "" {
+		t.Source = SourceOf(ctx)
+	}
 	rev, err := Propose(t, func(ft *fsm.Txn) (fsm.Outcome, error) { return s.decide(ctx, ft) })
 	if err != nil {
 		return 0, err

@@ -137,7 +137,11 @@ func (t Table[S, T]) List(v *View) ([]api.Object[S, T], error) {
 
 // Create adds an object and claims its name. The object must have been
 // prepared (defaults, validation).
-func (t Table[S, T]) Create(tx *Txn, o *api.Object[S, T]) error {
+func (t Table[S, T]) Create(tx *Txn, o *api.Object[S, T]) error { return t.Recreate(tx, o, 0) }
+
+// Recreate is Create for an object that there was before, under its old ID.
+// after is the revision of the newest record of its history.
+func (t Table[S, T]) Recreate(tx *Txn, o *api.Object[S, T], after uint64) error {
 	o.Meta.Kind = t.Kind
 	if o.Meta.Generation == 0 {
 		o.Meta.Generation = 1
@@ -146,14 +150,14 @@ func (t Table[S, T]) Create(tx *Txn, o *api.Object[S, T]) error {
 	tx.RequireRevision(name, 0)
 	tx.RequireRevision(t.SpecKey(o.Meta.ID), 0)
 	tx.Put(name, []byte(o.Meta.ID))
-	return t.put(tx, o, true)
+	return t.put(tx, o, after)
 }
 
 // CreateUnnamed adds an object whose name is its ID and needs no claim.
 func (t Table[S, T]) CreateUnnamed(tx *Txn, o *api.Object[S, T]) error {
 	o.Meta.Kind = t.Kind
 	tx.RequireRevision(t.SpecKey(o.Meta.ID), 0)
-	return t.put(tx, o, true)
+	return t.put(tx, o, 0)
 }
 
 // UpdateSpec writes metadata and spec; it conflicts if they changed since o
@@ -202,6 +206,7 @@ func (t Table[S, T]) UpdateSpec(v *View, tx *Txn, o *api.Object[S, T]) error {
 	}
 	tx.RequireRevision(t.SpecKey(o.Meta.ID), o.Meta.Revision)
 	tx.Put(t.SpecKey(o.Meta.ID), now)
+	tx.remember(t.Kind, &o.Meta, HistoryUpdate, o.Meta.Revision, now)
 	tx.onCommit(func(rev uint64) { o.Meta.Revision = rev })
 	return nil
 }
@@ -231,6 +236,7 @@ func (t Table[S, T]) Delete(tx *Txn, o *api.Object[S, T]) {
 	tx.Delete(t.NameKey(o.Meta.Project, o.Meta.Name))
 	tx.Delete(t.SpecKey(o.Meta.ID))
 	tx.Delete(t.StatusKey(o.Meta.ID))
+	tx.remember(t.Kind, &o.Meta, HistoryDelete, o.Meta.Revision, nil)
 }
 
 // DeleteUnnamed removes an object that has no name claim.
@@ -261,24 +267,18 @@ func (t Table[S, T]) Referrers(v *View, id string) []string {
 	return out
 }
 
-func (t Table[S, T]) put(tx *Txn, o *api.Object[S, T], withStatus bool) error {
+func (t Table[S, T]) put(tx *Txn, o *api.Object[S, T], after uint64) error {
 	spec, err := o.EncodeSpec()
 	if err != nil {
 		return err
 	}
-	tx.Put(t.SpecKey(o.Meta.ID), spec)
-	if withStatus {
-		status, err := o.EncodeStatus()
-		if err != nil {
-			return err
-		}
-		tx.Put(t.StatusKey(o.Meta.ID), status)
+	status, err := o.EncodeStatus()
+	if err != nil {
+		return err
 	}
-	tx.onCommit(func(rev uint64) {
-		o.Meta.Revision = rev
-		if withStatus {
-			o.Meta.StatusRevision = rev
-		}
-	})
+	tx.Put(t.SpecKey(o.Meta.ID), spec)
+	tx.Put(t.StatusKey(o.Meta.ID), status)
+	tx.remember(t.Kind, &o.Meta, HistoryCreate, after, spec)
+	tx.onCommit(func(rev uint64) { o.Meta.Revision, o.Meta.StatusRevision = rev, rev })
 	return nil
 }

@@ -257,7 +257,7 @@ func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool)
 	if bound := boundTo(v, n.Meta.ID); len(bound) > 0 && !force {
 		return api.Errorf(api.CodeRefused, "node %s still has %d VMs (%s); move or delete them first", n.Meta.Name, len(bound), joinSome(bound, 5))
 	}
-	req, err := json.Marshal(expelRequest{NodeID: n.Meta.ID, Actor: actor, Force: force})
+	req, err := json.Marshal(expelRequest{NodeID: n.Meta.ID, Actor: actor, Source: configdb.SourceOf(ctx), Force: force})
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/history"
 	"github.com/muster-vm/muster/ha"
 	"github.com/muster-vm/muster/hypervisor"
 	"github.com/muster-vm/muster/internal/clusternet"
@@ -63,6 +64,7 @@ type member struct {
 	monitor  *monitor.Service
 	agent    *snmp.Agent // nil without an address to listen on
 	task     *task.Service
+	history  *history.Service
 	facts    *registrar
 	gossip   *gossip.Service
 	packets  net.PacketConn // of gossip
@@ -92,7 +94,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, packets net.Pack
 	m.rpcListener = m.port.Listener(clusternet.ProtoRPC)
 	m.webListener = m.port.Listener(clusternet.ProtoH2, clusternet.ProtoH1)
 	m.store, err = configdb.Open(configdb.StoreConfig{
-		Dir: filepath.Join(cfg.DataDir, replicaDir), NodeID: info.NodeID, Address: info.Address, Identity: id,
+		Dir: filepath.Join(cfg.DataDir, replicaDir), NodeID: info.NodeID, NodeName: info.Node, Address: info.Address, Identity: id,
 		Listener: raftListener, Server: m.rpc, Client: m.client, LogStore: cfg.LogStore, OnFatal: fatal, Log: log.With("module", "configdb"),
 	})
 	if err != nil {
@@ -134,6 +136,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	}
 	m.guard.onExit = m.hyper.GuardEvent
 	m.guard.onNew = m.wakeHypervisor
+	m.history = history.New(history.ServiceConfig{DB: m.store, Log: m.log.With("module", "history")})
 	m.task = task.New(task.Config{DB: m.store, Log: m.log.With("module", "task")})
 	if err := m.wireMonitor(services); err != nil {
 		return err
@@ -242,7 +245,7 @@ func (m *member) leader(ctx context.Context) error {
 		for name, run := range map[string]func(context.Context, uint64) error{
 			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,
 			"leader/voters": m.keepVoters, "leader/gossip": m.keepGossipKeys,
-			"leader/authority": m.rotate,
+			"leader/authority": m.rotate, "leader/history": m.history.Run,
 		} {
 			m.table.supervise(sup, name, func(ctx context.Context) error { return run(ctx, l.Term) })
 		}

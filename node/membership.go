@@ -48,6 +48,7 @@ func (handedOverError) RPCCode() string { return codeHandedOver }
 type expelRequest struct {
 	NodeID string `json:"nodeID"`
 	Actor  string `json:"actor"`
+	Source string `json:"source,omitempty"`
 	// Force: the administrator says that the lost node's host is switched off.
 	Force bool `json:"force,omitempty"`
 }
@@ -89,6 +90,7 @@ func (m *member) serveExpel(ctx context.Context, request []byte) ([]byte, error)
 	if err := json.Unmarshal(request, &r); err != nil {
 		return nil, fmt.Errorf("malformed request: %w", err)
 	}
+	ctx = configdb.WithSource(ctx, r.Source)
 	l, ok := m.store.Leadership()
 	if !ok {
 		return nil, notLeader()

@@ -22,6 +22,9 @@ type change struct {
 	tx *configdb.Txn
 	// inLane is true when this request holds the lane, see reserve.
 	inLane bool
+	// after is the revision of the newest record of an object that is brought
+	// back by a revert, else 0.
+	after uint64
 }
 
 // effect is what a change did, for the answer and for a repeated request.

@@ -98,6 +98,17 @@ func (q *request) source() string {
 	return host
 }
 
+// origin is the source as the history has it: the way in and the address.
+func (q *request) origin() string {
+	switch {
+	case q.who.local:
+		return q.source()
+	case q.who.session:
+		return "ssh " + q.source()
+	}
+	return "api " + q.source()
+}
+
 // audit adds an event that says who changed what, from where, to the
 // transaction of the change itself: neither can be there without the other.
 func (q *request) audit(tx *configdb.Txn, e *effect) error {
@@ -153,6 +164,9 @@ func (q *request) verb() string {
 			return action
 		}
 		if action, ok := strings.CutPrefix(q.route.path, base+"cluster/ca/"); ok {
+			return action
+		}
+		if action, ok := strings.CutPrefix(q.route.path, base+"config/"); ok {
 			return action
 		}
 		return "create"

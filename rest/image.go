@@ -22,7 +22,7 @@ type imageResource struct {
 
 func newImages() *imageResource {
 	r := &imageResource{resource[api.ImageSpec, api.ImageStatus]{table: configdb.Images, need: needViewer}}
-	r.update = r.updateLabels
+	r.update, r.past = r.updateLabels, r.reverts()
 	return r
 }
 

@@ -19,7 +19,7 @@ type ippoolResource struct {
 
 func newIPPools() *ippoolResource {
 	r := &ippoolResource{resource[api.IPPoolSpec, api.IPPoolStatus]{table: configdb.IPPools, need: needViewer, global: true, show: showIPPool}}
-	r.update = r.change
+	r.update, r.past = r.change, r.reverts()
 	return r
 }
 
@@ -65,32 +65,36 @@ func (r *ippoolResource) create(q *request) error {
 	}
 	out, err := q.change(body, func(c *change) (*effect, error) {
 		pool := o.Clone()
-		n, err := configdb.Networks.Find(c.v, api.DefaultProject, pool.Spec.Network)
-		if err != nil {
-			return nil, atField(err, "spec.network")
-		}
-		if err := r.resource.create(c, &pool); err != nil {
-			return nil, err
-		}
-		key := configdb.NetworkPoolKey(n.Meta.ID)
-		if _, taken := c.v.Get(key); taken {
-			detail := "network " + n.Meta.Name + " has an IP pool already"
-			if by, ok := configdb.NetworkPool(c.v, n.Meta.ID); ok {
-				detail = "network " + n.Meta.Name + " has the IP pool " + by.Meta.Name + " (" + by.Spec.CIDR + ") already" + overlap(by.Spec.CIDR, pool.Spec.CIDR)
-			}
-			return nil, &api.Error{Code: api.CodeRefused, Field: "spec.network", Detail: detail + "; a network has one"}
-		}
-		c.tx.RequireRevision(key, 0)
-		c.tx.Put(key, []byte(pool.Meta.ID))
-		c.tx.RequireRevision(configdb.Networks.SpecKey(n.Meta.ID), n.Meta.Revision)
-		configdb.Networks.Refer(c.tx, n.Meta.ID, api.KindIPPool, pool.Meta.ID)
-		return &effect{status: http.StatusCreated, kind: api.KindIPPool, id: pool.Meta.ID, object: &pool}, nil
+		return r.make(c, &pool)
 	})
 	if err != nil {
 		return err
 	}
 	q.w.Header().Set("Location", base+"ippools/"+out.id)
 	return q.answerObject(out)
+}
+
+func (r *ippoolResource) make(c *change, pool *api.IPPool) (*effect, error) {
+	n, err := configdb.Networks.Find(c.v, api.DefaultProject, pool.Spec.Network)
+	if err != nil {
+		return nil, atField(err, "spec.network")
+	}
+	if err := r.resource.create(c, pool); err != nil {
+		return nil, err
+	}
+	key := configdb.NetworkPoolKey(n.Meta.ID)
+	if _, taken := c.v.Get(key); taken {
+		detail := "network " + n.Meta.Name + " has an IP pool already"
+		if by, ok := configdb.NetworkPool(c.v, n.Meta.ID); ok {
+			detail = "network " + n.Meta.Name + " has the IP pool " + by.Meta.Name + " (" + by.Spec.CIDR + ") already" + overlap(by.Spec.CIDR, pool.Spec.CIDR)
+		}
+		return nil, &api.Error{Code: api.CodeRefused, Field: "spec.network", Detail: detail + "; a network has one"}
+	}
+	c.tx.RequireRevision(key, 0)
+	c.tx.Put(key, []byte(pool.Meta.ID))
+	c.tx.RequireRevision(configdb.Networks.SpecKey(n.Meta.ID), n.Meta.Revision)
+	configdb.Networks.Refer(c.tx, n.Meta.ID, api.KindIPPool, pool.Meta.ID)
+	return &effect{status: http.StatusCreated, kind: api.KindIPPool, id: pool.Meta.ID, object: pool}, nil
 }
 
 func overlap(a, b string) string {
@@ -126,22 +130,22 @@ func (r *ippoolResource) change(c *change, old, want *api.IPPool) (*effect, erro
 }
 
 // delete answers DELETE /ippools/{name}.
-func (r *ippoolResource) delete(q *request) error {
-	return r.drop(q, func(c *change, o *api.IPPool) error {
-		n, err := configdb.Networks.Find(c.v, api.DefaultProject, o.Spec.Network)
-		if err != nil {
-			return err
-		}
-		var users []string
-		for e := range c.v.Scan(configdb.AddressPrefix(n.Meta.ID), "") {
-			users = append(users, string(api.KindVM)+"/"+string(e.Value))
-		}
-		if len(users) > 0 {
-			return api.Errorf(api.CodeRefused, "%s is used by %s", r.label(&o.Meta), c.names(users))
-		}
-		c.tx.RequireEmpty(configdb.AddressPrefix(n.Meta.ID))
-		c.tx.Delete(configdb.NetworkPoolKey(n.Meta.ID))
-		configdb.Networks.Release(c.tx, n.Meta.ID, api.KindIPPool, o.Meta.ID)
-		return nil
-	})
+func (r *ippoolResource) delete(q *request) error { return r.drop(q, r.unmake) }
+
+func (r *ippoolResource) unmake(c *change, o *api.IPPool) error {
+	n, err := configdb.Networks.Find(c.v, api.DefaultProject, o.Spec.Network)
+	if err != nil {
+		return err
+	}
+	var users []string
+	for e := range c.v.Scan(configdb.AddressPrefix(n.Meta.ID), "") {
+		users = append(users, string(api.KindVM)+"/"+string(e.Value))
+	}
+	if len(users) > 0 {
+		return api.Errorf(api.CodeRefused, "%s is used by %s", r.label(&o.Meta), c.names(users))
+	}
+	c.tx.RequireEmpty(configdb.AddressPrefix(n.Meta.ID))
+	c.tx.Delete(configdb.NetworkPoolKey(n.Meta.ID))
+	configdb.Networks.Release(c.tx, n.Meta.ID, api.KindIPPool, o.Meta.ID)
+	return nil
 }

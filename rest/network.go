@@ -28,7 +28,7 @@ func newNetworks() *networkResource {
 		table: configdb.Networks, need: needViewer, global: true,
 		show: func(v *configdb.View, o *api.Network) { o.Status.Nodes = networkNodes(v, o.Meta.Name) },
 	}}
-	r.update = r.updateLabels
+	r.update, r.past = r.updateLabels, r.reverts()
 	return r
 }
 
@@ -71,17 +71,7 @@ func (r *networkResource) create(q *request) error {
 	}
 	out, err := q.change(body, func(c *change) (*effect, error) {
 		n := o.Clone()
-		if err := r.resource.create(c, &n); err != nil {
-			return nil, err
-		}
-		if key, field := networkTag(&n); key != "" {
-			if by, taken := c.v.Get(key); taken {
-				return nil, &api.Error{Code: api.CodeRefused, Field: field, Detail: c.names([]string{string(api.KindNetwork) + "/" + string(by.Value)}) + " has this one already; choose another"}
-			}
-			c.tx.RequireRevision(key, 0)
-			c.tx.Put(key, []byte(n.Meta.ID))
-		}
-		return &effect{status: http.StatusCreated, kind: api.KindNetwork, id: n.Meta.ID, object: &n}, nil
+		return r.make(c, &n)
 	})
 	if err != nil {
 		return err
@@ -91,6 +81,20 @@ func (r *networkResource) create(q *request) error {
 	}
 	q.w.Header().Set("Location", base+"networks/"+out.id)
 	return q.answerObject(out)
+}
+
+func (r *networkResource) make(c *change, n *api.Network) (*effect, error) {
+	if err := r.resource.create(c, n); err != nil {
+		return nil, err
+	}
+	if key, field := networkTag(n); key != "" {
+		if by, taken := c.v.Get(key); taken {
+			return nil, &api.Error{Code: api.CodeRefused, Field: field, Detail: c.names([]string{string(api.KindNetwork) + "/" + string(by.Value)}) + " has this one already; choose another"}
+		}
+		c.tx.RequireRevision(key, 0)
+		c.tx.Put(key, []byte(n.Meta.ID))
+	}
+	return &effect{status: http.StatusCreated, kind: api.KindNetwork, id: n.Meta.ID, object: n}, nil
 }
 
 // networkTag returns the claim of what no other network may have, and the field
@@ -140,14 +144,14 @@ func networkSettled(v *configdb.View, network string) bool {
 }
 
 // delete answers DELETE /networks/{name}.
-func (r *networkResource) delete(q *request) error {
-	return r.drop(q, func(c *change, o *api.Network) error {
-		if err := r.unreferred(c, &o.Meta); err != nil {
-			return err
-		}
-		if key, _ := networkTag(o); key != "" {
-			c.tx.Delete(key)
-		}
-		return nil
-	})
+func (r *networkResource) delete(q *request) error { return r.drop(q, r.unmake) }
+
+func (r *networkResource) unmake(c *change, o *api.Network) error {
+	if err := r.unreferred(c, &o.Meta); err != nil {
+		return err
+	}
+	if key, _ := networkTag(o); key != "" {
+		c.tx.Delete(key)
+	}
+	return nil
 }

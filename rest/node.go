@@ -28,6 +28,7 @@ func newNodes() *nodeResource {
 		}
 		return r.store(c, want)
 	}
+	r.past = r.reverts()
 	return r
 }
 

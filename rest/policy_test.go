@@ -5,6 +5,7 @@ package rest
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -148,9 +149,13 @@ type step struct {
 func changes(f *fixture) []step {
 	alert := f.addAlert()
 	f.newVM("web1", api.VMStopped)
+	create(f, configdb.Clusters, &api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{Life: 1}})
+	begun := f.begin()
 	return []step{
 		{"POST vms", "vms", `{"meta":{"name":"web2"},"spec":{"cpus":1,"memory":"64M"}}`},
 		{"PATCH vms/{name}", "vms/web1", `{"meta":{"labels":{"a":"b"}}}`},
+		{"POST config/revert", "config/revert", fmt.Sprintf(`{"to":%d,"objects":["vm/web1"]}`, begun)},
+		{"PATCH config/retention", "config/retention", `{"maxBytes":"4M"}`},
 		{"PUT vms/{name}", "vms/web1", `{"spec":{"cpus":2,"memory":"512M"}}`},
 		{"POST vms/{name}/start", "vms/web1/start", ``},
 		{"POST vms/{name}/pause", "vms/web1/pause", ``},

@@ -35,7 +35,7 @@ func newPools() *poolResource {
 			return id
 		},
 	}}
-	r.update = r.updateLabels
+	r.update, r.past = r.updateLabels, r.reverts()
 	return r
 }
 
@@ -62,19 +62,23 @@ func (r *poolResource) create(q *request) error {
 	}
 	out, err := q.change(body, func(c *change) (*effect, error) {
 		pool := o.Clone()
-		if err := r.claimPath(c, pool.Spec.Path); err != nil {
-			return nil, err
-		}
-		if err := r.resource.create(c, &pool); err != nil {
-			return nil, err
-		}
-		return &effect{status: http.StatusCreated, kind: api.KindPool, id: pool.Meta.ID, object: &pool}, nil
+		return r.make(c, &pool)
 	})
 	if err != nil {
 		return err
 	}
 	q.w.Header().Set("Location", base+"pools/"+out.id)
 	return q.answerObject(out)
+}
+
+func (r *poolResource) make(c *change, pool *api.Pool) (*effect, error) {
+	if err := r.claimPath(c, pool.Spec.Path); err != nil {
+		return nil, err
+	}
+	if err := r.resource.create(c, pool); err != nil {
+		return nil, err
+	}
+	return &effect{status: http.StatusCreated, kind: api.KindPool, id: pool.Meta.ID, object: pool}, nil
 }
 
 // claimPath makes sure that no directory is two pools: each would delete the
@@ -98,20 +102,20 @@ func (r *poolResource) claimPath(c *change, path string) error {
 }
 
 // delete answers DELETE /pools/{name}. Files that are none of ours stay.
-func (r *poolResource) delete(q *request) error {
-	return r.drop(q, func(c *change, o *api.Pool) error {
-		if o.Meta.Name == api.LocalPool {
-			return api.Errorf(api.CodeRefused, "the pool %s is part of every node and cannot be deleted", api.LocalPool)
-		}
-		if err := r.unreferred(c, &o.Meta); err != nil {
-			return err
-		}
-		for _, st := range poolStates(c.v, o.Meta.ID) {
-			configdb.PoolStates.DeleteUnnamed(c.tx, &st)
-		}
-		if o.Spec.Path != "" {
-			c.tx.Delete(poolPathKey(o.Spec.Path))
-		}
-		return nil
-	})
+func (r *poolResource) delete(q *request) error { return r.drop(q, r.unmake) }
+
+func (r *poolResource) unmake(c *change, o *api.Pool) error {
+	if o.Meta.Name == api.LocalPool {
+		return api.Errorf(api.CodeRefused, "the pool %s is part of every node and cannot be deleted", api.LocalPool)
+	}
+	if err := r.unreferred(c, &o.Meta); err != nil {
+		return err
+	}
+	for _, st := range poolStates(c.v, o.Meta.ID) {
+		configdb.PoolStates.DeleteUnnamed(c.tx, &st)
+	}
+	if o.Spec.Path != "" {
+		c.tx.Delete(poolPathKey(o.Spec.Path))
+	}
+	return nil
 }

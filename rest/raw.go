@@ -35,7 +35,10 @@ type RawReply struct {
 }
 
 // secretPrefixes hold what no reply may show.
-var secretPrefixes = []string{configdb.Tokens.SpecPrefix(), configdb.Clusters.SpecPrefix()}
+var secretPrefixes = []string{
+	configdb.Tokens.SpecPrefix(), configdb.Clusters.SpecPrefix(),
+	configdb.HistoryPrefix(api.KindCluster, ""), configdb.HistoryPrefix(api.KindReceiver, ""),
+}
 
 func secret(key string) bool {
 	for _, p := range secretPrefixes {

@@ -39,6 +39,7 @@ func (s *Server) newReceivers() *receiverResource {
 		}
 		return r.store(c, want)
 	}
+	r.past = r.reverts()
 	return r
 }
 

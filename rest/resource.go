@@ -26,6 +26,8 @@ type resource[S, T any] struct {
 	show func(v *configdb.View, o *api.Object[S, T])
 	// update carries out a PUT or PATCH from old to want, which is validated.
 	update func(c *change, old, want *api.Object[S, T]) (*effect, error)
+	// past says what a revert does with objects of this kind.
+	past past[S, T]
 	// also lists further keys whose change shows in objects of this kind, with
 	// a function that finds the object. May be empty.
 	also   string
@@ -35,6 +37,7 @@ type resource[S, T any] struct {
 // kindReader is a resource without its types.
 type kindReader interface {
 	access() access
+	isGlobal() bool
 	object(v *configdb.View, id string) (any, error)
 	meta(v *configdb.View, id string) (api.Meta, error)
 	ids(v *configdb.View) []idRevision
@@ -222,7 +225,7 @@ func (rs *resource[S, T]) create(c *change, o *api.Object[S, T]) error {
 	if _, taken := c.v.Get(rs.table.NameKey(o.Meta.Project, o.Meta.Name)); taken {
 		return api.Errorf(api.CodeExists, "%s %q exists already", rs.table.Kind, o.Meta.Name)
 	}
-	return rs.table.Create(c.tx, o)
+	return rs.table.Recreate(c.tx, o, c.after)
 }
 
 // put answers PUT: labels and spec are replaced.

@@ -59,6 +59,7 @@ func (s *Server) routes() []route {
 	out := s.plainRoutes()
 	out = append(out, s.clusterRoutes()...)
 	out = append(out, s.authorityRoutes()...)
+	out = append(out, s.configRoutes()...)
 	vms, images, volumes := newVMs(), newImages(), newVolumes()
 	pools, nodes, tasks, tokens := newPools(), newNodes(), newTasks(), newTokens()
 	networks, ippools, uplinks := newNetworks(), newIPPools(), newUplinks()

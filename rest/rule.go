@@ -20,6 +20,7 @@ type ruleResource struct {
 func newRules() *ruleResource {
 	r := &ruleResource{resource[api.RuleSpec, struct{}]{table: configdb.Rules, need: needViewer, global: true}}
 	r.update = func(c *change, _, want *api.Rule) (*effect, error) { return r.store(c, want) }
+	r.past = plainReverts(&r.resource, maxRules)
 	return r
 }
 
@@ -43,20 +44,24 @@ func createPlain[S, T any](q *request, rs *resource[S, T], most int, prepare fun
 		}
 	}
 	out, err := q.change(body, func(c *change) (*effect, error) {
-		if n := count(c, rs); n >= most {
-			return nil, api.Errorf(api.CodeRefused, "there are %d %s already, which is the most", n, rs.table.Kind.Plural())
-		}
 		made := o.Clone()
-		if err := rs.create(c, &made); err != nil {
-			return nil, err
-		}
-		return &effect{status: http.StatusCreated, kind: rs.table.Kind, id: made.Meta.ID, object: &made}, nil
+		return makePlain(c, rs, most, &made)
 	})
 	if err != nil {
 		return err
 	}
 	q.w.Header().Set("Location", base+rs.table.Kind.Plural()+"/"+out.id)
 	return q.answerObject(out)
+}
+
+func makePlain[S, T any](c *change, rs *resource[S, T], most int, o *api.Object[S, T]) (*effect, error) {
+	if n := count(c, rs); n >= most {
+		return nil, api.Errorf(api.CodeRefused, "there are %d %s already, which is the most", n, rs.table.Kind.Plural())
+	}
+	if err := rs.create(c, o); err != nil {
+		return nil, err
+	}
+	return &effect{status: http.StatusCreated, kind: rs.table.Kind, id: o.Meta.ID, object: o}, nil
 }
 
 func count[S, T any](c *change, rs *resource[S, T]) int {

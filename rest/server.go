@@ -267,6 +267,7 @@ func (q *request) run() error {
 	if err := q.login(); err != nil {
 		return err
 	}
+	q.r = q.r.WithContext(configdb.WithSource(q.ctx(), q.origin()))
 	// Before anything is changed, whether the route waits or not.
 	if _, err := q.wait(); err != nil {
 		return err

@@ -22,6 +22,7 @@ func newUplinks() *uplinkResource {
 		}
 		return r.store(c, want)
 	}
+	r.past = r.reverts()
 	return r
 }
 
@@ -39,23 +40,7 @@ func (r *uplinkResource) create(q *request) error {
 	}
 	out, err := q.change(body, func(c *change) (*effect, error) {
 		up := o.Clone()
-		n, err := configdb.Nodes.Find(c.v, api.DefaultProject, up.Spec.Node)
-		if err != nil {
-			return nil, atField(err, "spec.node")
-		}
-		up.Spec.Node = n.Meta.Name // it may have been an ID
-		if err := r.resource.create(c, &up); err != nil {
-			return nil, err
-		}
-		key := configdb.UplinkKey(n.Meta.ID)
-		if by, taken := c.v.Get(key); taken {
-			return nil, &api.Error{Code: api.CodeRefused, Field: "spec.node", Detail: "node " + n.Meta.Name + " has the " +
-				c.names([]string{string(api.KindUplink) + "/" + string(by.Value)}) + " already; a node has one"}
-		}
-		c.tx.RequireRevision(key, 0)
-		c.tx.Put(key, []byte(up.Meta.ID))
-		c.tx.RequireExists(configdb.Nodes.SpecKey(n.Meta.ID))
-		return &effect{status: http.StatusCreated, kind: api.KindUplink, id: up.Meta.ID, object: &up}, nil
+		return r.make(c, &up)
 	})
 	if err != nil {
 		return err
@@ -64,16 +49,36 @@ func (r *uplinkResource) create(q *request) error {
 	return q.answerObject(out)
 }
 
+func (r *uplinkResource) make(c *change, up *api.Uplink) (*effect, error) {
+	n, err := configdb.Nodes.Find(c.v, api.DefaultProject, up.Spec.Node)
+	if err != nil {
+		return nil, atField(err, "spec.node")
+	}
+	up.Spec.Node = n.Meta.Name // it may have been an ID
+	if err := r.resource.create(c, up); err != nil {
+		return nil, err
+	}
+	key := configdb.UplinkKey(n.Meta.ID)
+	if by, taken := c.v.Get(key); taken {
+		return nil, &api.Error{Code: api.CodeRefused, Field: "spec.node", Detail: "node " + n.Meta.Name + " has the " +
+			c.names([]string{string(api.KindUplink) + "/" + string(by.Value)}) + " already; a node has one"}
+	}
+	c.tx.RequireRevision(key, 0)
+	c.tx.Put(key, []byte(up.Meta.ID))
+	c.tx.RequireExists(configdb.Nodes.SpecKey(n.Meta.ID))
+	return &effect{status: http.StatusCreated, kind: api.KindUplink, id: up.Meta.ID, object: up}, nil
+}
+
 // delete answers DELETE /uplinks/{name}.
-func (r *uplinkResource) delete(q *request) error {
-	return r.drop(q, func(c *change, o *api.Uplink) error {
-		// The node may be gone, and another may have its name by now: the claim
-		// is found by its value.
-		for e := range c.v.Scan(configdb.UplinkKey(""), "") {
-			if string(e.Value) == o.Meta.ID {
-				c.tx.Delete(e.Key)
-			}
+func (r *uplinkResource) delete(q *request) error { return r.drop(q, r.unmake) }
+
+func (r *uplinkResource) unmake(c *change, o *api.Uplink) error {
+	// The node may be gone, and another may have its name by now: the claim is
+	// found by its value.
+	for e := range c.v.Scan(configdb.UplinkKey(""), "") {
+		if string(e.Value) == o.Meta.ID {
+			c.tx.Delete(e.Key)
 		}
-		return nil
-	})
+	}
+	return nil
 }

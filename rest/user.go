@@ -26,7 +26,7 @@ func newUsers() *userResource {
 	r := &userResource{resource[api.UserSpec, api.UserStatus]{
 		table: configdb.Users, need: needAdministrator, global: true,
 	}}
-	r.update = r.change
+	r.update, r.past = r.change, r.reverts()
 	return r
 }
 
@@ -92,25 +92,29 @@ func (r *userResource) create(q *request) error {
 	if err != nil {
 		return err
 	}
-	claims, err := r.claims(&o.Spec)
-	if err != nil {
-		return err
-	}
 	out, err := q.change(body, func(c *change) (*effect, error) {
 		user := o.Clone()
-		if err := r.resource.create(c, &user); err != nil {
-			return nil, err
-		}
-		if err := r.take(c, claims, user.Meta.ID); err != nil {
-			return nil, err
-		}
-		return &effect{status: http.StatusCreated, kind: api.KindUser, id: user.Meta.ID, object: &user}, nil
+		return r.make(c, &user)
 	})
 	if err != nil {
 		return err
 	}
 	q.w.Header().Set("Location", base+"users/"+out.id)
 	return q.answerObject(out)
+}
+
+func (r *userResource) make(c *change, user *api.User) (*effect, error) {
+	claims, err := r.claims(&user.Spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.resource.create(c, user); err != nil {
+		return nil, err
+	}
+	if err := r.take(c, claims, user.Meta.ID); err != nil {
+		return nil, err
+	}
+	return &effect{status: http.StatusCreated, kind: api.KindUser, id: user.Meta.ID, object: user}, nil
 }
 
 // change is the update of PUT and PATCH.
@@ -145,11 +149,11 @@ func (r *userResource) held(v *configdb.View, id string) []string {
 
 // delete answers DELETE /users/{name}. Sessions of the user end by themselves:
 // the shell looks whether its users are still there.
-func (r *userResource) delete(q *request) error {
-	return r.drop(q, func(c *change, o *api.User) error {
-		for _, key := range r.held(c.v, o.Meta.ID) {
-			c.tx.Delete(key)
-		}
-		return nil
-	})
+func (r *userResource) delete(q *request) error { return r.drop(q, r.unmake) }
+
+func (r *userResource) unmake(c *change, o *api.User) error {
+	for _, key := range r.held(c.v, o.Meta.ID) {
+		c.tx.Delete(key)
+	}
+	return nil
 }

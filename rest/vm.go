@@ -23,7 +23,7 @@ type vmResource struct {
 
 func newVMs() *vmResource {
 	r := &vmResource{resource[api.VMSpec, api.VMStatus]{table: configdb.VMs, need: needViewer}}
-	r.update = r.change
+	r.update, r.past = r.change, r.reverts()
 	return r
 }
 

@@ -71,10 +71,10 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 	st := vmState{vm: *vm}
 	st.binding = api.Binding{
 		Meta: api.NewMeta(api.KindBinding, vm.Meta.Project, vm.Meta.Name),
-		Spec: api.BindingSpec{NodeID: nodeID, Node: node, Epoch: 1, Protected: vm.Spec.HA == api.HARestart},
+		Spec: api.BindingSpec{NodeID: nodeID, Node: node, Epoch: c.firstEpoch(), Protected: vm.Spec.HA == api.HARestart},
 	}
 	st.binding.Meta.ID = vm.Meta.ID
-	st.vm.Status = api.VMStatus{Phase: api.VMCreating, Node: node, Epoch: 1}
+	st.vm.Status = api.VMStatus{Phase: api.VMCreating, Node: node, Epoch: c.firstEpoch()}
 	if err := configdb.Bindings.CreateUnnamed(c.tx, &st.binding); err != nil {
 		return nil, err
 	}

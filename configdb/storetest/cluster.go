@@ -134,7 +134,7 @@ func (n *Node) Start() {
 	port, rpc, client := clusternet.NewPort(ln, id, log), clusternet.NewRPCServer(log), clusternet.NewRPCClient(id)
 	raftLn, rpcLn := port.Listener(clusternet.ProtoRaft), port.Listener(clusternet.ProtoRPC)
 	n.Store, err = configdb.Open(configdb.StoreConfig{
-		Dir: n.dir, NodeID: n.ID, Address: n.Address, Identity: id, Listener: raftLn, Server: rpc, Client: client, Log: log,
+		Dir: n.dir, NodeID: n.ID, NodeName: n.Name(), Address: n.Address, Identity: id, Listener: raftLn, Server: rpc, Client: client, Log: log,
 		OnFatal: func(err error) { tb.Errorf("node %d: %v", n.Index, err) },
 	})
 	if err != nil {
@@ -154,6 +154,9 @@ func (n *Node) Start() {
 		wg.Wait()
 	}
 }
+
+// Name of the node, as in its certificate.
+func (n *Node) Name() string { return fmt.Sprintf("n%d", n.Index+1) }
 
 // Stop ends the replica.
 func (n *Node) Stop() {

@@ -46,6 +46,7 @@ type fakeCluster struct {
 	joined  bool
 	caPhase api.CAPhase
 	caLife  int // seconds
+	parts   int // of a revert that are done
 }
 
 type fakeObject struct {

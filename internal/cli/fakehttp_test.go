@@ -104,6 +104,9 @@ func (f *fakeCluster) route(w http.ResponseWriter, r *http.Request, node, path s
 	case parts[0] == "raw":
 		f.serveRaw(w, r, strings.TrimPrefix(r.URL.Path, "/api/v1/raw/"))
 		return
+	case parts[0] == "config":
+		f.serveConfig(w, r, path)
+		return
 	case parts[0] == "cluster":
 		f.serveCluster(w, r, node, path)
 		return

@@ -61,7 +61,7 @@ Exit codes:
 	a.flags.bind(root.PersistentFlags())
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(a.vmCmd(), a.imageCmd(), a.volumeCmd(), a.poolCmd(), a.networkCmd(), a.ippoolCmd(), a.uplinkCmd(), a.nodeCmd(),
-		a.taskCmd(), a.tokenCmd(), a.userCmd(), a.clusterCmd(), a.serviceCmd(), a.topCmd(), a.eventCmd(), a.alertCmd(), a.ruleCmd(), a.receiverCmd(), a.getCmd(), a.applyCmd(), a.watchCmd(),
+		a.taskCmd(), a.tokenCmd(), a.userCmd(), a.clusterCmd(), a.serviceCmd(), a.topCmd(), a.eventCmd(), a.alertCmd(), a.ruleCmd(), a.receiverCmd(), a.configCmd(), a.getCmd(), a.applyCmd(), a.watchCmd(),
 		a.rawCmd(), a.contextCmd(), a.versionCmd(), a.docsCmd())
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
