@@ -254,7 +254,7 @@ func TestKeysAndPassphrases(t *testing.T) {
 	h := someHeader()
 	var err error
 	const words = "correct horse battery"
-	if h.Slot, err = NewSlot(testKey, words); err != nil {
+	if h.Slot, err = newSlot(testKey, words, minScryptN); err != nil {
 		t.Fatal(err)
 	}
 	b := made(t, h, content(10))

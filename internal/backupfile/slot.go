@@ -68,10 +68,14 @@ func CheckPassphrase(p string) error {
 
 // NewSlot seals a cluster key with a pass phrase.
 func NewSlot(clusterKey []byte, passphrase string) (*Slot, error) {
+	return newSlot(clusterKey, passphrase, scryptN)
+}
+
+func newSlot(clusterKey []byte, passphrase string, n int) (*Slot, error) {
 	if err := CheckPassphrase(passphrase); err != nil {
 		return nil, err
 	}
-	s := &Slot{KDF: slotKDF, N: scryptN, R: scryptR, P: scryptP, Salt: pki.NewSecret(saltBytes)}
+	s := &Slot{KDF: slotKDF, N: n, R: scryptR, P: scryptP, Salt: pki.NewSecret(saltBytes)}
 	k, err := s.derive(passphrase)
 	if err != nil {
 		return nil, err
