@@ -35,8 +35,10 @@ const DialTimeout = 5 * time.Second
 // Identity is what a node is known by: its certificate and the authority.
 type Identity struct {
 	NodeID string
-	cert   tls.Certificate
-	roots  *x509.CertPool
+	// Life of the cluster that this node belongs to; 0 is 1. See life.go.
+	Life  uint64
+	cert  tls.Certificate
+	roots *x509.CertPool
 	// Trust, if set, refuses a peer although its certificate is good, when it
 	// connects for Raft. Calls have RPCServer.Trust. Set it before the port serves.
 	Trust func(nodeID string) error
@@ -85,16 +87,21 @@ func (id *Identity) serverConfig() *tls.Config {
 	web.NextProtos = []string{ProtoH2, ProtoH1}
 	web.ClientAuth = tls.VerifyClientCertIfGiven
 	cluster := base.Clone()
-	cluster.NextProtos = clusterProtocols
+	cluster.NextProtos = wireNames(clusterProtocols, id.life())
 	cluster.ClientAuth = tls.RequireAndVerifyClientCert
 	cluster.VerifyConnection = id.requireNode
 	out := base.Clone()
 	out.NextProtos = web.NextProtos
 	out.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		for _, p := range h.SupportedProtos {
-			if slices.Contains(clusterProtocols, p) {
+			if slices.Contains(cluster.NextProtos, p) {
 				return cluster, nil
 			}
+		}
+		if name, ok := id.otherLife(h.SupportedProtos); ok {
+			stranger := cluster.Clone()
+			stranger.NextProtos = []string{name}
+			return stranger, nil
 		}
 		return web, nil
 	}
@@ -108,7 +115,7 @@ func (id *Identity) requireNode(cs tls.ConnectionState) error {
 	}
 	// A call is refused with a reason, which a removed node must get to know;
 	// Raft has no words for it.
-	if id.Trust != nil && cs.NegotiatedProtocol == ProtoRaft {
+	if proto, _ := splitWire(cs.NegotiatedProtocol); id.Trust != nil && proto == ProtoRaft {
 		return id.Trust(peer)
 	}
 	return nil
@@ -130,18 +137,19 @@ func (id *Identity) Dial(ctx context.Context, nodeID, address string, protocols 
 	if err != nil {
 		return nil, fmt.Errorf("connect to node %s at %s: %w", nodeID, address, err)
 	}
+	names := wireNames(protocols, id.life())
 	c := tls.Client(raw, &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		Certificates: []tls.Certificate{id.cert},
 		RootCAs:      id.roots,
 		ServerName:   pki.NodeDNSName(nodeID),
-		NextProtos:   protocols,
+		NextProtos:   names,
 	})
 	if err := c.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, fmt.Errorf("connect to node %s at %s: %w", nodeID, address, err)
 	}
-	if got := c.ConnectionState().NegotiatedProtocol; !slices.Contains(protocols, got) {
+	if got := c.ConnectionState().NegotiatedProtocol; !slices.Contains(names, got) {
 		_ = c.Close()
 		return nil, fmt.Errorf("connect to node %s at %s: it does not speak %s", nodeID, address, strings.Join(protocols, " or "))
 	}
