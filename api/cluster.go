@@ -18,6 +18,10 @@ type ClusterSpec struct {
 	SealedCAKey []byte `json:"sealedCAKey,omitempty"`
 	// Life counts the recoveries from lost quorum, beginning with 1.
 	Life uint64 `json:"life"`
+	// RestoredFrom is set in a cluster that began as a backup of another.
+	RestoredFrom *Origin `json:"restoredFrom,omitempty"`
+	// Backup are the settings of the nodes' own backups.
+	Backup BackupSettings `json:"backup,omitzero"`
 }
 
 // Token is a secret that opens the API, or that lets one node join. Only the
@@ -179,6 +183,8 @@ type AdmitResult struct {
 	Cert       string   `json:"cert"`
 	ClusterKey []byte   `json:"clusterKey"`
 	Role       NodeRole `json:"role"`
+	// Life of the cluster, which the node's connections carry.
+	Life uint64 `json:"life,omitempty"`
 	// Peers are the members, as "id@host:port".
 	Peers []string `json:"peers"`
 }
@@ -187,6 +193,8 @@ type AdmitResult struct {
 type ClusterStatus struct {
 	Cluster   string `json:"cluster"`
 	ClusterID string `json:"clusterID"`
+	// Life counts the recoveries from lost quorum, beginning with 1.
+	Life uint64 `json:"life"`
 	// Node is who answers.
 	Node string `json:"node"`
 	// Leader is the name of the leader, empty when none is known.

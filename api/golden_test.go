@@ -48,7 +48,10 @@ func goldenObjects() goldens {
 	state := PoolStateStatus{Node: "n1", Ready: true, Reason: "r", Stamp: "stamp", Total: TiB, Free: GiB}
 	at := goldenTime
 	return goldens{
-		cluster: Cluster{Meta: goldenMeta(KindCluster), Spec: ClusterSpec{CACert: "PEM\n", SealedCAKey: []byte{0, 1, 255}, Life: 1}},
+		cluster: Cluster{Meta: goldenMeta(KindCluster), Spec: ClusterSpec{CACert: "PEM\n", SealedCAKey: []byte{0, 1, 255}, Life: 1,
+			RestoredFrom: &Origin{ClusterID: "c", Cluster: "old", Life: 2, Revision: 3, Time: goldenTime},
+			Backup:       BackupSettings{EveryMinutes: 60, Keep: 3, Disabled: true},
+		}},
 		node: Node{
 			Meta: goldenMeta(KindNode),
 			Spec: NodeSpec{Address: "10.0.0.1:7600", Role: RoleVoter, Maintenance: true, Accelerator: AccelTCG, ReservedMemory: GiB},

@@ -47,6 +47,8 @@ func check(r *api.Rule, f Facts, firing isFiring) (verdicts []Verdict, unsure fu
 		return clockSkew(r, f, firing), unprobed(f)
 	case api.CheckCertificate:
 		return certificate(r, f, firing), unprobed(f)
+	case api.CheckBackup:
+		return backups(f), sure
 	case api.CheckMetric:
 		return metric(r, f, firing), unmeasured(f)
 	}
@@ -296,6 +298,23 @@ func certificate(r *api.Rule, f Facts, firing isFiring) []Verdict {
 		if days <= r.Spec.Threshold || firing(t) && days < r.Spec.Threshold+certSlack {
 			v.State = Bad
 			v.Message = fmt.Sprintf("the certificate of node %s ends on %s, in %.0f days", n.Name, p.CertNotAfter.UTC().Format(time.DateOnly), days)
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// backups is bad for a node that cannot keep backups of the database. A node
+// that is lost says nothing new.
+func backups(f Facts) []Verdict {
+	var out []Verdict
+	for _, n := range f.Nodes {
+		if n.Backup == nil {
+			continue
+		}
+		v := Verdict{Target{api.KindNode, n.ID, n.Name}, Good, fmt.Sprintf("node %s keeps backups of the configuration database again", n.Name), false}
+		if !n.Backup.OK {
+			v.State, v.Message = Bad, fmt.Sprintf("node %s cannot keep backups of the configuration database: %s", n.Name, n.Backup.Message)
 		}
 		out = append(out, v)
 	}
