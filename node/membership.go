@@ -101,11 +101,11 @@ func (m *member) serveExpel(ctx context.Context, request []byte) ([]byte, error)
 		return nil, handedOverError{errHandedOver}
 	}
 	if r.Force {
-		if err := m.takeOver(ctx, r, l.Term); err != nil {
+		if err := takeOver(ctx, m.store, m.log, r, l.Term, newOwner); err != nil {
 			return nil, err
 		}
 	}
-	if err := m.deleteNode(ctx, r, l.Term); err != nil {
+	if err := deleteNode(ctx, m.store, r, l.Term); err != nil {
 		return nil, err
 	}
 	// If this fails, dropGhosts does it.
@@ -115,10 +115,10 @@ func (m *member) serveExpel(ctx context.Context, request []byte) ([]byte, error)
 // deleteNode takes the node's object away: from then on it gets neither lease
 // nor VM. First it is marked: every placement requires the revision of the
 // node's spec, so that a VM is either seen below or not placed there.
-func (m *member) deleteNode(ctx context.Context, r expelRequest, term uint64) error {
+func deleteNode(ctx context.Context, db configdb.DB, r expelRequest, term uint64) error {
 	bound := false
 	step := func(decide func(v *configdb.View, tx *configdb.Txn, n *api.Node) error) error {
-		_, err := configdb.Transact(ctx, m.store, r.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
+		_, err := configdb.Transact(ctx, db, r.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
 			n, err := configdb.Nodes.Get(v, r.NodeID)
 			if api.CodeOf(err) == api.CodeNotFound {
 				return nil // a repeated request
