@@ -37,6 +37,16 @@ func (o *Offline) SetTerm(term uint64) {
 	o.term = term
 }
 
+// Term in which transactions are committed.
+func (o *Offline) Term() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.term
+}
+
+// Snapshot returns the whole state.
+func (o *Offline) Snapshot() *fsm.Snapshot { return o.state.Snapshot() }
+
 // Close ends all watches.
 func (o *Offline) Close() { close(o.closed) }
 

@@ -185,7 +185,7 @@ func (d *Daemon) Join(ctx context.Context, r api.JoinRequest) (api.JoinResult, e
 		return api.JoinResult{}, err
 	}
 	info := &membership{
-		ClusterID: a.ClusterID, Cluster: a.Cluster, NodeID: a.NodeID, Node: d.cfg.NodeName, Address: d.cfg.Advertise, Role: a.Role, Peers: a.Peers,
+		ClusterID: a.ClusterID, Cluster: a.Cluster, NodeID: a.NodeID, Node: d.cfg.NodeName, Address: d.cfg.Advertise, Role: a.Role, Life: a.Life, Peers: a.Peers,
 		key: key, cert: []byte(a.Cert), ca: []byte(a.CACert), clusterKey: a.ClusterKey,
 	}
 	if err := info.save(d.cfg.DataDir); err != nil {

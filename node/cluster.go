@@ -42,7 +42,7 @@ func (m *member) Status(context.Context) (api.ClusterStatus, error) {
 	v := m.store.Local()
 	age, known := m.store.Staleness()
 	st := api.ClusterStatus{
-		Cluster: m.info.Cluster, ClusterID: m.info.ClusterID, Node: m.info.Node, Term: m.store.Term(),
+		Cluster: m.info.Cluster, ClusterID: m.info.ClusterID, Life: m.info.life(), Node: m.info.Node, Term: m.store.Term(),
 		Revision: v.Revision(), StaleSeconds: age.Seconds(), Quorum: known && age < quorumAge,
 	}
 	leaderID, _, _ := m.store.Leader()
@@ -198,7 +198,7 @@ func (m *member) admitted(n api.Node, csr csrType, host string) (api.AdmitResult
 	}
 	out := api.AdmitResult{
 		ClusterID: m.info.ClusterID, Cluster: m.info.Cluster, NodeID: n.Meta.ID, CACert: string(m.info.ca),
-		Cert: string(cert), ClusterKey: m.info.clusterKey, Role: n.Spec.Role,
+		Cert: string(cert), ClusterKey: m.info.clusterKey, Role: n.Spec.Role, Life: m.info.life(),
 	}
 	members, err := m.store.Members()
 	if err != nil {

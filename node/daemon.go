@@ -63,7 +63,20 @@ func New(cfg *Config, log *slog.Logger) (*Daemon, error) {
 	return d, nil
 }
 
-// Run works until the context ends. VMs live on.
+// Serve runs a daemon until the context ends. VMs live on.
+func Serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
+	for {
+		d, err := New(cfg, log)
+		if err != nil {
+			return err
+		}
+		if err := d.Run(ctx); !errors.Is(err, errBeginAnew) {
+			return err
+		}
+	}
+}
+
+// Run is one life of the daemon, until the context ends.
 func (d *Daemon) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -78,6 +91,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	defer func() { _ = runLock.Close() }()
 	if err := d.dropFounding(); err != nil {
+		return err
+	}
+	if err := d.finishRecovery(ctx); err != nil {
 		return err
 	}
 	info, err := loadMembership(d.cfg.DataDir)
@@ -103,7 +119,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.log.Info("musterd ready", "node", d.nodeName(), "data", d.cfg.DataDir, "listen", d.cfg.Listen, "member", info != nil, "version", version.Version)
 	select {
 	case err = <-d.fatal:
-		d.log.Error("this node cannot go on", "err", err)
+		if !errors.Is(err, errBeginAnew) {
+			d.log.Error("this node cannot go on", "err", err)
+		}
 	case <-ctx.Done():
 	}
 	cancel()

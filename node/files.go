@@ -45,6 +45,8 @@ type membership struct {
 	Role api.NodeRole `json:"role,omitempty"`
 	// Founder is true on the node that ran init.
 	Founder bool `json:"founder,omitempty"`
+	// Life of the cluster that this node is a member of; 0 is 1.
+	Life uint64 `json:"life,omitempty"`
 	// Peers are "id@host:port" of the members at the time of joining.
 	Peers []string `json:"peers,omitempty"`
 
@@ -114,21 +116,29 @@ func syncDir(dir string) error {
 
 // save makes the directory that of a member.
 func (m *membership) save(dir string) error {
-	id, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return err
-	}
 	for _, f := range []struct {
 		name string
 		data []byte
 		mode fs.FileMode
 	}{
 		{keyFile, m.key, 0o600}, {clusterKeyFile, m.clusterKey, 0o600},
-		{certFile, m.cert, 0o644}, {caFile, m.ca, 0o644}, {identityFile, append(id, '\n'), 0o600},
+		{certFile, m.cert, 0o644}, {caFile, m.ca, 0o644},
 	} {
 		if err := writeFile(filepath.Join(dir, f.name), f.data, f.mode); err != nil {
 			return fmt.Errorf("save membership: %w", err)
 		}
+	}
+	return m.saveIdentity(dir)
+}
+
+// saveIdentity writes the one file that says whose directory it is.
+func (m *membership) saveIdentity(dir string) error {
+	id, err := json.MarshalIndent(m, "", "  ")
+	if err == nil {
+		err = writeFile(filepath.Join(dir, identityFile), append(id, '\n'), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("save membership: %w", err)
 	}
 	return nil
 }
@@ -175,5 +185,8 @@ func (m *membership) identity() (*clusternet.Identity, error) {
 	if id.NodeID != m.NodeID {
 		return nil, fmt.Errorf("the certificate is that of node %s, but the data directory is that of %s; restore both from one backup", id.NodeID, m.NodeID)
 	}
+	id.Life = m.life()
 	return id, nil
 }
+
+func (m *membership) life() uint64 { return max(1, m.Life) }

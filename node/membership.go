@@ -196,6 +196,7 @@ func (m *member) trusted(nodeID string) error {
 	if e, gone := m.store.Local().Get(removedPrefix + nodeID); gone {
 		return removedError{fmt.Errorf("node %s was removed from cluster %s", e.Value, m.info.Cluster)}
 	}
+	m.seen.note(nodeID)
 	return nil
 }
 
@@ -222,7 +223,8 @@ func (m *member) askWhetherRemoved(ctx context.Context) bool {
 		_, err := m.client.Call(cctx, nodes[i].Meta.ID, nodes[i].Spec.Address, methodLeader, nil)
 		cancel()
 		var re *clusternet.RemoteError
-		if errors.As(err, &re) && re.Code == codeRemoved {
+		if errors.As(err, &re) && (re.Code == codeRemoved || re.Code == clusternet.CodeOldLife) {
+			m.log.Warn("this node is no member any more", "said", nodes[i].Meta.Name, "why", re.Detail)
 			return true
 		}
 	}

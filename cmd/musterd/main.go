@@ -118,12 +118,8 @@ func serve(cfg *node.Config) error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	d, err := node.New(cfg, log)
-	if err != nil {
-		return err
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	signal.Ignore(syscall.SIGHUP) // a terminal that closes must not end a node
-	return d.Run(ctx)
+	return node.Serve(ctx, cfg, log)
 }
