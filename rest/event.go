@@ -155,6 +155,8 @@ func (q *request) verb() string {
 		return "create"
 	case http.MethodDelete:
 		return "delete"
+	case http.MethodGet: // few are worth an event
+		return "read"
 	}
 	return "update"
 }

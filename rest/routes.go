@@ -58,6 +58,7 @@ var (
 func (s *Server) routes() []route {
 	out := s.plainRoutes()
 	out = append(out, s.clusterRoutes()...)
+	out = append(out, s.backupRoutes()...)
 	vms, images, volumes := newVMs(), newImages(), newVolumes()
 	pools, nodes, tasks, tokens := newPools(), newNodes(), newTasks(), newTokens()
 	networks, ippools, uplinks := newNetworks(), newIPPools(), newUplinks()
