@@ -17,7 +17,10 @@ func (f *fakeCluster) serveCluster(w http.ResponseWriter, r *http.Request, node,
 	reply := func(status int, v any) { b, _ := json.Marshal(v); f.send(w, status, b) }
 	switch r.Method + " " + path {
 	case "GET cluster":
-		s := api.ClusterStatus{Cluster: "prod", ClusterID: "c-1", Node: node, Leader: "m1", Term: 3, Revision: f.rev, Quorum: true}
+		if node == "local" {
+			node = "m1"
+		}
+		s := api.ClusterStatus{Cluster: "prod", ClusterID: "c-1", Life: f.life, Node: node, Leader: "m1", Term: 3, Revision: f.rev, Quorum: true}
 		for _, n := range []string{"m1", "m2"} {
 			s.Members = append(s.Members, api.MemberStatus{NodeID: "id-" + n, Node: n, Address: "10.0.0.1:7600", Voter: true, Leader: n == "m1", Role: api.RoleVoter, Phase: api.NodeReady})
 		}
@@ -49,6 +52,6 @@ func (f *fakeCluster) serveCluster(w http.ResponseWriter, r *http.Request, node,
 		}
 		reply(201, api.JoinToken{Token: fmt.Sprintf("join_%s_%d", in.Role, in.TTLSeconds)})
 	default:
-		f.fail(w, api.Errorf(api.CodeNotFound, "no such path"))
+		f.serveBackups(w, r, node, path)
 	}
 }
