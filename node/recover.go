@@ -147,7 +147,7 @@ func (d *Daemon) finishRecovery(ctx context.Context) error {
 }
 
 func (d *Daemon) beginLife(ctx context.Context, info *membership, word recovery) error {
-	files := configdb.Files{Dir: filepath.Join(d.cfg.DataDir, replicaDir), NodeID: info.NodeID, Address: info.Address, Log: d.log.With("module", "configdb")}
+	files := configdb.Files{Dir: filepath.Join(d.cfg.DataDir, replicaDir), NodeID: info.NodeID, Address: info.Address, LogStore: d.cfg.LogStore, Log: d.log.With("module", "configdb")}
 	err := configdb.Recover(ctx, files, func(db *configdb.Offline) error {
 		c, err := configdb.Clusters.Get(db.Local(), info.ClusterID)
 		if err != nil {

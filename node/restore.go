@@ -101,7 +101,7 @@ func openForRestore(r *api.RestoreRequest) (*fsm.State, *backup.Header, []byte, 
 // foundFrom makes this host the first node of the cluster that db describes.
 func (d *Daemon) foundFrom(ctx context.Context, info *membership, db *configdb.Offline) error {
 	mark := filepath.Join(d.cfg.DataDir, foundingFile)
-	files := configdb.Files{Dir: filepath.Join(d.cfg.DataDir, replicaDir), NodeID: info.NodeID, Address: info.Address, Log: d.log.With("module", "configdb")}
+	files := configdb.Files{Dir: filepath.Join(d.cfg.DataDir, replicaDir), NodeID: info.NodeID, Address: info.Address, LogStore: d.cfg.LogStore, Log: d.log.With("module", "configdb")}
 	err := writeFile(mark, nil, 0o600)
 	if err == nil {
 		err = configdb.Install(files, db)
