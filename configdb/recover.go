@@ -43,6 +43,21 @@ func (s *Store) Snapshot(ctx context.Context) (*fsm.Snapshot, error) {
 // LocalSnapshot returns the whole state as this node has it.
 func (s *Store) LocalSnapshot() *fsm.Snapshot { return s.state.Snapshot() }
 
+// Newest returns everything that this node has. While a leader is known that is
+// its state; without one it is its whole log, of which the end may never have
+// been acknowledged: a node that was started without a quorum cannot tell how
+// far its log was committed, and its state is that of its last snapshot.
+func (s *Store) Newest(ctx context.Context) (*fsm.Snapshot, error) {
+	if _, _, ok := s.node.Leader(); ok {
+		return s.state.Snapshot(), nil
+	}
+	whole, err := s.node.WholeLog(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return whole.Snapshot(), nil
+}
+
 // LastLog returns the index and term of the last entry of this node's log,
 // committed or not. Of two nodes the one with the higher term, or with the same
 // term and the higher index, has everything that the other has acknowledged.

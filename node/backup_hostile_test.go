@@ -40,6 +40,10 @@ func (o *offlineReplica) Snapshot(context.Context) (*fsm.Snapshot, error) {
 	return o.Offline.Snapshot(), nil
 }
 
+func (o *offlineReplica) Newest(context.Context) (*fsm.Snapshot, error) {
+	return o.Offline.Snapshot(), nil
+}
+
 func (o *offlineReplica) LocalSnapshot() *fsm.Snapshot { return o.Offline.Snapshot() }
 
 func newOffline(t *testing.T) *configdb.Offline {
@@ -104,7 +108,7 @@ func TestBackupsFollowTheClock(t *testing.T) {
 		t.Errorf("an empty replica: wait %v, %v", wait, names(t, k))
 	}
 	withCluster(t, db)
-	k.notBefore = now.Add(time.Minute) // the spread
+	k.started = now.Add(time.Minute - k.spread(k.settings()))
 	if wait := k.look(ctx); wait != backupLook || len(names(t, k)) != 0 {
 		t.Errorf("before the first: wait %v, %v", wait, names(t, k))
 	}

@@ -44,6 +44,8 @@ type replica interface {
 	configdb.DB
 	Snapshot(ctx context.Context) (*fsm.Snapshot, error)
 	LocalSnapshot() *fsm.Snapshot
+	// Newest is what this node has, also of what nobody confirms.
+	Newest(ctx context.Context) (*fsm.Snapshot, error)
 }
 
 // backupKeeper makes this node's own backups, and those that are asked for.
@@ -56,9 +58,9 @@ type backupKeeper struct {
 	now    func() time.Time
 	tell   func(context.Context, api.Event) // writes an event
 
-	// Only run's goroutine uses these: a backup is not made before the one, and
-	// at the other nothing had changed.
-	notBefore, unchanged time.Time
+	// Only run's goroutine uses these: when it began, when it may try again after
+	// a failure, and when it last saw that nothing had changed.
+	started, notBefore, unchanged time.Time
 
 	mu      sync.Mutex
 	took    bool // one was made in this life of the daemon
@@ -85,7 +87,7 @@ func (k *backupKeeper) run(ctx context.Context) error {
 	if err := k.folder.sweep(); err != nil {
 		k.log.Warn("unfinished backups not removed", "err", err)
 	}
-	k.notBefore = k.now().Add(k.spread(k.settings()))
+	k.started = k.now()
 	for {
 		wait := k.look(ctx)
 		select {
@@ -126,7 +128,10 @@ func (k *backupKeeper) look(ctx context.Context) time.Duration {
 		k.failed(ctx, err, s)
 		return backupLook
 	}
-	due, last := k.notBefore, newest(have)
+	due, last := k.started.Add(k.spread(s)), newest(have)
+	if k.notBefore.After(due) {
+		due = k.notBefore
+	}
 	for _, done := range []time.Time{k.unchanged, timeOf(last)} {
 		if done.After(k.now()) {
 			continue // the clock was set back: it must not stop the backups
@@ -251,14 +256,17 @@ func (k *backupKeeper) prepare(ctx context.Context, stale bool, passphrase strin
 			return 0, nil, err
 		}
 	}
-	snap := k.db.LocalSnapshot()
-	if !stale {
-		if snap, err = k.db.Snapshot(ctx); err != nil {
-			if errors.Is(err, configdb.ErrNoQuorum) || ctx.Err() != nil {
-				err = api.Errorf(api.CodeNoQuorum, "%w; consistency=stale takes what node %s has", err, k.node)
-			}
-			return 0, nil, err
+	var snap *fsm.Snapshot
+	if stale {
+		snap, err = k.db.Newest(ctx)
+	} else {
+		snap, err = k.db.Snapshot(ctx)
+	}
+	if err != nil {
+		if !stale && (errors.Is(err, configdb.ErrNoQuorum) || ctx.Err() != nil) {
+			err = api.Errorf(api.CodeNoQuorum, "%w; consistency=stale takes what node %s has", err, k.node)
 		}
+		return 0, nil, err
 	}
 	src := k.source(snap, stale)
 	return snap.View().Revision(), func(w io.Writer) error {

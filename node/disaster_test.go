@@ -213,6 +213,7 @@ func TestABackupOfAFollowerFoundsAnotherCluster(t *testing.T) {
 	n1.dataDir, n1.runDir = n1.dataDir+"-b", n1.runDir+"-b"
 	n1.start()
 	n1.refuse(4, "has a node n1, as this host is called", "cluster", "restore", plain, "--cluster-key-file", key, "--data-dir", n1.dataDir)
+	r = api.RestoreResult{}
 	f.decode(n1.run("cluster", "restore", plain, "--cluster-key-file", key, "--data-dir", n1.dataDir, "--name", "third", "--yes-i-have-switched-off", "n1,n2,n3", "-o", "json"), &r)
 	if r.Cluster != "third" || r.TakenOver != 2 || len(r.Waiting) != 0 {
 		t.Errorf("restored at once: %+v", r)
@@ -301,9 +302,27 @@ func TestOneOfThreeIsRecovered(t *testing.T) {
 		}
 		return nil
 	})
+	// The survivor was switched off, too: it knows what it has only from its log.
+	a.stop()
+	a.start()
+	var plan api.RecoveryPlan
+	f.eventually(20*time.Second, "the plan has no leader", func() error {
+		r := a.try(rescue(a, "-o", "json")...)
+		if r.code != 4 || r.stdout == "" {
+			return fmt.Errorf("exit %d, %s", r.code, r.stderr)
+		}
+		f.decode(r.stdout, &plan)
+		if plan.Refused != "" {
+			return fmt.Errorf("%s", plan.Refused)
+		}
+		return nil
+	})
+	if len(plan.Others) != 2 || plan.Others[0].Node != "n2" || plan.Others[0].VMs != 1 || plan.Others[1].Node != "n3" || plan.Others[0].Answers || plan.LastIndex == 0 || plan.WrittenAt.IsZero() {
+		t.Errorf("plan %+v", plan)
+	}
 	// Without a quorum: a backup only when asked for what is here.
-	a.refuse(5, "stale", "cluster", "backup", f.path("none"))
-	a.run("cluster", "backup", f.path("survivor.backup"), "--stale")
+	a.refuse(5, "stale", "cluster", "backup", f.path("none"), "--data-dir", a.dataDir)
+	a.run("cluster", "backup", f.path("survivor.backup"), "--stale", "--data-dir", a.dataDir)
 	a.refuse(4, "needs a person's word", rescue(a)...)
 	a.refuse(2, "lacks n3", rescue(a, flag, "n2")...)
 	a.refuse(2, `"n9" is no other node`, rescue(a, flag, "n2,n3,n9")...)

@@ -14,6 +14,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -214,21 +215,42 @@ func (m *member) askWhetherRemoved(ctx context.Context) bool {
 	if _, _, ok := m.store.Leader(); ok {
 		return false
 	}
-	nodes, _ := configdb.Nodes.List(m.store.Local())
-	for i := range nodes {
-		if nodes[i].Meta.ID == m.info.NodeID {
-			continue
-		}
+	for id, address := range m.knownNodes() {
 		cctx, cancel := context.WithTimeout(ctx, leaderRetry*5)
-		_, err := m.client.Call(cctx, nodes[i].Meta.ID, nodes[i].Spec.Address, methodLeader, nil)
+		_, err := m.client.Call(cctx, id, address, methodLeader, nil)
 		cancel()
 		var re *clusternet.RemoteError
 		if errors.As(err, &re) && (re.Code == codeRemoved || re.Code == clusternet.CodeOldLife) {
-			m.log.Warn("this node is no member any more", "said", nodes[i].Meta.Name, "why", re.Detail)
+			m.log.Warn("this node is no member any more", "said", id, "why", re.Detail)
 			return true
 		}
 	}
 	return false
+}
+
+// knownNodes are the others that this node ever heard of, with their addresses.
+// After a start without a leader its state is that of its last snapshot, so the
+// members in its log count, too.
+func (m *member) knownNodes() map[string]string {
+	out := map[string]string{}
+	for _, p := range m.info.Peers {
+		if id, address, ok := strings.Cut(p, "@"); ok {
+			out[id] = address
+		}
+	}
+	members, err := m.store.Members()
+	if err != nil {
+		m.log.Debug("members not known", "err", err)
+	}
+	for _, mb := range members {
+		out[mb.NodeID] = mb.Address
+	}
+	nodes, _ := configdb.Nodes.List(m.store.Local())
+	for i := range nodes {
+		out[nodes[i].Meta.ID] = nodes[i].Spec.Address
+	}
+	delete(out, m.info.NodeID)
+	return out
 }
 
 // askAdmission talks to the members named in a join token. A member is

@@ -47,7 +47,11 @@ func (d *Daemon) RecoveryPlan(ctx context.Context) (api.RecoveryPlan, error) {
 	if m == nil {
 		return api.RecoveryPlan{}, notMember()
 	}
-	return m.RecoveryPlan(ctx)
+	s, err := m.survey(ctx)
+	if err != nil {
+		return api.RecoveryPlan{}, err
+	}
+	return s.plan, nil
 }
 
 // Recover implements rest.Disaster: it notes the administrator's word and lets
@@ -59,11 +63,12 @@ func (d *Daemon) Recover(ctx context.Context, r api.RecoveryRequest) (api.Recove
 	if m == nil {
 		return api.RecoveryResult{}, notMember()
 	}
-	p, err := m.RecoveryPlan(ctx)
+	s, err := m.survey(ctx)
 	if err != nil {
 		return api.RecoveryResult{}, err
 	}
-	if err := agrees(&p, &r); err != nil {
+	p := &s.plan
+	if err := agrees(p, &r); err != nil {
 		return api.RecoveryResult{}, err
 	}
 	word := recovery{ClusterID: p.ClusterID, Life: p.Life + 1, At: time.Now().UTC(), Others: map[string]string{}}
@@ -71,7 +76,7 @@ func (d *Daemon) Recover(ctx context.Context, r api.RecoveryRequest) (api.Recove
 	for _, o := range p.Others {
 		word.Others[o.NodeID] = o.Node
 		out.Removed = append(out.Removed, o.Node)
-		out.TakenOver = append(out.TakenOver, boundTo(m.store.Local(), o.NodeID)...)
+		out.TakenOver = append(out.TakenOver, boundTo(s.view, o.NodeID)...)
 	}
 	b, err := json.MarshalIndent(word, "", "  ")
 	if err != nil {

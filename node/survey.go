@@ -29,25 +29,15 @@ const surveyTimeout = 3 * time.Second
 type position struct {
 	LastIndex uint64 `json:"lastIndex"`
 	LastTerm  uint64 `json:"lastTerm"`
-	// Leader is the name of the node that leads, empty if none is known.
+	// Leader is the ID of the node that leads, empty if none is known.
 	Leader string `json:"leader,omitempty"`
 }
 
 func (m *member) servePosition(context.Context, []byte) ([]byte, error) {
 	var p position
 	p.LastIndex, p.LastTerm = m.store.LastLog()
-	if id, _, ok := m.store.Leader(); ok {
-		p.Leader = m.nameOf(id)
-	}
+	p.Leader, _, _ = m.store.Leader()
 	return json.Marshal(p)
-}
-
-// nameOf returns the name of a node, or its ID when the name is not known.
-func (m *member) nameOf(nodeID string) string {
-	if n, err := configdb.Nodes.Get(m.store.Local(), nodeID); err == nil {
-		return n.Meta.Name
-	}
-	return nodeID
 }
 
 // answer is what one other member said.
@@ -56,11 +46,33 @@ type answer struct {
 	err error
 }
 
-// RecoveryPlan surveys what is left of the cluster, for somebody who thinks of
+// survey is what is left of a cluster, as one node sees it.
+type survey struct {
+	plan api.RecoveryPlan
+	// view is what a recovery from this node would begin with: after a start
+	// without a quorum this node's own state is behind its log.
+	view *configdb.View
+	said []answer // of plan.Others
+}
+
+// nameOf returns the name of a node, or its ID when the name is not known.
+func (s *survey) nameOf(nodeID string) string {
+	if n, err := configdb.Nodes.Get(s.view, nodeID); err == nil {
+		return n.Meta.Name
+	}
+	return nodeID
+}
+
+// survey looks at what is left of the cluster, for somebody who thinks of
 // recovering it from this node.
-func (m *member) RecoveryPlan(ctx context.Context) (api.RecoveryPlan, error) {
-	v := m.store.Local()
-	p := api.RecoveryPlan{
+func (m *member) survey(ctx context.Context) (*survey, error) {
+	newest, err := m.store.Newest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &survey{view: newest.View()}
+	p, v := &s.plan, s.view
+	*p = api.RecoveryPlan{
 		Cluster: m.info.Cluster, ClusterID: m.info.ClusterID, Node: m.info.Node, Life: m.info.life(), Revision: v.Revision(),
 		StartedAt: m.seen.since.UTC(),
 	}
@@ -72,13 +84,12 @@ func (m *member) RecoveryPlan(ctx context.Context) (api.RecoveryPlan, error) {
 		at := time.Now().Add(-age).UTC()
 		p.LeaderHeardAt = &at
 	}
-	var err error
 	if p.Others, err = m.others(v); err != nil {
-		return p, err
+		return nil, err
 	}
-	said := m.askAll(ctx, p.Others)
+	s.said = m.askAll(ctx, p.Others)
 	for i := range p.Others {
-		o, a := &p.Others[i], said[i]
+		o, a := &p.Others[i], s.said[i]
 		if o.LastSeen = m.seen.when(o.NodeID); a.err != nil {
 			o.Error = a.err.Error()
 			continue
@@ -86,8 +97,8 @@ func (m *member) RecoveryPlan(ctx context.Context) (api.RecoveryPlan, error) {
 		o.Answers, o.LastIndex, o.LastTerm = true, a.LastIndex, a.LastTerm
 		o.Newer = a.LastTerm > p.LastTerm || a.LastTerm == p.LastTerm && a.LastIndex > p.LastIndex
 	}
-	p.Refused = m.whyNot(&p, said)
-	return p, nil
+	p.Refused = m.whyNot(s)
+	return s, nil
 }
 
 // others are all members and nodes but this one, in order of name.
@@ -159,17 +170,17 @@ func (m *member) ask(ctx context.Context, nodeID, address string) (a answer) {
 		a.err = err
 	default:
 		if b, a.err = m.client.Call(ctx, nodeID, address, methodLeader, nil); a.err == nil {
-			id, _, _ := strings.Cut(string(b), "@")
-			a.Leader = m.nameOf(id)
+			a.Leader, _, _ = strings.Cut(string(b), "@")
 		}
 	}
 	return a
 }
 
 // whyNot is empty when the cluster may be recovered from this node.
-func (m *member) whyNot(p *api.RecoveryPlan, said []answer) string {
+func (m *member) whyNot(s *survey) string {
+	p := &s.plan
 	if id, _, ok := m.store.Leader(); ok {
-		return fmt.Sprintf("node %s leads the cluster: it has its quorum, there is nothing to recover", m.nameOf(id))
+		return fmt.Sprintf("node %s leads the cluster: it has its quorum, there is nothing to recover", s.nameOf(id))
 	}
 	if len(p.Others) == 0 {
 		return "this node is the only member of its cluster, there is nothing to recover"
@@ -179,7 +190,7 @@ func (m *member) whyNot(p *api.RecoveryPlan, said []answer) string {
 	}
 	var newer, alive []string
 	for i, o := range p.Others {
-		a := said[i]
+		a := s.said[i]
 		var refused *clusternet.RemoteError
 		switch {
 		case errors.As(a.err, &refused) && (refused.Code == codeRemoved || refused.Code == clusternet.CodeOldLife):
@@ -188,7 +199,7 @@ func (m *member) whyNot(p *api.RecoveryPlan, said []answer) string {
 			alive = append(alive, o.Node) // it runs, whatever it says
 		case a.err != nil:
 		case a.Leader != "":
-			return fmt.Sprintf("node %s answers and says that node %s leads: the cluster has its quorum; find out why this node does not reach it", o.Node, a.Leader)
+			return fmt.Sprintf("node %s answers and says that node %s leads: the cluster has its quorum; find out why this node does not reach it", o.Node, s.nameOf(a.Leader))
 		case o.Newer:
 			newer = append(newer, fmt.Sprintf("%s (log up to %d in term %d, here %d in term %d)", o.Node, o.LastIndex, o.LastTerm, p.LastIndex, p.LastTerm))
 		default:

@@ -194,7 +194,8 @@ func (s *Server) recoveryPlan(q *request) error {
 	if err != nil {
 		return err
 	}
-	q.reply(http.StatusOK, p.Revision, p)
+	// Without the revision: it is that of the log, which this node cannot reach.
+	q.reply(http.StatusOK, 0, p)
 	return nil
 }
 

@@ -28,16 +28,8 @@ type Files struct {
 
 // open opens the files. What fails is an error of the caller: nothing runs that
 // would have to be ended.
-func (f Files) open() (*disk, raft.SnapshotStore, error) {
-	d, err := openDisk(Config{Dir: f.Dir, LogStore: f.LogStore}, nil)
-	if err != nil {
-		return nil, nil, err
-	}
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(f.Dir, snapshotsKept, newLogger(f.Log))
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("open snapshots in %s: %w", f.Dir, err), d.close())
-	}
-	return d, snaps, nil
+func (f Files) open() (*disk, error) {
+	return openDisk(Config{Dir: f.Dir, LogStore: f.LogStore}, nil, newLogger(f.Log))
 }
 
 // ErrNoState is returned for a directory without a log or a snapshot.
@@ -54,11 +46,11 @@ func Recover(ctx context.Context, f Files, edit func(state *fsm.State, term uint
 	if _, err := os.Stat(f.Dir); err != nil {
 		return fmt.Errorf("recover: %w: %w", ErrNoState, err)
 	}
-	d, snaps, err := f.open()
+	d, err := f.open()
 	if err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
-	err = recoverStores(ctx, f, d.log, d.stable, snaps, edit)
+	err = recoverStores(ctx, f, d.log, d.stable, d.snapshots, edit)
 	if err = errors.Join(err, d.close()); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
@@ -71,17 +63,17 @@ func Install(f Files, state *fsm.State) error {
 	if err := os.MkdirAll(f.Dir, 0o700); err != nil {
 		return fmt.Errorf("raft directory: %w", err)
 	}
-	d, snaps, err := f.open()
+	d, err := f.open()
 	if err != nil {
 		return err
 	}
-	used, err := raft.HasExistingState(d.log, d.stable, snaps)
+	used, err := raft.HasExistingState(d.log, d.stable, d.snapshots)
 	switch {
 	case err != nil:
 	case used:
 		err = fmt.Errorf("%s holds a replica already", f.Dir)
 	default:
-		err = f.install(d.stable, snaps, state, max(1, state.View().Term()))
+		err = f.install(d.stable, d.snapshots, state, max(1, state.View().Term()))
 	}
 	if err = errors.Join(err, d.close()); err != nil {
 		return fmt.Errorf("install state: %w", err)
@@ -210,6 +202,20 @@ func replay(ctx context.Context, logs raft.LogStore, state *fsm.State, term uint
 		state.Skip(l.Index, l.Term)
 	}
 	return term, nil
+}
+
+// WholeLog returns the state after every entry of this node's log, committed or
+// not, as Recover would find it. The node may run.
+func (n *Node) WholeLog(ctx context.Context) (*fsm.State, error) {
+	state := fsm.New()
+	term, err := restoreNewest(n.disk.snapshots, state)
+	if err == nil {
+		_, err = replay(ctx, n.disk.log, state, term)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the whole log: %w", err)
+	}
+	return state, nil
 }
 
 // LastLog returns the index and term of the last entry in this node's log, by

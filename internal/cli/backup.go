@@ -124,10 +124,14 @@ func (a *app) takeBackup(ctx context.Context, file, passphraseFile string, stale
 	var h *backupfile.Header
 	var size int64
 	receive := func(out io.Writer) error {
-		return c.Download(ctx, req, func(body io.Reader) (err error) {
+		err := c.Download(ctx, req, func(body io.Reader) (err error) {
 			h, size, err = backupfile.Verify(io.TeeReader(body, out))
 			return err
 		})
+		if api.CodeOf(err) == api.CodeNoQuorum {
+			return &hintedError{err, "--stale takes what the asked node has; after a start without a quorum no token is known there, so run it on that host with --data-dir DIR"}
+		}
+		return err
 	}
 	if file == "-" {
 		if a.OutTTY {
