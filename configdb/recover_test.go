@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,7 +29,12 @@ func has(t *testing.T, db configdb.DB, key, want string) {
 // recovered is what an administrator makes of a stopped node.
 func recovered(t *testing.T, n *storetest.Node, life uint64) {
 	t.Helper()
-	err := configdb.Recover(context.Background(), n.Files(), func(db *configdb.Offline) error {
+	recoveredFrom(t, n, n.Files(), life)
+}
+
+func recoveredFrom(t *testing.T, n *storetest.Node, files configdb.Files, life uint64) {
+	t.Helper()
+	err := configdb.Recover(context.Background(), files, func(db *configdb.Offline) error {
 		set(t, db, "life", fmt.Sprint(life))
 		return nil
 	})
@@ -165,6 +172,111 @@ func TestRecoveryCanBeRepeated(t *testing.T) {
 	has(t, n, "k", "v")
 	if _, ok := n.Local().Get("half"); ok {
 		t.Error("an interrupted change is there")
+	}
+}
+
+// A snapshot that the disk has damaged must not be replaced by an older one
+// without a word: what lies between them was acknowledged.
+func TestADamagedSnapshotIsNotPassedOver(t *testing.T) {
+	c := storetest.NewCluster(t, 1)
+	n := c.Nodes[0]
+	set(t, n, "k", "1")
+	n.Stop()
+	recovered(t, n, 2) // the log is now one snapshot
+	n.Start()
+	set(t, n, "k", "2")
+	n.Stop()
+	recovered(t, n, 3)
+	states, err := filepath.Glob(filepath.Join(n.Files().Dir, "snapshots", "*", "state.bin"))
+	if err != nil || len(states) != 2 {
+		t.Fatalf("snapshots %v, %v", states, err)
+	}
+	slices.Sort(states)
+	newest, err := os.ReadFile(states[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	flip := func(path string) {
+		t.Helper()
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[len(b)/2] ^= 1
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flip(states[1])
+	err = configdb.Recover(context.Background(), n.Files(), func(*configdb.Offline) error { t.Error("an old state was taken"); return nil })
+	if err == nil || !strings.Contains(err.Error(), "the newest snapshot ends with entry") {
+		t.Errorf("the newest is damaged: %v", err)
+	}
+	if err := os.WriteFile(states[1], newest, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flip(states[0])
+	recovered(t, n, 4)
+	n.Start()
+	set(t, n, "after", "1")
+	has(t, n, "k", "2")
+	has(t, n, "life", "4")
+}
+
+func TestRecoveryKnowsBothLogStores(t *testing.T) {
+	c := storetest.NewCluster(t, 2)
+	n := c.Nodes[0]
+	rev := set(t, c.Leader(), "k", "v")
+	if _, err := n.WaitRevision(ctx(t, 10*time.Second), rev); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range c.Nodes {
+		n.Stop()
+	}
+	bolt := n.Files()
+	bolt.LogStore = configdb.LogBolt
+	recoveredFrom(t, n, bolt, 2)
+	n.Start() // with the other one
+	set(t, n, "after", "1")
+	n.Stop()
+	recoveredFrom(t, n, bolt, 3)
+	n.Life = 3
+	n.Start()
+	for key, want := range map[string]string{"k": "v", "after": "1", "life": "3"} {
+		c.Eventually(key, func() error { // the log is applied when it leads
+			if e, _ := n.Local().Get(key); string(e.Value) != want {
+				return fmt.Errorf("%q", e.Value)
+			}
+			return nil
+		})
+	}
+}
+
+// After a start without a quorum nobody can say what is committed.
+func TestWithoutAQuorumTheWholeLogIsReadable(t *testing.T) {
+	c := storetest.NewCluster(t, 3)
+	n := c.Followers(c.Leader())[0]
+	rev := set(t, c.Leader(), "k", "v")
+	if _, err := n.WaitRevision(ctx(t, 10*time.Second), rev); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range c.Nodes {
+		n.Stop()
+	}
+	n.Start()
+	if _, ok := n.Local().Get("k"); ok {
+		t.Fatal("the state has it by itself: this test tests nothing")
+	}
+	s, err := n.Newest(ctx(t, 10*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, _ := s.View().Get("k"); string(e.Value) != "v" || s.View().Revision() < rev {
+		t.Errorf("%q at revision %d", e.Value, s.View().Revision())
+	}
+	index, term := n.LastLog()
+	if index < rev || term == 0 {
+		t.Errorf("the log ends at %d in term %d", index, term)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -190,6 +191,17 @@ func TestARestoredClusterIsAnother(t *testing.T) {
 	tokens, _ = configdb.Tokens.List(s.db.Local())
 	if len(tokens) != 2 || slices.ContainsFunc(tokens, func(k api.Token) bool { return isJoinToken(&k) }) {
 		t.Errorf("with the tokens kept: %+v", tokens)
+	}
+}
+
+// Whoever adds a field to the cluster decides whether a restored one has it. A
+// field that makes it trust the old cluster must not be inherited.
+func TestRestoreDecidesAboutEveryFieldOfTheCluster(t *testing.T) {
+	decided := []string{"CACert", "SealedCAKey", "Life", "RestoredFrom", "Backup"}
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[api.ClusterSpec]()) {
+		if !slices.Contains(decided, f.Name) {
+			t.Errorf("resurrection.found says nothing of ClusterSpec.%s: set it there, or leave it empty on purpose, and name it here", f.Name)
+		}
 	}
 }
 

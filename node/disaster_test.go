@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -415,6 +416,7 @@ func TestAnOldMajorityComesBack(t *testing.T) {
 		return nil
 	})
 	a.run("cluster", "recover", "--data-dir", a.dataDir, "--yes-i-have-switched-off", "n2,n3")
+	a.signal(syscall.SIGSTOP) // still cut off: nobody tells them what they are
 	b.spawn()
 	c.spawn()
 	f.eventually(60*time.Second, "the old majority works", func() error {
@@ -423,6 +425,7 @@ func TestAnOldMajorityComesBack(t *testing.T) {
 		}
 		return nil
 	})
+	a.signal(syscall.SIGCONT)
 	a.run("raw", "put", "k", "new")
 	for range 5 {
 		b.run("raw", "put", "k", "old")

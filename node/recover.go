@@ -254,6 +254,10 @@ func (a *afterlife) rise(ctx context.Context) error {
 			return err
 		}
 		n.Status.Phase, n.Status.Message = api.NodeReady, ""
+		n.Meta.DeletingAt = nil // it may have been about to leave; now it is all there is
+		if err := configdb.Nodes.UpdateSpec(v, tx, &n); err != nil {
+			return err
+		}
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
 	return err

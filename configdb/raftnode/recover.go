@@ -106,12 +106,8 @@ func (f Files) install(stable raft.StableStore, snaps raft.SnapshotStore, state 
 }
 
 func recoverStores(ctx context.Context, f Files, logs raft.LogStore, stable raft.StableStore, snaps raft.SnapshotStore, edit func(*fsm.State, uint64) error) error {
-	state := fsm.New()
-	term, err := restoreNewest(snaps, state)
+	state, term, err := wholeLog(ctx, logs, snaps)
 	if err != nil {
-		return err
-	}
-	if term, err = replay(ctx, logs, state, term); err != nil {
 		return err
 	}
 	if state.View().Revision() == 0 {
@@ -143,14 +139,27 @@ func recoverStores(ctx context.Context, f Files, logs raft.LogStore, stable raft
 	return nil
 }
 
-// restoreNewest takes the newest snapshot that is whole. It returns the term of
-// the last entry in it; without any snapshot the state stays empty.
-func restoreNewest(snaps raft.SnapshotStore, state *fsm.State) (term uint64, err error) {
+// wholeLog returns the state after every entry, committed or not: with the
+// others gone, nobody can tell. Its revision is that of the last entry.
+func wholeLog(ctx context.Context, logs raft.LogStore, snaps raft.SnapshotStore) (state *fsm.State, term uint64, err error) {
 	list, err := snaps.List() // the newest first
 	if err != nil {
-		return 0, fmt.Errorf("list snapshots: %w", err)
+		return nil, 0, fmt.Errorf("list snapshots: %w", err)
 	}
-	var errs []error
+	state = fsm.New()
+	term, bad := restoreNewest(snaps, list, state)
+	if term, err = replay(ctx, logs, state, term); err == nil && len(list) > 0 && state.View().Revision() < list[0].Index {
+		err = fmt.Errorf("the newest snapshot ends with entry %d and cannot be read, what is left ends with %d", list[0].Index, state.View().Revision())
+	}
+	if err != nil {
+		return nil, 0, errors.Join(err, bad)
+	}
+	return state, term, nil
+}
+
+// restoreNewest takes the newest snapshot that is whole, if there is one. It
+// returns the term of the last entry in it, and why newer ones were passed over.
+func restoreNewest(snaps raft.SnapshotStore, list []*raft.SnapshotMeta, state *fsm.State) (term uint64, bad error) {
 	for _, meta := range list {
 		_, in, err := snaps.Open(meta.ID)
 		if err == nil {
@@ -158,19 +167,15 @@ func restoreNewest(snaps raft.SnapshotStore, state *fsm.State) (term uint64, err
 		}
 		if err == nil {
 			state.Skip(meta.Index, meta.Term)
-			return meta.Term, nil
+			return meta.Term, bad
 		}
-		errs = append(errs, fmt.Errorf("snapshot %s: %w", meta.ID, err))
+		bad = errors.Join(bad, fmt.Errorf("snapshot %s: %w", meta.ID, err))
 	}
-	if len(errs) > 0 {
-		// The log does not reach back to the beginning, so nothing fits.
-		return 0, fmt.Errorf("no snapshot can be read: %w", errors.Join(errs...))
-	}
-	return 0, nil
+	return 0, bad
 }
 
-// replay applies the log after the state, committed or not: with the others
-// gone, nobody can tell. Afterwards the state's revision is the last index.
+// replay applies the log after the state. Afterwards the state's revision is the
+// last index.
 func replay(ctx context.Context, logs raft.LogStore, state *fsm.State, term uint64) (uint64, error) {
 	first, err := logs.FirstIndex()
 	if err != nil {
@@ -207,11 +212,7 @@ func replay(ctx context.Context, logs raft.LogStore, state *fsm.State, term uint
 // WholeLog returns the state after every entry of this node's log, committed or
 // not, as Recover would find it. The node may run.
 func (n *Node) WholeLog(ctx context.Context) (*fsm.State, error) {
-	state := fsm.New()
-	term, err := restoreNewest(n.disk.snapshots, state)
-	if err == nil {
-		_, err = replay(ctx, n.disk.log, state, term)
-	}
+	state, _, err := wholeLog(ctx, n.disk.log, n.disk.snapshots)
 	if err != nil {
 		return nil, fmt.Errorf("read the whole log: %w", err)
 	}
