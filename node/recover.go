@@ -246,7 +246,7 @@ func (a *afterlife) begin(ctx context.Context, c api.Cluster, word recovery) err
 	return err
 }
 
-// rise makes this node ready, which the others may have called lost.
+// rise makes this node, which the others may have called lost, a ready voter.
 func (a *afterlife) rise(ctx context.Context) error {
 	_, err := configdb.Transact(ctx, a.db, a.actor, 1, func(v *configdb.View, tx *configdb.Txn) error {
 		n, err := configdb.Nodes.Get(v, a.self.Meta.ID)
@@ -254,7 +254,11 @@ func (a *afterlife) rise(ctx context.Context) error {
 			return err
 		}
 		n.Status.Phase, n.Status.Message = api.NodeReady, ""
-		n.Meta.DeletingAt = nil // it may have been about to leave; now it is all there is
+		// It may have been about to leave, or not to vote; now it is all there is.
+		n.Meta.DeletingAt = nil
+		if n.Spec.Role == api.RoleReplica {
+			n.Spec.Role = api.RoleVoter
+		}
 		if err := configdb.Nodes.UpdateSpec(v, tx, &n); err != nil {
 			return err
 		}

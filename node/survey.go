@@ -16,6 +16,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/internal/clusternet"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // methodPosition asks a node how far its log goes and whom it follows.
@@ -87,7 +88,9 @@ func (m *member) survey(ctx context.Context) (*survey, error) {
 	if p.Others, err = m.others(v); err != nil {
 		return nil, err
 	}
-	s.said = m.askAll(ctx, p.Others)
+	if s.said, err = m.askAll(ctx, p.Others); err != nil {
+		return nil, err
+	}
 	for i := range p.Others {
 		o, a := &p.Others[i], s.said[i]
 		if o.LastSeen = m.seen.when(o.NodeID); a.err != nil {
@@ -142,20 +145,22 @@ func (m *member) others(v *configdb.View) ([]api.RecoveryMember, error) {
 	return out, nil
 }
 
-func (m *member) askAll(ctx context.Context, others []api.RecoveryMember) []answer {
+// askAll asks every node. An error means that this node cannot tell who lives.
+func (m *member) askAll(ctx context.Context, others []api.RecoveryMember) ([]answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
 	defer cancel()
-	out := make([]answer, len(others))
+	out, broken := make([]answer, len(others)), make([]error, len(others))
 	var wg sync.WaitGroup
 	for i := range others {
 		wg.Go(func() {
-			if out[i] = m.ask(ctx, others[i].NodeID, others[i].Address); out[i].err == nil {
+			broken[i] = contain.Do(func() { out[i] = m.ask(ctx, others[i].NodeID, others[i].Address) })
+			if out[i].err == nil {
 				m.seen.note(others[i].NodeID)
 			}
 		})
 	}
 	wg.Wait()
-	return out
+	return out, errors.Join(broken...)
 }
 
 // ask asks one node for its position. One that does not know the question is
