@@ -24,8 +24,10 @@ func wantNeed(method, path string) access {
 	switch {
 	case path == "/healthz" || path == "/readyz" || path == "/metrics":
 		return needLoopback
-	case path == base+"cluster/init" || path == base+"cluster/join":
+	case kind == "cluster" && slices.Contains([]string{"init", "join", "restore", "recover"}, rest):
 		return needLocal
+	case kind == "cluster" && strings.HasPrefix(rest, "backup"):
+		return needAdministrator // whoever has one and the key has the cluster
 	case path == base+"cluster/admit":
 		return needNothing // the join token in it is the key
 	case slices.Contains([]string{"tokens", "users", "receivers", "raw"}, kind):
@@ -114,6 +116,8 @@ var unaudited = map[string]string{
 	"POST " + base + "cluster/join":          "it happens at the member: admit",
 	"POST " + base + "cluster/admit":         "see below",
 	"POST " + base + "receivers/{name}/test": "sends a message and changes nothing",
+	"POST " + base + "cluster/restore":       "its event is in the database that it founds",
+	"POST " + base + "cluster/recover":       "its event is in the database of the next life",
 }
 
 func TestTheBeginningOfAClusterAndEachJoinAreAudited(t *testing.T) {
@@ -147,6 +151,7 @@ type step struct {
 // all of them work.
 func changes(f *fixture) []step {
 	alert := f.addAlert()
+	withCluster(f)
 	f.newVM("web1", api.VMStopped)
 	return []step{
 		{"POST vms", "vms", `{"meta":{"name":"web2"},"spec":{"cpus":1,"memory":"64M"}}`},
@@ -189,6 +194,8 @@ func changes(f *fixture) []step {
 		{"POST tokens", "tokens", `{"meta":{"name":"ci"},"spec":{"role":"viewer"}}`},
 		{"DELETE tokens/{name}", "tokens/ci", ``},
 		{"POST cluster/tokens", "cluster/tokens", `{"role":"voter"}`},
+		{"POST cluster/backup", "cluster/backup", `{"passphrase":"correct horse battery"}`},
+		{"PATCH cluster/settings", "cluster/settings", `{"backup":{"keep":3}}`},
 		{"POST users", "users", `{"meta":{"name":"bob"},"spec":{"role":"viewer"}}`},
 		{"PATCH users/{name}", "users/bob", `{"spec":{"role":"operator"}}`},
 		{"PUT users/{name}", "users/bob", `{"spec":{"role":"viewer"}}`},
