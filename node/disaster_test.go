@@ -94,6 +94,17 @@ func (h *host) endsSaying(words string) {
 	}
 }
 
+// leaderless waits until a host's node knows no leader any more.
+func (h *host) leaderless() {
+	h.f.t.Helper()
+	h.f.eventually(30*time.Second, h.name+" knows no leader", func() error {
+		if l := h.status().Leader; l != "" {
+			return fmt.Errorf("it follows %s", l)
+		}
+		return nil
+	})
+}
+
 func TestABackupOfAFollowerFoundsAnotherCluster(t *testing.T) {
 	f := newFlock(t, 3)
 	f.up()
@@ -297,12 +308,7 @@ func TestOneOfThreeIsRecovered(t *testing.T) {
 	})
 	a.refuse(4, "it has its quorum", rescue(a, flag, "n2,n3")...)
 	b.end()
-	f.eventually(20*time.Second, "no leader is known", func() error {
-		if l := a.status().Leader; l != "" {
-			return fmt.Errorf("%s", l)
-		}
-		return nil
-	})
+	a.leaderless()
 	// The survivor was switched off, too: it knows what it has only from its log.
 	a.stop()
 	a.start()
@@ -409,12 +415,7 @@ func TestAnOldMajorityComesBack(t *testing.T) {
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]
 	b.kill9()
 	c.kill9()
-	f.eventually(20*time.Second, "no leader is known", func() error {
-		if l := a.status().Leader; l != "" {
-			return fmt.Errorf("%s", l)
-		}
-		return nil
-	})
+	a.leaderless()
 	a.run("cluster", "recover", "--data-dir", a.dataDir, "--yes-i-have-switched-off", "n2,n3")
 	a.signal(syscall.SIGSTOP) // still cut off: nobody tells them what they are
 	b.spawn()
@@ -473,15 +474,9 @@ func TestTheNewestSurvivorIsRecovered(t *testing.T) {
 	for _, h := range f.nodes[2:] {
 		h.end()
 	}
+	newer.leaderless() // a leader would send the other what it lacks
 	older.start()
-	f.eventually(30*time.Second, "no leader is known", func() error {
-		for _, h := range []*host{older, newer} {
-			if l := h.status().Leader; l != "" {
-				return fmt.Errorf("%s follows %s", h.name, l)
-			}
-		}
-		return nil
-	})
+	older.leaderless()
 	all := "--yes-i-have-switched-off"
 	older.refuse(4, "newer log, which may have what was acknowledged last: n2", "cluster", "recover", "--data-dir", older.dataDir, all, "n2,n3,n4,n5")
 	newer.refuse(4, "still answer, none with a newer log: n1", "cluster", "recover", "--data-dir", newer.dataDir, all, "n1,n3,n4,n5")

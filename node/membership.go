@@ -220,7 +220,10 @@ func (m *member) askWhetherRemoved(ctx context.Context) bool {
 		_, err := m.client.Call(cctx, id, address, methodLeader, nil)
 		cancel()
 		var re *clusternet.RemoteError
-		if errors.As(err, &re) && (re.Code == codeRemoved || re.Code == clusternet.CodeOldLife) {
+		// A leader that was found meanwhile knows better: a majority that was cut
+		// off goes on, whatever one node, which somebody recovered, says of it.
+		_, _, led := m.store.Leader()
+		if !led && errors.As(err, &re) && (re.Code == codeRemoved || re.Code == clusternet.CodeOldLife) {
 			m.log.Warn("this node is no member any more", "said", id, "why", re.Detail)
 			return true
 		}
