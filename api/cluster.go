@@ -27,6 +27,10 @@ type ClusterSpec struct {
 	Rotation *CARotation `json:"rotation,omitempty"`
 	// History says how long the history of the configuration is kept.
 	History HistorySettings `json:"history,omitzero"`
+	// RestoredFrom is set in a cluster that began as a backup of another.
+	RestoredFrom *Origin `json:"restoredFrom,omitempty"`
+	// Backup are the settings of the nodes' own backups.
+	Backup BackupSettings `json:"backup,omitzero"`
 }
 
 // Token is a secret that opens the API, or that lets one node join. Only the
@@ -197,6 +201,8 @@ type AdmitResult struct {
 	// sealed key included, as the node keeps it.
 	Authority []byte   `json:"authority,omitempty"`
 	Role      NodeRole `json:"role"`
+	// Life of the cluster, which the node's connections carry.
+	Life uint64 `json:"life,omitempty"`
 	// Peers are the members, as "id@host:port".
 	Peers []string `json:"peers"`
 }
@@ -205,6 +211,8 @@ type AdmitResult struct {
 type ClusterStatus struct {
 	Cluster   string `json:"cluster"`
 	ClusterID string `json:"clusterID"`
+	// Life counts the recoveries from lost quorum, beginning with 1.
+	Life uint64 `json:"life"`
 	// Node is who answers.
 	Node string `json:"node"`
 	// Leader is the name of the leader, empty when none is known.

@@ -50,9 +50,11 @@ func goldenObjects() goldens {
 	return goldens{
 		cluster: Cluster{Meta: goldenMeta(KindCluster), Spec: ClusterSpec{
 			CACert: "PEM\n", SealedCAKey: []byte{0, 1, 255}, Life: 1, CertificateSeconds: 3600,
-			Gossip:   &GossipKeys{Primary: []byte{2}, Next: []byte{3}, Previous: []byte{4}, Removed: 5},
-			Rotation: &CARotation{Phase: CATrust, CACert: "PEM2\n", SealedCAKey: []byte{2}, Bridge: "PEM3\n", Actor: "me", StartedAt: goldenTime},
-			History:  HistorySettings{MaxAgeSeconds: 7200, MaxBytes: 2 * MiB},
+			Gossip:       &GossipKeys{Primary: []byte{2}, Next: []byte{3}, Previous: []byte{4}, Removed: 5},
+			Rotation:     &CARotation{Phase: CATrust, CACert: "PEM2\n", SealedCAKey: []byte{2}, Bridge: "PEM3\n", Actor: "me", StartedAt: goldenTime},
+			History:      HistorySettings{MaxAgeSeconds: 7200, MaxBytes: 2 * MiB},
+			RestoredFrom: &Origin{ClusterID: "c", Cluster: "old", Life: 2, Revision: 3, Time: goldenTime},
+			Backup:       BackupSettings{EveryMinutes: 60, Keep: 3, Disabled: true},
 		}},
 		node: Node{
 			Meta: goldenMeta(KindNode),

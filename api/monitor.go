@@ -97,6 +97,7 @@ const (
 	CheckPoolFull      RuleCheck = "pool-full"
 	CheckClockSkew     RuleCheck = "clock-skew"
 	CheckCertificate   RuleCheck = "certificate"
+	CheckBackup        RuleCheck = "backup"
 	CheckMetric        RuleCheck = "metric"
 	maxRuleForSeconds            = 86400
 	maxMetricName                = 200
@@ -105,7 +106,7 @@ const (
 
 // RuleSpec is the definition.
 type RuleSpec struct {
-	Check    RuleCheck `json:"check" enum:"node-lost,quorum-margin,vm-failed,vm-recovered,pool-full,clock-skew,certificate,metric"`
+	Check    RuleCheck `json:"check" enum:"node-lost,quorum-margin,vm-failed,vm-recovered,pool-full,clock-skew,certificate,backup,metric"`
 	Severity Severity  `json:"severity,omitempty" enum:"info,warning,critical"`
 	// Threshold in the unit of the check: percent for pool-full, seconds for
 	// clock-skew, days for certificate, the metric's own for metric.
@@ -147,7 +148,7 @@ const (
 // Validate implements Spec.
 func (s *RuleSpec) Validate() error {
 	switch s.Check {
-	case CheckNodeLost, CheckQuorumMargin, CheckVMFailed, CheckVMRecovered, CheckPoolFull, CheckClockSkew, CheckCertificate:
+	case CheckNodeLost, CheckQuorumMargin, CheckVMFailed, CheckVMRecovered, CheckPoolFull, CheckClockSkew, CheckCertificate, CheckBackup:
 	case CheckMetric:
 		if s.Metric == "" {
 			return Invalid("spec.metric", "is missing; give the name of a series")

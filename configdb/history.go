@@ -311,7 +311,7 @@ func (t *Txn) seal() {
 }
 
 // forHistory takes out of a stored spec what must not be kept: the sealed keys
-// of authorities that are no more.
+// of authorities that are no more, and those of gossip.
 func forHistory(kind api.Kind, spec []byte) []byte {
 	if kind != api.KindCluster || spec == nil {
 		return spec
@@ -322,6 +322,7 @@ func forHistory(kind api.Kind, spec []byte) []byte {
 	err := dec.Decode(&doc)
 	if err == nil {
 		dropKey(doc, "sealedCAKey")
+		dropKey(doc, "gossip")
 		spec, err = json.Marshal(doc)
 	}
 	if err != nil { // it cannot be told what is in it
@@ -362,7 +363,7 @@ func (t *Txn) Unrecorded(kind api.Kind, id string, last uint64, spec *Entry, r H
 }
 
 // SpecPrefixOf is Table.SpecPrefix for a kind whose types do not matter.
-func SpecPrefixOf(kind api.Kind) string { return specRoot + string(kind) + "/" }
+func SpecPrefixOf(kind api.Kind) string { return SpecRoot + string(kind) + "/" }
 
 type sourceKey struct{}
 

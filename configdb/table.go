@@ -14,8 +14,9 @@ import (
 
 // The keys of the product. Everything below Root belongs to it.
 const (
-	Root       = "muster/"
-	specRoot   = Root + "spec/"
+	Root = "muster/"
+	// SpecRoot has the metadata and wishes of all objects, by kind and ID.
+	SpecRoot   = Root + "spec/"
 	statusRoot = Root + "status/"
 	nameRoot   = Root + "name/"
 	refRoot    = Root + "ref/"
@@ -50,7 +51,7 @@ var (
 )
 
 // SpecPrefix and StatusPrefix are what to watch for changes of a kind.
-func (t Table[S, T]) SpecPrefix() string { return specRoot + string(t.Kind) + "/" }
+func (t Table[S, T]) SpecPrefix() string { return SpecRoot + string(t.Kind) + "/" }
 
 // StatusPrefix is the prefix of the kind's status keys.
 func (t Table[S, T]) StatusPrefix() string { return statusRoot + string(t.Kind) + "/" }

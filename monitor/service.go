@@ -218,6 +218,9 @@ func (s *Service) knowNode(l *nodeLook) {
 	if l.node.Status.LostAt != nil {
 		n.LostAt = *l.node.Status.LostAt
 	}
+	if c, ok := api.FindCondition(l.node.Status.Conditions, api.ConditionBackup); ok {
+		n.Backup = &c
+	}
 	s.nodes[l.id] = n
 }
 

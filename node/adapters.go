@@ -92,6 +92,27 @@ func (c clusterOf) RemoveNode(ctx context.Context, actor, name string, force boo
 	return m.RemoveNode(ctx, actor, name, force)
 }
 
+// backupsOf are the backups of this node as rest sees them.
+type backupsOf struct{ d *Daemon }
+
+// Prepare implements rest.Backups.
+func (b backupsOf) Prepare(ctx context.Context, stale bool, passphrase string) (uint64, func(io.Writer) error, error) {
+	m := b.d.current()
+	if m == nil {
+		return 0, nil, notMember()
+	}
+	return m.backups.prepare(ctx, stale, passphrase)
+}
+
+// Local implements rest.Backups.
+func (b backupsOf) Local() (api.LocalBackups, error) {
+	m := b.d.current()
+	if m == nil {
+		return api.LocalBackups{}, notMember()
+	}
+	return m.backups.local()
+}
+
 // imagesOf is the storage of this node as rest sees it.
 type imagesOf struct{ d *Daemon }
 

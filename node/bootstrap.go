@@ -5,7 +5,6 @@ package node
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -22,6 +21,9 @@ import (
 // pendingKeyFile keeps the key of a join under way, so that a repeated join
 // with the same token is recognised as the same node.
 const pendingKeyFile = "join.key"
+
+// adminToken is the name of the first token.
+const adminToken = "admin"
 
 // defaultCluster is the name of a cluster whose founder gives none.
 const defaultCluster = "muster"
@@ -118,7 +120,7 @@ func (d *Daemon) dropFounding() error {
 	if _, err := os.Stat(filepath.Join(d.cfg.DataDir, foundingFile)); err != nil {
 		return nil //nolint:nilerr // it is not there, or loading says what is wrong
 	}
-	d.log.Warn("an init of a cluster was interrupted; what it left is removed, run muster cluster init again")
+	d.log.Warn("the founding of a cluster was interrupted; what it left is removed, run muster cluster init or restore again")
 	return forget(d.cfg.DataDir)
 }
 
@@ -144,9 +146,7 @@ func (m *member) populate(ctx context.Context, caKey []byte) (string, error) {
 		return "", err
 	}
 	p := api.Pool{Meta: api.NewMeta(api.KindPool, "", api.LocalPool)}
-	t := api.Token{Meta: api.NewMeta(api.KindToken, "", "admin")}
-	secret := base64.RawURLEncoding.EncodeToString(pki.NewSecret(32))
-	t.Spec = api.TokenSpec{Use: api.TokenAPI, Role: api.RoleAdministrator, Hash: pki.HashSecret(secret)}
+	t, text := newAdminToken(adminToken)
 	err = errors.Join(c.Prepare(), n.Prepare(), p.Prepare(), t.Prepare(),
 		configdb.Clusters.Create(tx, &c), configdb.Nodes.Create(tx, &n), configdb.Pools.Create(tx, &p), configdb.Tokens.Create(tx, &t))
 	if err != nil {
@@ -155,7 +155,7 @@ func (m *member) populate(ctx context.Context, caKey []byte) (string, error) {
 	if _, err := m.store.Txn(ctx, tx); err != nil {
 		return "", err
 	}
-	return "muster_" + t.Meta.ID + "_" + secret, nil
+	return text, nil
 }
 
 // Join implements rest.Bootstrap: it makes this host a member of the cluster
@@ -194,7 +194,7 @@ func (d *Daemon) Join(ctx context.Context, r api.JoinRequest) (api.JoinResult, e
 		return api.JoinResult{}, err
 	}
 	info := &membership{
-		ClusterID: a.ClusterID, Cluster: a.Cluster, NodeID: a.NodeID, Node: d.cfg.NodeName, Address: d.cfg.Advertise, Role: a.Role, Peers: a.Peers,
+		ClusterID: a.ClusterID, Cluster: a.Cluster, NodeID: a.NodeID, Node: d.cfg.NodeName, Address: d.cfg.Advertise, Role: a.Role, Life: a.Life, Peers: a.Peers,
 		key: key, cert: []byte(a.Cert), ca: []byte(a.CACert), clusterKey: a.ClusterKey, authority: a.Authority,
 	}
 	if err := info.save(d.cfg.DataDir); err != nil {

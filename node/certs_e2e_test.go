@@ -28,7 +28,7 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 	f.up()
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]
 	f.certified(a)
-	w := f.write(f.ca) // with the ca.crt of the first day
+	w := f.keepWriting(f.ca) // with the ca.crt of the first day
 	term := a.term()
 	elections := func(until string) {
 		now := a.term()
@@ -234,7 +234,7 @@ func TestLeaderKilledInEachPhaseOfARotation(t *testing.T) {
 	f := newFlock(t, 3)
 	f.up()
 	f.certified(f.nodes[0])
-	w := f.write(f.ca)
+	w := f.keepWriting(f.ca)
 	killLeader := func(at *host) (*host, *host) {
 		f.voting(60*time.Second, at, 3) // else nobody may lead
 		l := f.leader(at)

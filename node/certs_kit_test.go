@@ -38,8 +38,8 @@ type writer struct {
 // writeDeadline bounds one write; an election is over in a second.
 const writeDeadline = 20 * time.Second
 
-// write begins; ca is the file that the client trusts.
-func (f *flock) write(ca string) *writer {
+// keepWriting begins; ca is the file that the client trusts.
+func (f *flock) keepWriting(ca string) *writer {
 	f.t.Helper()
 	w := &writer{f: f}
 	w.trust(ca)

@@ -42,7 +42,7 @@ func (m *member) Status(context.Context) (api.ClusterStatus, error) {
 	v := m.store.Local()
 	age, known := m.store.Staleness()
 	st := api.ClusterStatus{
-		Cluster: m.info.Cluster, ClusterID: m.info.ClusterID, Node: m.info.Node, Term: m.store.Term(),
+		Cluster: m.info.Cluster, ClusterID: m.info.ClusterID, Life: m.info.life(), Node: m.info.Node, Term: m.store.Term(),
 		Revision: v.Revision(), StaleSeconds: age.Seconds(), Quorum: known && age < quorumAge,
 	}
 	if c, err := configdb.Clusters.Get(v, m.info.ClusterID); err == nil && c.Spec.Rotation != nil {
@@ -222,7 +222,7 @@ func (m *member) admitted(n api.Node, cert []byte) (api.AdmitResult, error) {
 	}
 	out := api.AdmitResult{
 		ClusterID: m.info.ClusterID, Cluster: m.info.Cluster, NodeID: n.Meta.ID, CACert: string(bundleOf(&c.Spec)),
-		Cert: string(cert), ClusterKey: m.info.clusterKey, Role: n.Spec.Role,
+		Cert: string(cert), ClusterKey: m.info.clusterKey, Role: n.Spec.Role, Life: m.info.life(),
 	}
 	if out.Authority, err = copyAuthority(&c); err != nil {
 		return api.AdmitResult{}, err

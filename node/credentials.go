@@ -251,6 +251,7 @@ func (m *membership) identity(now time.Time) (*clusternet.Identity, error) {
 	if err != nil {
 		return nil, err
 	}
+	id.Life = m.life()
 	return id, id.Replace(show) // with the bridge
 }
 

@@ -54,7 +54,7 @@ func New(cfg *Config, log *slog.Logger) (*Daemon, error) {
 	d := &Daemon{cfg: cfg, log: log, fatal: make(chan error, 1), table: newServiceTable(log)}
 	srv, err := rest.New(rest.Config{
 		Version: version.Version, Node: d.nodeName, DB: d.db, Bootstrap: d, Cluster: clusterOf{d}, Authority: authorityOf{d}, Placer: restPlacer{},
-		Images: imagesOf{d}, Consoles: consolesOf{d}, Peers: d, Monitor: monitorOf{d}, PeerName: d.peerName, Services: d.services, Log: log.With("module", "rest"),
+		Images: imagesOf{d}, Consoles: consolesOf{d}, Peers: d, Backups: backupsOf{d}, Disaster: d, Monitor: monitorOf{d}, PeerName: d.peerName, Services: d.services, Log: log.With("module", "rest"),
 	})
 	if err != nil {
 		return nil, err
@@ -63,7 +63,20 @@ func New(cfg *Config, log *slog.Logger) (*Daemon, error) {
 	return d, nil
 }
 
-// Run works until the context ends. VMs live on.
+// Serve runs a daemon until the context ends. VMs live on.
+func Serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
+	for {
+		d, err := New(cfg, log)
+		if err != nil {
+			return err
+		}
+		if err := d.Run(ctx); !errors.Is(err, errBeginAnew) {
+			return err
+		}
+	}
+}
+
+// Run is one life of the daemon, until the context ends.
 func (d *Daemon) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -81,6 +94,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	if err := tightenModes(d.cfg.DataDir, d.log); err != nil {
+		return err
+	}
+	if err := d.finishRecovery(ctx); err != nil {
 		return err
 	}
 	info, err := loadMembership(d.cfg.DataDir)
@@ -106,7 +122,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.log.Info("musterd ready", "node", d.nodeName(), "data", d.cfg.DataDir, "listen", d.cfg.Listen, "member", info != nil, "version", version.Version)
 	select {
 	case err = <-d.fatal:
-		d.log.Error("this node cannot go on", "err", err)
+		if !errors.Is(err, errBeginAnew) {
+			d.log.Error("this node cannot go on", "err", err)
+		}
 	case <-ctx.Done():
 	}
 	cancel()

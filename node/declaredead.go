@@ -6,6 +6,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -17,20 +18,23 @@ import (
 // ground besides a lapsed lease on which a VM leaves a node without the node's
 // word: nobody else can know it of an unprotected VM. Without this neither the
 // VM nor the node could ever be deleted.
-func (m *member) takeOver(ctx context.Context, r expelRequest, term uint64) error {
-	for _, b := range bindingsOf(m.store.Local(), r.NodeID) {
-		_, err := configdb.Transact(ctx, m.store, r.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
-			return takeOverOne(v, tx, b.Meta.ID, r.NodeID, term)
+func takeOver(ctx context.Context, db configdb.DB, log *slog.Logger, r expelRequest, term uint64, owner chooseOwner) error {
+	for _, b := range bindingsOf(db.Local(), r.NodeID) {
+		_, err := configdb.Transact(ctx, db, r.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
+			return takeOverOne(v, tx, b.Meta.ID, r.NodeID, term, owner)
 		})
 		if err != nil {
 			return fmt.Errorf("take over vm %s: %w", b.Meta.Name, err)
 		}
-		m.log.Warn("vm taken over from a node that was declared dead", "vm", b.Meta.ID, "node", r.NodeID, "actor", r.Actor)
+		log.Warn("vm taken over from a node that was declared dead", "vm", b.Meta.ID, "node", r.NodeID, "actor", r.Actor)
 	}
 	return nil
 }
 
-func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uint64) error {
+// chooseOwner says which node a VM is bound to when its node is dead.
+type chooseOwner func(v *configdb.View, vm api.VM) (nodeID, node string, err error)
+
+func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uint64, owner chooseOwner) error {
 	n, err := configdb.Nodes.Get(v, from)
 	if err != nil {
 		return err
@@ -46,7 +50,7 @@ func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uin
 	if err != nil {
 		return err
 	}
-	nodeID, node, err := newOwner(v, vm)
+	nodeID, node, err := owner(v, vm)
 	if err != nil {
 		return err
 	}

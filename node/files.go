@@ -44,6 +44,8 @@ type membership struct {
 	Role api.NodeRole `json:"role,omitempty"`
 	// Founder is true on the node that ran init.
 	Founder bool `json:"founder,omitempty"`
+	// Life of the cluster that this node is a member of; 0 is 1.
+	Life uint64 `json:"life,omitempty"`
 	// Peers are "id@host:port" of the members at the time of joining.
 	Peers []string `json:"peers,omitempty"`
 
@@ -115,16 +117,23 @@ func syncDir(dir string) error {
 
 // save makes the directory that of a member.
 func (m *membership) save(dir string) error {
-	id, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return err
-	}
 	held := m.held()
-	files := append(held.files(), credentialFile{clusterKeyFile, m.clusterKey, 0o600}, credentialFile{identityFile, append(id, '\n'), 0o600})
-	for _, f := range files {
+	for _, f := range append(held.files(), credentialFile{clusterKeyFile, m.clusterKey, 0o600}) {
 		if err := writeFile(filepath.Join(dir, f.name), f.data, f.mode); err != nil {
 			return fmt.Errorf("save membership: %w", err)
 		}
+	}
+	return m.saveIdentity(dir)
+}
+
+// saveIdentity writes the one file that says whose directory it is.
+func (m *membership) saveIdentity(dir string) error {
+	id, err := json.MarshalIndent(m, "", "  ")
+	if err == nil {
+		err = writeFile(filepath.Join(dir, identityFile), append(id, '\n'), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("save membership: %w", err)
 	}
 	return nil
 }
@@ -168,3 +177,5 @@ func loadMembership(dir string) (*membership, error) {
 	}
 	return &m, nil
 }
+
+func (m *membership) life() uint64 { return max(1, m.Life) }

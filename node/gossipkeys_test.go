@@ -58,7 +58,7 @@ func (k *keyKeeper) keys(t *testing.T, settled bool) (*api.GossipKeys, uint64) {
 
 func (k *keyKeeper) remove(t *testing.T, id string, fromGroup bool) {
 	t.Helper()
-	if err := k.m.deleteNode(t.Context(), expelRequest{NodeID: id, Actor: "test"}, k.m.store.Term()); err != nil {
+	if err := deleteNode(t.Context(), k.m.store, expelRequest{NodeID: id, Actor: "test"}, k.m.store.Term()); err != nil {
 		t.Fatal(err)
 	}
 	if fromGroup {

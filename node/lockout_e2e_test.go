@@ -87,7 +87,7 @@ func TestRemovedNodeIsLockedOutAtOnce(t *testing.T) {
 			t.Fatalf("%s does not stay open for a member", c.what)
 		}
 	}
-	w := f.write(f.ca)
+	w := f.keepWriting(f.ca)
 	a.run("node", "remove", bad.name)
 	removed := time.Now()
 	for _, c := range held {

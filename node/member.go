@@ -69,6 +69,8 @@ type member struct {
 	gossip   *gossip.Service
 	packets  net.PacketConn // of gossip
 	certs    *certs
+	backups  *backupKeeper
+	seen     *lastSeen
 
 	rpcListener, webListener net.Listener
 
@@ -86,10 +88,11 @@ func openMember(cfg *Config, info *membership, ln net.Listener, packets net.Pack
 	if err != nil {
 		return nil, err
 	}
-	m := &member{cfg: cfg, info: info, log: log, fatal: fatal, identity: id, peers: map[string]http.RoundTripper{}, wake: make(chan struct{}, 1), port: clusternet.NewPort(ln, id, log)}
+	m := &member{cfg: cfg, info: info, log: log, fatal: fatal, identity: id, seen: newLastSeen(), peers: map[string]http.RoundTripper{}, wake: make(chan struct{}, 1), port: clusternet.NewPort(ln, id, log)}
 	m.packets, m.gossip = packets, m.newGossip(packets)
 	m.rpc, m.client = clusternet.NewRPCServer(log), clusternet.NewRPCClient(id)
 	m.rpc.Trust(m.trusted)
+	m.rpc.Life(info.life())
 	raftListener := m.port.Listener(clusternet.ProtoRaft)
 	m.rpcListener = m.port.Listener(clusternet.ProtoRPC)
 	m.webListener = m.port.Listener(clusternet.ProtoH2, clusternet.ProtoH1)
@@ -102,6 +105,9 @@ func openMember(cfg *Config, info *membership, ln net.Listener, packets net.Pack
 	}
 	id.Trust = m.trusted
 	m.certs = newCerts(m)
+	if err := m.checkLife(); err != nil {
+		return nil, errors.Join(err, m.store.Close())
+	}
 	if err := m.wire(services); err != nil {
 		return nil, errors.Join(err, m.store.Close())
 	}
@@ -141,6 +147,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	if err := m.wireMonitor(services); err != nil {
 		return err
 	}
+	m.backups = newBackupKeeper(m)
 	m.facts = &registrar{m: m, bootID: api.NewID()}
 	m.rpc.Handle(ha.MethodRenew, func(ctx context.Context, b []byte) ([]byte, error) {
 		return m.ha.Serve(ctx, clusternet.CallerOf(ctx), b)
@@ -155,6 +162,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	m.rpc.Handle(methodLeader, m.serveLeader)
 	m.rpc.Handle(methodHealth, m.serveHealth)
 	m.rpc.Handle(methodTransfer, m.serveTransfer)
+	m.rpc.Handle(methodPosition, m.servePosition)
 	return nil
 }
 
@@ -205,6 +213,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"node":       m.facts.run,
 		"leader":     m.leader,
 		"gossip":     m.gossiping,
+		"backup":     m.backups.run,
 	}
 	if m.agent != nil {
 		all["snmp"] = m.agent.Run

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -102,11 +103,11 @@ func (m *member) serveExpel(ctx context.Context, request []byte) ([]byte, error)
 		return nil, handedOverError{errHandedOver}
 	}
 	if r.Force {
-		if err := m.takeOver(ctx, r, l.Term); err != nil {
+		if err := takeOver(ctx, m.store, m.log, r, l.Term, newOwner); err != nil {
 			return nil, err
 		}
 	}
-	if err := m.deleteNode(ctx, r, l.Term); err != nil {
+	if err := deleteNode(ctx, m.store, r, l.Term); err != nil {
 		return nil, err
 	}
 	// If this fails, dropGhosts does it.
@@ -116,10 +117,10 @@ func (m *member) serveExpel(ctx context.Context, request []byte) ([]byte, error)
 // deleteNode takes the node's object away: from then on it gets neither lease
 // nor VM. First it is marked: every placement requires the revision of the
 // node's spec, so that a VM is either seen below or not placed there.
-func (m *member) deleteNode(ctx context.Context, r expelRequest, term uint64) error {
+func deleteNode(ctx context.Context, db configdb.DB, r expelRequest, term uint64) error {
 	bound := false
 	step := func(decide func(v *configdb.View, tx *configdb.Txn, n *api.Node) error) error {
-		_, err := configdb.Transact(ctx, m.store, r.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
+		_, err := configdb.Transact(ctx, db, r.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
 			n, err := configdb.Nodes.Get(v, r.NodeID)
 			if api.CodeOf(err) == api.CodeNotFound {
 				return nil // a repeated request
@@ -195,7 +196,11 @@ const removedPrefix = configdb.Root + "removed/"
 // trusted reports whether a node that proved its identity may call this one.
 // What this replica does not know yet may be a node that just joined.
 func (m *member) trusted(nodeID string) error {
-	return trustedIn(m.store.Local(), nodeID, m.info.Cluster)
+	err := trustedIn(m.store.Local(), nodeID, m.info.Cluster)
+	if err == nil {
+		m.seen.note(nodeID)
+	}
+	return err
 }
 
 func trustedIn(v *configdb.View, nodeID, cluster string) error {
@@ -219,26 +224,46 @@ func (m *member) askWhetherRemoved(ctx context.Context) bool {
 	if _, _, ok := m.store.Leader(); ok {
 		return false
 	}
-	// The group as this node's log has it: after a restart the replica may be empty
-	// until a leader is heard.
-	members, err := m.store.Members()
-	if err != nil {
-		return false
-	}
-	for _, mb := range members {
-		if mb.NodeID == m.info.NodeID {
-			continue
-		}
+	for id, address := range m.knownNodes() {
 		cctx, cancel := context.WithTimeout(ctx, leaderRetry*5)
-		_, err := m.client.Call(cctx, mb.NodeID, mb.Address, methodLeader, nil)
+		_, err := m.client.Call(cctx, id, address, methodLeader, nil)
 		cancel()
 		var re *clusternet.RemoteError
-		if errors.As(err, &re) && re.Code == codeRemoved {
+		// A leader that was found meanwhile knows better: a majority that was cut
+		// off goes on, whatever one node, which somebody recovered, says of it.
+		_, _, led := m.store.Leader()
+		if !led && errors.As(err, &re) && (re.Code == codeRemoved || re.Code == clusternet.CodeOldLife) {
+			m.log.Warn("this node is no member any more", "said", id, "why", re.Detail)
 			return true
 		}
 		m.certs.met(err)
 	}
 	return false
+}
+
+// knownNodes are the others that this node ever heard of, with their addresses.
+// After a start without a leader its state is that of its last snapshot, so the
+// members in its log count, too.
+func (m *member) knownNodes() map[string]string {
+	out := map[string]string{}
+	for _, p := range m.info.Peers {
+		if id, address, ok := strings.Cut(p, "@"); ok {
+			out[id] = address
+		}
+	}
+	members, err := m.store.Members()
+	if err != nil {
+		m.log.Debug("members not known", "err", err)
+	}
+	for _, mb := range members {
+		out[mb.NodeID] = mb.Address
+	}
+	nodes, _ := configdb.Nodes.List(m.store.Local())
+	for i := range nodes {
+		out[nodes[i].Meta.ID] = nodes[i].Spec.Address
+	}
+	delete(out, m.info.NodeID)
+	return out
 }
 
 // askAdmission talks to the members named in a join token. A member is

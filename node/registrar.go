@@ -5,11 +5,14 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/hypervisor"
+	"github.com/muster-vm/muster/internal/guard"
 	"github.com/muster-vm/muster/internal/version"
 )
 
@@ -65,7 +68,7 @@ func (r *registrar) write(ctx context.Context) error {
 		if level := r.m.guard.Level(); level != "" {
 			s.GuardLevel = level
 		}
-		for _, c := range facts.Conditions {
+		for _, c := range append(facts.Conditions, r.m.backups.conditions()...) {
 			s.Conditions = api.SetCondition(s.Conditions, c, time.Now())
 		}
 		// Only ha may end the phase lost; see ha/DESIGN.md.
@@ -77,15 +80,40 @@ func (r *registrar) write(ctx context.Context) error {
 	return err
 }
 
-// removed ends the daemon of a node that was taken out of its cluster. The
-// guard goes too, as it has no VM: a node with VMs is not taken out.
+// removed ends the daemon of a node that was taken out of its cluster, with its
+// guard and what still runs: a node that leaves in order has no VM, and the VMs
+// of one that was declared dead are bound to others, who may run them.
 func (m *member) removed(ctx context.Context) error {
 	if c, err := m.guard.use(ctx); err == nil {
-		if err := c.Stop(ctx); err != nil {
-			m.log.Warn("guard not stopped", "err", err)
-		}
+		m.endVMs(ctx, c)
 	}
 	err := fmt.Errorf("this node was removed from cluster %s; to join again, start with an empty data directory", m.info.Cluster)
 	m.fatal(err)
 	return err
+}
+
+// endAttempts is how often a guard is asked to end: until the lease is over,
+// the hypervisor may start again what was killed.
+const endAttempts = 3
+
+func (m *member) endVMs(ctx context.Context, c *guard.Client) {
+	ctx, cancel := context.WithTimeout(ctx, endAttempts*hypervisor.KillDeadline)
+	defer cancel()
+	for range endAttempts {
+		running, err := c.List(ctx)
+		for _, r := range running {
+			if r.State == guard.StateExited {
+				continue
+			}
+			m.log.Warn("vm ended: this node is no member of the cluster any more", "vm", r.VM, "pid", r.PID)
+			_, kerr := c.Kill(ctx, r.VM)
+			err = errors.Join(err, kerr)
+		}
+		if err == nil {
+			if err = c.Stop(ctx); err == nil {
+				return
+			}
+		}
+		m.log.Warn("guard not ended", "err", err)
+	}
 }

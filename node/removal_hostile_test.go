@@ -53,7 +53,7 @@ func TestInterruptedRemovalIsFinished(t *testing.T) {
 		t.Fatalf("members with their objects: %d, %v", members(t, m), err)
 	}
 	r := expelRequest{NodeID: gone.ID, Actor: "test"}
-	if err := m.deleteNode(context.Background(), r, m.store.Term()); err != nil {
+	if err := deleteNode(context.Background(), m.store, r, m.store.Term()); err != nil {
 		t.Fatal(err)
 	}
 	if members(t, m) != 3 {

@@ -31,6 +31,10 @@ func (s *Server) clusterStatus(q *request) error {
 
 // membership gives a call that changes the membership the time it needs.
 func (q *request) membership(in any, call func(context.Context) (any, error)) error {
+	return q.membershipFor(membershipTimeout, in, call)
+}
+
+func (q *request) membershipFor(within time.Duration, in any, call func(context.Context) (any, error)) error {
 	body, err := q.body()
 	if err != nil {
 		return err
@@ -40,8 +44,8 @@ func (q *request) membership(in any, call func(context.Context) (any, error)) er
 			return err
 		}
 	}
-	_ = q.ctl.SetWriteDeadline(time.Now().Add(membershipTimeout + replyTimeout))
-	ctx, cancel := context.WithTimeout(q.ctx(), membershipTimeout)
+	_ = q.ctl.SetWriteDeadline(time.Now().Add(within + replyTimeout))
+	ctx, cancel := context.WithTimeout(q.ctx(), within)
 	defer cancel()
 	out, err := call(ctx)
 	if err != nil {

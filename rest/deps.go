@@ -73,6 +73,27 @@ type Console interface {
 	Close()
 }
 
+// Backups are backups of the configuration database.
+type Backups interface {
+	// Prepare decides on the state to back up: the newest, or with stale what
+	// this node has. It fails with api.CodeNoQuorum if nobody confirms that it
+	// is the newest. write then delivers the backup.
+	Prepare(ctx context.Context, stale bool, passphrase string) (revision uint64, write func(io.Writer) error, err error)
+	// Local are those that this node keeps by itself.
+	Local() (api.LocalBackups, error)
+}
+
+// Disaster is what helps when a cluster, or its majority, is lost.
+type Disaster interface {
+	// Restore founds a cluster on this host from a backup. It fails with
+	// api.CodeRefused when the host is in a cluster.
+	Restore(ctx context.Context, r api.RestoreRequest) (api.RestoreResult, error)
+	// RecoveryPlan says whether the cluster may be recovered from this node.
+	RecoveryPlan(ctx context.Context) (api.RecoveryPlan, error)
+	// Recover begins the next life of the cluster with this node alone.
+	Recover(ctx context.Context, r api.RecoveryRequest) (api.RecoveryResult, error)
+}
+
 // Peers reaches the other nodes.
 type Peers interface {
 	// Proxy returns a transport to a node, by name, that shows this node's

@@ -172,6 +172,8 @@ func (q *request) verb() string {
 		return "create"
 	case http.MethodDelete:
 		return "delete"
+	case http.MethodGet: // few are worth an event
+		return "read"
 	}
 	return "update"
 }

@@ -55,6 +55,7 @@ type fixture struct {
 	images  *fakeImages
 	console *fakeConsoles
 	placer  *fakePlacer
+	backups *fakeBackups
 	member  atomic.Bool
 	skew    atomic.Int64 // nanoseconds added to the clock
 }
@@ -71,13 +72,14 @@ func newFixture(t *testing.T) *fixture {
 	f.images = &fakeImages{db: f.db, without: map[string]bool{}}
 	f.console = &fakeConsoles{rings: map[string][]byte{}}
 	f.placer = &fakePlacer{capacity: 4 * api.GiB}
+	f.backups = &fakeBackups{db: f.db, content: []byte("a backup")}
 	f.seed()
 	for _, node := range []string{"m1", "m2"} {
 		s, err := New(Config{
 			Version: "test", Node: func() string { return node },
 			DB:        func() (configdb.DB, bool) { return f.db, f.member.Load() },
 			Bootstrap: f.cluster, Cluster: f.cluster, Authority: f.cluster, Placer: f.placer, Images: nodeImages{f.images, node},
-			Consoles: f.console, Peers: fakePeers{f, node},
+			Consoles: f.console, Peers: fakePeers{f, node}, Backups: nodeBackups{f.backups, node}, Disaster: f.backups,
 			Services: func() []api.ServiceStatus {
 				return []api.ServiceStatus{{Node: node, Name: "lease", State: api.ServiceRunning}}
 			},

@@ -37,6 +37,7 @@ const (
 	maxWatches  = 1024
 	maxConsoles = 256
 	maxUploads  = 16
+	maxBackups  = 2 // each holds a state, and one with a pass phrase 64 MiB
 	maxAttempts = 8 // of a transaction that conflicts
 	// laneAttempts of one that reserves memory: it competes with the lanes of
 	// all other nodes, of which the leader's is always a little faster.

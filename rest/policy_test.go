@@ -25,8 +25,10 @@ func wantNeed(method, path string) access {
 	switch {
 	case path == "/healthz" || path == "/readyz" || path == "/metrics":
 		return needLoopback
-	case path == base+"cluster/init" || path == base+"cluster/join":
+	case kind == "cluster" && slices.Contains([]string{"init", "join", "restore", "recover"}, rest):
 		return needLocal
+	case kind == "cluster" && strings.HasPrefix(rest, "backup"):
+		return needAdministrator // whoever has one and the key has the cluster
 	case path == base+"cluster/admit":
 		return needNothing // the join token in it is the key
 	case slices.Contains([]string{"tokens", "users", "receivers", "raw", "kv"}, kind):
@@ -115,6 +117,8 @@ var unaudited = map[string]string{
 	"POST " + base + "cluster/join":          "it happens at the member: admit",
 	"POST " + base + "cluster/admit":         "see below",
 	"POST " + base + "receivers/{name}/test": "sends a message and changes nothing",
+	"POST " + base + "cluster/restore":       "its event is in the database that it founds",
+	"POST " + base + "cluster/recover":       "its event is in the database of the next life",
 }
 
 func TestTheBeginningOfAClusterAndEachJoinAreAudited(t *testing.T) {
@@ -148,6 +152,7 @@ type step struct {
 // all of them work.
 func changes(f *fixture) []step {
 	alert := f.addAlert()
+	withCluster(f)
 	f.newVM("web1", api.VMStopped)
 	create(f, configdb.Clusters, &api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{Life: 1}})
 	begun := f.begin()
@@ -198,6 +203,8 @@ func changes(f *fixture) []step {
 		{"PATCH cluster/ca", "cluster/ca", `{"certificateSeconds":3600}`},
 		{"POST cluster/ca/rotate", "cluster/ca/rotate", `{"action":"start"}`},
 		{"POST nodes/{name}/renew-certificate", "nodes/m1/renew-certificate", ``},
+		{"POST cluster/backup", "cluster/backup", `{"passphrase":"correct horse battery"}`},
+		{"PATCH cluster/settings", "cluster/settings", `{"backup":{"keep":3}}`},
 		{"POST users", "users", `{"meta":{"name":"bob"},"spec":{"role":"viewer"}}`},
 		{"PATCH users/{name}", "users/bob", `{"spec":{"role":"operator"}}`},
 		{"PUT users/{name}", "users/bob", `{"spec":{"role":"viewer"}}`},

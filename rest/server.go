@@ -36,6 +36,8 @@ type Config struct {
 	Images    Images
 	Consoles  Consoles
 	Peers     Peers
+	Backups   Backups
+	Disaster  Disaster
 	// Monitor may be nil: then there are no metrics but the server's own.
 	Monitor Monitor
 	// PeerName returns the name of the node whose verified certificate came
@@ -56,6 +58,7 @@ func (c *Config) check() error {
 	}{
 		{"Node", c.Node != nil}, {"DB", c.DB != nil}, {"Bootstrap", c.Bootstrap != nil}, {"Cluster", c.Cluster != nil}, {"Authority", c.Authority != nil},
 		{"Placer", c.Placer != nil}, {"Images", c.Images != nil}, {"Consoles", c.Consoles != nil}, {"Peers", c.Peers != nil},
+		{"Backups", c.Backups != nil}, {"Disaster", c.Disaster != nil},
 		{"PeerName", c.PeerName != nil}, {"Services", c.Services != nil},
 	} {
 		if !f.set {
@@ -80,7 +83,7 @@ type Server struct {
 	openAPI []byte
 	metrics *metrics
 
-	watches, consoles, uploads, lane semaphore
+	watches, consoles, uploads, lane, backups semaphore
 	// pingEvery is pingInterval, shorter in tests.
 	pingEvery time.Duration
 }
@@ -94,6 +97,7 @@ func New(cfg Config) (*Server, error) {
 		cfg: cfg, log: cfg.Log, metrics: newMetrics(), kinds: map[api.Kind]kindReader{},
 		watches: make(semaphore, maxWatches), consoles: make(semaphore, maxConsoles),
 		uploads: make(semaphore, maxUploads), lane: make(semaphore, laneCapacity),
+		backups:   make(semaphore, maxBackups),
 		pingEvery: pingInterval,
 	}
 	routes := s.routes()

@@ -62,7 +62,7 @@ func (c *change) place(st *vmState, mayMove bool) (nodeID, node string, err erro
 	}
 	if gone && !mayMove {
 		return "", "", api.Errorf(api.CodeRefused,
-			"node %s is lost and has not said that vm %s is stopped; ha recovers protected VMs by itself, others wait for their node", at.Node, st.vm.Meta.Name)
+			"node %s is lost and has not said that vm %s is stopped; ha recovers protected VMs by itself, others wait for their node, or for the word that its host is switched off: muster node remove %s --force", at.Node, st.vm.Meta.Name, at.Node)
 	}
 	if !gone {
 		nodeID, node, err = placer.Choose(c.v, st.vm, nil, at.Node)

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/muster-vm/muster/internal/version"
@@ -28,6 +29,9 @@ const usage = `musterd runs one node of a Muster cluster.
 
   musterd [flags]           run the daemon
   musterd config [flags]    print the configuration that would be used, without secrets
+  musterd forget --cluster NAME [flags]
+                            clear the data directory of a node that is no member
+                            any more, so that it can join again; VM disks stay
   musterd version           print the version
 
 A new daemon belongs to no cluster; run on the same host
@@ -41,14 +45,14 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
 	verb := ""
-	if len(args) > 0 && (args[0] == "config" || args[0] == "version") {
+	if len(args) > 0 && slices.Contains([]string{"config", "version", "forget"}, args[0]) {
 		verb, args = args[0], args[1:]
 	}
 	if verb == "version" {
 		fmt.Println("musterd", version.Version)
 		return 0
 	}
-	cfg, err := parse(args)
+	cfg, cluster, err := parse(args, verb)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
@@ -56,16 +60,17 @@ func run(args []string) int {
 		fmt.Fprintln(os.Stderr, "musterd:", err)
 		return exitUsage
 	}
-	if verb == "config" {
-		shown, err := cfg.Show()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "musterd:", err)
-			return exitFailed
-		}
+	switch verb {
+	case "config":
+		var shown string
+		shown, err = cfg.Show()
 		fmt.Print(shown)
-		return 0
+	case "forget":
+		err = node.Forget(context.Background(), cfg, cluster, os.Stdout)
+	default:
+		err = serve(cfg)
 	}
-	if err := serve(cfg); err != nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "musterd:", err)
 		return exitFailed
 	}
@@ -73,12 +78,15 @@ func run(args []string) int {
 }
 
 // parse reads the file, then lets the flags override it.
-func parse(args []string) (*node.Config, error) {
+func parse(args []string, verb string) (_ *node.Config, cluster string, err error) {
 	var cfg node.Config
 	fs := flag.NewFlagSet("musterd", flag.ContinueOnError)
 	fs.Usage = func() {
 		fmt.Fprint(fs.Output(), usage)
 		fs.PrintDefaults()
+	}
+	if verb == "forget" {
+		fs.StringVar(&cluster, "cluster", "", "name of the cluster whose node the data directory is")
 	}
 	file := fs.String("config", "", "configuration file (YAML); flags override it")
 	set := map[string]*string{
@@ -94,14 +102,14 @@ func parse(args []string) (*node.Config, error) {
 		"log-level": fs.String("log-level", "", "debug, info, warn or error (default info)"),
 	}
 	if err := fs.Parse(args); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if fs.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q; see musterd --help", fs.Arg(0))
+		return nil, "", fmt.Errorf("unexpected argument %q; see musterd --help", fs.Arg(0))
 	}
 	if *file != "" {
 		if err := cfg.LoadFile(*file); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
 	for name, v := range given {
@@ -109,7 +117,7 @@ func parse(args []string) (*node.Config, error) {
 			*set[name] = *v
 		}
 	}
-	return &cfg, cfg.Complete()
+	return &cfg, cluster, cfg.Complete()
 }
 
 func serve(cfg *node.Config) error {
@@ -118,12 +126,8 @@ func serve(cfg *node.Config) error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	d, err := node.New(cfg, log)
-	if err != nil {
-		return err
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	signal.Ignore(syscall.SIGHUP) // a terminal that closes must not end a node
-	return d.Run(ctx)
+	return node.Serve(ctx, cfg, log)
 }

@@ -37,6 +37,8 @@ type Node struct {
 	*configdb.Store
 	ID, Address string
 	Index       int
+	// Life of the cluster in which it starts; 0 is 1.
+	Life uint64
 
 	cluster   *Cluster
 	dir       string
@@ -125,13 +127,14 @@ func (n *Node) Start() {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	id.DialTCP = n.dial
+	id.DialTCP, id.Life = n.dial, n.Life
 	ln, err := net.Listen("tcp", n.Address)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
 	port, rpc, client := clusternet.NewPort(ln, id, log), clusternet.NewRPCServer(log), clusternet.NewRPCClient(id)
+	rpc.Life(n.Life)
 	raftLn, rpcLn := port.Listener(clusternet.ProtoRaft), port.Listener(clusternet.ProtoRPC)
 	n.Store, err = configdb.Open(configdb.StoreConfig{
 		Dir: n.dir, NodeID: n.ID, NodeName: n.Name(), Address: n.Address, Identity: id, Listener: raftLn, Server: rpc, Client: client, Log: log,
@@ -157,6 +160,11 @@ func (n *Node) Start() {
 
 // Name of the node, as in its certificate.
 func (n *Node) Name() string { return fmt.Sprintf("n%d", n.Index+1) }
+
+// Files names the files of the replica, for what is done while it is stopped.
+func (n *Node) Files() configdb.Files {
+	return configdb.Files{Dir: n.dir, NodeID: n.ID, Address: n.Address, Log: slog.New(slog.DiscardHandler)}
+}
 
 // Stop ends the replica.
 func (n *Node) Stop() {

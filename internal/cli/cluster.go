@@ -53,7 +53,7 @@ func (a *app) clusterCmd() *cobra.Command {
 			return a.clusterTransfer(cmd.Context(), append(names, "")[0])
 		},
 	}
-	return group("cluster", "The cluster as a whole", initialise, join, status, transfer, a.caCmd(),
+	return group("cluster", "The cluster as a whole", initialise, join, status, transfer, a.caCmd(), a.clusterSet(), a.backupCmd(), a.restoreCmd(), a.recoverCmd(),
 		group("token", "Tokens that let nodes join", a.joinTokenCmd()))
 }
 
@@ -199,6 +199,9 @@ func (a *app) clusterStatus(ctx context.Context) error {
 	out := &sections{paint: a.colour()}
 	out.field("Cluster", s.Cluster)
 	out.field("ID", s.ClusterID)
+	if s.Life > 1 {
+		out.field("Life", fmt.Sprintf("%d: recovered from lost quorum", s.Life))
+	}
 	quorum := "yes"
 	if !s.Quorum {
 		quorum = fmt.Sprintf("no: no writes; this copy is %s old", took(time.Duration(s.StaleSeconds*float64(time.Second))))

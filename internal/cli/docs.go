@@ -62,7 +62,7 @@ func collect(cmd *cobra.Command, pages *[]*cobra.Command) {
 		if c.Hidden || c.Name() == "help" {
 			continue
 		}
-		if !c.HasSubCommands() {
+		if _, own := c.Annotations[ownPage]; own || !c.HasSubCommands() {
 			*pages = append(*pages, c)
 		}
 		collect(c, pages)

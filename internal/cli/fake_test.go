@@ -47,6 +47,7 @@ type fakeCluster struct {
 	caPhase api.CAPhase
 	caLife  int // seconds
 	parts   int // of a revert that are done
+	life    uint64
 }
 
 type fakeObject struct {
@@ -74,7 +75,7 @@ type fakeEvent struct {
 func newFake(t testing.TB, dir string) (f *fakeCluster, env map[string]string) {
 	t.Helper()
 	f = &fakeCluster{objects: map[api.Kind][]*fakeObject{}, raw: map[string]fakeRaw{}, keys: map[string]fakeAnswer{},
-		mode: map[string]string{}, changed: make(chan struct{}), servers: map[string]*httptest.Server{}, rev: 10, joined: true}
+		mode: map[string]string{}, changed: make(chan struct{}), servers: map[string]*httptest.Server{}, rev: 10, joined: true, life: 1}
 	var ca []byte
 	for _, n := range []string{"m1", "m2"} {
 		s := httptest.NewUnstartedServer(f.node(n))

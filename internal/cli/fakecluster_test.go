@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/muster-vm/muster/api"
 )
@@ -17,13 +18,16 @@ func (f *fakeCluster) serveCluster(w http.ResponseWriter, r *http.Request, node,
 	reply := func(status int, v any) { b, _ := json.Marshal(v); f.send(w, status, b) }
 	switch r.Method + " " + path {
 	case "GET cluster":
-		s := api.ClusterStatus{Cluster: "prod", ClusterID: "c-1", Node: node, Leader: "m1", Term: 3, Revision: f.rev, Quorum: true}
 		busy := 42.4
 		hints := map[string]*api.GossipHint{
 			"m1": {State: api.GossipAlive, ForSeconds: 600, AgeSeconds: 2.5, Load: &api.NodeLoad{
 				CPUPercent: &busy, MemoryFree: 2 * api.GiB, MemoryTotal: 16 * api.GiB, DiskFree: 5 * api.GiB, DiskTotal: 50 * api.GiB, Revision: 12, VMs: 3, Version: "1.2.3"}},
 			"m2": {State: api.GossipSuspect, ForSeconds: 3.2, AgeSeconds: 8, Load: &api.NodeLoad{DiskTotal: 50 * api.GiB, DiskFull: true}},
 		}
+		if node == "local" {
+			node = "m1"
+		}
+		s := api.ClusterStatus{Cluster: "prod", ClusterID: "c-1", Life: f.life, Node: node, Leader: "m1", Term: 3, Revision: f.rev, Quorum: true}
 		for _, n := range []string{"m1", "m2"} {
 			s.Members = append(s.Members, api.MemberStatus{NodeID: "id-" + n, Node: n, Address: "10.0.0.1:7600", Voter: true, Leader: n == "m1", Role: api.RoleVoter, Phase: api.NodeReady, Gossip: hints[n]})
 		}
@@ -55,6 +59,10 @@ func (f *fakeCluster) serveCluster(w http.ResponseWriter, r *http.Request, node,
 		}
 		reply(201, api.JoinToken{Token: fmt.Sprintf("join_%s_%d", in.Role, in.TTLSeconds)})
 	default:
-		f.serveAuthority(w, r, path)
+		if strings.HasPrefix(path, "cluster/ca") {
+			f.serveAuthority(w, r, path)
+			return
+		}
+		f.serveBackups(w, r, node, path)
 	}
 }

@@ -193,7 +193,7 @@ func (a *app) readFile(path string, limit int64) ([]byte, error) {
 		}
 		f, err := os.Open(path)
 		if err != nil {
-			return nil, usagef("-f: %v", err)
+			return nil, usagef("%v", err)
 		}
 		defer f.Close()
 		in = f

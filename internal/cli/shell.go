@@ -31,11 +31,13 @@ type Shell struct {
 // notInShell are the commands that make sense only on a person's own computer
 // or on the host itself, with the reason.
 var notInShell = map[string]string{
-	"context":      "contexts belong to the muster command on your own computer",
-	"docs":         "it writes files; use the muster command on your own computer",
-	"completion":   "it is for the muster command on your own computer; here, press TAB",
-	"cluster init": "it is run on the host itself, with --data-dir",
-	"cluster join": "it is run on the host itself, with --data-dir",
+	"context":         "contexts belong to the muster command on your own computer",
+	"docs":            "it writes files; use the muster command on your own computer",
+	"completion":      "it is for the muster command on your own computer; here, press TAB",
+	"cluster init":    "it is run on the host itself, with --data-dir",
+	"cluster join":    "it is run on the host itself, with --data-dir",
+	"cluster restore": "it is run on the host itself, with --data-dir",
+	"cluster recover": "it is run on the host itself, with --data-dir",
 }
 
 // notInShellFlags are global flags that say how to reach a cluster.

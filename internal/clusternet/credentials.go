@@ -111,20 +111,30 @@ func (m *material) serve(id *Identity) {
 	m.web.NextProtos = []string{ProtoH2, ProtoH1}
 	m.web.ClientAuth = tls.VerifyClientCertIfGiven
 	m.cluster = base.Clone()
-	m.cluster.NextProtos = clusterProtocols
 	m.cluster.ClientAuth = tls.RequireAndVerifyClientCert
 	m.cluster.VerifyConnection = id.requireNode
 }
 
 // configFor chooses by what the client offers: a cluster protocol needs a
 // node's certificate, the web may do without.
-func (m *material) configFor(h *tls.ClientHelloInfo) *tls.Config {
+func (m *material) configFor(h *tls.ClientHelloInfo, id *Identity) *tls.Config {
+	names := wireNames(clusterProtocols, id.life())
 	for _, p := range h.SupportedProtos {
-		if slices.Contains(clusterProtocols, p) {
-			return m.cluster
+		if slices.Contains(names, p) {
+			return m.speaking(names)
 		}
 	}
+	if name, ok := id.otherLife(h.SupportedProtos); ok {
+		return m.speaking([]string{name})
+	}
 	return m.web
+}
+
+// speaking is the configuration for cluster protocols of some names.
+func (m *material) speaking(names []string) *tls.Config {
+	c := m.cluster.Clone()
+	c.NextProtos = names
+	return c
 }
 
 // Leaf is the certificate that later handshakes show.

@@ -37,8 +37,10 @@ const DialTimeout = 5 * time.Second
 // can be replaced while connections stand; see Replace.
 type Identity struct {
 	NodeID string
-	shown  atomic.Pointer[material]
-	conns  registry
+	// Life of the cluster that this node belongs to; 0 is 1. See life.go.
+	Life  uint64
+	shown atomic.Pointer[material]
+	conns registry
 	// Trust, if set, refuses a peer although its certificate is good, when it
 	// connects for Raft or gossip. Calls have RPCServer.Trust. Set it before the port serves.
 	Trust func(nodeID string) error
@@ -65,7 +67,7 @@ func (id *Identity) serverConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-			return id.shown.Load().configFor(h), nil
+			return id.shown.Load().configFor(h, id), nil
 		},
 	}
 }
@@ -77,7 +79,7 @@ func (id *Identity) requireNode(cs tls.ConnectionState) error {
 	}
 	// A call is refused with a reason, which a removed node must get to know;
 	// the other protocols have no words for it.
-	if id.Trust != nil && cs.NegotiatedProtocol != ProtoRPC {
+	if proto, _ := splitWire(cs.NegotiatedProtocol); id.Trust != nil && proto != ProtoRPC {
 		return id.Trust(peer)
 	}
 	return nil
@@ -99,6 +101,7 @@ func (id *Identity) Dial(ctx context.Context, nodeID, address string, protocols 
 	if err != nil {
 		return nil, fmt.Errorf("connect to node %s at %s: %w", nodeID, address, err)
 	}
+	names := wireNames(protocols, id.life())
 	tracked := &trackedConn{Conn: raw, dialled: true}
 	shown := id.shown.Load()
 	c := tls.Client(tracked, &tls.Config{
@@ -108,13 +111,13 @@ func (id *Identity) Dial(ctx context.Context, nodeID, address string, protocols 
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &shown.cert, nil },
 		RootCAs:              shown.roots,
 		ServerName:           pki.NodeDNSName(nodeID),
-		NextProtos:           protocols,
+		NextProtos:           names,
 	})
 	if err := c.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, fmt.Errorf("connect to node %s at %s: %w", nodeID, address, err)
 	}
-	if got := c.ConnectionState().NegotiatedProtocol; !slices.Contains(protocols, got) {
+	if got := c.ConnectionState().NegotiatedProtocol; !slices.Contains(names, got) {
 		_ = c.Close()
 		return nil, fmt.Errorf("connect to node %s at %s: it does not speak %s", nodeID, address, strings.Join(protocols, " or "))
 	}

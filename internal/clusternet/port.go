@@ -128,7 +128,7 @@ func (p *Port) handshake(ctx context.Context, raw net.Conn) {
 		_ = tracked.Close()
 		return
 	}
-	proto := c.ConnectionState().NegotiatedProtocol
+	proto, _ := splitWire(c.ConnectionState().NegotiatedProtocol)
 	if proto == "" {
 		proto = ProtoH1 // a web client without ALPN
 	}

@@ -36,10 +36,20 @@ const (
 
 type peerKey struct{}
 
+// caller is who called.
+type caller struct {
+	id   string
+	life uint64
+}
+
 // CallerOf returns the ID of the node that made a call.
 func CallerOf(ctx context.Context) string {
-	id, _ := ctx.Value(peerKey{}).(string)
-	return id
+	return callerOf(ctx).id
+}
+
+func callerOf(ctx context.Context) caller {
+	c, _ := ctx.Value(peerKey{}).(caller)
+	return c
 }
 
 // Handler answers one method: bytes in, bytes out.
@@ -50,11 +60,29 @@ type RPCServer struct {
 	mux   *http.ServeMux
 	log   *slog.Logger
 	trust func(nodeID string) error
+	life  uint64 // of the cluster, see Life
+	// strangers are the callers of other lives that the log has named.
+	strangers sync.Map
 }
 
 // NewRPCServer returns a server without methods.
 func NewRPCServer(log *slog.Logger) *RPCServer {
-	return &RPCServer{mux: http.NewServeMux(), log: log, trust: func(string) error { return nil }}
+	return &RPCServer{mux: http.NewServeMux(), log: log, life: 1, trust: func(string) error { return nil }}
+}
+
+// Life sets in which life of the cluster calls are answered; without it, in the
+// first. Set it before Serve.
+func (s *RPCServer) Life(life uint64) { s.life = max(1, life) }
+
+// admit refuses a caller before anything of its call is carried out.
+func (s *RPCServer) admit(c caller) error {
+	if c.life == s.life {
+		return s.trust(c.id)
+	}
+	if _, told := s.strangers.LoadOrStore(c, true); !told { // it may call a thousand times a second
+		s.log.Warn("a node of another life of the cluster calls and is refused", "node", c.id, "life", c.life, "own", s.life)
+	}
+	return lifeError{caller: c.life, own: s.life}
 }
 
 // Trust sets what refuses a caller although its certificate is good, before
@@ -80,7 +108,7 @@ func (s *RPCServer) Handle(method string, h Handler) {
 			return
 		}
 		var out []byte
-		if err = s.trust(CallerOf(r.Context())); err == nil {
+		if err = s.admit(callerOf(r.Context())); err == nil {
 			out, err = h(r.Context(), body)
 		}
 		if err == nil {
@@ -110,7 +138,8 @@ func (s *RPCServer) Serve(ctx context.Context, ln net.Listener) error {
 			if p, ok := c.(plainConn); ok {
 				cs := p.Conn.(*tls.Conn).ConnectionState()
 				id, _ := PeerNode(&cs)
-				return context.WithValue(ctx, peerKey{}, id)
+				_, life := splitWire(cs.NegotiatedProtocol)
+				return context.WithValue(ctx, peerKey{}, caller{id, life})
 			}
 			return ctx
 		},

@@ -320,6 +320,29 @@ func TestVMs(t *testing.T) {
 	}
 }
 
+func TestANodeThatKeepsNoBackups(t *testing.T) {
+	w := newWorld(rule("backup", api.RuleSpec{Check: api.CheckBackup}))
+	facts := func(c *api.Condition) Facts { return Facts{Nodes: []Node{{ID: "n", Name: "n1", Backup: c}}} }
+	for i, step := range []struct {
+		c    *api.Condition
+		want int
+	}{
+		{nil, 0},
+		{&api.Condition{OK: true}, 0},
+		{&api.Condition{Message: "the disk is full"}, 1},
+		{&api.Condition{Message: "the disk is full"}, 0},
+		{&api.Condition{OK: true}, 1},
+	} {
+		changes := w.at(i, facts(step.c))
+		if len(changes) != step.want {
+			t.Fatalf("step %d: %d changes: %+v", i, len(changes), changes)
+		}
+		if step.c != nil && !step.c.OK && step.want == 1 && !strings.Contains(changes[0].Alert.Status.Message, "node n1 cannot keep backups of the configuration database: the disk is full") {
+			t.Errorf("message %q", changes[0].Alert.Status.Message)
+		}
+	}
+}
+
 func TestMetricRules(t *testing.T) {
 	for name, tc := range map[string]struct {
 		threshold, value float64

@@ -47,6 +47,8 @@ func check(r *api.Rule, f Facts, firing isFiring) (verdicts []Verdict, unsure fu
 		return clockSkew(r, f, firing), unprobed(f)
 	case api.CheckCertificate:
 		return certificate(r, f, firing), unprobed(f)
+	case api.CheckBackup:
+		return backups(f), sure
 	case api.CheckMetric:
 		return metric(r, f, firing), unmeasured(f)
 	}
@@ -311,6 +313,23 @@ func certLimit(days float64, life time.Duration) (limit, slack float64) {
 		days = min(days, life.Hours()/24/4)
 	}
 	return days, min(certSlack, days/10)
+}
+
+// backups is bad for a node that cannot keep backups of the database. A node
+// that is lost says nothing new.
+func backups(f Facts) []Verdict {
+	var out []Verdict
+	for _, n := range f.Nodes {
+		if n.Backup == nil {
+			continue
+		}
+		v := Verdict{Target{api.KindNode, n.ID, n.Name}, Good, fmt.Sprintf("node %s keeps backups of the configuration database again", n.Name), false}
+		if !n.Backup.OK {
+			v.State, v.Message = Bad, fmt.Sprintf("node %s cannot keep backups of the configuration database: %s", n.Name, n.Backup.Message)
+		}
+		out = append(out, v)
+	}
+	return out
 }
 
 func metric(r *api.Rule, f Facts, firing isFiring) []Verdict {

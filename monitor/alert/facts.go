@@ -28,6 +28,8 @@ type Node struct {
 	ID, Name, Message string
 	Phase             api.NodePhase
 	LostAt            time.Time // when it was last lost
+	// Backup is the condition of the node's own backups; nil when it has none.
+	Backup *api.Condition
 }
 
 // VM is a VM as far as rules need it.

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb/backup"
+	"github.com/muster-vm/muster/configdb/fsm"
+	"github.com/muster-vm/muster/internal/backupfile"
+)
+
+// readBuffer of a backup, in bytes.
+const readBuffer = 1 << 18
+
+// openBackup reads a backup twice: first for its checksum, which tells damage
+// without any key, then for its content.
+func openBackup(path string, key func(*backup.Header) ([]byte, error)) (*fsm.State, *backup.Header, error) {
+	in, err := os.Open(path)
+	if err != nil {
+		return nil, nil, api.Errorf(api.CodeInvalid, "open the backup: %w", err)
+	}
+	defer func() { _ = in.Close() }()
+	if info, err := in.Stat(); err == nil && !info.Mode().IsRegular() {
+		return nil, nil, api.Errorf(api.CodeInvalid, "%s is not a regular file", path)
+	}
+	if _, _, err := backupfile.Verify(bufio.NewReaderSize(in, readBuffer)); err != nil {
+		return nil, nil, fileError(path, err)
+	}
+	if _, err := in.Seek(0, io.SeekStart); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	state, h, err := backup.Read(bufio.NewReaderSize(in, readBuffer), key)
+	if err != nil {
+		return nil, nil, fileError(path, err)
+	}
+	return state, h, nil
+}
+
+// fileError names the file and keeps the code.
+func fileError(path string, err error) error {
+	var known *api.Error
+	if errors.As(err, &known) {
+		return api.Errorf(known.Code, "%s: %w", path, err)
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
