@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/configdb/fsm"
 )
 
@@ -135,6 +136,14 @@ func (t *Txn) set(op fsm.Op) {
 		}
 	}
 	t.t.Ops = append(t.t.Ops, op)
+}
+
+// within takes out of the transaction what the cluster's level does not have
+// yet.
+func (t *Txn) within(levels *feature.Reader, v *View) {
+	if !levels.InForce(v, feature.History) {
+		t.history = nil
+	}
 }
 
 // Empty reports whether the transaction would change nothing.

@@ -181,7 +181,7 @@ func TestFewBackupsAtATime(t *testing.T) {
 }
 
 func withCluster(f *fixture) {
-	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "c"), Spec: api.ClusterSpec{Life: 1, SealedCAKey: []byte("sealed")}}
+	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "c"), Spec: api.ClusterSpec{Life: 1, FeatureLevel: 2, SealedCAKey: []byte("sealed")}}
 	create(f, configdb.Clusters, &c)
 }
 
