@@ -242,7 +242,7 @@ func (m *member) askWhetherRemoved(ctx context.Context) bool {
 }
 
 // knownNodes are the others that this node ever heard of, with their addresses.
-// After a start without a leader its state is that of its last snapshot, so the
+// After a start without a leader its state may be an older one, so the
 // members in its log count, too.
 func (m *member) knownNodes() map[string]string {
 	out := map[string]string{}
