@@ -101,6 +101,9 @@ func carryMembers(t reflect.Type, path string, old, now json.RawMessage) (json.R
 			is[name], changed = v, true
 			continue
 		}
+		if elem == nil {
+			continue
+		}
 		present, ok := is[name]
 		if !ok {
 			if t.Kind() == reflect.Map || elem.Kind() != reflect.Struct || members(v) == nil {
@@ -123,21 +126,27 @@ func carryMembers(t reflect.Type, path string, old, now json.RawMessage) (json.R
 }
 
 // memberType is the type of a member of a struct or map, and whether this version
-// knows it. Every key of a map is known, as its writer saw it.
+// knows it. Every key of a map is known, as its writer saw it. A name that differs
+// in case is decoded into the field, and has no type.
 func memberType(t reflect.Type, name string) (reflect.Type, bool) {
 	if t.Kind() == reflect.Map {
 		return t.Elem(), true
 	}
+	folded := false
 	for _, f := range reflect.VisibleFields(t) {
 		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if tag == "" && !f.Anonymous {
 			tag = f.Name
 		}
-		if f.IsExported() && tag == name && tag != "-" {
+		if !f.IsExported() || tag == "-" {
+			continue
+		}
+		if tag == name {
 			return f.Type, true
 		}
+		folded = folded || strings.EqualFold(tag, name)
 	}
-	return nil, false
+	return nil, folded
 }
 
 // carryElements does it for lists. An element is the same as before if all that

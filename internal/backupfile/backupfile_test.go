@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/version"
 	"github.com/muster-vm/muster/internal/pki"
 )
 
@@ -322,6 +323,7 @@ func TestHeadersAreChecked(t *testing.T) {
 		want   error
 		words  string
 	}{
+		"newer level":      {set("featureLevel", version.FeatureLevel+1), ErrNewer, "use version 0.1 or a later one"},
 		"newer schema":     {set("schema", api.Schema+1), ErrNewer, "use version 0.1 or a later one"},
 		"no cluster":       {set("clusterID", ""), ErrDamaged, "lacks"},
 		"no key ID":        {set("keyID", ""), ErrDamaged, "lacks"},
