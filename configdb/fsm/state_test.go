@@ -413,8 +413,6 @@ func TestApplyStopsAtWhatItDoesNotKnow(t *testing.T) {
 	}{
 		"newer format":   {6, later, ErrUnknownFormat},
 		"higher level":   {6, higher.Encode(), ErrUnknownFormat},
-		"level 0":        {6, append([]byte{FormatLevel, 0}, good.Encode()[1:]...), ErrMalformed},
-		"level 1":        {6, append([]byte{FormatLevel, 1}, good.Encode()[1:]...), ErrMalformed},
 		"format 0":       {6, []byte{0}, ErrUnknownFormat},
 		"empty":          {6, nil, ErrMalformed},
 		"truncated":      {6, good.Encode()[:10], ErrMalformed},

@@ -20,8 +20,8 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
-	"github.com/muster-vm/muster/internal/version"
 	"github.com/muster-vm/muster/internal/pki"
+	"github.com/muster-vm/muster/internal/version"
 )
 
 var update = flag.Bool("update", false, "write the golden file anew")
