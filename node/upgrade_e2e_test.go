@@ -20,6 +20,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/internal/client"
+	"github.com/muster-vm/muster/internal/version"
 )
 
 // oldVersion is what the older build of these tests calls itself.
@@ -49,11 +50,11 @@ func (h *host) upgrade(dir string) {
 
 // supports waits until a node has reported, of this life of its daemon, which
 // levels it supports.
-func (f *flock) supports(at *host, name, version string, want api.FeatureLevels) {
+func (f *flock) supports(at *host, name, software string, want api.FeatureLevels) {
 	f.t.Helper()
 	f.eventually(20*time.Second, name+" reports its levels", func() error {
 		s := at.node(name).Status
-		if s.Version != version || s.Supports() != want || s.Phase != api.NodeReady {
+		if s.Version != software || s.Supports() != want || s.Phase != api.NodeReady {
 			return fmt.Errorf("version %s supports %s, phase %s", s.Version, s.Supports(), s.Phase)
 		}
 		return nil
@@ -216,7 +217,7 @@ func TestRollingUpgrade(t *testing.T) {
 	// A new node under an old leader.
 	f.leadBy(n1)
 	n2.upgrade("")
-	f.supports(n1, "n2", "0.1.0-dev", both)
+	f.supports(n1, "n2", version.Version, both)
 	f.stays(1, n2, "n1: supports 1", "n3: supports 1")
 	w.goesOn()
 	for _, h := range []*host{n1, n2} {
@@ -243,13 +244,13 @@ func TestRollingUpgrade(t *testing.T) {
 	n2.run("cluster", "set", "--feature-level-hold")
 	n3.upgrade("")
 	n1.upgrade("")
-	f.supports(n2, "n3", "0.1.0-dev", both)
-	f.supports(n2, "n1", "0.1.0-dev", both)
+	f.supports(n2, "n3", version.Version, both)
+	f.supports(n2, "n1", version.Version, both)
 	f.stays(1, n3, "held; to go on: muster cluster set --feature-level-hold=false")
 	n1.upgrade(old)
 	f.supports(n2, "n1", oldVersion, one)
 	n1.upgrade("")
-	f.supports(n2, "n1", "0.1.0-dev", both)
+	f.supports(n2, "n1", version.Version, both)
 	w.goesOn()
 
 	// A node that is down counts with what it said.
@@ -280,7 +281,7 @@ func TestRollingUpgrade(t *testing.T) {
 	n3.refusesToRun("upgrade this node")
 	n3.bin = ""
 	n3.start()
-	f.supports(n1, "n3", "0.1.0-dev", both)
+	f.supports(n1, "n3", version.Version, both)
 	f.eventually(20*time.Second, "n3 knows the level", func() error {
 		if b := f.read(filepath.Join(n3.dataDir, "featurelevel")); !bytes.Equal(b, []byte("2\n")) {
 			return fmt.Errorf("it has noted %q", b)
@@ -306,7 +307,7 @@ func TestRollingUpgrade(t *testing.T) {
 	n4.refuse(4, "version 0.0.9 supports 1; upgrade this node's software first", "cluster", "join", token, "--data-dir", n4.dataDir)
 	n4.upgrade("")
 	n4.run("cluster", "join", token, "--data-dir", n4.dataDir)
-	f.supports(n1, "n4", "0.1.0-dev", both)
+	f.supports(n1, "n4", version.Version, both)
 	w.goesOn()
 	w.check()
 }
