@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/configdb/feature"
@@ -141,7 +142,13 @@ func (t *Txn) set(op fsm.Op) {
 // within takes out of the transaction what the cluster's level does not have
 // yet.
 func (t *Txn) within(levels *feature.Reader, v *View) {
-	if !levels.InForce(v, feature.History) {
+	level := levels.Level(v)
+	for _, op := range t.t.Ops {
+		if level == 0 && !op.Delete && strings.HasPrefix(op.Key, Clusters.SpecPrefix()) {
+			level = feature.LevelOf(op.Value) // the transaction that founds it
+		}
+	}
+	if !feature.History.At(level) {
 		t.history = nil
 	}
 }

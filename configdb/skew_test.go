@@ -109,7 +109,9 @@ func TestTheLevelDecidesWhatIsWritten(t *testing.T) {
 	}
 	create(func(tx *configdb.Txn) error { tx.Put("before", nil); return nil })
 	create(func(tx *configdb.Txn) error { return configdb.Clusters.Create(tx, &o) })
-	founded := len(records(t, db, api.KindCluster, o.Meta.ID)) // there was no cluster yet
+	if n := len(records(t, db, api.KindCluster, o.Meta.ID)); n != 0 {
+		t.Errorf("%d records of the founding, at level 1", n)
+	}
 	level := func(n int) {
 		t.Helper()
 		if got := db.Local().LogLevel(); got != n {
@@ -127,7 +129,7 @@ func TestTheLevelDecidesWhatIsWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	level(1) // whoever is there may apply the raise itself
-	if n := len(records(t, db, api.KindCluster, o.Meta.ID)); n != founded {
+	if n := len(records(t, db, api.KindCluster, o.Meta.ID)); n != 0 {
 		t.Errorf("the raise is recorded, at level 1: %d", n)
 	}
 	two := newVM(t, "two")

@@ -38,9 +38,10 @@ func (f Feature) Level() int {
 // InForce reports whether a feature may be used. In a database without a
 // cluster, which is one that is being founded, it is what this build supports:
 // the founder's levels are the cluster's.
-func (f Feature) InForce(v *fsm.View) bool { return f.at(Level(v)) }
+func (f Feature) InForce(v *fsm.View) bool { return f.At(Level(v)) }
 
-func (f Feature) at(level int) bool {
+// At is InForce in a cluster of a level; 0 is one that is being founded.
+func (f Feature) At(level int) bool {
 	if level == 0 {
 		level = version.FeatureLevel
 	}
@@ -81,27 +82,29 @@ func (r *Reader) Level(v *fsm.View) int {
 	return level
 }
 
-// InForce is Feature.InForce.
-func (r *Reader) InForce(v *fsm.View, f Feature) bool { return f.at(r.Level(v)) }
-
 // read returns the level, and last if that is what it read.
 func read(v *fsm.View, last *reading) (int, *reading) {
 	for e := range v.Scan(clusterPrefix, "") {
 		if last != nil && last.revision == e.Revision && last.key == e.Key {
 			return last.level, last
 		}
-		var c struct {
-			Spec struct {
-				FeatureLevel int `json:"featureLevel"`
-			} `json:"spec"`
-		}
-		// A cluster that does not say its level was founded before there were any.
-		// One that cannot be read is no reason to use what is new.
-		if err := json.Unmarshal(e.Value, &c); err != nil {
-			return 1, last
-		}
-		level := max(1, c.Spec.FeatureLevel)
+		level := LevelOf(e.Value)
 		return level, &reading{e.Key, e.Revision, level}
 	}
 	return 0, last
+}
+
+// LevelOf is the level in a stored cluster object. One that does not say it is of
+// a cluster that was founded before there were any, and one that cannot be read no
+// reason to use what is new.
+func LevelOf(stored []byte) int {
+	var c struct {
+		Spec struct {
+			FeatureLevel int `json:"featureLevel"`
+		} `json:"spec"`
+	}
+	if err := json.Unmarshal(stored, &c); err != nil {
+		return 1
+	}
+	return max(1, c.Spec.FeatureLevel)
 }

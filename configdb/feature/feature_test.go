@@ -38,7 +38,7 @@ func TestLevelOfAView(t *testing.T) {
 			if feature.Level(v) != level || r.Level(v) != level {
 				t.Errorf("%s: level %d, the reader says %d; want %d", what, feature.Level(v), r.Level(v), level)
 			}
-			if feature.History.InForce(v) != history || r.InForce(v, feature.History) != history {
+			if feature.History.InForce(v) != history || feature.History.At(r.Level(v)) != history {
 				t.Errorf("%s: a history is %v, want %v", what, feature.History.InForce(v), history)
 			}
 		}
