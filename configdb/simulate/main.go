@@ -33,6 +33,11 @@ func main() {
 	}
 }
 
+// timing is the daemon's, stretched.
+func timing(heartbeat time.Duration) configdb.Timing {
+	return configdb.Timing{Heartbeat: heartbeat, Election: heartbeat, Lease: heartbeat * 6 / 7, Commit: heartbeat * 4 / 7}
+}
+
 func run(args []string) error {
 	s := size{}
 	fs := flag.NewFlagSet("simulate", flag.ContinueOnError)
@@ -51,7 +56,7 @@ func run(args []string) error {
 		return fmt.Errorf("--nodes, --vms and --changes must be at least 1")
 	}
 	if *heartbeat > 0 {
-		s.timing = configdb.Timing{Heartbeat: *heartbeat, Election: *heartbeat, Lease: *heartbeat * 6 / 7, Commit: *heartbeat * 4 / 7}
+		s.timing = timing(*heartbeat)
 	}
 	level := slog.LevelError
 	if *verbose {
