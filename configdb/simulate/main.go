@@ -33,6 +33,18 @@ func main() {
 	}
 }
 
+// writeHeap writes a heap profile unless path is empty.
+func writeHeap(path string) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(pprof.Lookup("heap").WriteTo(f, 0), f.Close())
+}
+
 // timing is the daemon's, stretched.
 func timing(heartbeat time.Duration) configdb.Timing {
 	return configdb.Timing{Heartbeat: heartbeat, Election: heartbeat, Lease: heartbeat * 6 / 7, Commit: heartbeat * 4 / 7}
@@ -48,6 +60,7 @@ func run(args []string) error {
 	heartbeat := fs.Duration("heartbeat", 0, "time without a leader's word until an election; 0 is the daemon's own")
 	timeout := fs.Duration("timeout", 20*time.Minute, "bound of the whole run")
 	profile := fs.String("profile", "", "file for a CPU profile of the changes and what came before")
+	heap := fs.String("heap", "", "file for a heap profile of the end, when all nodes are still there")
 	verbose := fs.Bool("log", false, "print the nodes' log")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -80,6 +93,7 @@ func run(args []string) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	began := time.Now()
+	s.atEnd = func() error { return writeHeap(*heap) }
 	r, err := simulate(ctx, s, log, func(format string, a ...any) {
 		fmt.Fprintf(os.Stderr, "== %6.1f s  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, a...))
 	})

@@ -24,6 +24,7 @@ type size struct {
 	nodes, vms, changes int
 	idle                time.Duration // for which the cluster is left alone
 	timing              configdb.Timing
+	atEnd               func() error // if set, called while all nodes are there
 }
 
 // loaders is how many nodes create VMs at once.
@@ -113,6 +114,9 @@ func simulate(ctx context.Context, s size, log *slog.Logger, say func(format str
 	r.revision, r.hash, err = c.compare(ctx)
 	v := last.Local()
 	r.keys, r.stateBytes = v.Len(), v.Bytes()
+	if err == nil && s.atEnd != nil {
+		err = s.atEnd()
+	}
 	return r, err
 }
 
