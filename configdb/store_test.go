@@ -182,6 +182,50 @@ func TestRetriedRequestsApplyOnce(t *testing.T) {
 	}
 }
 
+// A voter that loses the leader, and is told that nobody listens there, must not
+// take the lead from it while the others hear it.
+func TestOneVotersMistakeDeposesNobody(t *testing.T) {
+	c := storetest.NewCluster(t, 3)
+	leader := c.Leader()
+	set(t, leader, "k", "before")
+	l, _ := leader.Leadership()
+	c.Refuse(c.Followers(leader)[0], leader)
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		set(t, leader, "k", "after")
+	}
+	if now, ok := leader.Leadership(); !ok || now.Term != l.Term {
+		t.Errorf("it led in term %d; now it leads: %t, in term %d", l.Term, ok, now.Term)
+	}
+}
+
+// The end of the leader's process is seen at once. The bound is far below the
+// time that Raft alone would need when the first candidate is refused, and far
+// above what it takes.
+func TestALeaderWhoseProcessEndedIsReplacedAtOnce(t *testing.T) {
+	c := storetest.NewCluster(t, 3)
+	var took []time.Duration
+	for range 5 {
+		old := c.Leader()
+		rest := c.Followers(old)
+		set(t, rest[0], "k", "before")
+		began := time.Now()
+		old.Stop()
+		set(t, rest[0], "k", "after")
+		took = append(took, time.Since(began))
+		old.Start()
+		for _, n := range c.Nodes {
+			if _, err := n.View(ctx(t, 20*time.Second)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	slices.Sort(took)
+	t.Logf("without a leader for %v", took)
+	if median := took[len(took)/2]; median > 700*time.Millisecond {
+		t.Errorf("the median is %s", median)
+	}
+}
+
 func TestTermPreconditionStopsADeposedLeader(t *testing.T) {
 	c := storetest.NewCluster(t, 3)
 	leader := c.Leader()

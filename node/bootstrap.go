@@ -142,7 +142,7 @@ func (m *member) populate(ctx context.Context, caKey []byte) (string, error) {
 	n.Meta.ID = m.info.NodeID
 	n.Spec.Address = m.info.Address
 	n.Status = api.NodeStatus{Phase: api.NodeJoining, Version: version.Version}
-	if err := m.recordFounder(tx); err != nil {
+	if err := m.info.recordFounder(tx); err != nil {
 		return "", err
 	}
 	p := api.Pool{Meta: api.NewMeta(api.KindPool, "", api.LocalPool)}

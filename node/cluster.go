@@ -266,7 +266,13 @@ func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool)
 	defer cancel()
 	for {
 		_, err = m.CallLeader(ctx, methodExpel, req)
-		if err == nil || !askAgain(err) {
+		self := n.Meta.ID == m.info.NodeID
+		switch {
+		case err == nil:
+			return nil
+		case self && refusal(err) == codeRemoved, self && refusal(err) == "" && m.expelled(ctx):
+			return nil // what this node has open is closed, maybe before the answer came
+		case !self && !askAgain(err), self && refusal(err) != "" && !askAgain(err):
 			return err
 		}
 		select {

@@ -4,6 +4,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -112,9 +113,13 @@ func raise(t *testing.T, self string, r api.RestoreRequest) (*oldWorld, *resurre
 	}
 	commit(t, db, func(tx *configdb.Txn) error { tx.Put(hostKeyKey, sealed); return nil })
 	db.SetTerm(9)
-	info := &membership{ClusterID: api.NewID(), Cluster: "again", NodeID: api.NewID(), Node: self, Address: "10.9.9.9:7600", Life: 2, clusterKey: key, ca: []byte("PEM")}
+	info, caKey, err := (&Daemon{cfg: &Config{NodeName: self, Advertise: "10.9.9.9:7600"}}).foundership("again")
+	if err != nil {
+		t.Fatal(err)
+	}
+	info.clusterKey, info.Life = key, 2
 	h := &backup.Header{ClusterID: c.Meta.ID, Cluster: "prod", Life: 1, Revision: db.Local().Revision(), Time: time.Date(2026, 2, 3, 4, 5, 6, 0, time.UTC)}
-	s := &resurrection{r: &r, h: h, info: info, caKey: []byte("ca key"), db: db, log: quiet}
+	s := &resurrection{r: &r, h: h, info: info, caKey: caKey, db: db, log: quiet}
 	out, err := s.run(context.Background())
 	return w, s, out, err
 }
@@ -164,11 +169,11 @@ func TestARestoredClusterIsAnother(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Meta.ID != s.info.ClusterID || c.Meta.ID == s.h.ClusterID || c.Meta.Name != "again" || c.Spec.Life != 2 || c.Spec.CACert != "PEM" ||
+	if c.Meta.ID != s.info.ClusterID || c.Meta.ID == s.h.ClusterID || c.Meta.Name != "again" || c.Spec.Life != 2 || c.Spec.CACert != string(s.info.ca) ||
 		c.Spec.RestoredFrom == nil || c.Spec.RestoredFrom.ClusterID != s.h.ClusterID || c.Spec.RestoredFrom.Revision != s.h.Revision {
 		t.Errorf("%+v %+v", c.Meta, c.Spec)
 	}
-	if plain, err := pki.Open(s.info.clusterKey, caKeyLabel, c.Spec.SealedCAKey); err != nil || string(plain) != "ca key" {
+	if plain, err := pki.Open(s.info.clusterKey, caKeyLabel, c.Spec.SealedCAKey); err != nil || !bytes.Equal(plain, s.caKey) {
 		t.Errorf("the authority's key: %q, %v", plain, err)
 	}
 	tokens, err := configdb.Tokens.List(s.db.Local())
@@ -197,7 +202,7 @@ func TestARestoredClusterIsAnother(t *testing.T) {
 // Whoever adds a field to the cluster decides whether a restored one has it. A
 // field that makes it trust the old cluster must not be inherited.
 func TestRestoreDecidesAboutEveryFieldOfTheCluster(t *testing.T) {
-	decided := []string{"CACert", "SealedCAKey", "Life", "RestoredFrom", "Backup"}
+	decided := []string{"CACert", "SealedCAKey", "Life", "RestoredFrom", "Backup", "Gossip", "CertificateSeconds", "Rotation", "History"}
 	for _, f := range reflect.VisibleFields(reflect.TypeFor[api.ClusterSpec]()) {
 		if !slices.Contains(decided, f.Name) {
 			t.Errorf("resurrection.found says nothing of ClusterSpec.%s: set it there, or leave it empty on purpose, and name it here", f.Name)

@@ -364,7 +364,7 @@ func TestOneOfThreeIsRecovered(t *testing.T) {
 	a.refuse(4, "it has its quorum", rescue(a, flag, "n2,n3")...)
 
 	t.Run("an old node that comes back is refused by name and ends", func(t *testing.T) {
-		c.start()
+		c.spawn()
 		c.endsSaying("was removed from cluster test")
 		if !strings.Contains(c.log(), "musterd forget") {
 			t.Errorf("it does not say what to do:\n%s", c.log())

@@ -50,9 +50,9 @@ func (m *member) newGossip(packets net.PacketConn) *gossip.Service {
 
 // gossiping runs gossip with the members and keys that the database has.
 func (m *member) gossiping(ctx context.Context) error {
-	g, ctx := contain.NewGroup(ctx)
-	g.Go(func() { m.tellGossip(ctx) })
-	return errors.Join(m.gossip.Run(ctx), g.Stop())
+	group, ctx := contain.NewGroup(ctx)
+	group.Go(func() { m.tellGossip(ctx) })
+	return errors.Join(m.gossip.Run(ctx), group.Stop())
 }
 
 // tellGossip keeps members and keys up to date.

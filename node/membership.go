@@ -241,8 +241,25 @@ func (m *member) askWhetherRemoved(ctx context.Context) bool {
 	return false
 }
 
+// expelled reports whether this node was removed, as far as its replica or any
+// other node knows.
+func (m *member) expelled(ctx context.Context) bool {
+	if trustedIn(m.store.Local(), m.info.NodeID, m.info.Cluster) != nil {
+		return true
+	}
+	for id, address := range m.knownNodes() {
+		cctx, cancel := context.WithTimeout(ctx, leaderRetry*5)
+		_, err := m.client.Call(cctx, id, address, methodLeader, nil)
+		cancel()
+		if refusal(err) == codeRemoved {
+			return true
+		}
+	}
+	return false
+}
+
 // knownNodes are the others that this node ever heard of, with their addresses.
-// After a start without a leader its state is that of its last snapshot, so the
+// After a start without a leader its state may be an older one, so the
 // members in its log count, too.
 func (m *member) knownNodes() map[string]string {
 	out := map[string]string{}

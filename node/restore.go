@@ -172,8 +172,11 @@ func (s *resurrection) run(ctx context.Context) (api.RestoreResult, error) {
 	if err := a.dropTokens(ctx, func(t *api.Token) bool { return !s.r.KeepTokens || isJoinToken(t) }); err != nil {
 		return out, err
 	}
-	if err := s.dropKeys(ctx, idempotencyPrefix); err != nil {
-		return out, err
+	// Records of the old cluster's requests, and of certificates of its authority.
+	for _, prefix := range []string{idempotencyPrefix, certificatePrefix} {
+		if err := s.dropKeys(ctx, prefix); err != nil {
+			return out, err
+		}
 	}
 	out.Token, err = s.found(ctx, a, out.From)
 	return out, err
@@ -230,7 +233,12 @@ func (s *resurrection) found(ctx context.Context, a *afterlife, from api.Origin)
 	}
 	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", s.info.Cluster)}
 	c.Meta.ID, c.Meta.Labels = s.info.ClusterID, was.Meta.Labels
-	c.Spec = api.ClusterSpec{CACert: string(s.info.ca), SealedCAKey: sealed, Life: s.info.Life, RestoredFrom: &from, Backup: was.Spec.Backup}
+	// No rotation goes on under the new authority, and the leader makes new keys of
+	// gossip.
+	c.Spec = api.ClusterSpec{
+		CACert: string(s.info.ca), SealedCAKey: sealed, Life: s.info.Life, RestoredFrom: &from,
+		Backup: was.Spec.Backup, History: was.Spec.History, CertificateSeconds: was.Spec.CertificateSeconds,
+	}
 	a.self.Spec.Address = s.info.Address
 	// Ready at once: the daemon that does this is the node.
 	a.self.Status = api.NodeStatus{Phase: api.NodeReady, Version: version.Version}
@@ -247,7 +255,7 @@ func (s *resurrection) found(ctx context.Context, a *afterlife, from api.Origin)
 		return "", err
 	}
 	tx = &configdb.Txn{Actor: restoreActor}
-	err = errors.Join(c.Prepare(), a.self.Prepare(), token.Prepare(),
+	err = errors.Join(c.Prepare(), a.self.Prepare(), token.Prepare(), s.info.recordFounder(tx),
 		configdb.Clusters.Create(tx, &c), configdb.Nodes.Create(tx, &a.self), configdb.Tokens.Create(tx, &token),
 		a.tell(tx, "cluster.restored", c.Meta, fmt.Sprintf("cluster %s was restored from a backup of cluster %s (%s) of %s, revision %d",
 			c.Meta.Name, from.Cluster, from.ClusterID, from.Time.Format("2006-01-02 15:04 MST"), from.Revision)))

@@ -352,8 +352,8 @@ func (m *member) authorityHashes() ([]string, error) {
 }
 
 // recordFounder remembers the certificate that the founder issued itself.
-func (m *member) recordFounder(tx *configdb.Txn) error {
-	leaf, err := pki.ParseCert(m.info.cert)
+func (m *membership) recordFounder(tx *configdb.Txn) error {
+	leaf, err := pki.ParseCert(m.cert)
 	if err != nil {
 		return err
 	}
@@ -361,7 +361,7 @@ func (m *member) recordFounder(tx *configdb.Txn) error {
 	if err != nil {
 		return err
 	}
-	return certificateRecord{Keys: []string{hash}, Serial: pki.Serial(leaf)}.put(tx, m.info.NodeID, 0)
+	return certificateRecord{Keys: []string{hash}, Serial: pki.Serial(leaf)}.put(tx, m.NodeID, 0)
 }
 
 // authorityOf is the cluster's authority as rest sees it.

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -152,7 +153,7 @@ func (s *Server) verify(ctx context.Context, db configdb.DB, text string) (calle
 
 // holder returns the caller that a token stands for in a view.
 func (s *Server) holder(v *configdb.View, id, hash string) (caller, error) {
-	t, err := configdb.Tokens.Get(v, id)
+	t, err := s.tokens.get(v, id)
 	if err != nil {
 		if api.CodeOf(err) == api.CodeNotFound {
 			return caller{}, errWrongToken
@@ -165,6 +166,41 @@ func (s *Server) holder(v *configdb.View, id, hash string) (caller, error) {
 		return caller{}, errWrongToken
 	}
 	return caller{actor: t.Meta.Name, role: t.Spec.Role, scope: id, tokenID: id, secretHash: hash}, nil
+}
+
+// keptTokens bounds the decoded tokens that a node keeps.
+const keptTokens = 1024
+
+// tokenCache keeps decoded tokens: every call shows one, and they hardly change.
+// Its zero value is ready.
+type tokenCache struct {
+	mu   sync.RWMutex
+	kept map[string]api.Token
+}
+
+// get returns the token with an ID as it is in a view. It is shared: the caller
+// must not change what it refers to.
+func (c *tokenCache) get(v *configdb.View, id string) (api.Token, error) {
+	spec, ok := v.Get(configdb.Tokens.SpecKey(id))
+	status, _ := v.Get(configdb.Tokens.StatusKey(id))
+	c.mu.RLock()
+	t, kept := c.kept[id]
+	c.mu.RUnlock()
+	if ok && kept && t.Meta.Revision == spec.Revision && t.Meta.StatusRevision == status.Revision {
+		return t, nil
+	}
+	t, err := configdb.Tokens.Get(v, id)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		delete(c.kept, id)
+		return t, err
+	}
+	if c.kept == nil || len(c.kept) >= keptTokens {
+		c.kept = map[string]api.Token{}
+	}
+	c.kept[id] = t
+	return t, nil
 }
 
 // stillWelcome reports whether the caller of a stream would be let in again,

@@ -266,6 +266,16 @@ func TestTokens(t *testing.T) {
 	} {
 		wantProblem(t, f.do(call{method: "POST", path: "tokens", body: body}), 422, api.CodeInvalid, field)
 	}
+	// What a node knows of a token from an earlier call does not outlive a change.
+	f.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		o, err := configdb.Tokens.Find(v, "", "ci")
+		if err != nil {
+			return err
+		}
+		o.Spec.Role = api.RoleAdministrator
+		return configdb.Tokens.UpdateSpec(v, tx, &o)
+	})
+	want[any](t, f.do(call{method: "GET", path: "tokens", token: r.Token}), 200)
 	want[any](t, f.do(call{method: "DELETE", path: "tokens/ci"}), 204)
 	wantProblem(t, f.do(call{method: "GET", path: "vms", token: r.Token}), 401, api.CodeUnauthorized, "")
 }

@@ -154,7 +154,6 @@ func changes(f *fixture) []step {
 	alert := f.addAlert()
 	withCluster(f)
 	f.newVM("web1", api.VMStopped)
-	create(f, configdb.Clusters, &api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{Life: 1}})
 	begun := f.begin()
 	return []step{
 		{"POST vms", "vms", `{"meta":{"name":"web2"},"spec":{"cpus":1,"memory":"64M"}}`},

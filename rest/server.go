@@ -82,6 +82,7 @@ type Server struct {
 	kinds   map[api.Kind]kindReader
 	openAPI []byte
 	metrics *metrics
+	tokens  tokenCache
 
 	watches, consoles, uploads, lane, backups semaphore
 	// pingEvery is pingInterval, shorter in tests.

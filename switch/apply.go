@@ -64,6 +64,9 @@ func (s *Switch) reconcile(ctx context.Context, _ string) (reconcile.Result, err
 	mctx, cancel := context.WithTimeoutCause(ctx, PassDeadline, errSlow)
 	err = p.make(mctx)
 	cancel()
+	if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errSlow) {
+		err = fmt.Errorf("%w (%w)", errSlow, err) // all deadlines in there are those of calls to it
+	}
 	if err != nil {
 		p.report.Ready, p.report.Reason = false, err.Error()
 	}

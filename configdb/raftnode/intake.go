@@ -24,6 +24,10 @@ type intake struct {
 	// the newest membership in it, or empty.
 	last  func() (index, term uint64, ok bool)
 	voter func() []byte
+	votes func(id []byte) bool
+	// gone reports that the leader is gone, though Raft has not missed it yet.
+	gone   func() bool
+	header func() raft.RPCHeader
 }
 
 // run passes calls on until done is closed.
@@ -40,8 +44,14 @@ func (i *intake) run(from <-chan raft.RPC, to chan<- raft.RPC, done <-chan struc
 				i.trim(req)
 			case *raft.RequestPreVoteRequest:
 				i.admit(&req.RPCHeader, req.LastLogIndex, req.LastLogTerm)
+				if i.grants(req) {
+					rpc.Respond(&raft.RequestPreVoteResponse{RPCHeader: i.header(), Term: req.Term, Granted: true}, nil)
+					continue
+				}
 			case *raft.RequestVoteRequest:
 				i.admit(&req.RPCHeader, req.LastLogIndex, req.LastLogTerm)
+				// By this Raft does not mind that it has a leader.
+				req.LeadershipTransfer = req.LeadershipTransfer || i.gone()
 			case *raft.InstallSnapshotRequest:
 				if i.known(req) {
 					_, err := io.Copy(io.Discard, rpc.Reader)
@@ -104,6 +114,16 @@ func (i *intake) admit(from *raft.RPCHeader, lastIndex, lastTerm uint64) {
 	if id := i.voter(); id != nil {
 		from.ID = id
 	}
+}
+
+// grants reports whether a pre-vote is granted for Raft, since the leader is gone.
+// The rest is Raft's own rule.
+func (i *intake) grants(req *raft.RequestPreVoteRequest) bool {
+	index, term, ok := i.last()
+	if !ok || req.LastLogTerm < term || (req.LastLogTerm == term && req.LastLogIndex < index) {
+		return false
+	}
+	return req.Term > i.term() && i.votes(req.ID) && i.gone()
 }
 
 // known reports whether a snapshot of a present leader has nothing new. Raft

@@ -10,7 +10,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -71,6 +73,8 @@ type Node struct {
 	disk      *disk
 	committed *committed // nil with the storage of a test
 	notices   *notices
+	suspicion atomic.Pointer[suspicion]
+	identity  *clusternet.Identity
 	timing    Timing
 	log       *slog.Logger
 	transport *raft.NetworkTransport
@@ -92,7 +96,7 @@ func Open(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		disk: d, timing: cfg.Timing.orDefault(), log: cfg.Log, self: ServerAddress(cfg.NodeID, cfg.Address), nodeID: cfg.NodeID,
+		disk: d, timing: cfg.Timing.orDefault(), log: cfg.Log, self: ServerAddress(cfg.NodeID, cfg.Address), nodeID: cfg.NodeID, identity: cfg.Identity,
 		closing: closing, space: make(chan struct{}, 1),
 	}
 	d.onSpace = func(bool) {
@@ -101,7 +105,11 @@ func Open(cfg Config) (*Node, error) {
 		default:
 		}
 	}
-	layer := &streamLayer{Listener: cfg.Listener, id: cfg.Identity, self: n.self}
+	layer := &streamLayer{Listener: cfg.Listener, id: cfg.Identity, self: n.self, broken: func(peer string) {
+		if s := n.suspicion.Load(); s != nil {
+			s.brokenBy(peer)
+		}
+	}}
 	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: layer, MaxPool: maxPool, Timeout: transportTimeout, Logger: logger,
 	})
@@ -126,12 +134,17 @@ func Open(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
-	in := &intake{snapshot: log.snapshot, applied: n.raft.AppliedIndex, term: n.raft.CurrentTerm, last: n.lastEntry(log), voter: n.someVoter}
+	s := newSuspicion(n, calls, n.lastEntry(log))
+	in := &intake{
+		snapshot: log.snapshot, applied: n.raft.AppliedIndex, term: n.raft.CurrentTerm, last: s.last, voter: n.someVoter, votes: n.votes, gone: s.gone, header: n.header,
+	}
 	if n.committed != nil {
 		n.applyCommitted(calls, noted.Index, noted.Term)
 		n.wg.Go(n.noteCommitted)
 	}
 	n.wg.Go(func() { in.run(n.transport.Consumer(), calls, n.closing) })
+	n.suspicion.Store(s)
+	n.wg.Go(s.run)
 	n.notices = newNotices(n)
 	n.wg.Go(n.watchSpace)
 	return n, nil
@@ -410,6 +423,13 @@ func (n *Node) lastEntry(log raft.LogStore) func() (index, term uint64, ok bool)
 		}
 		return 0, 0, false
 	}
+}
+
+// votes reports whether a server may vote by the newest membership.
+func (n *Node) votes(id []byte) bool {
+	return slices.ContainsFunc(n.raft.GetConfiguration().Configuration().Servers, func(s raft.Server) bool {
+		return s.Suffrage == raft.Voter && string(s.ID) == string(id)
+	})
 }
 
 // someVoter returns the ID of a server that may vote.

@@ -124,10 +124,8 @@ func (t *notices) send(id raft.ServerID, addr raft.ServerAddress, p *noticePeer)
 		return
 	}
 	req := &raft.AppendEntriesRequest{
-		RPCHeader: raft.RPCHeader{
-			ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(n.nodeID), Addr: n.transport.EncodePeer(raft.ServerID(n.nodeID), n.self),
-		},
-		Term: term, Leader: n.transport.EncodePeer(raft.ServerID(n.nodeID), n.self), //nolint:staticcheck // still read by the library
+		RPCHeader: n.header(),
+		Term:      term, Leader: n.transport.EncodePeer(raft.ServerID(n.nodeID), n.self), //nolint:staticcheck // still read by the library
 		PrevLogEntry: commit, PrevLogTerm: last.Term, LeaderCommitIndex: commit,
 	}
 	// Only a leader may speak so, and only in the term in which it leads: an

@@ -174,7 +174,8 @@ func TestIntake(t *testing.T) {
 // The intake answers for Raft when a snapshot has nothing new, and takes its
 // content off the connection.
 func TestAnOldSnapshotIsTakenAndForgotten(t *testing.T) {
-	in := &intake{snapshot: func() (uint64, uint64) { return 0, 0 }, applied: func() uint64 { return 12 }, term: func() uint64 { return 5 }}
+	in := &intake{snapshot: func() (uint64, uint64) { return 0, 0 }, applied: func() uint64 { return 12 }, term: func() uint64 { return 5 },
+		last: func() (uint64, uint64, bool) { return 12, 5, true }, voter: func() []byte { return nil }, gone: func() bool { return false }}
 	from, to, done := make(chan raft.RPC), make(chan raft.RPC), make(chan struct{})
 	ended := make(chan struct{})
 	go func() { in.run(from, to, done); close(ended) }()

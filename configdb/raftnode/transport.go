@@ -37,6 +37,8 @@ type streamLayer struct {
 	net.Listener
 	id   *clusternet.Identity
 	self raft.ServerAddress
+	// broken is called when a connection of a node broke.
+	broken func(nodeID string)
 }
 
 type layerAddr raft.ServerAddress

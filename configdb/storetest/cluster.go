@@ -11,6 +11,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,7 +29,7 @@ type Cluster struct {
 
 	caCert, caKey []byte
 	mu            sync.Mutex
-	cut           map[[2]int]bool // directed links that are cut
+	cut           map[[2]int]error // directed links that are cut, with what dialling says
 	conns         map[[2]int][]net.Conn
 }
 
@@ -61,7 +62,7 @@ func NewCluster(tb testing.TB, n int) *Cluster {
 // NewClusterIn returns a running group of voters, one for each directory.
 func NewClusterIn(tb testing.TB, dirs ...string) *Cluster {
 	tb.Helper()
-	c := &Cluster{tb: tb, cut: map[[2]int]bool{}, conns: map[[2]int][]net.Conn{}}
+	c := &Cluster{tb: tb, cut: map[[2]int]error{}, conns: map[[2]int][]net.Conn{}}
 	var err error
 	if c.caCert, c.caKey, err = pki.NewCA("test", api.NewID()); err != nil {
 		tb.Fatal(err)
@@ -185,8 +186,8 @@ func (n *Node) dial(ctx context.Context, address string) (net.Conn, error) {
 			to = p.Index
 		}
 	}
-	if c.cut[[2]int{n.Index, to}] {
-		return nil, errors.New("link is cut")
+	if err := c.cut[[2]int{n.Index, to}]; err != nil {
+		return nil, err
 	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", address)
@@ -221,14 +222,27 @@ func (c *Cluster) isolate(nodes []*Node) {
 			if in[a.Index] == in[b.Index] {
 				continue
 			}
-			link := [2]int{a.Index, b.Index}
-			c.cut[link] = true
-			for _, conn := range c.conns[link] {
-				_ = conn.Close()
-			}
-			delete(c.conns, link)
+			c.sever(a, b, errors.New("link is cut"))
 		}
 	}
+}
+
+// Refuse breaks what two nodes have open to each other, and a's host says that
+// nobody listens at b, as a firewall may.
+func (c *Cluster) Refuse(a, b *Node) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sever(a, b, syscall.ECONNREFUSED)
+	c.sever(b, a, syscall.ECONNREFUSED)
+}
+
+func (c *Cluster) sever(a, b *Node, why error) {
+	link := [2]int{a.Index, b.Index}
+	c.cut[link] = why
+	for _, conn := range c.conns[link] {
+		_ = conn.Close()
+	}
+	delete(c.conns, link)
 }
 
 // Heal restores all links.

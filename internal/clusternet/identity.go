@@ -127,6 +127,16 @@ func (id *Identity) Dial(ctx context.Context, nodeID, address string, protocols 
 	return c, nil
 }
 
+// Probe connects to an address and hangs up: the error says whether anybody
+// listens there, whoever it is.
+func (id *Identity) Probe(ctx context.Context, address string) error {
+	c, err := id.dialTCP(ctx, address)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
 func (id *Identity) dialTCP(ctx context.Context, address string) (net.Conn, error) {
 	if id.DialTCP != nil {
 		return id.DialTCP(ctx, address)

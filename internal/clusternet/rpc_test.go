@@ -204,7 +204,7 @@ func TestACrowdMakesOneConnection(t *testing.T) {
 	}
 	client := newClient(t, id)
 	var wg sync.WaitGroup
-	for range 100 {
+	for range 90 { // until it hears of more, HTTP/2 has a hundred streams on a connection
 		wg.Go(func() {
 			if _, err := client.Call(timeout(t, 20*time.Second), srv.NodeID, p.addr, "echo", nil); err != nil {
 				t.Error(err)
@@ -213,7 +213,7 @@ func TestACrowdMakesOneConnection(t *testing.T) {
 	}
 	wg.Wait()
 	if n := dials.Load(); n != 1 {
-		t.Errorf("%d connections for 100 calls", n)
+		t.Errorf("%d connections for 90 calls", n)
 	}
 }
 
