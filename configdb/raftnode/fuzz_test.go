@@ -178,6 +178,7 @@ func FuzzRaftStream(f *testing.F) {
 	in := &intake{
 		snapshot: func() (uint64, uint64) { return 3, 1 }, applied: func() uint64 { return 3 }, term: func() uint64 { return 2 },
 		last: func() (uint64, uint64, bool) { return 5, 2, true }, voter: func() []byte { return []byte("n1") },
+		votes: func(id []byte) bool { return string(id) == "n1" }, gone: func() bool { return true }, header: func() raft.RPCHeader { return head },
 	}
 	calls, done := make(chan raft.RPC), make(chan struct{})
 	var wg sync.WaitGroup
