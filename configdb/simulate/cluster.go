@@ -24,8 +24,8 @@ import (
 const (
 	// voters is how many nodes of a cluster vote at most.
 	voters = 5
-	// patience bounds a wait for a leader or a member.
-	patience = 2 * time.Minute
+	// patience bounds a wait for a leader, a member or the replicas.
+	patience = 5 * time.Minute
 	pause    = 5 * time.Millisecond
 	// never is more entries than a run has: no snapshots.
 	never = 1 << 40

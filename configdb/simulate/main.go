@@ -58,7 +58,7 @@ func run(args []string) error {
 	fs.IntVar(&s.changes, "changes", 50000, "changes of VMs' status")
 	fs.DurationVar(&s.idle, "idle", 10*time.Second, "how long to measure the idle cluster")
 	heartbeat := fs.Duration("heartbeat", 0, "time without a leader's word until an election; 0 is the daemon's own")
-	timeout := fs.Duration("timeout", 20*time.Minute, "bound of the whole run")
+	timeout := fs.Duration("timeout", 40*time.Minute, "bound of the whole run")
 	profile := fs.String("profile", "", "file for a CPU profile of the changes and what came before")
 	heap := fs.String("heap", "", "file for a heap profile of the end, when all nodes are still there")
 	verbose := fs.Bool("log", false, "print the nodes' log")

@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/muster-vm/muster/configdb"
 )
 
@@ -53,7 +55,7 @@ type result struct {
 
 // phase is what happened in one part of a run.
 type phase struct {
-	took time.Duration
+	took, cpu time.Duration // cpu is of all nodes together
 	// of the leader at its end, and of the others: mean and most.
 	leader, mean, most traffics
 	entries            int
@@ -306,10 +308,20 @@ func memoryInUse() int64 {
 	return int64(m.HeapAlloc + m.StackInuse) //nolint:gosec // not so much
 }
 
+// cpuTime is what the process has used of its processors.
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0 // no system that we run on
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 // meter measures phases.
 type meter struct {
 	c          *cluster
 	began      time.Time
+	cpu        time.Duration
 	before     []traffics
 	entries    int
 	entryBytes int64
@@ -326,14 +338,14 @@ func (m *meter) now() []traffics {
 }
 
 func (m *meter) begin(at time.Time) {
-	m.before, m.began = m.now(), at
+	m.before, m.began, m.cpu = m.now(), at, cpuTime()
 	m.entries, m.entryBytes = m.c.library.size()
 }
 
 // end returns the phase. Its leader is the node that sent most, which led
 // longest.
 func (m *meter) end() phase {
-	p := phase{took: time.Since(m.began)}
+	p := phase{took: time.Since(m.began), cpu: cpuTime() - m.cpu}
 	entries, size := m.c.library.size()
 	p.entries, p.entryBytes = entries-m.entries, size-m.entryBytes
 	all := m.now()
