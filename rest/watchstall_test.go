@@ -76,7 +76,7 @@ func (f *fixture) deaf(query string) *websocket.Conn {
 		}
 		return c, c.(*net.TCPConn).SetReadBuffer(socketBuffer)
 	}}}
-	c, _, err := websocket.Dial(f.t.Context(), f.urls["m1"]+base+"watch?"+query, &websocket.DialOptions{ //nolint:bodyclose // "You never need to close resp.Body yourself", says Dial
+	c, _, err := websocket.Dial(f.t.Context(), f.urls["m1"]+base+"watch?"+query, &websocket.DialOptions{
 		HTTPClient: hc, HTTPHeader: http.Header{"Authorization": {"Bearer " + f.tokens[api.RoleViewer]}},
 	})
 	if err != nil {
