@@ -49,6 +49,7 @@ type cluster struct {
 	library *library
 	timing  configdb.Timing
 	log     *slog.Logger
+	say     func(format string, a ...any)
 
 	caCert, caKey []byte
 	mu            sync.Mutex

@@ -32,6 +32,16 @@ type size struct {
 // loaders is how many nodes create VMs at once.
 const loaders = 8
 
+// steps of a phase are told to who watches.
+const steps = 5
+
+// tell says that another step of n was done.
+func (c *cluster) tell(done, part, n int, what string) {
+	if step := max(1, n/steps); done/step != (done-part)/step {
+		c.say("%d of %d %s", done, n, what)
+	}
+}
+
 // result is what a run found.
 type result struct {
 	size
@@ -76,6 +86,7 @@ func simulate(ctx context.Context, s size, log *slog.Logger, say func(format str
 	if err != nil {
 		return r, err
 	}
+	c.say = say
 	m := newMeter(c)
 	m.begin(began)
 	if err := c.parallel(ctx, loaders, len(c.nodes), func(ctx context.Context, _, i int) error { return createNode(ctx, c.nodes[i]) }); err != nil {
@@ -124,11 +135,13 @@ func simulate(ctx context.Context, s size, log *slog.Logger, say func(format str
 
 func (c *cluster) load(ctx context.Context, m *meter, f fleet, r *result) error {
 	m.begin(time.Now())
+	var created atomic.Int64
 	err := c.parallel(ctx, loaders, len(c.nodes), func(ctx context.Context, _, i int) error {
 		for part := range slices.Chunk(f[i], vmsPerTxn) {
 			if err := createVMs(ctx, c.nodes[i], part); err != nil {
 				return fmt.Errorf("create VMs through %s: %w", c.nodes[i].name(), err)
 			}
+			c.tell(int(created.Add(int64(len(part)))), len(part), r.vms, "VMs")
 		}
 		return nil
 	})
@@ -148,7 +161,7 @@ func (c *cluster) change(ctx context.Context, m *meter, f fleet, r *result) erro
 	watching, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { r.lag = c.lags(watching) })
-	var next atomic.Int64
+	var next, acknowledged atomic.Int64
 	latency := make([][]time.Duration, len(c.nodes))
 	err := c.parallel(ctx, len(c.nodes), len(c.nodes), func(ctx context.Context, _, i int) error {
 		for k := 1; len(f[i]) > 0 && next.Add(1) <= int64(r.changes); k++ {
@@ -157,6 +170,7 @@ func (c *cluster) change(ctx context.Context, m *meter, f fleet, r *result) erro
 				return err
 			}
 			latency[i] = append(latency[i], time.Since(began))
+			c.tell(int(acknowledged.Add(1)), 1, r.changes, "reports")
 		}
 		return nil
 	})
