@@ -72,11 +72,7 @@ func (s *Store) callTerm(ctx context.Context, m Member) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	term, n := binary.Uvarint(b)
-	if n <= 0 {
-		return 0, fmt.Errorf("%s: malformed answer", methodTerm)
-	}
-	return term, nil
+	return decodeNumber(methodTerm, b)
 }
 
 func (s *Store) serveTerm(context.Context, []byte) ([]byte, error) {

@@ -5,7 +5,6 @@ package configdb
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"reflect"
@@ -111,15 +110,4 @@ func TestVerdictsSurviveTheCall(t *testing.T) {
 			t.Errorf("the first %d bytes pass", i)
 		}
 	}
-}
-
-func FuzzForward(f *testing.F) {
-	one := fsm.AppendTxn(nil, txnFor("k"))
-	good := append(binary.AppendUvarint([]byte{1}, uint64(len(one))), one...)
-	f.Add(good, 1)
-	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0x0f}, 3)
-	f.Fuzz(func(_ *testing.T, b []byte, n int) {
-		_, _ = splitForward(b)
-		_, _ = decodeVerdicts(b, max(0, n%64))
-	})
 }

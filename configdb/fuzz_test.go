@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"testing"
 
 	"github.com/muster-vm/muster/configdb/fsm"
@@ -83,6 +84,99 @@ func FuzzOutcome(f *testing.F) {
 		}
 		if back, _, err := decodeOutcome(appendOutcome(nil, o)); err != nil || back != o {
 			t.Fatalf("%+v came back as %+v, %v", o, back, err)
+		}
+	})
+}
+
+// FuzzForward: a call that comes apart is put together again as it was.
+func FuzzForward(f *testing.F) {
+	call := func(txns ...fsm.Txn) []byte {
+		b := binary.AppendUvarint(nil, uint64(len(txns)))
+		for i := range txns {
+			t := fsm.AppendTxn(nil, &txns[i])
+			b = append(binary.AppendUvarint(b, uint64(len(t))), t...)
+		}
+		return b
+	}
+	f.Add(call(*txnFor("k"), *txnFor("l")))
+	f.Add(call())
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0x0f})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		txns, err := splitForward(b)
+		if err != nil {
+			return
+		}
+		again, err := splitForward(call(txns...))
+		if err != nil || !bytes.Equal(call(again...), call(txns...)) {
+			t.Fatalf("%+v came back as %+v, %v", txns, again, err)
+		}
+	})
+}
+
+// FuzzVerdicts: whatever a leader answers, each caller gets an outcome or an
+// error, and what decodes encodes to what decodes to the same.
+func FuzzVerdicts(f *testing.F) {
+	answers := []answer{
+		{outcome: fsm.Outcome{Revision: 300, Status: fsm.Conflict, Failed: 1, Actual: 9}},
+		{err: errNotLeader}, {err: errors.New("leadership lost")}, {err: ErrTooLarge},
+	}
+	var all []byte
+	for _, a := range answers {
+		f.Add(appendVerdict(nil, a), 1)
+		all = appendVerdict(all, a)
+	}
+	f.Add(all, len(answers))
+	f.Add([]byte{byte(failed), 0xff, 0xff, 0xff, 0xff, 0x0f}, 1)
+	f.Fuzz(func(t *testing.T, b []byte, n int) {
+		if n < 0 || n > maxForwardTxns {
+			return
+		}
+		got, err := decodeVerdicts(b, n)
+		if err != nil {
+			return
+		}
+		var again []byte
+		for _, a := range got {
+			again = appendVerdict(again, a)
+		}
+		back, err := decodeVerdicts(again, n)
+		if err != nil || len(back) != n {
+			t.Fatalf("%d verdicts came back as %d, %v", n, len(back), err)
+		}
+		for i, a := range got {
+			o := back[i]
+			if o.outcome != a.outcome || wasNotProposed(o.err) != wasNotProposed(a.err) || errors.Is(o.err, ErrTooLarge) != errors.Is(a.err, ErrTooLarge) || (o.err == nil) != (a.err == nil) {
+				t.Fatalf("%+v came back as %+v", a, o)
+			}
+		}
+	})
+}
+
+// FuzzNumber: the answers of rounds, a revision or a term.
+func FuzzNumber(f *testing.F) {
+	f.Add(binary.AppendUvarint(nil, 1<<40))
+	f.Add([]byte{})
+	f.Add(bytes.Repeat([]byte{0xff}, 11))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n, err := decodeNumber(methodTerm, b)
+		if err != nil {
+			return
+		}
+		if again, err := decodeNumber(methodTerm, binary.AppendUvarint(nil, n)); err != nil || again != n {
+			t.Fatalf("%d came back as %d, %v", n, again, err)
+		}
+	})
+}
+
+// FuzzHistoryKey: what comes apart was a key of the history.
+func FuzzHistoryKey(f *testing.F) {
+	f.Add(HistoryKey("vm", "0190", 7))
+	f.Add(HistoryRoot + "vm//0000000000000000")
+	f.Add(HistoryRoot + "vm/x/+000000000000001")
+	f.Fuzz(func(t *testing.T, key string) {
+		kind, id, ok := SplitHistoryKey(key)
+		if ok && key[:len(key)-16] != HistoryRoot+string(kind)+"/"+id+"/" {
+			t.Fatalf("%q became %q and %q", key, kind, id)
 		}
 	})
 }

@@ -61,11 +61,16 @@ func (s *Store) callReadIndex(ctx context.Context, leader target) (uint64, error
 	if err != nil {
 		return 0, remoteLeader(err)
 	}
-	rev, n := binary.Uvarint(b)
-	if n <= 0 {
-		return 0, fmt.Errorf("%s: malformed answer", methodReadIndex)
+	return decodeNumber(methodReadIndex, b)
+}
+
+// decodeNumber reads an answer that is one number.
+func decodeNumber(method string, b []byte) (uint64, error) {
+	v, n := binary.Uvarint(b)
+	if n <= 0 || n < len(b) {
+		return 0, fmt.Errorf("%s: malformed answer", method)
 	}
-	return rev, nil
+	return v, nil
 }
 
 func remoteLeader(err error) error {

@@ -52,23 +52,41 @@ func (w *Watch) Next(ctx context.Context) (Batch, error) {
 	if !w.listed {
 		return w.list(), nil
 	}
+	if b, err := w.look(); err != nil || len(b.Changes) > 0 {
+		return b, err
+	}
 	for {
-		changed := w.state.Changed() // before the look, so that nothing is missed
-		v := w.state.View()
-		if v.Revision() > w.at {
-			b, err := w.step(v)
-			if err != nil || len(b.Changes) > 0 {
-				return b, err
-			}
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return Batch{Revision: w.at}, context.Cause(ctx)
-		case <-w.closed:
-			return Batch{Revision: w.at}, ErrClosed
+		b, err := w.wait(ctx)
+		if err != nil || len(b.Changes) > 0 {
+			return b, err
 		}
 	}
+}
+
+// wait looks once, and again when something may have changed.
+func (w *Watch) wait(ctx context.Context) (Batch, error) {
+	changed, stop := w.state.Await(w.prefix) // before the look, so that nothing is missed
+	defer stop()
+	if b, err := w.look(); err != nil || len(b.Changes) > 0 {
+		return b, err
+	}
+	select {
+	case <-changed:
+		return w.look()
+	case <-ctx.Done():
+		return Batch{Revision: w.at}, context.Cause(ctx)
+	case <-w.closed:
+		return Batch{Revision: w.at}, ErrClosed
+	}
+}
+
+// look delivers what has changed, perhaps nothing.
+func (w *Watch) look() (Batch, error) {
+	v := w.state.View()
+	if v.Revision() <= w.at {
+		return Batch{Revision: w.at}, nil
+	}
+	return w.step(v)
 }
 
 // list delivers the whole set at one revision.

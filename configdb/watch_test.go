@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
 
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/fsm"
@@ -94,6 +95,37 @@ func TestFollowBeginsAnewAfterCompaction(t *testing.T) {
 			t.Errorf("batch %d: %+v", i, batches[i])
 		}
 	}
+}
+
+// Who waits for keys that nobody changes is not left behind by the others'.
+func TestAQuietWatcherKeepsUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := fsm.New()
+		applyOps(t, s, fsm.Op{Key: "w/a"})
+		w := configdb.NewWatch(s, nil, "w/", s.View().Revision())
+		got := make(chan error, 1)
+		go func() {
+			b, err := w.Next(t.Context())
+			if err == nil && (len(b.Changes) != 1 || b.Changes[0].Key != "w/b") {
+				err = fmt.Errorf("%+v", b)
+			}
+			got <- err
+		}()
+		for range 4 * fsm.HistoryLength / fsm.MaxTxnOps {
+			var c fsm.Command
+			for i := range fsm.MaxTxnOps {
+				c.Txns = append(c.Txns, fsm.Txn{Ops: []fsm.Op{{Key: fmt.Sprintf("noise/%d", i)}}})
+			}
+			if _, err := s.Apply(s.View().Revision()+1, 1, c.Encode()); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait() // it looks, or waits on
+		}
+		applyOps(t, s, fsm.Op{Key: "w/b"})
+		if err := <-got; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestAWatchEndsWithItsDatabase(t *testing.T) {

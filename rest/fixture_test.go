@@ -64,8 +64,13 @@ const testPeer = "X-Test-Peer" // stands for a verified certificate
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
+	return newFixtureOn(t, storetest.New(t))
+}
+
+func newFixtureOn(t *testing.T, db configdb.DB) *fixture {
+	t.Helper()
 	f := &fixture{
-		t: t, db: &flakyDB{DB: storetest.New(t)}, servers: map[string]*Server{}, urls: map[string]string{},
+		t: t, db: &flakyDB{DB: db}, servers: map[string]*Server{}, urls: map[string]string{},
 		tokens: map[api.Role]string{}, nodeIDs: map[string]string{}, cluster: &fakeCluster{},
 	}
 	f.member.Store(true)

@@ -87,6 +87,8 @@ type Server struct {
 	watches, consoles, uploads, lane, backups semaphore
 	// pingEvery is pingInterval, shorter in tests.
 	pingEvery time.Duration
+	// sendWithin is streamWrite, for watches; shorter in tests.
+	sendWithin time.Duration
 }
 
 // New returns a server.
@@ -99,7 +101,7 @@ func New(cfg Config) (*Server, error) {
 		watches: make(semaphore, maxWatches), consoles: make(semaphore, maxConsoles),
 		uploads: make(semaphore, maxUploads), lane: make(semaphore, laneCapacity),
 		backups:   make(semaphore, maxBackups),
-		pingEvery: pingInterval,
+		pingEvery: pingInterval, sendWithin: streamWrite,
 	}
 	routes := s.routes()
 	doc, err := openAPIDocument(cfg.Version, routes)

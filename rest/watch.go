@@ -192,15 +192,22 @@ func (w *watcher) relist(ctx context.Context) (*configdb.Watch, error) {
 	return w.list(ctx)
 }
 
-// list delivers the whole set in order of revision. It holds identifiers and
-// one view, whose values are shared with the database; objects are made one by
-// one, as the client takes them.
-func (w *watcher) list(ctx context.Context) (*configdb.Watch, error) {
+// identifiers returns all objects and the revision at which these are all.
+func (w *watcher) identifiers() ([]idRevision, uint64) {
 	v := w.q.db.Local()
 	var all []idRevision
 	for _, rs := range w.kinds {
 		all = append(all, rs.ids(v)...)
 	}
+	return all, v.Revision()
+}
+
+// list delivers the whole set in order of revision. It holds identifiers only;
+// objects are read and encoded one by one, as the client takes them. One that
+// changed meanwhile is sent as it is now and, with its revision, once more; the
+// deletion of one that is gone follows by itself.
+func (w *watcher) list(ctx context.Context) (*configdb.Watch, error) {
+	all, begun := w.identifiers()
 	slices.SortStableFunc(all, func(a, b idRevision) int {
 		switch {
 		case a.revision != b.revision:
@@ -215,11 +222,11 @@ func (w *watcher) list(ctx context.Context) (*configdb.Watch, error) {
 		if i+1 < len(all) && all[i+1].revision == it.revision {
 			resume--
 		}
-		if err := w.put(ctx, v, it.kind, it.id, resume); err != nil {
+		if err := w.put(ctx, it.kind, it.id, resume); err != nil {
 			return nil, err
 		}
 	}
-	w.at = v.Revision()
+	w.at = begun
 	return w.q.db.Watch(configdb.Root, w.at), w.sink.send(ctx, Event{Type: "synced", Revision: w.at})
 }
 
@@ -230,9 +237,11 @@ func compare(a, b uint64) int {
 	return 1
 }
 
-// put sends an object if it is there; if not, its deletion follows by itself.
-func (w *watcher) put(ctx context.Context, v *configdb.View, kind api.Kind, id string, resume uint64) error {
-	o, err := w.kinds[kind].object(v, id)
+// put sends an object if it is there; if not, its deletion follows by itself. It
+// keeps no view while the client takes the object: that would keep all that was
+// replaced since.
+func (w *watcher) put(ctx context.Context, kind api.Kind, id string, resume uint64) error {
+	o, err := w.kinds[kind].object(w.q.db.Local(), id)
 	if err == nil {
 		return w.sink.send(ctx, Event{Type: "put", Kind: kind, Object: o, Revision: resume})
 	}
@@ -256,19 +265,24 @@ type touch struct {
 func (w *watcher) deliver(ctx context.Context, b configdb.Batch) error {
 	touched := w.touches(b)
 	resumePoints(touched, w.at, b.Revision)
-	v := w.q.db.Local()
+	return w.tell(ctx, touched, b.Revision)
+}
+
+// tell sends what a batch touched. The batch itself, which holds the values, is
+// over by then: the client may take long.
+func (w *watcher) tell(ctx context.Context, touched []touch, upTo uint64) error {
 	for _, t := range touched {
 		var err error
 		if t.deleted {
 			err = w.sink.send(ctx, Event{Type: "delete", Kind: t.kind, ID: t.id, Revision: t.resume})
 		} else {
-			err = w.put(ctx, v, t.kind, t.id, t.resume)
+			err = w.put(ctx, t.kind, t.id, t.resume)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	w.at = max(w.at, b.Revision)
+	w.at = max(w.at, upTo)
 	return nil
 }
 

@@ -22,10 +22,13 @@ import (
 )
 
 type vmEvent struct {
-	Type     string
-	Kind     api.Kind
-	ID       string
-	Object   struct{ Meta api.Meta }
+	Type   string
+	Kind   api.Kind
+	ID     string
+	Object struct {
+		Meta   api.Meta
+		Status struct{ Message string }
+	}
 	Revision uint64
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -45,15 +46,23 @@ func (w *watcher) next(ctx context.Context, cw *configdb.Watch) (configdb.Batch,
 
 var errNotWelcome = errors.New("the token has expired or was deleted")
 
+// errStalled: the client takes nothing. If a message is half sent there is no
+// place for a close frame any more: the connection just ends.
+var errStalled = errors.New("the client takes nothing; resume from the last revision")
+
 // sse writes server-sent events (WHATWG HTML section 9.2).
 type sse struct{ q *request }
 
 func (s sse) write(text string) error {
-	_ = s.q.ctl.SetWriteDeadline(time.Now().Add(streamWrite))
-	if _, err := s.q.w.Write([]byte(text)); err != nil {
-		return err
+	_ = s.q.ctl.SetWriteDeadline(time.Now().Add(s.q.s.sendWithin))
+	_, err := s.q.w.Write([]byte(text))
+	if err == nil {
+		err = s.q.ctl.Flush()
 	}
-	return s.q.ctl.Flush()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errStalled
+	}
+	return err
 }
 
 func (s sse) send(_ context.Context, e Event) error {
@@ -77,28 +86,38 @@ func (w *watcher) serveSSE() error {
 		return nil //nolint:nilerr // the client is gone or cannot stream; the status is sent
 	}
 	w.sink = sse{w.q}
-	err := w.run(w.q.ctx())
-	w.q.s.log.Debug("watch ended", "err", err)
+	w.ended(w.run(w.q.ctx()))
 	return nil
 }
 
 // socket writes events to a WebSocket, one text frame each.
-type socket struct{ c *websocket.Conn }
+type socket struct {
+	c      *websocket.Conn
+	within time.Duration
+}
 
 func (s socket) send(ctx context.Context, e Event) error {
 	b, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("encode event: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, streamWrite)
+	ctx, cancel := context.WithTimeoutCause(ctx, s.within, errStalled)
 	defer cancel()
-	return s.c.Write(ctx, websocket.MessageText, b)
+	return stalled(ctx, s.c.Write(ctx, websocket.MessageText, b))
 }
 
 func (s socket) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, streamWrite)
+	ctx, cancel := context.WithTimeoutCause(ctx, s.within, errStalled)
 	defer cancel()
-	return s.c.Ping(ctx)
+	return stalled(ctx, s.c.Ping(ctx))
+}
+
+// stalled names the reason if an error comes of waiting for too long.
+func stalled(ctx context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
+		return errStalled
+	}
+	return err
 }
 
 func (w *watcher) serveWebSocket() error {
@@ -107,17 +126,28 @@ func (w *watcher) serveWebSocket() error {
 		return nil // Accept has answered
 	}
 	defer func() { _ = c.CloseNow() }()
-	w.sink = socket{c}
+	w.sink = socket{c, w.q.s.sendWithin}
 	// A client has nothing to say here; CloseRead answers its pings and ends
 	// the context when it closes.
 	err = w.run(c.CloseRead(w.q.ctx()))
 	code, reason := websocket.StatusGoingAway, "resume from the last revision"
-	if errors.Is(err, errNotWelcome) {
+	switch {
+	case errors.Is(err, errNotWelcome):
 		code, reason = websocket.StatusPolicyViolation, err.Error()
+	case errors.Is(err, errStalled):
+		code, reason = websocket.StatusTryAgainLater, err.Error()
 	}
 	_ = c.Close(code, reason) // the client may be gone, which is as well
-	w.q.s.log.Debug("watch ended", "err", err)
+	w.ended(err)
 	return nil
+}
+
+func (w *watcher) ended(err error) {
+	if errors.Is(err, errStalled) {
+		w.q.s.log.Info("a watch was cut off: its client takes nothing", "actor", w.q.who.actor, "from", w.q.r.RemoteAddr, "rev", w.at, "after", w.q.s.sendWithin)
+		return
+	}
+	w.q.s.log.Debug("watch ended", "err", err)
 }
 
 // wantsWebSocket reports a request to upgrade (RFC 6455 section 4.1).

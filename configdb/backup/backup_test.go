@@ -27,7 +27,7 @@ func withKey(*Header) ([]byte, error) { return key, nil }
 
 // someState has a cluster, two nodes, a user's key and a receiver whose address
 // is a secret by itself.
-func someState(t *testing.T) *fsm.State {
+func someState(t testing.TB) *fsm.State {
 	t.Helper()
 	state := fsm.New()
 	db := configdb.NewOffline(state, 3)

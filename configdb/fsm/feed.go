@@ -19,6 +19,8 @@ type feed struct {
 	ring    []change // ordered by revision
 	first   uint64   // changes at or below this revision are gone
 	changed chan struct{}
+	// prefixes has who waits for some keys only.
+	prefixes prefixes
 }
 
 type change struct {
@@ -26,7 +28,10 @@ type change struct {
 	key      string
 }
 
-func (f *feed) init() { f.changed = make(chan struct{}) }
+func (f *feed) init() {
+	f.changed = make(chan struct{})
+	f.prefixes.init()
+}
 
 func (f *feed) add(revision uint64, keys map[string]bool) {
 	f.mu.Lock()
@@ -44,11 +49,21 @@ func (f *feed) add(revision uint64, keys map[string]bool) {
 // notify wakes the watchers. It comes after the view was published: a watcher
 // that finds the new revision must find its changes in the ring, and one that
 // was woken must find the new revision.
-func (f *feed) notify() {
+func (f *feed) notify(keys map[string]bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	close(f.changed)
 	f.changed = make(chan struct{})
+	f.prefixes.wake(keys)
+}
+
+// notifyAll wakes the watchers after the whole state was replaced.
+func (f *feed) notifyAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.changed)
+	f.changed = make(chan struct{})
+	f.prefixes.wakeAll()
 }
 
 func (f *feed) reset(revision uint64) {

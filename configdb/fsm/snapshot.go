@@ -156,7 +156,7 @@ func (s *State) Restore(r io.Reader) error {
 	s.tree, s.sessions, s.time, s.bytes, s.level = v.tree, sessions, v.time, v.bytes, level
 	s.feed.reset(v.revision)
 	s.publish(v.revision, v.term)
-	s.feed.notify()
+	s.feed.notifyAll()
 	return nil
 }
 

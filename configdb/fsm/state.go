@@ -96,7 +96,7 @@ func (s *State) Apply(index, term uint64, data []byte) ([]Outcome, error) {
 	s.expireSessions(index)
 	s.feed.add(index, touched)
 	s.publish(index, term)
-	s.feed.notify()
+	s.feed.notify(touched)
 	return outcomes, nil
 }
 
@@ -107,7 +107,7 @@ func (s *State) Skip(index, term uint64) {
 	defer s.mu.Unlock()
 	if index > s.current.Load().revision {
 		s.publish(index, term)
-		s.feed.notify()
+		s.feed.notify(nil)
 	}
 }
 

@@ -4,6 +4,7 @@
 package raftnode
 
 import (
+	"fmt"
 	"io"
 
 	"github.com/hashicorp/raft"
@@ -36,6 +37,10 @@ func (i *intake) run(from <-chan raft.RPC, to chan<- raft.RPC, done <-chan struc
 		case rpc := <-from:
 			switch req := rpc.Command.(type) {
 			case *raft.AppendEntriesRequest:
+				if err := whole(req); err != nil {
+					rpc.Respond(nil, err)
+					continue
+				}
 				i.trim(req)
 			case *raft.RequestPreVoteRequest:
 				i.admit(&req.RPCHeader, req.LastLogIndex, req.LastLogTerm)
@@ -63,6 +68,17 @@ func (i *intake) run(from <-chan raft.RPC, to chan<- raft.RPC, done <-chan struc
 			return
 		}
 	}
+}
+
+// whole refuses entries that are not there, which Raft would look into, and such
+// as do not follow each other, which it would store.
+func whole(req *raft.AppendEntriesRequest) error {
+	for k, e := range req.Entries {
+		if want := req.PrevLogEntry + 1 + uint64(k); e == nil || e.Index != want { //nolint:gosec // an index into a slice
+			return fmt.Errorf("malformed request: entry %d is not where it should be", want)
+		}
+	}
+	return nil
 }
 
 // trim leaves out the entries that the snapshot covers: they were committed, so

@@ -120,3 +120,17 @@ func FuzzCallAnswers(f *testing.F) {
 		}
 	})
 }
+
+// FuzzSplitWire: a protocol's name with a life comes apart only if it was put
+// together so.
+func FuzzSplitWire(f *testing.F) {
+	f.Add(wireName(ProtoRaft, 7))
+	f.Add(ProtoRPC + ".1")
+	f.Add(ProtoRPC + ".+2")
+	f.Add("h2.2")
+	f.Fuzz(func(t *testing.T, name string) {
+		if proto, life := splitWire(name); life != 1 && wireName(proto, life) != name || life == 1 && proto != name {
+			t.Fatalf("%q became %q of life %d", name, proto, life)
+		}
+	})
+}

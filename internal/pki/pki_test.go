@@ -384,3 +384,40 @@ func FuzzParseJoinToken(f *testing.F) {
 		}
 	})
 }
+
+// Whatever a host that joins or renews sends as its request, the authority
+// refuses it or signs what others can read.
+func FuzzParseCSR(f *testing.F) {
+	ca, caKey, err := NewCA("test", "c")
+	if err != nil {
+		f.Fatal(err)
+	}
+	key, err := NewKey()
+	if err != nil {
+		f.Fatal(err)
+	}
+	good, err := NewCSR(key, "n1")
+	if err != nil {
+		f.Fatal(err)
+	}
+	block, _ := pem.Decode(good)
+	f.Add(block.Bytes, "n1", "10.0.0.1")
+	f.Add([]byte{0x30, 0x80}, "", "")
+	f.Fuzz(func(t *testing.T, der []byte, node, host string) {
+		csr, err := ParseCSR(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+		if err != nil {
+			return
+		}
+		cert, err := SignNode(ca, caKey, csr, "id", node, host)
+		if err != nil {
+			return
+		}
+		c, err := ParseCert(cert)
+		if err != nil {
+			t.Fatalf("what was signed cannot be read: %v", err)
+		}
+		if id, ok := NodeIDOf(c); !ok || id != "id" {
+			t.Fatalf("signed for %q", id)
+		}
+	})
+}
