@@ -54,11 +54,14 @@ func (s *BackupSettings) Every() time.Duration { return time.Duration(s.EveryMin
 // ClusterSettings are what administrators set for the cluster as a whole.
 type ClusterSettings struct {
 	Backup BackupSettings `json:"backup"`
+	// FeatureLevelHold keeps the feature level as it is, though all nodes support
+	// a higher one: what was not raised can go back to the older software.
+	FeatureLevelHold bool `json:"featureLevelHold"`
 }
 
 // Settings returns the settings in force.
 func (s *ClusterSpec) Settings() ClusterSettings {
-	out := ClusterSettings{Backup: s.Backup}
+	out := ClusterSettings{Backup: s.Backup, FeatureLevelHold: s.FeatureLevelHold}
 	out.Backup.SetDefaults()
 	return out
 }

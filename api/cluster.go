@@ -31,6 +31,10 @@ type ClusterSpec struct {
 	RestoredFrom *Origin `json:"restoredFrom,omitempty"`
 	// Backup are the settings of the nodes' own backups.
 	Backup BackupSettings `json:"backup,omitzero"`
+	// FeatureLevel in force; it only rises. 0 is 1.
+	FeatureLevel int `json:"featureLevel,omitempty"`
+	// FeatureLevelHold keeps it as it is.
+	FeatureLevelHold bool `json:"featureLevelHold,omitempty"`
 }
 
 // Token is a secret that opens the API, or that lets one node join. Only the
@@ -187,6 +191,8 @@ type AdmitRequest struct {
 	Node    string `json:"node"`
 	Address string `json:"address"`
 	Version string `json:"version"`
+	// FeatureLevels that the node's software supports; nil is the first alone.
+	FeatureLevels *FeatureLevels `json:"featureLevels,omitempty"`
 }
 
 // AdmitResult carries what a node needs to be a member.
@@ -227,6 +233,8 @@ type ClusterStatus struct {
 	Members      []MemberStatus `json:"members"`
 	// CARotation is the phase of a replacement of the authority under way.
 	CARotation CAPhase `json:"caRotation,omitempty"`
+	// FeatureLevel of the cluster; nil while this node does not know it yet.
+	FeatureLevel *FeatureLevelStatus `json:"featureLevel,omitempty"`
 }
 
 // MemberStatus is one member of the configuration database.
@@ -242,4 +250,8 @@ type MemberStatus struct {
 	Gossip *GossipHint `json:"gossip,omitempty"`
 	// CertificateEnds is when its certificate ends, as it last reported.
 	CertificateEnds *time.Time `json:"certificateEnds,omitempty"`
+	// Version of its software and the feature levels that it supports, as it last
+	// reported.
+	Version       string         `json:"version,omitempty"`
+	FeatureLevels *FeatureLevels `json:"featureLevels,omitempty"`
 }

@@ -13,7 +13,8 @@
 //     of an older version that writes a status cannot strip spec fields that
 //     it does not know.
 //   - A value whose schema is newer than this program is read but never
-//     rewritten (ErrNewerSchema).
+//     rewritten (ErrNewerSchema). One of the same schema that has fields which
+//     this program does not know keeps them when it is rewritten (Rewritten).
 //   - Validation errors name the field and the remedy.
 //
 // Non-guarantees: references between objects (a VM's pool) are checked in the

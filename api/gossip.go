@@ -52,9 +52,9 @@ type NodeLoad struct {
 // under Primary and takes what is under any of them. A new key comes as Next, until
 // all have it, then becomes Primary; the old one stays as Previous for a while.
 type GossipKeys struct {
-	Primary  []byte `json:"primary"`
-	Next     []byte `json:"next,omitempty"`
-	Previous []byte `json:"previous,omitempty"`
+	Primary  []byte `json:"sealedPrimary"`
+	Next     []byte `json:"sealedNext,omitempty"`
+	Previous []byte `json:"sealedPrevious,omitempty"`
 	// Removed is how many nodes had been removed when the newest key was made:
 	// those that are removed later know it.
 	Removed int `json:"removed"`

@@ -111,6 +111,8 @@ type NodeStatus struct {
 	Phase              NodePhase `json:"phase,omitempty"`
 	// Version of the daemon.
 	Version string `json:"version,omitempty"`
+	// FeatureLevels that the daemon supports; nil is the first alone.
+	FeatureLevels *FeatureLevels `json:"featureLevels,omitempty"`
 	// BootID changes with every start of the daemon.
 	BootID string `json:"bootID,omitempty"`
 	// LostAt is when the node was last declared lost, and LostTerm the Raft

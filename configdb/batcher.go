@@ -30,6 +30,7 @@ type batcher struct {
 	pending chan *proposal
 	apply   func([]byte) ([]fsm.Outcome, error)
 	now     func() time.Time
+	level   func() int    // the feature level in force
 	stopped chan struct{} // closed when run takes nothing more
 }
 
@@ -61,7 +62,7 @@ type answer struct {
 }
 
 func newBatcher(apply func([]byte) ([]fsm.Outcome, error)) *batcher {
-	return &batcher{pending: make(chan *proposal, pendingTxns), apply: apply, now: time.Now, stopped: make(chan struct{})}
+	return &batcher{pending: make(chan *proposal, pendingTxns), apply: apply, now: time.Now, level: func() int { return 1 }, stopped: make(chan struct{})}
 }
 
 // propose waits until the transaction was decided.
@@ -180,7 +181,7 @@ func (b *batcher) gather(first *proposal) (pack []*proposal, carry *proposal) {
 }
 
 func (b *batcher) commit(pack []*proposal) {
-	cmd := fsm.Command{Time: b.now().UnixNano(), Txns: make([]fsm.Txn, len(pack))}
+	cmd := fsm.Command{Time: b.now().UnixNano(), Level: b.level(), Txns: make([]fsm.Txn, len(pack))}
 	for i, p := range pack {
 		cmd.Txns[i] = *p.txn
 	}

@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/configdb/fsm"
 )
 
@@ -135,6 +137,20 @@ func (t *Txn) set(op fsm.Op) {
 		}
 	}
 	t.t.Ops = append(t.t.Ops, op)
+}
+
+// within takes out of the transaction what the cluster's level does not have
+// yet.
+func (t *Txn) within(levels *feature.Reader, v *View) {
+	level := levels.Level(v)
+	for _, op := range t.t.Ops {
+		if level == 0 && !op.Delete && strings.HasPrefix(op.Key, Clusters.SpecPrefix()) {
+			level = feature.LevelOf(op.Value) // the transaction that founds it
+		}
+	}
+	if !feature.History.At(level) {
+		t.history = nil
+	}
 }
 
 // Empty reports whether the transaction would change nothing.

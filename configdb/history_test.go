@@ -147,7 +147,7 @@ func TestWhatIsNotRecorded(t *testing.T) {
 // The key of an authority that was replaced must not live on in the history.
 func TestSealedKeysOfAuthoritiesAreNotRecorded(t *testing.T) {
 	db := storetest.New(t)
-	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "PEM", SealedCAKey: []byte("0123456789sealed"), Life: 1<<63 + 1}}
+	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "PEM", SealedCAKey: []byte("0123456789sealed"), Life: 1<<63 + 1, FeatureLevel: 2}}
 	err := change(db, func(_ *configdb.View, tx *configdb.Txn) error { return configdb.Clusters.Create(tx, &c) })
 	got := records(t, db, api.KindCluster, c.Meta.ID)
 	if err != nil || len(got) != 1 || strings.Contains(strings.ToLower(string(got[0].Spec)), "sealed") {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/configdb/fsm"
 )
 
@@ -20,6 +21,7 @@ type Offline struct {
 	state  *fsm.State
 	term   uint64
 	closed chan struct{}
+	levels feature.Reader
 }
 
 var _ DB = (*Offline)(nil)
@@ -61,10 +63,11 @@ func (o *Offline) Txn(ctx context.Context, t *Txn) (uint64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
+	t.within(&o.levels, o.state.View())
 	return Propose(t, func(ft *fsm.Txn) (fsm.Outcome, error) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		cmd := fsm.Command{Time: time.Now().UnixNano(), Txns: []fsm.Txn{*ft}}
+		cmd := fsm.Command{Time: time.Now().UnixNano(), Level: o.levels.Level(o.state.View()), Txns: []fsm.Txn{*ft}}
 		out, err := o.state.Apply(o.state.View().Revision()+1, o.term, cmd.Encode())
 		if err != nil {
 			return fsm.Outcome{}, err

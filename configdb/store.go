@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/configdb/fsm"
 	"github.com/muster-vm/muster/configdb/raftnode"
 	"github.com/muster-vm/muster/internal/clusternet"
@@ -66,6 +67,7 @@ type Store struct {
 	forward  *forwarder
 	notify   func(nodeID string) // lets a follower know what was committed
 	leading  *leaderTracker
+	levels   feature.Reader
 	sessions *sessions
 	opened   time.Time
 
@@ -101,6 +103,7 @@ func Open(cfg StoreConfig) (*Store, error) {
 	s.index.ask = s.leaderIndex
 	s.forward = newForwarder(s.closed, s.callTxns)
 	s.batch = newBatcher(node.Apply)
+	s.batch.level = func() int { return s.levels.Level(s.state.View()) }
 	s.register(cfg.Server)
 	ctx, cancel := context.WithCancel(context.Background())
 	stopWatching := node.WatchLeader(s.noteLeader)
@@ -224,6 +227,7 @@ func (s *Store) Txn(ctx context.Context, t *Txn) (uint64, error) {
 	ctx, cancel := withDefaultDeadline(ctx)
 	defer cancel()
 	t.node = s.cfg.NodeName
+	t.within(&s.levels, s.state.View())
 	if t.Source == "" {
 		t.Source = SourceOf(ctx)
 	}

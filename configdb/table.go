@@ -169,12 +169,12 @@ func (t Table[S, T]) UpdateSpec(v *View, tx *Txn, o *api.Object[S, T]) error {
 		return api.Errorf(api.CodeNotFound, "%s %q does not exist", t.Kind, o.Meta.Name)
 	}
 	var before api.Object[S, T]
-	newer, err := before.Decode(old.Value, nil)
+	stored, err := before.RewriteSpec(old.Value)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s %q: %w", t.Kind, o.Meta.Name, err)
 	}
-	if newer {
-		return fmt.Errorf("%s %q: %w", t.Kind, o.Meta.Name, api.ErrNewerSchema)
+	if _, err := before.Decode(old.Value, nil); err != nil {
+		return err
 	}
 	if o.Meta.Name != before.Meta.Name || o.Meta.Project != before.Meta.Project {
 		// The claim of the old name would stay, and deletion would take away
@@ -183,10 +183,6 @@ func (t Table[S, T]) UpdateSpec(v *View, tx *Txn, o *api.Object[S, T]) error {
 	}
 	o.Meta.Kind = t.Kind
 	o.Meta.Generation = before.Meta.Generation
-	was, err := before.EncodeSpec()
-	if err != nil {
-		return err
-	}
 	before.Meta = o.Meta
 	specBefore, err := before.EncodeSpec()
 	if err != nil {
@@ -196,7 +192,7 @@ func (t Table[S, T]) UpdateSpec(v *View, tx *Txn, o *api.Object[S, T]) error {
 	if err != nil {
 		return err
 	}
-	if bytes.Equal(was, now) {
+	if bytes.Equal(stored.Known, now) {
 		return nil // nothing to write
 	}
 	if !bytes.Equal(specBefore, now) {
@@ -204,6 +200,9 @@ func (t Table[S, T]) UpdateSpec(v *View, tx *Txn, o *api.Object[S, T]) error {
 		if now, err = o.EncodeSpec(); err != nil {
 			return err
 		}
+	}
+	if now, err = stored.By(now); err != nil {
+		return fmt.Errorf("%s %q: %w", t.Kind, o.Meta.Name, err)
 	}
 	tx.RequireRevision(t.SpecKey(o.Meta.ID), o.Meta.Revision)
 	tx.Put(t.SpecKey(o.Meta.ID), now)
@@ -220,8 +219,21 @@ func (t Table[S, T]) UpdateStatus(v *View, tx *Txn, o *api.Object[S, T]) error {
 		return err
 	}
 	key := t.StatusKey(o.Meta.ID)
-	if old, ok := v.Get(key); ok && bytes.Equal(old.Value, b) {
+	old, ok := v.Get(key)
+	if ok && bytes.Equal(old.Value, b) {
 		return nil
+	}
+	if ok {
+		stored, err := o.RewriteStatus(old.Value)
+		if err == nil && bytes.Equal(stored.Known, b) {
+			return nil
+		}
+		if err == nil {
+			b, err = stored.By(b)
+		}
+		if err != nil {
+			return fmt.Errorf("status of %s %q: %w", t.Kind, o.Meta.Name, err)
+		}
 	}
 	tx.RequireRevision(key, o.Meta.StatusRevision)
 	tx.RequireExists(t.SpecKey(o.Meta.ID))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/internal/pki"
 	"github.com/muster-vm/muster/internal/version"
 )
@@ -134,14 +135,14 @@ func (m *member) populate(ctx context.Context, caKey []byte) (string, error) {
 	}
 	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", m.info.Cluster)}
 	c.Meta.ID = m.info.ClusterID
-	c.Spec = api.ClusterSpec{CACert: string(m.info.ca), SealedCAKey: sealed, Life: 1}
+	c.Spec = api.ClusterSpec{CACert: string(m.info.ca), SealedCAKey: sealed, Life: 1, FeatureLevel: feature.Supported().Max}
 	if c.Spec.Gossip, err = firstGossipKeys(m.info.clusterKey, 0); err != nil {
 		return "", err
 	}
 	n := api.Node{Meta: api.NewMeta(api.KindNode, "", m.info.Node)}
 	n.Meta.ID = m.info.NodeID
 	n.Spec.Address = m.info.Address
-	n.Status = api.NodeStatus{Phase: api.NodeJoining, Version: version.Version}
+	n.Status = api.NodeStatus{Phase: api.NodeJoining, Version: version.Version, FeatureLevels: new(feature.Supported())}
 	if err := m.info.recordFounder(tx); err != nil {
 		return "", err
 	}
@@ -188,7 +189,7 @@ func (d *Daemon) Join(ctx context.Context, r api.JoinRequest) (api.JoinResult, e
 		return api.JoinResult{}, err
 	}
 	a, err := askAdmission(ctx, t, api.AdmitRequest{
-		TokenID: t.TokenID, Secret: t.Secret, CSR: string(csr), Node: d.cfg.NodeName, Address: d.cfg.Advertise, Version: version.Version,
+		TokenID: t.TokenID, Secret: t.Secret, CSR: string(csr), Node: d.cfg.NodeName, Address: d.cfg.Advertise, Version: version.Version, FeatureLevels: new(feature.Supported()),
 	})
 	if err != nil {
 		return api.JoinResult{}, err

@@ -45,8 +45,11 @@ func (m *member) Status(context.Context) (api.ClusterStatus, error) {
 		Cluster: m.info.Cluster, ClusterID: m.info.ClusterID, Life: m.info.life(), Node: m.info.Node, Term: m.store.Term(),
 		Revision: v.Revision(), StaleSeconds: age.Seconds(), Quorum: known && age < quorumAge,
 	}
-	if c, err := configdb.Clusters.Get(v, m.info.ClusterID); err == nil && c.Spec.Rotation != nil {
-		st.CARotation = c.Spec.Rotation.Phase
+	if c, err := configdb.Clusters.Get(v, m.info.ClusterID); err == nil {
+		if c.Spec.Rotation != nil {
+			st.CARotation = c.Spec.Rotation.Phase
+		}
+		st.FeatureLevel = levelStatus(&c.Spec, v)
 	}
 	leaderID, _, _ := m.store.Leader()
 	members, err := m.store.Members()
@@ -58,6 +61,7 @@ func (m *member) Status(context.Context) (api.ClusterStatus, error) {
 		ms := api.MemberStatus{NodeID: mb.NodeID, Address: mb.Address, Voter: mb.Voter, Leader: mb.NodeID == leaderID, Gossip: hints[mb.NodeID]}
 		if n, err := configdb.Nodes.Get(v, mb.NodeID); err == nil {
 			ms.Node, ms.Role, ms.Phase = n.Meta.Name, n.Spec.Role, n.Status.Phase
+			ms.Version, ms.FeatureLevels = n.Status.Version, new(n.Status.Supports())
 			if n.Status.Certificate != nil {
 				ms.CertificateEnds = &n.Status.Certificate.NotAfter
 			}
@@ -168,10 +172,16 @@ func (m *member) admission(v *configdb.View, tx *configdb.Txn, r api.AdmitReques
 		return api.Node{}, err
 	}
 	if t.Spec.UsedBy != "" {
+		if err := m.levelFits(v, r); err != nil {
+			return api.Node{}, err
+		}
 		if n, err := configdb.Nodes.Get(v, t.Spec.UsedBy); err == nil && t.Spec.UsedKey == keyHash {
 			return n, nil // the same node finishes an interrupted join
 		}
 		return api.Node{}, tokenUsed()
+	}
+	if err := m.levelFits(v, r); err != nil {
+		return api.Node{}, err
 	}
 	nodes, err := configdb.Nodes.List(v)
 	if err != nil {
@@ -187,13 +197,15 @@ func (m *member) admission(v *configdb.View, tx *configdb.Txn, r api.AdmitReques
 	}
 	n := api.Node{Meta: api.NewMeta(api.KindNode, "", r.Node)}
 	n.Spec = api.NodeSpec{Address: r.Address, Role: t.Spec.JoinRole}
-	n.Status = api.NodeStatus{Phase: api.NodeJoining, Version: r.Version}
+	n.Status = api.NodeStatus{Phase: api.NodeJoining, Version: r.Version, FeatureLevels: r.FeatureLevels}
 	if err := n.Prepare(); err != nil {
 		return n, err
 	}
 	if err := configdb.Nodes.Create(tx, &n); err != nil {
 		return n, err
 	}
+	// Whoever raises the feature level has to see this node.
+	tx.Put(admittedKey, []byte(n.Meta.ID))
 	t.Spec.UsedBy, t.Spec.UsedKey = n.Meta.ID, keyHash
 	return n, configdb.Tokens.UpdateSpec(v, tx, &t)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/internal/pki"
 	"github.com/muster-vm/muster/internal/version"
 )
@@ -42,7 +43,7 @@ func (m *member) comeBack(ctx context.Context, t *pki.JoinToken) (api.JoinResult
 		return none, err
 	}
 	a, err := askAdmission(ctx, t, api.AdmitRequest{
-		TokenID: t.TokenID, Secret: t.Secret, CSR: string(csr), Node: m.info.Node, Address: m.info.Address, Version: version.Version,
+		TokenID: t.TokenID, Secret: t.Secret, CSR: string(csr), Node: m.info.Node, Address: m.info.Address, Version: version.Version, FeatureLevels: new(feature.Supported()),
 		NodeID: m.info.NodeID, ProofKey: renewal.Proof.PublicKey, ProofSignature: renewal.Proof.Signature,
 	})
 	if err != nil {
@@ -81,6 +82,9 @@ func (m *member) readmission(v *configdb.View, tx *configdb.Txn, r api.AdmitRequ
 	}
 	if t.Spec.UsedBy != "" {
 		return n, "", tokenUsed()
+	}
+	if err := m.levelFits(v, r); err != nil {
+		return n, "", err
 	}
 	tx.RequireExists(configdb.Nodes.SpecKey(n.Meta.ID))
 	t.Spec.UsedBy, t.Spec.UsedKey = n.Meta.ID, keyHash

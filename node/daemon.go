@@ -103,6 +103,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if info != nil {
+		if err := checkLevelFile(d.cfg.DataDir, info); err != nil {
+			return err
+		}
+	}
 	d.sup = newSupervisor("musterd", d.log)
 	if info != nil {
 		err = d.start(info)

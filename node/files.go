@@ -30,7 +30,9 @@ const (
 	// foundingFile is there while init is under way: a cluster without its
 	// first objects is none, and nobody has its token.
 	foundingFile = "founding"
-	poolDir      = "pool"
+	// levelFile has the highest feature level that this node has seen.
+	levelFile = "featurelevel"
+	poolDir   = "pool"
 )
 
 // membership is what a node must remember to be a member again after a restart.
@@ -142,7 +144,7 @@ func (m *membership) saveIdentity(dir string) error {
 // an init goes last, so that an interrupted forget is taken up again.
 func forget(dir string) error {
 	var errs []error
-	for _, name := range []string{identityFile, keyFile, clusterKeyFile, certFile, caFile, authorityFile, redoFile, replicaDir, foundingFile} {
+	for _, name := range []string{identityFile, keyFile, clusterKeyFile, certFile, caFile, authorityFile, redoFile, levelFile, replicaDir, foundingFile} {
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, name)))
 	}
 	return errors.Join(errs...)

@@ -5,6 +5,7 @@ package node_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -65,6 +66,7 @@ type host struct {
 	dataDir string
 	runDir  string
 	conf    map[string]string // more of the configuration file
+	bin     string            // directory of its programs; binDir if empty
 	cmd     *exec.Cmd
 	exited  chan struct{}
 }
@@ -164,7 +166,7 @@ func (h *host) spawn() {
 		t.Fatal(err)
 	}
 	defer func() { _ = log.Close() }()
-	h.cmd = exec.Command(filepath.Join(binDir, "musterd"), "--config", conf, "--data-dir", h.dataDir, "--run-dir", h.runDir, "--listen", h.addr, "--node-name", h.name)
+	h.cmd = exec.Command(filepath.Join(cmp.Or(h.bin, binDir), "musterd"), "--config", conf, "--data-dir", h.dataDir, "--run-dir", h.runDir, "--listen", h.addr, "--node-name", h.name)
 	h.cmd.Stdout, h.cmd.Stderr = log, log
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := h.cmd.Start(); err != nil {

@@ -105,7 +105,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, packets net.Pack
 	}
 	id.Trust = m.trusted
 	m.certs = newCerts(m)
-	if err := m.checkLife(); err != nil {
+	if err := errors.Join(m.checkLife(), m.checkLevel()); err != nil {
 		return nil, errors.Join(err, m.store.Close())
 	}
 	if err := m.wire(services); err != nil {
@@ -214,6 +214,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"leader":     m.leader,
 		"gossip":     m.gossiping,
 		"backup":     m.backups.run,
+		"level":      m.watchLevel,
 	}
 	if m.agent != nil {
 		all["snmp"] = m.agent.Run
@@ -254,7 +255,7 @@ func (m *member) leader(ctx context.Context) error {
 		for name, run := range map[string]func(context.Context, uint64) error{
 			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,
 			"leader/voters": m.keepVoters, "leader/gossip": m.keepGossipKeys,
-			"leader/authority": m.rotate, "leader/history": m.history.Run,
+			"leader/authority": m.rotate, "leader/history": m.history.Run, "leader/level": m.keepLevel,
 		} {
 			m.table.supervise(sup, name, func(ctx context.Context) error { return run(ctx, l.Term) })
 		}

@@ -288,14 +288,16 @@ func (m *member) knownNodes() map[string]string {
 func askAdmission(ctx context.Context, t *pki.JoinToken, r api.AdmitRequest) (api.AdmitResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, admitTimeout)
 	defer cancel()
-	body, err := json.Marshal(r)
-	if err != nil {
-		return api.AdmitResult{}, err
-	}
 	var errs []error
 	for _, addr := range t.Addresses {
-		out, err := askOne(ctx, t, addr, body)
+		out, err := askOne(ctx, t, addr, r)
 		var refused *api.Error
+		if errors.As(err, &refused) && refused.Field == "featureLevels" && r.FeatureLevels != nil {
+			// A member whose software is older than the levels; so is the cluster,
+			// and this node reports its own when it has joined.
+			r.FeatureLevels = nil
+			out, err = askOne(ctx, t, addr, r)
+		}
 		if err == nil || errors.As(err, &refused) && refused.Code != api.CodeNoQuorum {
 			return out, err
 		}
@@ -304,8 +306,12 @@ func askAdmission(ctx context.Context, t *pki.JoinToken, r api.AdmitRequest) (ap
 	return api.AdmitResult{}, api.Errorf(api.CodeNoQuorum, "no member of the cluster could be reached: %v", errors.Join(errs...))
 }
 
-func askOne(ctx context.Context, t *pki.JoinToken, addr string, body []byte) (api.AdmitResult, error) {
+func askOne(ctx context.Context, t *pki.JoinToken, addr string, r api.AdmitRequest) (api.AdmitResult, error) {
 	var out api.AdmitResult
+	body, err := json.Marshal(r)
+	if err != nil {
+		return out, err
+	}
 	tr := &http.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			d := tls.Dialer{Config: &tls.Config{

@@ -11,6 +11,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/hypervisor"
 	"github.com/muster-vm/muster/internal/guard"
 	"github.com/muster-vm/muster/internal/version"
@@ -63,6 +64,7 @@ func (r *registrar) write(ctx context.Context) error {
 		}
 		s := &n.Status
 		s.ObservedGeneration, s.Version, s.BootID = n.Meta.Generation, version.Version, r.bootID
+		s.FeatureLevels = new(feature.Supported())
 		s.Accelerator, s.AcceleratorReason, s.QEMUVersion = facts.Accelerator, facts.AcceleratorReason, facts.QEMUVersion
 		s.CPUs, s.Memory = facts.CPUs, facts.Memory
 		if level := r.m.guard.Level(); level != "" {

@@ -18,6 +18,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/backup"
+	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/configdb/fsm"
 	"github.com/muster-vm/muster/internal/backupfile"
 	"github.com/muster-vm/muster/internal/pki"
@@ -238,10 +239,11 @@ func (s *resurrection) found(ctx context.Context, a *afterlife, from api.Origin)
 	c.Spec = api.ClusterSpec{
 		CACert: string(s.info.ca), SealedCAKey: sealed, Life: s.info.Life, RestoredFrom: &from,
 		Backup: was.Spec.Backup, History: was.Spec.History, CertificateSeconds: was.Spec.CertificateSeconds,
+		FeatureLevel: was.Spec.FeatureLevel, FeatureLevelHold: was.Spec.FeatureLevelHold,
 	}
 	a.self.Spec.Address = s.info.Address
 	// Ready at once: the daemon that does this is the node.
-	a.self.Status = api.NodeStatus{Phase: api.NodeReady, Version: version.Version}
+	a.self.Status = api.NodeStatus{Phase: api.NodeReady, Version: version.Version, FeatureLevels: new(feature.Supported())}
 	name := adminToken
 	if _, taken := v.Get(configdb.Tokens.NameKey(api.DefaultProject, name)); taken {
 		name += "-" + s.info.ClusterID

@@ -169,7 +169,7 @@ func changeSettings(q *request) error {
 			return err
 		}
 		changed = c.Spec.Settings() != now
-		c.Spec.Backup = now.Backup
+		c.Spec.Backup, c.Spec.FeatureLevelHold = now.Backup, now.FeatureLevelHold
 		return configdb.Clusters.UpdateSpec(v, tx, &c)
 	})
 	if err != nil {

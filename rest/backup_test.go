@@ -6,6 +6,7 @@ package rest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http/httptest"
 	"strings"
@@ -181,7 +182,7 @@ func TestFewBackupsAtATime(t *testing.T) {
 }
 
 func withCluster(f *fixture) {
-	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "c"), Spec: api.ClusterSpec{Life: 1, SealedCAKey: []byte("sealed")}}
+	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "c"), Spec: api.ClusterSpec{Life: 1, FeatureLevel: 2, SealedCAKey: []byte("sealed")}}
 	create(f, configdb.Clusters, &c)
 }
 
@@ -224,14 +225,24 @@ func TestClusterSettings(t *testing.T) {
 			t.Errorf("%s is stored as %+v", body, s)
 		}
 	}
+	for _, hold := range []bool{true, false} {
+		body := fmt.Sprintf(`{"featureLevelHold":%v}`, hold)
+		if s := want[api.ClusterSettings](t, f.do(call{method: "PATCH", path: "cluster/settings", body: body}), 200); s.FeatureLevelHold != hold {
+			t.Errorf("%s gives %+v", body, s)
+		}
+		if s := want[api.ClusterSettings](t, f.do(call{method: "GET", path: "cluster/settings", role: api.RoleViewer}), 200); s.FeatureLevelHold != hold {
+			t.Errorf("%s is stored as %+v", body, s)
+		}
+	}
 	for body, field := range map[string]string{
+		`{"featureLevel":9}`: "featureLevel", `{"featureLevelHold":"yes"}`: "featureLevelHold",
 		`{"backup":{"keep":-1}}`: "backup.keep", `{"backup":{"keep":1001}}`: "backup.keep", `{"backup":{"everyMinutes":-5}}`: "backup.everyMinutes",
 		`{"backup":{"everyMinutes":44641}}`: "backup.everyMinutes", `{"backup":{"colour":1}}`: "backup.colour", `{"caCert":"x"}`: "caCert",
 	} {
 		wantProblem(t, f.do(call{method: "PATCH", path: "cluster/settings", body: body}), 422, api.CodeInvalid, field)
 	}
 	c, err := configdb.Clusters.List(f.db.Local())
-	if err != nil || len(c) != 1 || string(c[0].Spec.SealedCAKey) != "sealed" || c[0].Spec.Life != 1 {
+	if err != nil || len(c) != 1 || string(c[0].Spec.SealedCAKey) != "sealed" || c[0].Spec.Life != 1 || c[0].Spec.FeatureLevel != 2 {
 		t.Errorf("the rest of the cluster: %+v, %v", c, err)
 	}
 }

@@ -186,7 +186,7 @@ func TestConfigDiff(t *testing.T) {
 func TestConfigRefusals(t *testing.T) {
 	f := newFixture(t)
 	f.newVM("old", api.VMStopped)
-	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "PEM", Life: 1}}
+	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "PEM", Life: 1, FeatureLevel: 2}}
 	create(f, configdb.Clusters, &c)
 	// Made by a version without a history.
 	rule := api.Rule{Meta: api.NewMeta(api.KindRule, "", "older"), Spec: api.RuleSpec{Check: api.CheckNodeLost}}
@@ -260,7 +260,7 @@ func TestConfigRefusals(t *testing.T) {
 func TestTheHistoryShowsNoSecret(t *testing.T) {
 	f := newFixture(t)
 	withMonitors(f)
-	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "PEM", SealedCAKey: []byte("THE-CA-KEY"), Life: 1}}
+	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "PEM", SealedCAKey: []byte("THE-CA-KEY"), Life: 1, FeatureLevel: 2}}
 	create(f, configdb.Clusters, &c)
 	begun := f.begin()
 	f.do(call{method: "POST", path: "receivers", body: `{"meta":{"name":"nms"},"spec":{"type":"snmp","address":"h:162","secret":"hunter2"}}`})
@@ -314,7 +314,7 @@ func TestTheHistoryShowsNoSecret(t *testing.T) {
 
 func TestRetentionSettings(t *testing.T) {
 	f := newFixture(t)
-	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "PEM", SealedCAKey: []byte("key"), Life: 1}}
+	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "PEM", SealedCAKey: []byte("key"), Life: 1, FeatureLevel: 2}}
 	create(f, configdb.Clusters, &c)
 	f.begin()
 	get := func() api.ConfigRetention {

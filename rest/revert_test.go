@@ -438,7 +438,7 @@ func TestRevertUsersReceiversRulesAndPools(t *testing.T) {
 // Fields that say where something is, and what never changes, stay.
 func TestRevertKeepsPlacesAndTheClusterItself(t *testing.T) {
 	f := newFixture(t)
-	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "old", SealedCAKey: []byte("key"), Life: 1}}
+	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "old", SealedCAKey: []byte("key"), Life: 1, FeatureLevel: 2}}
 	create(f, configdb.Clusters, &c)
 	f.begin()
 	to := f.rev()

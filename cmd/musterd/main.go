@@ -32,7 +32,7 @@ const usage = `musterd runs one node of a Muster cluster.
   musterd forget --cluster NAME [flags]
                             clear the data directory of a node that is no member
                             any more, so that it can join again; VM disks stay
-  musterd version           print the version
+  musterd version           print the version and the feature levels that it supports
 
 A new daemon belongs to no cluster; run on the same host
   muster cluster init --data-dir DIR            to found one, or
@@ -49,7 +49,7 @@ func run(args []string) int {
 		verb, args = args[0], args[1:]
 	}
 	if verb == "version" {
-		fmt.Println("musterd", version.Version)
+		fmt.Printf("musterd %s, feature levels %d to %d\n", version.Version, version.MinFeatureLevel, version.FeatureLevel)
 		return 0
 	}
 	cfg, cluster, err := parse(args, verb)

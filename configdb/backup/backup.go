@@ -61,7 +61,7 @@ func headerOf(src Source) (*Header, error) {
 	}
 	h := &Header{
 		ClusterID: c.Meta.ID, Cluster: c.Meta.Name, Life: c.Spec.Life, Node: src.Node, Version: src.Version, Time: src.Time.UTC().Truncate(time.Second),
-		Revision: v.Revision(), Term: v.Term(), Stale: src.Stale, Schema: api.Schema, Keys: v.Len(), Bytes: v.Bytes(), Objects: map[api.Kind]int{},
+		Revision: v.Revision(), Term: v.Term(), Stale: src.Stale, Schema: api.Schema, FeatureLevel: c.Spec.FeatureLevel, Keys: v.Len(), Bytes: v.Bytes(), Objects: map[api.Kind]int{},
 	}
 	if src.Stale {
 		h.StaleSeconds = src.Age.Round(time.Millisecond).Seconds()

@@ -8,16 +8,28 @@ import (
 	"errors"
 	"fmt"
 	"math"
+
+	"github.com/muster-vm/muster/internal/version"
 )
 
-// Format is the first byte of every log entry.
-const Format = 1
+// Format is the first byte of a log entry of feature level 1, and FormatLevel
+// that of any other, which names the level after it. A build whose level is 1
+// knows the first alone.
+const (
+	Format      = 1
+	FormatLevel = 2
+	// newest is the newest format that this build knows.
+	newest = min(FormatLevel, version.FeatureLevel)
+)
 
 // Errors of the encoding.
 var (
 	ErrUnknownFormat = errors.New("log entry has a format that this version does not know; upgrade this node")
-	ErrMalformed     = errors.New("malformed log entry")
-	ErrTooLarge      = errors.New("transaction is over a limit")
+	// ErrNewerLevel: the entry or snapshot is of a feature level that this version
+	// does not support. It is an ErrUnknownFormat.
+	ErrNewerLevel = fmt.Errorf("it is of a higher feature level: %w", ErrUnknownFormat)
+	ErrMalformed  = errors.New("malformed log entry")
+	ErrTooLarge   = errors.New("transaction is over a limit")
 )
 
 // Check is the type of a precondition.
@@ -92,7 +104,10 @@ type Txn struct {
 type Command struct {
 	// Time is the leader's clock in nanoseconds since 1970.
 	Time int64
-	Txns []Txn
+	// Level is the feature level that was in force when the entry was proposed; 0
+	// is 1. A node that does not support it stops before it applies the entry.
+	Level int
+	Txns  []Txn
 }
 
 // Validate checks the limits of a transaction.
@@ -164,7 +179,7 @@ func DecodeTxn(b []byte) (Txn, error) {
 
 // Encode returns the bytes of a log entry.
 func (c *Command) Encode() []byte {
-	b := []byte{Format}
+	b := appendLevel(nil, c.Level)
 	b = binary.AppendVarint(b, c.Time)
 	b = binary.AppendUvarint(b, uint64(len(c.Txns)))
 	for i := range c.Txns {
@@ -178,11 +193,12 @@ func DecodeCommand(b []byte) (*Command, error) {
 	if len(b) == 0 {
 		return nil, fmt.Errorf("%w: empty", ErrMalformed)
 	}
-	if b[0] != Format {
-		return nil, fmt.Errorf("%w: format %d", ErrUnknownFormat, b[0])
-	}
 	d := decoder{b: b[1:]}
-	c := &Command{Time: d.varint()}
+	level, err := d.level(b[0])
+	if err != nil {
+		return nil, err
+	}
+	c := &Command{Level: level, Time: d.varint()}
 	n := d.count(MaxPackTxns)
 	for range n {
 		if d.err != nil {
@@ -191,6 +207,35 @@ func DecodeCommand(b []byte) (*Command, error) {
 		c.Txns = append(c.Txns, d.txn())
 	}
 	return c, d.finish()
+}
+
+// appendLevel appends the format, and the level where that is not the first.
+func appendLevel(b []byte, level int) []byte {
+	if level <= 1 {
+		return append(b, Format)
+	}
+	return binary.AppendUvarint(append(b, FormatLevel), uint64(level))
+}
+
+// level reads what follows a format, and refuses a level that this build does
+// not support.
+func (d *decoder) level(format byte) (int, error) {
+	switch {
+	case format < Format || format > newest:
+		return 0, fmt.Errorf("%w: format %d", ErrUnknownFormat, format)
+	case format == Format:
+		return 1, nil
+	}
+	level := d.uvarint()
+	switch {
+	case d.err != nil:
+		return 0, d.err
+	case level < 2 || level > math.MaxInt32:
+		return 0, fmt.Errorf("%w: feature level %d", ErrMalformed, level)
+	case level > version.FeatureLevel:
+		return 0, fmt.Errorf("%w: it needs feature level %d, this version (%s) supports up to %d", ErrNewerLevel, level, version.Version, version.FeatureLevel)
+	}
+	return int(level), nil
 }
 
 func appendString(b []byte, s string) []byte {

@@ -16,8 +16,8 @@ import (
 	"github.com/tidwall/btree"
 )
 
-// snapshotMagic begins every snapshot; its last byte is the format.
-var snapshotMagic = []byte("MUSTERS\x01")
+// snapshotMagic begins every snapshot; the format follows, as in log entries.
+const snapshotMagic = "MUSTERS"
 
 var crcTable = crc64.MakeTable(crc64.ECMA)
 
@@ -50,7 +50,7 @@ func (p *Snapshot) WriteTo(w io.Writer) (int64, error) {
 	sum := crc64.New(crcTable)
 	cw := &countWriter{w: w}
 	bw := bufio.NewWriterSize(io.MultiWriter(cw, sum), 1<<16)
-	b := append([]byte(nil), snapshotMagic...)
+	b := appendLevel([]byte(snapshotMagic), p.view.level)
 	b = binary.AppendUvarint(b, p.view.revision)
 	b = binary.AppendUvarint(b, p.view.term)
 	b = binary.AppendVarint(b, p.view.time)
@@ -116,17 +116,22 @@ func (s *State) Restore(r io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("read snapshot: %w", err)
 	}
-	if len(data) < len(snapshotMagic)+8 || string(data[:len(snapshotMagic)-1]) != string(snapshotMagic[:len(snapshotMagic)-1]) {
+	head := len(snapshotMagic) + 1 // with the format
+	if len(data) < head+8 || string(data[:head-1]) != snapshotMagic {
 		return fmt.Errorf("%w: no snapshot", ErrCorrupt)
 	}
-	if f := data[len(snapshotMagic)-1]; f != snapshotMagic[len(snapshotMagic)-1] {
+	if f := data[head-1]; f < Format || f > newest {
 		return fmt.Errorf("%w: snapshot format %d", ErrUnknownFormat, f)
 	}
 	body, tail := data[:len(data)-8], data[len(data)-8:]
 	if crc64.Checksum(body, crcTable) != binary.BigEndian.Uint64(tail) {
 		return fmt.Errorf("%w: checksum does not match", ErrCorrupt)
 	}
-	d := decoder{b: body[len(snapshotMagic):]}
+	d := decoder{b: body[head:]}
+	level, err := d.level(data[head-1])
+	if err != nil {
+		return fmt.Errorf("read snapshot: %w", err)
+	}
 	v := &View{tree: new(btree.Map[string, item]), revision: d.uvarint(), term: d.uvarint(), time: d.varint()}
 	sessions := d.sessions()
 	last := ""
@@ -148,7 +153,7 @@ func (s *State) Restore(r io.Reader) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tree, s.sessions, s.time, s.bytes = v.tree, sessions, v.time, v.bytes
+	s.tree, s.sessions, s.time, s.bytes, s.level = v.tree, sessions, v.time, v.bytes, level
 	s.feed.reset(v.revision)
 	s.publish(v.revision, v.term)
 	s.feed.notifyAll()

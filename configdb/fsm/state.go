@@ -57,6 +57,7 @@ type State struct {
 	sessions map[[16]byte]*session
 	time     int64
 	bytes    int64
+	level    int // the highest that an entry named
 
 	current atomic.Pointer[View]
 	feed    feed
@@ -64,7 +65,7 @@ type State struct {
 
 // New returns an empty state machine.
 func New() *State {
-	s := &State{tree: new(btree.Map[string, item]), sessions: map[[16]byte]*session{}}
+	s := &State{tree: new(btree.Map[string, item]), sessions: map[[16]byte]*session{}, level: 1}
 	s.feed.init()
 	s.publish(0, 0)
 	return s
@@ -86,6 +87,7 @@ func (s *State) Apply(index, term uint64, data []byte) ([]Outcome, error) {
 		return nil, fmt.Errorf("apply entry %d after %d: out of order", index, s.current.Load().revision)
 	}
 	s.time = max(s.time, cmd.Time)
+	s.level = max(s.level, cmd.Level)
 	touched := make(map[string]bool, len(cmd.Txns))
 	outcomes := make([]Outcome, len(cmd.Txns))
 	for i := range cmd.Txns {
@@ -110,7 +112,7 @@ func (s *State) Skip(index, term uint64) {
 }
 
 func (s *State) publish(index, term uint64) {
-	s.current.Store(&View{tree: s.tree.Copy(), revision: index, term: term, time: s.time, bytes: s.bytes})
+	s.current.Store(&View{tree: s.tree.Copy(), revision: index, term: term, time: s.time, bytes: s.bytes, level: s.level})
 }
 
 // applyOnce answers a repeated request with its first outcome.

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/muster-vm/muster/internal/version"
 )
 
 // entry is one log entry of a generated history.
@@ -401,13 +403,16 @@ func TestApplyStopsAtWhatItDoesNotKnow(t *testing.T) {
 	apply(t, s, entry{5, 1, put("k", "1", RequestID{})})
 	before := snapshotOf(t, s)
 	good := put("k", "2", RequestID{})
-	later := append([]byte{Format + 1}, good.Encode()[1:]...)
+	later := append([]byte{newest + 1}, good.Encode()[1:]...)
+	higher := put("k", "2", RequestID{})
+	higher.Level = version.FeatureLevel + 1
 	for name, c := range map[string]struct {
 		index uint64
 		data  []byte
 		want  error
 	}{
 		"newer format":   {6, later, ErrUnknownFormat},
+		"higher level":   {6, higher.Encode(), ErrUnknownFormat},
 		"format 0":       {6, []byte{0}, ErrUnknownFormat},
 		"empty":          {6, nil, ErrMalformed},
 		"truncated":      {6, good.Encode()[:10], ErrMalformed},

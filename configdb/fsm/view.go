@@ -31,6 +31,7 @@ type View struct {
 	term     uint64
 	time     int64
 	bytes    int64
+	level    int
 }
 
 // Revision is the Raft index of the last entry that this view contains.
@@ -41,6 +42,10 @@ func (v *View) Term() uint64 { return v.term }
 
 // Time is the leader's clock in that entry, nanoseconds since 1970.
 func (v *View) Time() int64 { return v.time }
+
+// LogLevel is the highest feature level that an entry up to this one named, at
+// least 1. A snapshot of the view names it.
+func (v *View) LogLevel() int { return v.level }
 
 // Len returns the number of keys.
 func (v *View) Len() int { return v.tree.Len() }

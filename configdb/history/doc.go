@@ -11,6 +11,9 @@
 //     there is never removed.
 //   - Compare never shows the value of a secret field.
 //
+// There is a history from feature level 2 of the cluster on (configdb/feature):
+// a node that supports no more would change objects without a record.
+//
 // Non-guarantees: the time of a record is the clock of the node that proposed
 // the change; the order of changes is that of their revisions. A change that a
 // node of an older version made is noticed by the leader within an hour, as it

@@ -11,6 +11,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/feature"
 )
 
 // Entry is one record with its place.
@@ -126,6 +127,8 @@ func Check(v *configdb.View, field string, revision uint64) error {
 		return api.Invalid(field, "is 0; give the revision of a change, such as muster config log shows")
 	case revision > v.Revision():
 		return api.Invalid(field, "is %d; the newest revision is %d", revision, v.Revision())
+	case !ok && !feature.History.InForce(v):
+		return api.Errorf(api.CodeRefused, "there is no history yet: it begins with feature level %d of the cluster, which is at %d; muster cluster status says what that waits for", feature.History.Level(), feature.Level(v))
 	case !ok:
 		return api.Errorf(api.CodeRefused, "there is no history yet; the leader begins it within a minute of taking over; try again")
 	case revision < h.Revision:

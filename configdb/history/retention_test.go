@@ -239,7 +239,7 @@ func (w *world) setRetention(s api.HistorySettings) {
 	w.t.Helper()
 	c, err := Cluster(w.db.Local())
 	if err != nil {
-		c, _ = create(w, configdb.Clusters, "prod", api.ClusterSpec{})
+		c, _ = create(w, configdb.Clusters, "prod", api.ClusterSpec{FeatureLevel: 2})
 	}
 	c.Spec.History = s
 	update(w, configdb.Clusters, &c)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/feature"
 )
 
 // Actor is recorded with everything that the service writes.
@@ -23,6 +24,9 @@ const Actor = "history"
 const (
 	// lookEvery is how often the service adds up what was recorded meanwhile.
 	lookEvery = time.Minute
+	// levelLook is how often it looks whether the cluster's feature level has a
+	// history at last.
+	levelLook = 2 * time.Second
 	// surveyEvery is how often it reads all records: for their age, and to find
 	// changes that were not recorded. At 10,000 VMs with four records each that
 	// takes some 40 ms.
@@ -70,9 +74,12 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 	c := counter{db: s.db}
 	tick := time.NewTicker(s.look)
 	defer tick.Stop()
+	raised := time.NewTicker(min(s.look, levelLook))
+	defer raised.Stop()
 	for {
-		settings := Settings(s.db.Local())
-		if now := s.cfg.Now(); c.due(settings, now, s.survey) {
+		v := s.db.Local()
+		settings := Settings(v)
+		if now := s.cfg.Now(); feature.History.InForce(v) && c.due(settings, now, s.survey) {
 			left, at, err := s.keep(ctx, term)
 			if err == nil {
 				c.surveyed(left, at, settings, now)
@@ -80,7 +87,11 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 				s.log.Warn("history not kept within its limits; it is tried again", "err", err)
 			}
 		}
+		if feature.History.InForce(v) {
+			raised.Stop()
+		}
 		select {
+		case <-raised.C:
 		case <-tick.C:
 			c.count(ctx)
 		case <-ctx.Done():

@@ -4,6 +4,7 @@
 package raftnode
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -80,7 +81,11 @@ func (a *adapter) Snapshot() (raft.FSMSnapshot, error) {
 // Restore implements raft.FSM.
 func (a *adapter) Restore(r io.ReadCloser) error {
 	defer func() { _ = r.Close() }()
-	return a.state.Restore(r)
+	err := a.state.Restore(r)
+	if errors.Is(err, fsm.ErrUnknownFormat) {
+		a.onFatal(err) // it will never be otherwise, and nothing else would say so
+	}
+	return err
 }
 
 type snapshot struct{ s *fsm.Snapshot }

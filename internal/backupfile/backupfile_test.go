@@ -21,6 +21,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/pki"
+	"github.com/muster-vm/muster/internal/version"
 )
 
 var update = flag.Bool("update", false, "write the golden file anew")
@@ -322,6 +323,7 @@ func TestHeadersAreChecked(t *testing.T) {
 		want   error
 		words  string
 	}{
+		"newer level":      {set("featureLevel", version.FeatureLevel+1), ErrNewer, "use version 0.1 or a later one"},
 		"newer schema":     {set("schema", api.Schema+1), ErrNewer, "use version 0.1 or a later one"},
 		"no cluster":       {set("clusterID", ""), ErrDamaged, "lacks"},
 		"no key ID":        {set("keyID", ""), ErrDamaged, "lacks"},

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/version"
 )
 
 // Format of the file as a whole. A reader refuses any other.
@@ -64,6 +65,8 @@ type Header struct {
 	StaleSeconds float64 `json:"staleSeconds,omitempty"`
 	// Schema of the objects (api.Schema).
 	Schema int `json:"schema"`
+	// FeatureLevel of the cluster; 0 is 1.
+	FeatureLevel int `json:"featureLevel,omitempty"`
 	// Nodes are the names of the cluster's nodes.
 	Nodes []string `json:"nodes,omitempty"`
 	// Keys and Bytes of the database, and the number of objects per kind.
@@ -133,6 +136,8 @@ func (h *Header) check() error {
 		return damaged("its header has a negative size")
 	case h.Schema > api.Schema:
 		return api.Errorf(api.CodeUnsupported, "%w (%s): its objects have schema %d, this version knows %d; use version %s or a later one", ErrNewer, h.Version, h.Schema, api.Schema, h.Version)
+	case h.FeatureLevel > version.FeatureLevel:
+		return api.Errorf(api.CodeUnsupported, "%w (%s): it is of a cluster at feature level %d, this version supports up to %d; use version %s or a later one", ErrNewer, h.Version, h.FeatureLevel, version.FeatureLevel, h.Version)
 	}
 	return h.Slot.check()
 }

@@ -400,12 +400,15 @@ func (a *app) listBackups(ctx context.Context, node string) error {
 func (a *app) clusterSet() *cobra.Command {
 	var every string
 	var keep int
+	var hold bool
 	cmd := &cobra.Command{
 		Use: "set", Short: "Change settings of the cluster", Args: args(),
 		Long: `Changes settings of the cluster as a whole. --backup-every and --backup-keep say
 how often every node makes a backup of the configuration database in its own data
-directory, and how many it keeps. A node writes none while nothing changes.`,
-		Example: "  muster cluster set --backup-every 24h --backup-keep 7\n  muster cluster set --backup-every off",
+directory, and how many it keeps. A node writes none while nothing changes.
+--feature-level-hold keeps the feature level as it is when all nodes have newer
+software, so that they can still go back; --feature-level-hold=false lets it rise.`,
+		Example: "  muster cluster set --backup-every 24h --backup-keep 7\n  muster cluster set --backup-every off\n  muster cluster set --feature-level-hold",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			patch := map[string]any{}
 			switch {
@@ -421,13 +424,21 @@ directory, and how many it keeps. A node writes none while nothing changes.`,
 			if cmd.Flags().Changed("backup-keep") {
 				patch["keep"] = keep
 			}
-			if len(patch) == 0 {
-				return usagef("cluster set: nothing to change; give --backup-every or --backup-keep")
+			all := map[string]any{}
+			if len(patch) > 0 {
+				all["backup"] = patch
 			}
-			return a.changeSettings(cmd.Context(), map[string]any{"backup": patch})
+			if cmd.Flags().Changed("feature-level-hold") {
+				all["featureLevelHold"] = hold
+			}
+			if len(all) == 0 {
+				return usagef("cluster set: nothing to change; give --backup-every, --backup-keep or --feature-level-hold")
+			}
+			return a.changeSettings(cmd.Context(), all)
 		},
 	}
 	cmd.Flags().StringVar(&every, "backup-every", "", "time between two backups of each node, 1m to 744h, or off (24h in a new cluster)")
+	cmd.Flags().BoolVar(&hold, "feature-level-hold", false, "keep the feature level as it is (=false: let it rise)")
 	cmd.Flags().IntVar(&keep, "backup-keep", 0, "backups that each node keeps, 1 to 1000 (7 in a new cluster)")
 	return cmd
 }
@@ -448,6 +459,9 @@ func (a *app) changeSettings(ctx context.Context, patch map[string]any) error {
 		a.say("backups: none by themselves")
 	} else {
 		a.say("backups: every %s, %d on each node", s.Backup.Every(), s.Backup.Keep)
+	}
+	if s.FeatureLevelHold {
+		a.say("feature level: held as it is")
 	}
 	return nil
 }

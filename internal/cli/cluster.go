@@ -24,7 +24,7 @@ const defaultDataDir = "/var/lib/muster"
 func (a *app) clusterCmd() *cobra.Command {
 	status := &cobra.Command{
 		Use: "status", Short: "Show the members, the leader and whether there is a quorum", Args: args(),
-		Long:    "Shows the members, the leader and whether there is a quorum. GOSSIP is what the\nnode that answers heard of the others: alive, suspect, dead, left or unknown. It\nis a hint, which decides nothing. With -o wide their load too.",
+		Long:    "Shows the members, the leader and whether there is a quorum. GOSSIP is what the\nnode that answers heard of the others: alive, suspect, dead, left or unknown. It\nis a hint, which decides nothing. With -o wide their load too, the version of their\nsoftware and the feature levels that it supports.",
 		Example: "  muster cluster status\n  muster cluster status -o wide",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.clusterStatus(cmd.Context()) },
 	}
@@ -179,6 +179,28 @@ func (a *app) joinTokenCmd() *cobra.Command {
 	return cmd
 }
 
+// levelText says what the feature level is and why it is not higher.
+func levelText(l *api.FeatureLevelStatus) string {
+	if l == nil {
+		return ""
+	}
+	text := strconv.Itoa(l.Level)
+	if l.Hold && l.Highest == l.Level {
+		return text + ", held"
+	}
+	if len(l.Waits) > 0 {
+		text += fmt.Sprintf("; %d waits for %s", l.Level+1, strings.Join(l.Waits, ", "))
+	}
+	return text
+}
+
+func levelsText(l *api.FeatureLevels) string {
+	if l == nil {
+		return "-"
+	}
+	return l.String()
+}
+
 func (a *app) clusterStatus(ctx context.Context) error {
 	c, err := a.connect()
 	if err != nil {
@@ -210,6 +232,7 @@ func (a *app) clusterStatus(ctx context.Context) error {
 	out.field("Leader", first(s.Leader, "none known"))
 	out.field("Term", strconv.FormatUint(s.Term, 10))
 	out.field("Revision", strconv.FormatUint(s.Revision, 10))
+	out.field("Feature level", levelText(s.FeatureLevel))
 	out.field("Answered by", s.Node)
 	if s.CARotation != "" {
 		out.field("CA rotation", string(s.CARotation)+"; see: muster cluster ca show")
@@ -217,7 +240,7 @@ func (a *app) clusterStatus(ctx context.Context) error {
 	out.title("Members")
 	t := &table{head: []string{"NAME", "STATUS", "ROLE", "VOTES", "LEADER", "GOSSIP", "CERTIFICATE", "ADDRESS"}}
 	if a.flags.wide {
-		t.head = append(t.head, loadColumns[1:]...)
+		t.head = append(append(t.head, loadColumns[1:]...), "VERSION", "LEVELS")
 	}
 	for _, m := range s.Members {
 		ends := "-"
@@ -226,7 +249,7 @@ func (a *app) clusterStatus(ctx context.Context) error {
 		}
 		row := []string{first(m.Node, m.NodeID), dash(string(m.Phase)), dash(string(m.Role)), yesNo(m.Voter), yesNo(m.Leader), heard(m.Gossip), ends, m.Address}
 		if a.flags.wide {
-			row = append(row, loadRow(m.Gossip)[1:]...)
+			row = append(append(row, loadRow(m.Gossip)[1:]...), dash(m.Version), levelsText(m.FeatureLevels))
 		}
 		t.add(row...)
 	}

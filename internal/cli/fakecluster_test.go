@@ -27,10 +27,12 @@ func (f *fakeCluster) serveCluster(w http.ResponseWriter, r *http.Request, node,
 		if node == "local" {
 			node = "m1"
 		}
-		s := api.ClusterStatus{Cluster: "prod", ClusterID: "c-1", Life: f.life, Node: node, Leader: "m1", Term: 3, Revision: f.rev, Quorum: true}
+		s := api.ClusterStatus{Cluster: "prod", ClusterID: "c-1", Life: f.life, Node: node, Leader: "m1", Term: 3, Revision: f.rev, Quorum: true,
+			FeatureLevel: &api.FeatureLevelStatus{Level: 1, Highest: 2, Waits: []string{"m2: supports 1"}}}
 		for _, n := range []string{"m1", "m2"} {
-			s.Members = append(s.Members, api.MemberStatus{NodeID: "id-" + n, Node: n, Address: "10.0.0.1:7600", Voter: true, Leader: n == "m1", Role: api.RoleVoter, Phase: api.NodeReady, Gossip: hints[n]})
+			s.Members = append(s.Members, api.MemberStatus{NodeID: "id-" + n, Node: n, Address: "10.0.0.1:7600", Voter: true, Leader: n == "m1", Role: api.RoleVoter, Phase: api.NodeReady, Gossip: hints[n], Version: "0.9"})
 		}
+		s.Members[0].FeatureLevels, s.Members[1].FeatureLevels = &api.FeatureLevels{Min: 1, Max: 2}, &api.FeatureLevels{Min: 1, Max: 1}
 		reply(200, s)
 	case "POST cluster/init":
 		if node != "local" {

@@ -35,11 +35,12 @@ func (f *fakeCluster) serveConfig(w http.ResponseWriter, r *http.Request, path s
 		}
 		d := api.ConfigDiff{Kind: "configDiff", At: at("at"), To: max(at("to"), 9), Horizon: 3, Revision: 9, Items: []api.ObjectDiff{
 			{Kind: api.KindVM, Name: "web1", Project: "shop", Operation: "update", Changes: fakeChanges()}}}
-		if at("at") == 9 {
+		switch {
+		case at("at") == 9:
 			d.Items = nil
-		} else if q.Get("continue") == "" {
+		case q.Get("continue") == "":
 			d.Continue = "1"
-		} else {
+		default:
 			d.Items = []api.ObjectDiff{{Kind: api.KindNetwork, Name: "lan\x1b[31m", Project: "default", Operation: "delete", Changes: []api.FieldChange{{Path: "spec.type", Before: json.RawMessage(`"isolated"`)}}}}
 		}
 		reply(d)

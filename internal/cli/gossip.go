@@ -31,6 +31,13 @@ func (a *app) withHints(ctx context.Context, c *client.Client, k *kindView) *kin
 	for _, m := range s.Members {
 		hints[m.NodeID], hints[m.Node] = m.Gossip, m.Gossip
 	}
+	levels := func(raw json.RawMessage) string {
+		var n api.Node
+		if err := json.Unmarshal(raw, &n); err != nil {
+			return "-"
+		}
+		return n.Status.Supports().String()
+	}
 	hint := func(raw json.RawMessage) *api.GossipHint {
 		m := client.MetaOf(raw)
 		if h := hints[m.ID]; h != nil {
@@ -40,16 +47,19 @@ func (a *app) withHints(ctx context.Context, c *client.Client, k *kindView) *kin
 	}
 	out := *k
 	if a.flags.wide {
-		out.columns = append(slices.Clone(k.columns), loadColumns...)
+		out.columns = append(append(slices.Clone(k.columns), "LEVELS"), loadColumns...)
 		out.row = func(raw json.RawMessage, now time.Time) ([]string, error) {
 			row, err := k.row(raw, now)
-			return append(row, loadRow(hint(raw))...), err
+			return append(append(row, levels(raw)), loadRow(hint(raw))...), err
 		}
 	}
 	out.show = func(p *sections, raw json.RawMessage, now time.Time) error {
 		if err := k.show(p, raw, now); err != nil {
 			return err
 		}
+		p.title("Feature levels")
+		p.field("Supported", levels(raw))
+		p.field("Cluster", levelText(s.FeatureLevel))
 		showHint(p, s.Node, hint(raw))
 		return nil
 	}

@@ -19,7 +19,7 @@ bench_usage() {
   configdb --steady M only Muster: full write load for M minutes; counts elections, p99.9 and the longest gap
   configdb --idle M   only Muster: an idle cluster for M minutes; disk writes, revisions, CPU
   configdb --profile  only Muster: where its daemons spend their time under load, by perf
-  configdb --only LIST --rounds N    only some systems (muster, etcd, etcd-plain, rqlite, etcd-50-250), other rounds
+  configdb --only LIST --rounds N    only some systems (muster, muster-stream, etcd, etcd-plain, rqlite, etcd-50-250), other rounds
 TEXT
 }
 

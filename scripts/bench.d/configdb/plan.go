@@ -69,6 +69,12 @@ func muster(name string) contestant {
 	}, func(c cluster) *system.Servers { return c.(*system.Muster).Servers }}
 }
 
+func musterStream(name string) contestant {
+	return contestant{name, func(ctx context.Context, h *system.Host) (cluster, error) {
+		return system.StartMusterStream(ctx, h)
+	}, func(c cluster) *system.Servers { return c.(*system.MusterStream).Servers }}
+}
+
 func etcdWith(name string, o etcd.Options) contestant {
 	o.Name = name
 	return contestant{name, func(ctx context.Context, h *system.Host) (cluster, error) {
@@ -84,7 +90,7 @@ func rqlite(name string) contestant {
 
 // systems take part in the rounds, outages in the trials.
 var (
-	systems = []contestant{muster(ours), etcdWith("etcd", etcd.Options{}), etcdWith("etcd-plain", etcd.Options{Plain: true}), rqlite("rqlite")}
+	systems = []contestant{muster(ours), musterStream("muster-stream"), etcdWith("etcd", etcd.Options{}), etcdWith("etcd-plain", etcd.Options{Plain: true}), rqlite("rqlite")}
 	outages = []contestant{muster(ours), etcdWith("etcd", etcd.Options{}),
 		etcdWith("etcd-50-250", etcd.Options{Heartbeat: 50 * time.Millisecond, Election: 250 * time.Millisecond})}
 )
