@@ -96,12 +96,14 @@ type LocalBackups struct {
 
 // LocalBackup is one of them.
 type LocalBackup struct {
-	File     string    `json:"file"`
-	Size     int64     `json:"size"`
-	Time     time.Time `json:"time,omitzero"`
-	Cluster  string    `json:"cluster,omitempty"`
-	Life     uint64    `json:"life,omitempty"`
-	Revision uint64    `json:"revision,omitempty"`
+	File    string    `json:"file"`
+	Size    int64     `json:"size"`
+	Time    time.Time `json:"time,omitzero"`
+	Cluster string    `json:"cluster,omitempty"`
+	// ClusterID tells clusters of one name apart.
+	ClusterID string `json:"clusterID,omitempty"`
+	Life      uint64 `json:"life,omitempty"`
+	Revision  uint64 `json:"revision,omitempty"`
 	// Error says why the file is no backup.
 	Error string `json:"error,omitempty"`
 }

@@ -50,6 +50,10 @@ var (
 	Users        = Table[api.UserSpec, api.UserStatus]{api.KindUser}
 )
 
+// LaterLifeKey exists if a node was recovered into a later life of the cluster
+// than the one that this database is of: it runs its VMs under that.
+func LaterLifeKey(nodeID string) string { return Root + "laterlife/" + nodeID }
+
 // SpecPrefix and StatusPrefix are what to watch for changes of a kind.
 func (t Table[S, T]) SpecPrefix() string { return SpecRoot + string(t.Kind) + "/" }
 

@@ -100,6 +100,25 @@ func TestProtectedVMMovesOnceAndKeepsItsDecision(t *testing.T) {
 	}
 }
 
+// A node that was recovered into a later life has no lease here, and runs its VMs.
+func TestVMsOfANodeOfALaterLifeStay(t *testing.T) {
+	w := chaosFree(t)
+	b := w.bindingOn(3)
+	w.lose(3)
+	tx := &configdb.Txn{}
+	tx.Put(configdb.LaterLifeKey(b.Spec.NodeID), []byte("it said so"))
+	_, err := w.mem.Txn(context.Background(), tx)
+	must(t, err)
+	if _, err := w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID); err != nil {
+		t.Fatal(err)
+	}
+	got, err := configdb.Bindings.Get(w.mem.Local(), b.Meta.ID)
+	must(t, err)
+	if got.Spec.Epoch != b.Spec.Epoch || got.Spec.NodeID != b.Spec.NodeID {
+		t.Errorf("it was moved: %+v", got.Spec)
+	}
+}
+
 // interruptedPlacer readmits the lost node while its VM is being placed.
 type interruptedPlacer struct {
 	Placer

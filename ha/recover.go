@@ -73,6 +73,9 @@ func readCase(v *configdb.View, vmID string) (*lossCase, error) {
 	if c.node.Status.Phase != api.NodeLost {
 		return nil, nil
 	}
+	if _, later := v.Get(configdb.LaterLifeKey(c.node.Meta.ID)); later {
+		return nil, nil // it lives, and runs its VMs
+	}
 	if c.vm, err = configdb.VMs.Get(v, vmID); err != nil {
 		return nil, api.IgnoreNotFound(err)
 	}
@@ -84,6 +87,7 @@ func readCase(v *configdb.View, vmID string) (*lossCase, error) {
 func (c *lossCase) require(tx *configdb.Txn, term uint64) {
 	tx.RequireTerm(term)
 	tx.RequireRevision(configdb.Nodes.StatusKey(c.node.Meta.ID), c.node.Meta.StatusRevision)
+	tx.RequireRevision(configdb.LaterLifeKey(c.node.Meta.ID), 0)
 	tx.RequireRevision(configdb.Bindings.SpecKey(c.vm.Meta.ID), c.binding.Meta.Revision)
 	tx.RequireRevision(configdb.VMs.SpecKey(c.vm.Meta.ID), c.vm.Meta.Revision)
 }

@@ -64,9 +64,13 @@ func commit(t *testing.T, db configdb.DB, change func(tx *configdb.Txn) error) {
 	}
 }
 
+// theCluster is the ID of the cluster that withCluster makes.
+var theCluster = api.NewID()
+
 func withCluster(t *testing.T, db configdb.DB) api.Cluster {
 	t.Helper()
 	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{Life: 1}}
+	c.Meta.ID = theCluster
 	commit(t, db, func(tx *configdb.Txn) error { return configdb.Clusters.Create(tx, &c) })
 	return c
 }
@@ -83,7 +87,7 @@ func keeping(t *testing.T) (k *backupKeeper, db *offlineReplica, now *time.Time,
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	now, events = &at, &[]string{}
 	k = &backupKeeper{
-		db: db, node: "n1", nodeID: "id-1", folder: newBackupFolder(t.TempDir(), pki.NewSecret(pki.ClusterKeyBytes)), log: quiet,
+		db: db, node: "n1", nodeID: "id-1", folder: newBackupFolder(t.TempDir(), theCluster, pki.NewSecret(pki.ClusterKeyBytes)), log: quiet,
 		now: func() time.Time { return *now }, tell: func(_ context.Context, e api.Event) { *events = append(*events, e.Spec.Type) },
 	}
 	return k, db, now, events
@@ -251,6 +255,26 @@ func TestWhatFailsIsToldOnceAndHarmsNothing(t *testing.T) {
 	}
 }
 
+func mustList(t *testing.T, f backupFolder) []api.LocalBackup {
+	t.Helper()
+	all, err := f.list()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// ofCluster names the backups of a folder's own cluster.
+func ofCluster(t *testing.T, f backupFolder) (out []string) {
+	t.Helper()
+	for _, b := range mustList(t, f) {
+		if b.ClusterID == f.clusterID {
+			out = append(out, b.File)
+		}
+	}
+	return out
+}
+
 func TestRetentionCountsWhatIsGood(t *testing.T) {
 	k, db, now, _ := keeping(t)
 	withCluster(t, db)
@@ -264,7 +288,18 @@ func TestRetentionCountsWhatIsGood(t *testing.T) {
 	if _, err := k.folder.take(k.source(db.LocalSnapshot(), false), "life-2"); err != nil {
 		t.Fatal(err)
 	}
-	all := names(t, k)
+	// A host that belonged to another cluster has its backups still.
+	former := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "former"), Spec: api.ClusterSpec{Life: 1}}
+	other := backupFolder{dir: k.folder.dir, clusterID: former.Meta.ID, key: k.folder.key}
+	theirs := &offlineReplica{Offline: newOffline(t)}
+	commit(t, theirs, func(tx *configdb.Txn) error { return configdb.Clusters.Create(tx, &former) })
+	if _, err := other.take(k.source(theirs.LocalSnapshot(), false), ""); err != nil {
+		t.Fatal(err)
+	}
+	if got := k.folder.newest(mustList(t, k.folder)); got == nil || got.ClusterID != k.folder.clusterID {
+		t.Errorf("the newest backup is %+v, of another cluster", got)
+	}
+	all := slices.DeleteFunc(names(t, k), func(name string) bool { return slices.Contains(ofCluster(t, other), name) })
 	for _, i := range []int{3, 4} { // the newest two that count are damaged
 		if err := os.WriteFile(filepath.Join(k.folder.dir, all[i]), []byte("junk"), 0o600); err != nil {
 			t.Fatal(err)
@@ -279,6 +314,9 @@ func TestRetentionCountsWhatIsGood(t *testing.T) {
 		t.Fatal(err)
 	}
 	left := names(t, k)
+	if len(ofCluster(t, other)) != 1 {
+		t.Error("the backup of the other cluster is gone")
+	}
 	for i, want := range []bool{false, true, true, true, true, true} {
 		if slices.Contains(left, all[i]) != want {
 			t.Errorf("%s: kept is %v", all[i], !want)

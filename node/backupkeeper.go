@@ -70,7 +70,7 @@ type backupKeeper struct {
 
 func newBackupKeeper(m *member) *backupKeeper {
 	return &backupKeeper{
-		db: m.store, node: m.info.Node, nodeID: m.info.NodeID, folder: newBackupFolder(m.cfg.DataDir, m.info.clusterKey),
+		db: m.store, node: m.info.Node, nodeID: m.info.NodeID, folder: newBackupFolder(m.cfg.DataDir, m.info.ClusterID, m.info.clusterKey),
 		log: m.log.With("module", "backup"), now: time.Now, tell: m.writeEvent,
 	}
 }
@@ -128,7 +128,7 @@ func (k *backupKeeper) look(ctx context.Context) time.Duration {
 		k.failed(ctx, err, s)
 		return backupLook
 	}
-	due, last := k.started.Add(k.spread(s)), newest(have)
+	due, last := k.started.Add(k.spread(s)), k.folder.newest(have)
 	if k.notBefore.After(due) {
 		due = k.notBefore
 	}
@@ -172,8 +172,8 @@ func timeOf(b *api.LocalBackup) time.Time {
 }
 
 // newest returns the newest backup that can be read.
-func newest(all []api.LocalBackup) *api.LocalBackup {
-	all = counted(all)
+func (f backupFolder) newest(all []api.LocalBackup) *api.LocalBackup {
+	all = f.counted(all)
 	for i := len(all) - 1; i >= 0; i-- {
 		if all[i].Error == "" {
 			return &all[i]

@@ -180,7 +180,7 @@ func (d *Daemon) Join(ctx context.Context, r api.JoinRequest) (api.JoinResult, e
 	if err := probePort(d.cfg.Listen); err != nil {
 		return api.JoinResult{}, api.Errorf(api.CodeRefused, "%w", err)
 	}
-	key, err := d.pendingKey()
+	key, err := pendingKey(d.cfg)
 	if err != nil {
 		return api.JoinResult{}, err
 	}
@@ -214,10 +214,10 @@ func (d *Daemon) Join(ctx context.Context, r api.JoinRequest) (api.JoinResult, e
 }
 
 // pendingKey returns the key of an interrupted join, or a new one.
-func (d *Daemon) pendingKey() ([]byte, error) {
-	path := filepath.Join(d.cfg.DataDir, pendingKeyFile)
+func pendingKey(cfg *Config) ([]byte, error) {
+	path := filepath.Join(cfg.DataDir, pendingKeyFile)
 	if key, err := os.ReadFile(path); err == nil {
-		if _, err := pki.NewCSR(key, d.cfg.NodeName); err == nil {
+		if _, err := pki.NewCSR(key, cfg.NodeName); err == nil {
 			return key, nil
 		}
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/internal/pki"
 )
 
@@ -586,11 +587,14 @@ func joinTokenFor(t *testing.T, m *member) *pki.JoinToken {
 func TestReadmission(t *testing.T) {
 	m := lone(t)
 	me, held := m.info.NodeID, m.certs.current()
-	ask := func(jt *pki.JoinToken, nodeID string, key []byte) (api.AdmitResult, error) {
-		fresh, err := pki.NewKey()
+	newKey := func() []byte {
+		key, err := pki.NewKey()
 		if err != nil {
 			t.Fatal(err)
 		}
+		return key
+	}
+	askFor := func(jt *pki.JoinToken, nodeID string, key, fresh []byte) (api.AdmitResult, error) {
 		csr, err := pki.NewCSR(fresh, "x")
 		if err != nil {
 			t.Fatal(err)
@@ -601,13 +605,13 @@ func TestReadmission(t *testing.T) {
 		}
 		return m.Admit(t.Context(), api.AdmitRequest{
 			TokenID: jt.TokenID, Secret: jt.Secret, CSR: string(csr), Node: "m1", Address: m.info.Address,
-			NodeID: nodeID, ProofKey: renewal.Proof.PublicKey, ProofSignature: renewal.Proof.Signature,
+			NodeID: nodeID, ProofKey: renewal.Proof.PublicKey, ProofSignature: renewal.Proof.Signature, FeatureLevels: new(feature.Supported()),
 		})
 	}
-	stranger, err := pki.NewKey()
-	if err != nil {
-		t.Fatal(err)
+	ask := func(jt *pki.JoinToken, nodeID string, key []byte) (api.AdmitResult, error) {
+		return askFor(jt, nodeID, key, newKey())
 	}
+	stranger := newKey()
 	wrong := *joinTokenFor(t, m)
 	wrong.Secret = "guess"
 	for name, c := range map[string]struct {
@@ -625,7 +629,11 @@ func TestReadmission(t *testing.T) {
 		}
 	}
 	good := joinTokenFor(t, m)
-	a, err := ask(good, me, held.Key)
+	fresh := newKey()
+	if _, err := askFor(good, me, held.Key, fresh); err != nil {
+		t.Fatal(err)
+	}
+	a, err := askFor(good, me, held.Key, fresh) // the answer was lost
 	if err != nil || a.NodeID != me {
 		t.Fatalf("%+v, %v", a, err)
 	}

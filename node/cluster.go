@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -175,8 +176,15 @@ func (m *member) admission(v *configdb.View, tx *configdb.Txn, r api.AdmitReques
 		if err := m.levelFits(v, r); err != nil {
 			return api.Node{}, err
 		}
-		if n, err := configdb.Nodes.Get(v, t.Spec.UsedBy); err == nil && t.Spec.UsedKey == keyHash {
-			return n, nil // the same node finishes an interrupted join
+		// The same node may finish an interrupted join, but not with a key that it
+		// has replaced since.
+		rec, was, err := certificateOf(v, t.Spec.UsedBy)
+		if err != nil {
+			return api.Node{}, err
+		}
+		fresh := was == 0 || slices.Contains(rec.Keys, keyHash)
+		if n, err := configdb.Nodes.Get(v, t.Spec.UsedBy); err == nil && t.Spec.UsedKey == keyHash && fresh {
+			return n, nil
 		}
 		return api.Node{}, tokenUsed()
 	}

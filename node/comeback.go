@@ -5,6 +5,8 @@ package node
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/muster-vm/muster/api"
@@ -30,7 +32,7 @@ func (m *member) mayComeBack(t *pki.JoinToken) bool {
 func (m *member) comeBack(ctx context.Context, t *pki.JoinToken) (api.JoinResult, error) {
 	var none api.JoinResult
 	held := m.certs.current()
-	key, err := pki.NewKey()
+	key, err := pendingKey(m.cfg)
 	if err != nil {
 		return none, err
 	}
@@ -52,6 +54,7 @@ func (m *member) comeBack(ctx context.Context, t *pki.JoinToken) (api.JoinResult
 	if err := m.certs.install(credentials{Key: key, Cert: []byte(a.Cert), CA: []byte(a.CACert), Authority: a.Authority}); err != nil {
 		return none, err
 	}
+	_ = os.Remove(filepath.Join(m.cfg.DataDir, pendingKeyFile)) // a leftover does no harm
 	m.log.Info("this node is back with a certificate of the present authority")
 	return api.JoinResult{Cluster: m.info.Cluster, ClusterID: m.info.ClusterID, Node: m.info.Node, Address: m.info.Address, CACert: a.CACert}, nil
 }
@@ -80,7 +83,8 @@ func (m *member) readmission(v *configdb.View, tx *configdb.Txn, r api.AdmitRequ
 	if was != 0 && !slices.Contains(rec.Keys, present) {
 		return n, "", superseded(n.Meta.Name)
 	}
-	if t.Spec.UsedBy != "" {
+	again := t.Spec.UsedBy == r.NodeID && t.Spec.UsedKey == keyHash // whose answer was lost
+	if t.Spec.UsedBy != "" && !again {
 		return n, "", tokenUsed()
 	}
 	if err := m.levelFits(v, r); err != nil {

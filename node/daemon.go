@@ -161,6 +161,9 @@ func (d *Daemon) start(info *membership) error {
 	if err := takeRunDir(d.cfg.RunDir, info); err != nil {
 		return err
 	}
+	if err := writeFile(filepath.Join(d.cfg.DataDir, runDirFile), []byte(d.cfg.RunDir+"\n"), 0o600); err != nil {
+		return fmt.Errorf("note the run directory: %w", err)
+	}
 	ln, packets, err := listenPort(d.cfg.Listen)
 	if err != nil {
 		return err

@@ -415,6 +415,20 @@ func TestARecoveryIsFinishedAfterACrash(t *testing.T) {
 	}
 }
 
+// What an administrator said of the other hosts is not true for ever.
+func TestAnOldWordIsNotCarriedOut(t *testing.T) {
+	d, w := founded(t)
+	word := wordOf(d, t, w)
+	word.At = time.Now().Add(-2 * wordLife)
+	path := putWord(t, d, word)
+	if err := d.finishRecovery(context.Background()); err == nil || !strings.Contains(err.Error(), "may be true no longer") {
+		t.Errorf("%v", err)
+	}
+	if info, err := loadMembership(d.cfg.DataDir); err != nil || info.life() != 1 || !exists(path) {
+		t.Errorf("life %d, %v", info.life(), err)
+	}
+}
+
 func TestAWordThatDoesNotFitIsRefused(t *testing.T) {
 	d, w := founded(t)
 	word := wordOf(d, t, w)

@@ -144,7 +144,7 @@ func (m *membership) saveIdentity(dir string) error {
 // an init goes last, so that an interrupted forget is taken up again.
 func forget(dir string) error {
 	var errs []error
-	for _, name := range []string{identityFile, keyFile, clusterKeyFile, certFile, caFile, authorityFile, redoFile, levelFile, replicaDir, foundingFile} {
+	for _, name := range []string{identityFile, keyFile, clusterKeyFile, certFile, caFile, authorityFile, redoFile, runDirFile, levelFile, replicaDir, foundingFile} {
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, name)))
 	}
 	return errors.Join(errs...)

@@ -8,8 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 
 	"github.com/muster-vm/muster/internal/backupfile"
 	"github.com/muster-vm/muster/internal/guard"
@@ -41,7 +44,11 @@ func Forget(ctx context.Context, cfg *Config, cluster string, out io.Writer) err
 	if cluster != info.Cluster {
 		return fmt.Errorf("%s is that of node %s of cluster %s; to clear it, give --cluster %s", cfg.DataDir, info.Node, info.Cluster, info.Cluster)
 	}
-	if err := endIdleGuard(ctx, cfg.RunDir, info); err != nil {
+	runDir := cfg.RunDir
+	if b, err := os.ReadFile(filepath.Join(cfg.DataDir, runDirFile)); err == nil {
+		runDir = strings.TrimSuffix(string(b), "\n") // where the daemon had it, whatever is said now
+	}
+	if err := endIdleGuard(ctx, runDir, info); err != nil {
 		return err
 	}
 	backups := filepath.Join(cfg.DataDir, backupsDir)
@@ -82,8 +89,11 @@ func endIdleGuard(ctx context.Context, runDir string, info *membership) error {
 	ctx, cancel := context.WithTimeout(ctx, guardAnswer)
 	defer cancel()
 	c, err := guard.Dial(ctx, runDir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return nil // there is none
+	}
 	if err != nil {
-		return nil //nolint:nilerr // there is none
+		return fmt.Errorf("the guard of node %s may run VMs, and cannot be asked: %w", info.Node, err)
 	}
 	defer func() { _ = c.Close() }()
 	if err := c.Stop(ctx); err != nil {

@@ -38,12 +38,13 @@ const (
 
 // backupFolder is where a node keeps its own backups.
 type backupFolder struct {
-	dir string
-	key []byte // of the cluster
+	dir       string
+	clusterID string
+	key       []byte // of the cluster
 }
 
-func newBackupFolder(dataDir string, clusterKey []byte) backupFolder {
-	return backupFolder{filepath.Join(dataDir, backupsDir), clusterKey}
+func newBackupFolder(dataDir, clusterID string, clusterKey []byte) backupFolder {
+	return backupFolder{filepath.Join(dataDir, backupsDir), clusterID, clusterKey}
 }
 
 // take writes a backup, reads it back and only then gives it its name. kept, if
@@ -164,13 +165,16 @@ func (f backupFolder) describe(e fs.DirEntry) api.LocalBackup {
 		b.Error = err.Error()
 		return b
 	}
-	b.Time, b.Cluster, b.Life, b.Revision = h.Time, h.Cluster, h.Life, h.Revision
+	b.Time, b.Cluster, b.ClusterID, b.Life, b.Revision = h.Time, h.Cluster, h.ClusterID, h.Life, h.Revision
 	return b
 }
 
-// counted are the backups that retention is about.
-func counted(all []api.LocalBackup) []api.LocalBackup {
-	return slices.DeleteFunc(slices.Clone(all), func(b api.LocalBackup) bool { return strings.Contains(b.File, keptInfix) })
+// counted are the backups that retention is about: not those of another cluster
+// that this host belonged to, which nobody may have elsewhere.
+func (f backupFolder) counted(all []api.LocalBackup) []api.LocalBackup {
+	return slices.DeleteFunc(slices.Clone(all), func(b api.LocalBackup) bool {
+		return strings.Contains(b.File, keptInfix) || b.Error == "" && b.ClusterID != f.clusterID
+	})
 }
 
 // prune removes the oldest backups until keep are left that can be read.
@@ -181,7 +185,7 @@ func (f backupFolder) prune(keep int) error {
 	}
 	good := 0
 	var errs []error
-	for _, b := range slices.Backward(counted(all)) { // the newest first
+	for _, b := range slices.Backward(f.counted(all)) { // the newest first
 		if good >= keep {
 			errs = append(errs, os.Remove(filepath.Join(f.dir, b.File)))
 		}

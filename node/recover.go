@@ -33,6 +33,10 @@ const recoverActor = "local:root"
 var errBeginAnew = errors.New("the daemon begins anew")
 
 // recovery is the content of recoverFile.
+// wordLife is how old an administrator's word may be when it is carried out: the
+// daemon may have been down since.
+const wordLife = time.Hour
+
 type recovery struct {
 	ClusterID string    `json:"clusterID"`
 	Life      uint64    `json:"life"` // that begins
@@ -161,6 +165,10 @@ func (d *Daemon) beginLife(ctx context.Context, info *membership, word recovery)
 		if c.Spec.Life >= word.Life {
 			return nil // done before the crash
 		}
+		if age := time.Since(word.At).Abs(); age > wordLife {
+			return fmt.Errorf("the word that the other nodes are switched off was given %s ago, and may be true no longer; remove %s, start musterd, and run muster cluster recover again",
+				age.Round(time.Minute), filepath.Join(d.cfg.DataDir, recoverFile))
+		}
 		if err := keepOldLife(d.cfg.DataDir, info, db, word); err != nil {
 			return err
 		}
@@ -198,7 +206,7 @@ func (m *member) checkLife() error {
 // keepOldLife backs the state up as it was, beside the node's other backups.
 func keepOldLife(dataDir string, info *membership, db *configdb.Offline, word recovery) error {
 	src := backup.Source{Snapshot: db.Snapshot(), Node: info.Node, Version: version.Version, Time: time.Now(), Stale: true, Age: time.Since(time.Unix(0, db.Local().Time()))}
-	_, err := newBackupFolder(dataDir, info.clusterKey).take(src, fmt.Sprintf("life-%d", word.Life))
+	_, err := newBackupFolder(dataDir, info.ClusterID, info.clusterKey).take(src, fmt.Sprintf("life-%d", word.Life))
 	return err
 }
 

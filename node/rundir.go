@@ -18,6 +18,9 @@ import (
 // ownerFile says in a run directory whose guard and VMs are there.
 const ownerFile = "owner.json"
 
+// runDirFile says in a data directory where the guard and VMs of its node are.
+const runDirFile = "run-dir"
+
 // guardAnswer bounds what is asked of a guard at start.
 const guardAnswer = 5 * time.Second
 

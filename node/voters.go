@@ -14,6 +14,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/quorum"
+	"github.com/muster-vm/muster/internal/clusternet"
 	"github.com/muster-vm/muster/internal/contain"
 )
 
@@ -51,6 +52,7 @@ type pulse struct {
 	since   time.Time
 	reason  string // of a condition that is not well; empty while unknown
 	message string
+	later   string // what it said of its later life
 }
 
 // voterKeeper keeps the right members voting, while this node leads.
@@ -84,7 +86,7 @@ func (m *member) keepVoters(ctx context.Context, term uint64) error {
 // look asks all members how they are and makes at most one change.
 func (k *voterKeeper) look(ctx context.Context, members []configdb.Member) error {
 	k.ask(ctx, members)
-	if err := k.mark(ctx); err != nil {
+	if err := errors.Join(k.noteLater(ctx), k.mark(ctx)); err != nil {
 		return err
 	}
 	step, ok := quorum.Next(k.group(members))
@@ -152,6 +154,8 @@ func (k *voterKeeper) askOne(ctx context.Context, mb configdb.Member, goal uint6
 		err = json.Unmarshal(b, &h)
 	}
 	switch {
+	case refusal(err) == clusternet.CodeOldLife:
+		return pulse{later: err.Error()}
 	case err != nil:
 		return pulse{} // whether it lives is for ha to say
 	case h.Full != "":
@@ -160,6 +164,36 @@ func (k *voterKeeper) askOne(ctx context.Context, mb configdb.Member, goal uint6
 		return pulse{reason: "Behind", message: fmt.Sprintf("the replica of the configuration database lacks %d of %d entries", goal-h.Applied, goal)}
 	}
 	return pulse{healthy: true}
+}
+
+// noteLater remembers the members that were recovered into a later life of the
+// cluster, so that ha leaves their VMs alone: they have no lease here, but live.
+// This happens to an old majority that comes back and elects before it reaches
+// the node that was recovered.
+func (k *voterKeeper) noteLater(ctx context.Context) error {
+	var errs []error
+	for id, p := range k.pulses {
+		if _, noted := k.m.store.Local().Get(configdb.LaterLifeKey(id)); noted || p.later == "" {
+			continue
+		}
+		_, err := configdb.Transact(ctx, k.m.store, "voters", 4, func(v *configdb.View, tx *configdb.Txn) error {
+			n, err := configdb.Nodes.Get(v, id)
+			if err != nil {
+				return api.IgnoreNotFound(err)
+			}
+			said := fmt.Sprintf("node %s was recovered into a later life of this cluster and runs its VMs under that; they are not restarted here. One of the two has to go: "+
+				"clear these nodes with musterd forget and join them there, or switch %s off and remove it: muster node remove %s --force", n.Meta.Name, n.Meta.Name, n.Meta.Name)
+			ev := api.NewEvent("node.laterlife", api.SeverityCritical, api.KindNode, n.Meta, said, time.Now())
+			ev.Spec.Node = k.m.info.Node
+			tx.RequireTerm(k.term)
+			tx.RequireRevision(configdb.LaterLifeKey(id), 0)
+			tx.Put(configdb.LaterLifeKey(id), []byte(p.later))
+			k.m.log.Error("a member is of a later life", "node", n.Meta.Name, "said", p.later)
+			return configdb.PutEvent(tx, &ev)
+		})
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // group translates the members for the planner. What has no object is being

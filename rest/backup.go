@@ -13,6 +13,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/backup"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // backupReads bounds the wait for the newest state, restoreTimeout reading and
@@ -82,8 +83,15 @@ func (s *Server) takeBackup(q *request) error {
 	if err != nil {
 		return err
 	}
-	if !old { // without a quorum nothing can be written
-		q.auditAlone(api.KindCluster, api.Meta{Name: "backup"})
+	what := api.Meta{Name: "backup"}
+	if in.Passphrase != "" {
+		what.Name = "backup with the cluster key" // whoever has it can open all secrets
+	}
+	if old { // without a quorum nothing can be written, and nobody is to wait for that
+		s.log.Warn("backup taken without a word from the leader", "actor", q.who.actor, "what", what.Name)
+		go func() { _ = contain.Do(func() { q.auditAlone(api.KindCluster, what) }) }()
+	} else {
+		q.auditAlone(api.KindCluster, what)
 	}
 	h := q.w.Header()
 	h.Set("Content-Type", "application/octet-stream")

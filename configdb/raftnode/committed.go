@@ -114,13 +114,19 @@ func (n *Node) noteCommitted() {
 func (n *Node) noteApplied() {
 	var e raft.Log
 	index := n.raft.AppliedIndex()
-	if index == 0 || n.disk.GetLog(index, &e) != nil {
+	// Without the disk's verdict on a failure: nothing depends on this.
+	if index == 0 || n.disk.log.GetLog(index, &e) != nil {
 		return // a snapshot has it
 	}
-	// A failure costs nothing but the knowledge that the note is for.
 	if err := n.committed.note(index, e.Term); err != nil && !noSpace(err) {
-		n.log.Warn("the configuration database cannot note what was committed", "err", err)
+		n.warnCommitted(err)
 	}
+}
+
+// warnCommitted tells of a failure, which costs nothing but the knowledge that
+// the note is for.
+func (n *Node) warnCommitted(err error) {
+	n.log.Warn("the configuration database cannot note what was committed", "err", err)
 }
 
 // applyCommitted lets Raft apply what was committed when this node ended: an
@@ -128,7 +134,7 @@ func (n *Node) noteApplied() {
 // the log has.
 func (n *Node) applyCommitted(to chan<- raft.RPC, index, term uint64) {
 	var e raft.Log
-	if index <= n.raft.AppliedIndex() || n.disk.GetLog(index, &e) != nil || e.Term != term {
+	if index <= n.raft.AppliedIndex() || n.disk.log.GetLog(index, &e) != nil || e.Term != term {
 		return
 	}
 	answer := make(chan raft.RPCResponse, 1)
@@ -138,7 +144,11 @@ func (n *Node) applyCommitted(to chan<- raft.RPC, index, term uint64) {
 	}}
 	select {
 	case to <- rpc:
-		<-answer
+	case <-n.closing:
+		return
+	}
+	select {
+	case <-answer:
 	case <-n.closing:
 	}
 }

@@ -78,6 +78,7 @@ type Node struct {
 	notices   *notices
 	suspicion atomic.Pointer[suspicion]
 	identity  *clusternet.Identity
+	last      func() (index, term uint64, ok bool)
 	timing    Timing
 	log       *slog.Logger
 	transport *raft.NetworkTransport
@@ -127,9 +128,10 @@ func Open(cfg Config) (*Node, error) {
 	var noted raft.Log
 	if cfg.Storage == nil {
 		if n.committed, noted.Index, noted.Term, err = openCommitted(cfg.Dir); err != nil {
-			return nil, n.closeAfter(err)
+			n.warnCommitted(err)
+		} else {
+			d.closers = append(d.closers, n.committed.file)
 		}
-		d.closers = append(d.closers, n.committed.file)
 	}
 	n.fsm = &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing, advanced: make(chan struct{}, 1)}
 	calls := make(chan raft.RPC)
@@ -137,12 +139,13 @@ func Open(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
-	s := newSuspicion(n, calls, n.lastEntry(log))
+	n.last = n.lastEntry(log)
+	s := newSuspicion(n, calls, n.last)
 	in := &intake{
 		snapshot: log.snapshot, applied: n.raft.AppliedIndex, term: n.raft.CurrentTerm, last: s.last, voter: n.someVoter, votes: n.votes, gone: s.gone, header: n.header,
 	}
 	if n.committed != nil {
-		n.applyCommitted(calls, noted.Index, noted.Term)
+		n.wg.Go(func() { n.applyCommitted(calls, noted.Index, noted.Term) })
 		n.wg.Go(n.noteCommitted)
 	}
 	n.wg.Go(func() { in.run(n.transport.Consumer(), calls, n.closing) })

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strconv"
 
 	"github.com/hashicorp/raft"
 
@@ -219,11 +218,10 @@ func (n *Node) WholeLog(ctx context.Context) (*fsm.State, error) {
 	return state, nil
 }
 
-// LastLog returns the index and term of the last entry in this node's log, by
-// which Raft decides who is more up to date: first the term, then the index.
+// LastLog returns the index and term of the last entry in this node's log or
+// snapshot, by which Raft decides who is more up to date: first the term, then
+// the index. Zeros if that cannot be told now.
 func (n *Node) LastLog() (index, term uint64) {
-	s := n.raft.Stats()
-	index, _ = strconv.ParseUint(s["last_log_index"], 10, 64)
-	term, _ = strconv.ParseUint(s["last_log_term"], 10, 64)
+	index, term, _ = n.last()
 	return index, term
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net"
+	"slices"
 	"sync"
 )
 
@@ -107,8 +108,11 @@ func (id *Identity) trackAccepted(c *trackedConn, cs tls.ConnectionState) error 
 	if !ok {
 		return nil
 	}
-	if err := id.track(c, peer, cs.PeerCertificates); err != nil || cs.NegotiatedProtocol != ProtoRaft {
+	if err := id.track(c, peer, cs.PeerCertificates); err != nil {
 		return err
+	}
+	if proto, _ := splitWire(cs.NegotiatedProtocol); !slices.Contains(clusterProtocols, proto) {
+		return nil // the web, where a node's certificate gives no right by itself
 	}
 	return id.requireNode(cs)
 }

@@ -180,6 +180,31 @@ func TestRemovalDuringTheHandshake(t *testing.T) {
 	}
 }
 
+// The same in a cluster that was recovered, where the protocols have other names,
+// and for gossip.
+func TestRemovalDuringTheHandshakeInALaterLife(t *testing.T) {
+	for _, proto := range []string{ProtoRaft, ProtoGossip} {
+		c := newCluster(t)
+		srv, bad := c.identity(t, "server"), c.identity(t, "bad")
+		srv.Life, bad.Life = 2, 2
+		var asked atomic.Int32
+		srv.Trust = func(string) error {
+			if asked.Add(1) > 1 { // removed between the handshake's check and the list of connections
+				return errors.New("removed")
+			}
+			return nil
+		}
+		p := listen(t, srv)
+		hold(t, p.Listener(proto))
+		if conn, err := bad.Dial(context.Background(), "server", address(p), proto); err == nil {
+			if !isClosed(conn) {
+				t.Errorf("a node removed during the handshake keeps its connection for %s", proto)
+			}
+			_ = conn.Close()
+		}
+	}
+}
+
 // rotated is a cluster in the middle of a rotation: old and new authority, the
 // bridge, and the credentials of a node under each.
 func rotated(t *testing.T) (old, fresh cluster, bridge []byte) {
