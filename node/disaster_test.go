@@ -5,6 +5,7 @@ package node_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -94,12 +95,21 @@ func (h *host) endsSaying(words string) {
 	}
 }
 
-// leaderless waits until a host's node knows no leader any more.
+// leaderless waits until there is no leader, and none comes: who was elected just
+// before the others went leads until it misses them.
 func (h *host) leaderless() {
 	h.f.t.Helper()
+	var since time.Time
 	h.f.eventually(30*time.Second, h.name+" knows no leader", func() error {
 		if l := h.status().Leader; l != "" {
+			since = time.Time{}
 			return fmt.Errorf("it follows %s", l)
+		}
+		if since.IsZero() {
+			since = time.Now()
+		}
+		if time.Since(since) < 3*time.Second {
+			return errors.New("one may come yet")
 		}
 		return nil
 	})

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -314,9 +315,10 @@ func TestAHungDatabaseHoldsUpNobody(t *testing.T) {
 	stop(syscall.SIGSTOP)
 	// Many cards, each of which would wait for its own call to end.
 	var last api.VM
+	var plugs sync.WaitGroup
 	for i := range 8 {
 		vm := w.vm(fmt.Sprintf("vm%d", i), h, nic("lab", fmt.Sprintf("%02x", i), ""))
-		go func() { _, _, _ = h.sw.Plug(t.Context(), vm, 0) }()
+		plugs.Go(func() { _, _, _ = h.sw.Plug(t.Context(), vm, 0) })
 		last = vm
 	}
 	for range 5 { // while the connection stands, and when it was given up
@@ -328,6 +330,7 @@ func TestAHungDatabaseHoldsUpNobody(t *testing.T) {
 			t.Errorf("a plug with a silent database: %v after %s", err, took)
 		}
 	}
+	plugs.Wait() // each has its deadline; the look at the whole comes in its turn
 	h.unready("systemctl")
 	stop(syscall.SIGCONT)
 	eventually(t, func() string {
