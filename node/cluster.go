@@ -286,13 +286,14 @@ func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool)
 	defer cancel()
 	for {
 		_, err = m.CallLeader(ctx, methodExpel, req)
-		self := n.Meta.ID == m.info.NodeID
+		// What a node that removes itself has open is closed, maybe before the
+		// answer came.
+		self, code := n.Meta.ID == m.info.NodeID, refusal(err)
+		cut := self && code == ""
 		switch {
-		case err == nil:
+		case err == nil, self && code == codeRemoved, cut && m.expelled(ctx):
 			return nil
-		case self && refusal(err) == codeRemoved, self && refusal(err) == "" && m.expelled(ctx):
-			return nil // what this node has open is closed, maybe before the answer came
-		case !self && !askAgain(err), self && refusal(err) != "" && !askAgain(err):
+		case !cut && !askAgain(err):
 			return err
 		}
 		select {

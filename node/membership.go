@@ -224,10 +224,7 @@ func (m *member) askWhetherRemoved(ctx context.Context) bool {
 	if _, _, ok := m.store.Leader(); ok {
 		return false
 	}
-	for id, address := range m.knownNodes() {
-		cctx, cancel := context.WithTimeout(ctx, leaderRetry*5)
-		_, err := m.client.Call(cctx, id, address, methodLeader, nil)
-		cancel()
+	return m.askOthers(ctx, func(id string, err error) bool {
 		var re *clusternet.RemoteError
 		// A leader that was found meanwhile knows better: a majority that was cut
 		// off goes on, whatever one node, which somebody recovered, says of it.
@@ -237,21 +234,25 @@ func (m *member) askWhetherRemoved(ctx context.Context) bool {
 			return true
 		}
 		m.certs.met(err)
-	}
-	return false
+		return false
+	})
 }
 
 // expelled reports whether this node was removed, as far as its replica or any
 // other node knows.
 func (m *member) expelled(ctx context.Context) bool {
-	if trustedIn(m.store.Local(), m.info.NodeID, m.info.Cluster) != nil {
-		return true
-	}
+	return trustedIn(m.store.Local(), m.info.NodeID, m.info.Cluster) != nil ||
+		m.askOthers(ctx, func(_ string, err error) bool { return refusal(err) == codeRemoved })
+}
+
+// askOthers calls one node after the other that this one knows, until one's
+// answer is what is looked for.
+func (m *member) askOthers(ctx context.Context, found func(nodeID string, err error) bool) bool {
 	for id, address := range m.knownNodes() {
 		cctx, cancel := context.WithTimeout(ctx, leaderRetry*5)
 		_, err := m.client.Call(cctx, id, address, methodLeader, nil)
 		cancel()
-		if refusal(err) == codeRemoved {
+		if found(id, err) {
 			return true
 		}
 	}

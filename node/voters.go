@@ -173,7 +173,10 @@ func (k *voterKeeper) askOne(ctx context.Context, mb configdb.Member, goal uint6
 func (k *voterKeeper) noteLater(ctx context.Context) error {
 	var errs []error
 	for id, p := range k.pulses {
-		if _, noted := k.m.store.Local().Get(configdb.LaterLifeKey(id)); noted || p.later == "" {
+		if p.later == "" {
+			continue
+		}
+		if _, noted := k.m.store.Local().Get(configdb.LaterLifeKey(id)); noted {
 			continue
 		}
 		_, err := configdb.Transact(ctx, k.m.store, "voters", 4, func(v *configdb.View, tx *configdb.Txn) error {

@@ -140,9 +140,9 @@ func Open(cfg Config) (*Node, error) {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
 	n.last = n.lastEntry(log)
-	s := newSuspicion(n, calls, n.last)
+	s := newSuspicion(n, calls)
 	in := &intake{
-		snapshot: log.snapshot, applied: n.raft.AppliedIndex, term: n.raft.CurrentTerm, last: s.last, voter: n.someVoter, votes: n.votes, gone: s.gone, header: n.header,
+		snapshot: log.snapshot, applied: n.raft.AppliedIndex, term: n.raft.CurrentTerm, last: n.last, voter: n.someVoter, votes: n.votes, gone: s.gone, header: n.header,
 	}
 	if n.committed != nil {
 		n.wg.Go(func() { n.applyCommitted(calls, noted.Index, noted.Term) })
@@ -431,16 +431,19 @@ func (n *Node) lastEntry(log raft.LogStore) func() (index, term uint64, ok bool)
 	}
 }
 
+// servers are the group by the newest membership that this node knows.
+func (n *Node) servers() []raft.Server { return n.raft.GetConfiguration().Configuration().Servers }
+
 // votes reports whether a server may vote by the newest membership.
 func (n *Node) votes(id []byte) bool {
-	return slices.ContainsFunc(n.raft.GetConfiguration().Configuration().Servers, func(s raft.Server) bool {
+	return slices.ContainsFunc(n.servers(), func(s raft.Server) bool {
 		return s.Suffrage == raft.Voter && string(s.ID) == string(id)
 	})
 }
 
 // someVoter returns the ID of a server that may vote.
 func (n *Node) someVoter() []byte {
-	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+	for _, s := range n.servers() {
 		if s.Suffrage == raft.Voter {
 			return []byte(s.ID)
 		}

@@ -73,7 +73,7 @@ func (t *notices) run() {
 		if !t.n.IsLeader() || t.n.raft.LastIndex() > t.n.raft.CommitIndex() {
 			continue
 		}
-		for _, s := range t.n.raft.GetConfiguration().Configuration().Servers {
+		for _, s := range t.n.servers() {
 			if string(s.ID) != t.n.nodeID {
 				t.to(s.ID)
 			}
@@ -140,7 +140,7 @@ func (t *notices) send(id raft.ServerID, addr raft.ServerAddress, p *noticePeer)
 }
 
 func (n *Node) addressOf(id raft.ServerID) (raft.ServerAddress, bool) {
-	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+	for _, s := range n.servers() {
 		if s.ID == id {
 			return s.Address, true
 		}

@@ -57,15 +57,14 @@ type suspicion struct {
 	n      *Node
 	broken chan string // IDs of nodes whose connection broke
 	ask    chan<- raft.RPC
-	last   func() (index, term uint64, ok bool)
 
 	mu     sync.Mutex
 	leader raft.ServerID // whose port refused a connection
 	at     time.Time
 }
 
-func newSuspicion(n *Node, ask chan<- raft.RPC, last func() (index, term uint64, ok bool)) *suspicion {
-	return &suspicion{n: n, broken: make(chan string, 1), ask: ask, last: last}
+func newSuspicion(n *Node, ask chan<- raft.RPC) *suspicion {
+	return &suspicion{n: n, broken: make(chan string, 1), ask: ask}
 }
 
 // gone reports whether the leader that Raft follows is gone.
@@ -164,7 +163,7 @@ func (s *suspicion) stand(leader raft.ServerID, asked *sync.WaitGroup) {
 
 // voters returns all but the leader, and which of them this node is; -1 for none.
 func (s *suspicion) voters(leader raft.ServerID) (voters []raft.Server, rank int) {
-	for _, v := range s.n.raft.GetConfiguration().Configuration().Servers {
+	for _, v := range s.n.servers() {
 		if v.Suffrage == raft.Voter && v.ID != leader {
 			voters = append(voters, v)
 		}
@@ -180,7 +179,7 @@ func (s *suspicion) voters(leader raft.ServerID) (voters []raft.Server, rank int
 
 // granted asks the other voters for a pre-vote and counts those who grant it.
 func (s *suspicion) granted(voters []raft.Server, term uint64, asked *sync.WaitGroup) (n int) {
-	index, lastTerm, ok := s.last()
+	index, lastTerm, ok := s.n.last()
 	if !ok {
 		return 0
 	}

@@ -348,28 +348,13 @@ in the folder backups. How often and how many: muster cluster set.`,
 }
 
 func (a *app) listBackups(ctx context.Context, node string) error {
-	c, err := a.connect()
-	if err != nil {
-		return err
-	}
-	query := url.Values{}
-	if node != "" {
-		query.Set("node", node)
-	}
-	r, err := c.Do(ctx, client.Request{Method: http.MethodGet, Path: "/cluster/backups", Query: query})
-	if err != nil {
-		return err
-	}
-	if a.structured() {
-		return a.printJSON(r.Body)
-	}
 	var list struct {
 		Settings    api.BackupSettings `json:"settings"`
 		Nodes       []api.LocalBackups `json:"nodes"`
 		Unreachable map[string]string  `json:"unreachable"`
 	}
-	if err := json.Unmarshal(r.Body, &list); err != nil {
-		return fmt.Errorf("read the answer: %w", err)
+	if done, err := a.askNodes(ctx, "/cluster/backups", node, &list); done || err != nil {
+		return err
 	}
 	t := &table{head: []string{"NODE", "FILE", "TAKEN", "REVISION", "SIZE", "LIFE", "NOTE"}}
 	for _, n := range list.Nodes {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -33,28 +34,37 @@ listed for the node that leads or has led.`,
 	return group("service", "The supervised parts of the daemons", ls)
 }
 
-func (a *app) listServices(ctx context.Context, node string) error {
+// askNodes asks for what every node has, or one if it is named. It is done when
+// the answer was printed as it came; else it is in list.
+func (a *app) askNodes(ctx context.Context, path, node string, list any) (done bool, err error) {
 	c, err := a.connect()
 	if err != nil {
-		return err
+		return false, err
 	}
 	query := url.Values{}
 	if node != "" {
 		query.Set("node", node)
 	}
-	r, err := c.Do(ctx, client.Request{Method: "GET", Path: "/services", Query: query})
+	r, err := c.Do(ctx, client.Request{Method: http.MethodGet, Path: path, Query: query})
 	if err != nil {
-		return err
+		return false, err
 	}
 	if a.structured() {
-		return a.printJSON(r.Body)
+		return true, a.printJSON(r.Body)
 	}
+	if err := json.Unmarshal(r.Body, list); err != nil {
+		return false, fmt.Errorf("read the answer: %w", err)
+	}
+	return false, nil
+}
+
+func (a *app) listServices(ctx context.Context, node string) error {
 	var list struct {
 		Items       []api.ServiceStatus `json:"items"`
 		Unreachable map[string]string   `json:"unreachable"`
 	}
-	if err := json.Unmarshal(r.Body, &list); err != nil {
-		return fmt.Errorf("read the answer: %w", err)
+	if done, err := a.askNodes(ctx, "/services", node, &list); done || err != nil {
+		return err
 	}
 	t := &table{head: []string{"NODE", "SERVICE", "STATE", "RESTARTS", "SINCE", "LAST RUN", "LAST ERROR"}}
 	for _, s := range list.Items {
