@@ -33,6 +33,7 @@ type goldens struct {
 	node      Node
 	vm        VM
 	binding   Binding
+	operation Operation
 	image     Image
 	volume    Volume
 	pool      Pool
@@ -71,16 +72,21 @@ func goldenObjects() goldens {
 		vm: VM{
 			Meta: goldenMeta(KindVM),
 			Spec: VMSpec{
-				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local"}},
-				NICs: []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5"}},
+				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local", Slot: 1}},
+				NICs: []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5", Slot: 2}},
 				HA:   HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
 			},
 			Status: VMStatus{
-				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm",
+				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm", Hardware: &VMSpec{CPUs: 2, Memory: GiB},
 				RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
 			},
 		},
 		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true}},
+		operation: Operation{
+			Meta:   goldenMeta(KindOperation),
+			Spec:   OperationSpec{Action: "vm.test", VM: "web1", TaskID: "t", NodeID: "n", Epoch: 2, Cancel: true},
+			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout},
+		},
 		image: Image{
 			Meta: goldenMeta(KindImage),
 			Spec: ImageSpec{Pool: "local", Path: "/a", Node: "n1", SHA256: strings.Repeat("ab", 32)},
@@ -121,6 +127,7 @@ func TestGoldenEncodings(t *testing.T) {
 	golden(t, g.node)
 	golden(t, g.vm)
 	golden(t, g.binding)
+	golden(t, g.operation)
 	golden(t, g.image)
 	golden(t, g.volume)
 	golden(t, g.pool)

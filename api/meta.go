@@ -20,6 +20,7 @@ const (
 	KindNode      Kind = "node"
 	KindVM        Kind = "vm"
 	KindBinding   Kind = "binding"
+	KindOperation Kind = "operation"
 	KindImage     Kind = "image"
 	KindVolume    Kind = "volume"
 	KindPool      Kind = "pool"

@@ -313,6 +313,9 @@ type VMNIC struct {
 	// Address is reserved from the network's IP pool when it has one; a wish
 	// at creation, otherwise chosen.
 	Address string `json:"address,omitempty"`
+	// Slot is the card's place in the guest's hardware, 1-8. It is chosen when
+	// left out and stays with the card.
+	Slot int `json:"slot,omitempty" minimum:"0" maximum:"8"`
 }
 
 func (n *VMNIC) validate(field string) error {

@@ -76,6 +76,9 @@ type VMDisk struct {
 	Size Size `json:"size,omitempty"`
 	// Pool is the name of the pool for a new disk; "local" when empty.
 	Pool string `json:"pool,omitempty"`
+	// Slot is the disk's place in the guest's hardware, 1-24. It is chosen when
+	// left out and stays with the volume.
+	Slot int `json:"slot,omitempty" minimum:"0" maximum:"24"`
 }
 
 // SetDefaults implements Spec.
@@ -121,14 +124,24 @@ func (s *VMSpec) Validate() error {
 	if len(s.NICs) > MaxNICs {
 		return Invalid("spec.nics", "has %d interfaces; at most %d are allowed", len(s.NICs), MaxNICs)
 	}
+	slots := map[int]bool{}
 	for i := range s.NICs {
-		if err := s.NICs[i].validate(fmt.Sprintf("spec.nics[%d]", i)); err != nil {
+		field := fmt.Sprintf("spec.nics[%d]", i)
+		if err := s.NICs[i].validate(field); err != nil {
+			return err
+		}
+		if err := validSlot(field, s.NICs[i].Slot, MaxNICs, slots); err != nil {
 			return err
 		}
 	}
 	seen := map[string]bool{}
+	slots = map[int]bool{}
 	for i := range s.Disks {
-		if err := s.Disks[i].validate(fmt.Sprintf("spec.disks[%d]", i)); err != nil {
+		field := fmt.Sprintf("spec.disks[%d]", i)
+		if err := s.Disks[i].validate(field); err != nil {
+			return err
+		}
+		if err := validSlot(field, s.Disks[i].Slot, MaxDisks, slots); err != nil {
 			return err
 		}
 		if v := s.Disks[i].Volume; v != "" && seen[v] {
@@ -190,6 +203,10 @@ type VMStatus struct {
 	PID int `json:"pid,omitempty"`
 	// StartedAt is when QEMU was started.
 	StartedAt *time.Time `json:"startedAt,omitempty"`
+	// Hardware is what the QEMU that runs has, as a spec without wishes about
+	// power and availability: what it was started with and what was changed
+	// since. Where it differs from the spec, the change takes a restart.
+	Hardware *VMSpec `json:"hardware,omitempty"`
 	// Accelerator is "kvm" or "tcg" while running.
 	Accelerator string `json:"accelerator,omitempty"`
 	// RebootsDone is spec.reboots as last carried out.

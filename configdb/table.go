@@ -32,6 +32,7 @@ var (
 	Nodes      = Table[api.NodeSpec, api.NodeStatus]{api.KindNode}
 	VMs        = Table[api.VMSpec, api.VMStatus]{api.KindVM}
 	Bindings   = Table[api.BindingSpec, struct{}]{api.KindBinding}
+	Operations = Table[api.OperationSpec, api.OperationStatus]{api.KindOperation}
 	Images     = Table[api.ImageSpec, api.ImageStatus]{api.KindImage}
 	Volumes    = Table[api.VolumeSpec, api.VolumeStatus]{api.KindVolume}
 	Pools      = Table[api.PoolSpec, api.PoolStatus]{api.KindPool}

@@ -92,8 +92,8 @@ func TestNetworkCardsArePluggedAndUnplugged(t *testing.T) {
 	argv := strings.Join(e.guard.starts[0].Argv, " ")
 	e.guard.mu.Unlock()
 	for _, w := range []string{
-		"-netdev tap,id=net0,ifname=tap0,script=no,downscript=no,vhost=off,vnet_hdr=off -device virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:00:00:01,host_mtu=1450,romfile=",
-		"ifname=tap1,script=no,downscript=no,vhost=off -device virtio-net-pci,id=nic1,netdev=net1,mac=52:54:00:00:00:02,",
+		"-netdev tap,id=net1,ifname=tap0,script=no,downscript=no,vhost=off,vnet_hdr=off -device virtio-net-pci,id=nic1,netdev=net1,mac=52:54:00:00:00:01,host_mtu=1450,romfile=",
+		"ifname=tap1,script=no,downscript=no,vhost=off -device virtio-net-pci,id=nic2,netdev=net2,mac=52:54:00:00:00:02,",
 	} {
 		if !strings.Contains(argv, w) {
 			t.Errorf("%q is not in %s", w, argv)

@@ -53,6 +53,9 @@ func (s *step) up(ctx context.Context) error {
 		return s.unreachable(ctx, err)
 	}
 	s.in.wasUp = true
+	if s.vm.Status.Hardware == nil {
+		s.vm.Status.Hardware = s.vm.Spec.Hardware()
+	}
 	s.vm.Status.Accelerator = s.in.accel
 	s.show(state)
 	if s.now.Sub(s.in.startedAt) > StableTime {

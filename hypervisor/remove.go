@@ -48,6 +48,9 @@ func (s *step) remove(ctx context.Context) error {
 	configdb.ReleaseNICs(s.v, tx, &s.vm)
 	configdb.VMs.Delete(tx, &s.vm)
 	configdb.Bindings.DeleteUnnamed(tx, &s.b)
+	if op, err := configdb.Operations.Get(s.v, id); err == nil {
+		configdb.Operations.DeleteUnnamed(tx, &op)
+	}
 	if err := s.commit(ctx, tx); err != nil {
 		return err
 	}

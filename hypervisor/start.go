@@ -141,10 +141,11 @@ func (s *step) machine() (m argv.Machine, ok bool) {
 // disks finds the files of all disks. If one is not ready, a VM that is being
 // created or is to run says so and waits for it.
 func (s *step) disks() (out []argv.Disk, ok bool) {
+	s.vm.Spec.AssignSlots(nil)
 	for _, d := range s.vm.Spec.Disks {
 		path, format, err := s.h.cfg.Volumes.Resolve(s.v, s.vm.Meta.Project, d.Volume)
 		if err == nil {
-			out = append(out, argv.Disk{Path: path, Format: format})
+			out = append(out, argv.Disk{Slot: d.Slot, Path: path, Format: format})
 			continue
 		}
 		if was := s.vm.Status.Phase; s.vm.Spec.Power != api.PowerStopped || was == "" || was == api.VMCreating {
@@ -173,7 +174,7 @@ func (s *step) plug(ctx context.Context, m *argv.Machine) bool {
 			s.wait(api.VMStarting, "waiting for the virtual switch: "+err.Error())
 			return false
 		}
-		m.NICs = append(m.NICs, argv.NIC{Device: device, MAC: nic.MAC, MTU: s.mtu(nic.Network), Offload: offload})
+		m.NICs = append(m.NICs, argv.NIC{Slot: nic.Slot, Device: device, MAC: nic.MAC, MTU: s.mtu(nic.Network), Offload: offload})
 	}
 	return true
 }

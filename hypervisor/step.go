@@ -214,7 +214,7 @@ func (s *step) problem(typ, message string) {
 
 // ended clears what the status says of a process.
 func (s *step) ended() {
-	s.vm.Status.PID, s.vm.Status.StartedAt, s.vm.Status.Accelerator = 0, nil, ""
+	s.vm.Status.PID, s.vm.Status.StartedAt, s.vm.Status.Accelerator, s.vm.Status.Hardware = 0, nil, "", nil
 }
 
 // conditions keeps the times of those that were there before.

@@ -62,6 +62,8 @@ const (
 // Deadlines of tasks.
 const (
 	vmCreateDeadline = 15 * time.Minute
+	// vmOperationDeadline ends an operation that nobody ends otherwise.
+	vmOperationDeadline = 24 * time.Hour
 	vmPowerDeadline  = 5 * time.Minute
 	importDeadline   = time.Hour
 	uploadDeadline   = 24 * time.Hour

@@ -555,13 +555,13 @@ func TestARevertThatIsTooLargeGoesInParts(t *testing.T) {
 	start := time.Now()
 	plan := f.revert(api.RevertRequest{To: to, DryRun: true})
 	t.Logf("the plan for %d objects took %s", many, time.Since(start))
-	const wantParts = 3
+	const wantParts = 4
 	if len(plan.Items) != many || plan.Parts != wantParts {
 		t.Fatalf("%d objects in %d parts", len(plan.Items), plan.Parts)
 	}
 	before := f.rev()
 	p := wantProblem(t, f.do(call{method: "POST", path: "config/revert", body: api.RevertRequest{To: to}}), 409, api.CodeRefused, "")
-	if !strings.Contains(p.Detail, fmt.Sprintf("it takes 3 transactions to revert %d objects, so none was", many)) || f.rev() != before {
+	if !strings.Contains(p.Detail, fmt.Sprintf("it takes 4 transactions to revert %d objects, so none was", many)) || f.rev() != before {
 		t.Errorf("%q", p.Detail)
 	}
 	for left := wantParts; left > 0; left-- {

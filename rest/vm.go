@@ -44,8 +44,46 @@ func (c *change) load(vm api.VM) (*vmState, error) {
 	return &vmState{vm: vm, binding: b}, nil
 }
 
+// idle refuses while an operation works on the VM, and makes the transaction
+// depend on none having begun.
+func (c *change) idle(vm *api.VM) error {
+	key := configdb.Operations.SpecKey(vm.Meta.ID)
+	if op, err := configdb.Operations.Get(c.v, vm.Meta.ID); err == nil {
+		return api.Errorf(api.CodeRefused, "vm %s is being %s; wait for task %s", vm.Meta.Name, op.Spec.Doing(), op.Spec.TaskID)
+	}
+	c.tx.RequireRevision(key, 0)
+	return nil
+}
+
+var _ = (*change).begin // until its first user comes
+
+// begin adds an operation with its task: the VM's only one.
+func (c *change) begin(st *vmState, action api.Action, fill func(*api.OperationSpec)) (string, error) {
+	if err := c.idle(&st.vm); err != nil {
+		return "", err
+	}
+	task, err := c.newTask(st.vm.Meta.Project, api.TaskSpec{
+		Action: action, TargetKind: api.KindVM, TargetID: st.vm.Meta.ID, Target: st.vm.Meta.Name,
+		TargetGeneration: st.vm.Meta.Generation, TargetEpoch: st.binding.Spec.Epoch,
+	}, vmOperationDeadline)
+	if err != nil {
+		return "", err
+	}
+	op := api.Operation{
+		Meta: api.NewMeta(api.KindOperation, st.vm.Meta.Project, st.vm.Meta.Name),
+		Spec: api.OperationSpec{Action: action, VM: st.vm.Meta.Name, TaskID: task, NodeID: st.binding.Spec.NodeID, Epoch: st.binding.Spec.Epoch},
+	}
+	op.Meta.ID = st.vm.Meta.ID
+	op.Status.Phase = api.TaskPending
+	if fill != nil {
+		fill(&op.Spec)
+	}
+	return task, configdb.Operations.CreateUnnamed(c.tx, &op)
+}
+
 // change carries out a PUT or PATCH.
 func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
+	want.Spec.AssignSlots(&old.Spec)
 	if !slices.Equal(old.Spec.Disks, want.Spec.Disks) {
 		return nil, api.Errorf(api.CodeRefused, "the disks of vm %s cannot be changed after its creation in this version", old.Meta.Name)
 	}
@@ -63,11 +101,15 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.idle(old); err != nil {
+		return nil, err
+	}
 	if newNICs {
 		if err := c.replaceNICs(old, &st.vm, want.Spec.NICs); err != nil {
 			return nil, err
 		}
 	}
+	st.vm.Spec.AssignSlots(&old.Spec)
 	st.vm.Meta.Labels = want.Meta.Labels
 	st.vm.Spec.CPUs, st.vm.Spec.Memory, st.vm.Spec.HA = want.Spec.CPUs, want.Spec.Memory, want.Spec.HA
 	action, err := c.wish(st, want.Spec.Power, want.Spec.ForceStop)
@@ -162,6 +204,11 @@ func (r *vmResource) act(c *change, action api.Action, force bool) (*effect, err
 	if err != nil {
 		return nil, err
 	}
+	if !force {
+		if err := c.idle(&st.vm); err != nil {
+			return nil, err
+		}
+	}
 	switch action {
 	case api.ActionVMStart:
 		err = c.wishRunning(st)
@@ -226,6 +273,11 @@ func (r *vmResource) delete(q *request) error {
 		st, err := c.load(vm)
 		if err != nil {
 			return nil, err
+		}
+		if !force {
+			if err := c.idle(&vm); err != nil {
+				return nil, err
+			}
 		}
 		switch {
 		case atRest(&st.vm):

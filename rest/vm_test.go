@@ -28,7 +28,7 @@ func TestCreateVMMakesVolumesBindingAndTask(t *testing.T) {
 	if r.Task.Spec.Action != api.ActionVMCreate || r.Task.Spec.TargetID != r.Object.Meta.ID || r.Task.Spec.Actor != "operator" || r.Task.Spec.TargetEpoch != 1 || r.Task.Spec.Deadline.IsZero() {
 		t.Errorf("task %+v", r.Task.Spec)
 	}
-	wantDisks := []api.VMDisk{{Volume: "web1-disk0"}, {Volume: "web1-disk1"}}
+	wantDisks := []api.VMDisk{{Volume: "web1-disk0", Slot: 1}, {Volume: "web1-disk1", Slot: 2}}
 	if !slices.Equal(r.Object.Spec.Disks, wantDisks) || r.Object.Status.Phase != api.VMCreating || r.Object.Status.Epoch != 1 {
 		t.Errorf("vm %+v", r.Object)
 	}

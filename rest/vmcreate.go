@@ -51,6 +51,7 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 	if err := c.addNICs(vm, nil); err != nil {
 		return nil, err
 	}
+	vm.Spec.AssignSlots(nil)
 	nodeID, node, err := c.placeNew(vm, volumes)
 	if err != nil {
 		return nil, err

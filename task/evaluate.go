@@ -16,6 +16,11 @@ type target struct {
 	exists bool
 	vm     *api.VM
 	disks  []disk // of vm
+	// operation is the VM's, if it is the task's, with the epoch of the VM's
+	// binding and whether the node that owns the work is lost.
+	operation *api.Operation
+	epoch     uint64
+	ownerLost bool
 	image  *api.Image
 	volume *api.Volume
 }
@@ -98,6 +103,8 @@ func judge(s api.TaskSpec, what target) verdict {
 		return cancelled(fmt.Sprintf("%s %q was deleted meanwhile", s.TargetKind, s.Target))
 	}
 	switch {
+	case api.IsOperation(s.Action):
+		return judgeOperation(s, what)
 	case what.vm != nil:
 		return judgeVM(s, what)
 	case what.image != nil:
@@ -198,6 +205,30 @@ func judgeVM(s api.TaskSpec, what target) verdict {
 		return running(progressDisks, st.Message)
 	}
 	return running(0, st.Message)
+}
+
+// judgeOperation takes over the owner's last word. An operation whose owner
+// cannot speak any more, because its binding was taken from it or it is lost,
+// has failed: what the owner might still do for it requires the operation.
+func judgeOperation(s api.TaskSpec, what target) verdict {
+	op := what.operation
+	if op == nil {
+		return failed(api.CodeInternal, fmt.Sprintf("nobody works on vm %q for this task any more", s.Target))
+	}
+	st := &op.Status
+	switch {
+	case st.Phase == api.TaskSucceeded:
+		return succeeded()
+	case st.Phase.Final():
+		return verdict{phase: st.Phase, progress: st.Progress, message: st.Message, code: st.Code}
+	case what.vm.Meta.Deleting():
+		return cancelled(fmt.Sprintf("vm %q is being deleted", s.Target))
+	case what.ownerLost:
+		return failed(api.CodeInternal, "the node that worked on it is lost")
+	case what.epoch > op.Spec.Epoch:
+		return failed(api.CodeConflict, fmt.Sprintf("vm %q was bound anew meanwhile", s.Target))
+	}
+	return running(min(st.Progress, 99), st.Message)
 }
 
 // reached reports whether the VM, which has seen the wish, is as wished.

@@ -79,6 +79,9 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 			}},
 			follow(s, configdb.VMs.Kind, configdb.VMs.SpecPrefix(), configdb.VMs.IDOf),
 			follow(s, configdb.VMs.Kind, configdb.VMs.StatusPrefix(), configdb.VMs.IDOf),
+			// An operation has the ID of its VM.
+			follow(s, configdb.VMs.Kind, configdb.Operations.SpecPrefix(), configdb.Operations.IDOf),
+			follow(s, configdb.VMs.Kind, configdb.Operations.StatusPrefix(), configdb.Operations.IDOf),
 			follow(s, configdb.Images.Kind, configdb.Images.SpecPrefix(), configdb.Images.IDOf),
 			follow(s, configdb.Images.Kind, configdb.Images.StatusPrefix(), configdb.Images.IDOf),
 			follow(s, configdb.Volumes.Kind, configdb.Volumes.SpecPrefix(), configdb.Volumes.IDOf),
@@ -168,6 +171,12 @@ func (s *Service) reconcile(ctx context.Context, term uint64, id string) (reconc
 		if err := configdb.Tasks.UpdateStatus(v, tx, &t); err != nil {
 			return reconcile.Result{}, err
 		}
+		if op := what.operation; op != nil && status.Phase.Final() {
+			// Its result is the task's now, and the VM is free for other work. What
+			// it was judged by must still be so.
+			tx.RequireRevision(configdb.Operations.StatusKey(op.Meta.ID), op.Meta.StatusRevision)
+			configdb.Operations.DeleteUnnamed(tx, op)
+		}
 		if _, err := s.cfg.DB.Txn(ctx, tx); err != nil {
 			return s.conflict(id, err)
 		}
@@ -202,6 +211,7 @@ func look(v *configdb.View, t api.Task) (target, error) {
 		var vm api.VM
 		if vm, err = configdb.VMs.Get(v, t.Spec.TargetID); err == nil {
 			out = target{exists: true, vm: &vm, disks: disksOf(v, &vm)}
+			err = out.lookOperation(v, t)
 		}
 	case api.KindImage:
 		var i api.Image
@@ -220,6 +230,26 @@ func look(v *configdb.View, t api.Task) (target, error) {
 		err = nil
 	}
 	return out, err
+}
+
+// lookOperation reads the operation of a task, if it is one.
+func (o *target) lookOperation(v *configdb.View, t api.Task) error {
+	if !api.IsOperation(t.Spec.Action) {
+		return nil
+	}
+	op, err := configdb.Operations.Get(v, t.Spec.TargetID)
+	if err != nil || op.Spec.TaskID != t.Meta.ID {
+		return api.IgnoreNotFound(err)
+	}
+	o.operation = &op
+	b, err := configdb.Bindings.Get(v, t.Spec.TargetID)
+	if err != nil {
+		return api.IgnoreNotFound(err)
+	}
+	o.epoch = b.Spec.Epoch
+	owner, err := configdb.Nodes.Get(v, op.Spec.NodeID)
+	o.ownerLost = err != nil || owner.Status.Phase == api.NodeLost
+	return api.IgnoreNotFound(err)
 }
 
 func disksOf(v *configdb.View, vm *api.VM) []disk {

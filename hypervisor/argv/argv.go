@@ -79,12 +79,17 @@ type Machine struct {
 // Disk is one disk that exists as a file.
 type Disk struct {
 	Path string
+	// Slot is its place in the guest's hardware, from 1; node and device names
+	// have it.
+	Slot int
 	// Format is qcow2 or raw, as the storage module knows it.
 	Format string
 }
 
 // NIC is one network card with a tap device that exists.
 type NIC struct {
+	// Slot is its place in the guest's hardware, from 1.
+	Slot int
 	// Device is the tap's name.
 	Device string
 	// MAC is its address in lower case with colons.
@@ -115,8 +120,8 @@ func Build(m Machine) ([]string, error) {
 	for i, d := range m.Disks {
 		a = append(a, disk(i, d)...)
 	}
-	for i, n := range m.NICs {
-		a = append(a, nic(i, n)...)
+	for _, n := range m.NICs {
+		a = append(a, nic(n)...)
 	}
 	if m.Paused {
 		a = append(a, "-S")
@@ -155,7 +160,7 @@ func base(m Machine) []string {
 }
 
 func disk(i int, d Disk) []string {
-	n := strconv.Itoa(i)
+	n := strconv.Itoa(d.Slot)
 	const cache = ",cache.direct=off,cache.no-flush=off,discard=unmap"
 	return []string{
 		"-blockdev", "driver=file,node-name=file" + n + ",filename=" + escape(d.Path) + ",locking=on,aio=threads" + cache,
@@ -164,8 +169,8 @@ func disk(i int, d Disk) []string {
 	}
 }
 
-func nic(i int, c NIC) []string {
-	n := strconv.Itoa(i)
+func nic(c NIC) []string {
+	n := strconv.Itoa(c.Slot)
 	netdev, device := "tap,id=net"+n+",ifname="+escape(c.Device)+",script=no,downscript=no,vhost=off", ""
 	if !c.Offload {
 		netdev += ",vnet_hdr=off"
@@ -198,7 +203,12 @@ func (m *Machine) validate() error {
 	if len(m.Disks) > api.MaxDisks {
 		return api.Invalid("spec.disks", "has %d disks; at most %d are allowed", len(m.Disks), api.MaxDisks)
 	}
+	slots := map[int]bool{}
 	for i, d := range m.Disks {
+		if d.Slot < 1 || d.Slot > api.MaxDisks || slots[d.Slot] {
+			return fmt.Errorf("build the QEMU command of vm %s: disk %d has slot %d, which is out of range or taken", m.Name, i, d.Slot)
+		}
+		slots[d.Slot] = true
 		if d.Format != "qcow2" && d.Format != "raw" {
 			return fmt.Errorf("build the QEMU command of vm %s: disk %d has format %q, which is neither qcow2 nor raw", m.Name, i, d.Format)
 		}
@@ -227,7 +237,12 @@ func (m *Machine) validateNICs() error {
 	if len(m.NICs) > api.MaxNICs {
 		return api.Invalid("spec.nics", "has %d interfaces; at most %d are allowed", len(m.NICs), api.MaxNICs)
 	}
+	slots := map[int]bool{}
 	for i, n := range m.NICs {
+		if n.Slot < 1 || n.Slot > api.MaxNICs || slots[n.Slot] {
+			return fmt.Errorf("build the QEMU command of vm %s: network card %d has slot %d, which is out of range or taken", m.Name, i, n.Slot)
+		}
+		slots[n.Slot] = true
 		hw, err := net.ParseMAC(n.MAC)
 		if err != nil || len(hw) != 6 || hw.String() != n.MAC {
 			return fmt.Errorf("build the QEMU command of vm %s: network card %d has the MAC address %q", m.Name, i, n.MAC)

@@ -22,7 +22,7 @@ func machine() Machine {
 	return Machine{
 		QEMU: "/usr/bin/qemu-system-x86_64", ID: "0198a000-0000-7000-8000-000000000001", Name: "web1",
 		CPUs: 2, Memory: 512 * api.MiB, Accelerator: api.AccelTCG,
-		Disks: []Disk{{Path: "/var/lib/muster/pool/volumes/v1.qcow2", Format: "qcow2"}},
+		Disks: []Disk{{Slot: 1, Path: "/var/lib/muster/pool/volumes/v1.qcow2", Format: "qcow2"}},
 		QMP:   "/run/muster/vm/a/qmp", Agent: "/run/muster/vm/a/ga", Serial: "/run/muster/vm/a/serial", Log: "/run/muster/vm/a/log",
 	}
 }
@@ -33,10 +33,10 @@ func TestGolden(t *testing.T) {
 		"kvm":    func(m *Machine) { m.Accelerator = api.AccelKVM; m.CPUs = 8; m.Memory = 16 * api.GiB },
 		"paused": func(m *Machine) { m.Paused = true },
 		"disks": func(m *Machine) {
-			m.Disks = append(m.Disks, Disk{"/pool/raw,file=/etc/shadow", "raw"}, Disk{"/pool/x=y", "qcow2"})
+			m.Disks = append(m.Disks, Disk{Slot: 2, Path: "/pool/raw,file=/etc/shadow", Format: "raw"}, Disk{Slot: 5, Path: "/pool/x=y", Format: "qcow2"})
 		},
 		"nics": func(m *Machine) {
-			m.NICs = []NIC{{Device: "mt0123456789n0", MAC: "52:54:00:12:34:56", MTU: 1450}, {Device: "mt0123456789n1", MAC: "52:54:00:12:34:57", Offload: true}}
+			m.NICs = []NIC{{Slot: 1, Device: "mt0123456789n0", MAC: "52:54:00:12:34:56", MTU: 1450}, {Slot: 2, Device: "mt0123456789n1", MAC: "52:54:00:12:34:57", Offload: true}}
 		},
 		"diskless": func(m *Machine) { m.Disks = nil },
 	} {
@@ -78,11 +78,13 @@ func TestWhatQEMUCannotTakeIsRefused(t *testing.T) {
 		"disk with a NUL":      func(m *Machine) { m.Disks[0].Path = "/a\x00b" },
 		"too many disks":       func(m *Machine) { m.Disks = make([]Disk, api.MaxDisks+1) },
 		"socket path too long": func(m *Machine) { m.QMP = "/" + strings.Repeat("x", MaxSocketPath) },
-		"mac with options":     func(m *Machine) { m.NICs = []NIC{{Device: "t", MAC: "52:54:00:12:34:56,bus=x"}} },
-		"no device":            func(m *Machine) { m.NICs = []NIC{{MAC: "52:54:00:12:34:56"}} },
-		"device too long":      func(m *Machine) { m.NICs = []NIC{{Device: "0123456789abcdef", MAC: "52:54:00:12:34:56"}} },
-		"odd mtu":              func(m *Machine) { m.NICs = []NIC{{Device: "t", MAC: "52:54:00:12:34:56", MTU: 1}} },
+		"mac with options":     func(m *Machine) { m.NICs = []NIC{{Slot: 1, Device: "t", MAC: "52:54:00:12:34:56,bus=x"}} },
+		"no device":            func(m *Machine) { m.NICs = []NIC{{Slot: 1, MAC: "52:54:00:12:34:56"}} },
+		"device too long":      func(m *Machine) { m.NICs = []NIC{{Slot: 1, Device: "0123456789abcdef", MAC: "52:54:00:12:34:56"}} },
+		"odd mtu":              func(m *Machine) { m.NICs = []NIC{{Slot: 1, Device: "t", MAC: "52:54:00:12:34:56", MTU: 1}} },
 		"too many cards":       func(m *Machine) { m.NICs = make([]NIC, api.MaxNICs+1) },
+		"no slot":              func(m *Machine) { m.Disks[0].Slot = 0 },
+		"a slot twice":         func(m *Machine) { m.Disks = append(m.Disks, m.Disks[0]) },
 		"no serial log":        func(m *Machine) { m.Log = "" },
 		"no program":           func(m *Machine) { m.QEMU = "" },
 	} {
@@ -122,8 +124,8 @@ func TestAnyValidMachineKeepsItsValuesWhole(t *testing.T) {
 		m.Paused = rapid.Bool().Draw(t, "paused")
 		m.QMP, m.Agent, m.Serial, m.Log = path.Draw(t, "qmp"), path.Draw(t, "ga"), path.Draw(t, "serial"), path.Draw(t, "log")
 		m.Disks = nil
-		for range rapid.IntRange(0, api.MaxDisks).Draw(t, "disks") {
-			m.Disks = append(m.Disks, Disk{path.Draw(t, "disk"), rapid.SampledFrom([]string{"qcow2", "raw"}).Draw(t, "format")})
+		for i := range rapid.IntRange(0, api.MaxDisks).Draw(t, "disks") {
+			m.Disks = append(m.Disks, Disk{Slot: i + 1, Path: path.Draw(t, "disk"), Format: rapid.SampledFrom([]string{"qcow2", "raw"}).Draw(t, "format")})
 		}
 		a, err := Build(m)
 		if err != nil {

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package api
+
+// Operation is long work on one VM that excludes all other work on it, such as
+// a migration or a snapshot. Its ID is the VM's, so that a VM has one at most;
+// it exists from the wish until its task has taken over the result. While it
+// exists, requests leave the VM's spec alone, but for a forced stop.
+type Operation = Object[OperationSpec, OperationStatus]
+
+// OperationSpec is the wish, written with the task.
+type OperationSpec struct {
+	// Action is what is done; it begins with "vm.".
+	Action Action `json:"action"`
+	// VM is the name of the VM.
+	VM string `json:"vm"`
+	// TaskID is the task that people follow.
+	TaskID string `json:"taskID"`
+	// NodeID owns the work: the owner of the binding when the work was wished
+	// for. Epoch is that binding's.
+	NodeID string `json:"nodeID"`
+	Epoch  uint64 `json:"epoch"`
+	// Cancel asks the owner to give up if that is still possible.
+	Cancel bool `json:"cancel,omitempty"`
+}
+
+// OperationStatus is written by the hypervisor module of the node that owns the
+// work.
+type OperationStatus struct {
+	// Phase is that of the task; a final phase is the owner's last word.
+	Phase TaskPhase `json:"phase,omitempty"`
+	// Progress in percent, 0-100, in coarse steps: each is a write.
+	Progress int `json:"progress,omitempty"`
+	// Message is one line: what happens now, or why the work failed.
+	Message string `json:"message,omitempty"`
+	// Code of the failure.
+	Code Code `json:"code,omitempty"`
+}
+
+// IsOperation reports whether an action is carried out as an operation.
+func IsOperation(a Action) bool {
+	_, ok := doing[a]
+	return ok
+}
+
+// Doing says what an operation does, for messages: "vm web1 is being …".
+func (s *OperationSpec) Doing() string {
+	if d, ok := doing[s.Action]; ok {
+		return d
+	}
+	return "worked on by a newer version (" + string(s.Action) + ")"
+}
+
+// doing has the participle of every action that is an operation.
+var doing = map[Action]string{}
