@@ -27,10 +27,12 @@ import (
 type flakyDB struct {
 	configdb.DB
 	alone atomic.Bool
+	asked atomic.Int64 // views refused
 }
 
 func (f *flakyDB) View(ctx context.Context) (*configdb.View, error) {
 	if f.alone.Load() {
+		f.asked.Add(1)
 		return nil, configdb.ErrNoQuorum
 	}
 	return f.DB.View(ctx)

@@ -45,6 +45,10 @@ const (
 	laneCapacity = 1 // transactions that reserve memory, see change.reserve
 )
 
+// askAgain is the pause before the cluster is asked again for a revision that
+// this node's replica does not have.
+const askAgain = 200 * time.Millisecond
+
 // Consoles.
 const (
 	defaultHistory  = 4096
@@ -64,8 +68,8 @@ const (
 	vmCreateDeadline = 15 * time.Minute
 	// vmOperationDeadline ends an operation that nobody ends otherwise.
 	vmOperationDeadline = 24 * time.Hour
-	vmPowerDeadline  = 5 * time.Minute
-	importDeadline   = time.Hour
-	uploadDeadline   = 24 * time.Hour
-	storageDeadline  = 15 * time.Minute
+	vmPowerDeadline     = 5 * time.Minute
+	importDeadline      = time.Hour
+	uploadDeadline      = 24 * time.Hour
+	storageDeadline     = 15 * time.Minute
 )

@@ -150,13 +150,12 @@ func (w *watcher) begin(ctx context.Context) (*configdb.Watch, error) {
 	if w.at == 0 {
 		return w.list(ctx)
 	}
-	if v := w.q.db.Local(); w.at > v.Revision() {
-		// The client has seen more than this replica. If the cluster does not
-		// know that revision either, it is not of this cluster's life.
-		fresh, err := w.q.freshView(readTimeout) //nolint:contextcheck // bounded by the request's
-		if err != nil || w.at > fresh.Revision() {
-			return w.relist(ctx)
-		}
+	known, err := w.known(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !known {
+		return w.relist(ctx)
 	}
 	cw := w.q.db.Watch(configdb.Root, w.at)
 	b, err := poll(ctx, cw)
@@ -170,6 +169,29 @@ func (w *watcher) begin(ctx context.Context) (*configdb.Watch, error) {
 		return nil, err
 	}
 	return cw, w.sink.send(ctx, Event{Type: "synced", Revision: w.at})
+}
+
+// known waits until this replica has the revision that the client has seen, and
+// reports whether there is such a revision: if the cluster does not know it, it is
+// not of this cluster's life. As long as nobody can tell, as on a node that began
+// a moment ago, the client waits: what this replica has would take it back.
+func (w *watcher) known(ctx context.Context) (bool, error) {
+	for w.at > w.q.db.Local().Revision() {
+		fresh, err := w.q.freshView(readTimeout) //nolint:contextcheck // bounded by the request's
+		if err == nil {
+			return w.at <= fresh.Revision(), nil
+		}
+		if err := w.attend(ctx); err != nil {
+			return false, err
+		}
+		soon, cancel := context.WithTimeout(ctx, askAgain)
+		_, _ = w.q.db.WaitRevision(soon, w.at) // the loop looks
+		cancel()
+		if ctx.Err() != nil {
+			return false, context.Cause(ctx)
+		}
+	}
+	return true, nil
 }
 
 // poll returns the changes that are there already, perhaps none.

@@ -153,6 +153,41 @@ func TestTheClientResumesAndRelistsThroughARestartedNode(t *testing.T) {
 	stop()
 }
 
+// A node that began a moment ago has less than a client has seen, and no leader
+// to ask. The client is not taken back: it waits until the node has caught up.
+func TestAResumingWatchWaitsForANodeThatIsBehind(t *testing.T) {
+	f := newFixture(t)
+	f.newVM("a", api.VMStopped)
+	const ahead = 10
+	for name, open := range map[string]func(uint64) stream{
+		"WebSocket":          func(since uint64) stream { return f.ws(fmt.Sprintf("kinds=vm&since=%d", since)) },
+		"server-sent events": func(since uint64) stream { return f.sse("kinds=vm", "Last-Event-ID", fmt.Sprint(since)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			seen := f.rev() + ahead
+			f.db.alone.Store(true)
+			defer f.db.alone.Store(false)
+			asked := f.db.asked.Load()
+			got := make(chan string, 1)
+			go func() {
+				e, _, err := open(seen).next()
+				got <- fmt.Sprint(e, err)
+			}()
+			f.eventually("nobody asked the cluster twice", func() bool { return f.db.asked.Load() >= asked+2 })
+			for f.db.Local().Revision() < seen {
+				tx := &configdb.Txn{}
+				tx.Put("other", nil)
+				if _, err := f.db.DB.Txn(t.Context(), tx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if e := <-got; e != fmt.Sprint(vmEvent{Type: "synced", Revision: seen}, nil) {
+				t.Errorf("the first event is %s", e)
+			}
+		})
+	}
+}
+
 // A node that begins from a snapshot, after a restart or because it was away for
 // long, has nothing of what went before: who wants that begins anew.
 func TestWatchThroughANodeThatBeganFromASnapshot(t *testing.T) {

@@ -26,14 +26,8 @@ var errQuiet = errors.New("rest: nothing changed")
 func (w *watcher) next(ctx context.Context, cw *configdb.Watch) (configdb.Batch, error) {
 	every := w.q.s.pingEvery
 	for {
-		if time.Since(w.pinged) >= every {
-			if !w.q.stillWelcome() {
-				return configdb.Batch{}, errNotWelcome
-			}
-			if err := w.sink.ping(ctx); err != nil {
-				return configdb.Batch{}, err
-			}
-			w.pinged = time.Now()
+		if err := w.attend(ctx); err != nil {
+			return configdb.Batch{}, err
 		}
 		quiet, cancel := context.WithTimeoutCause(ctx, every, errQuiet)
 		b, err := cw.Next(quiet)
@@ -42,6 +36,21 @@ func (w *watcher) next(ctx context.Context, cw *configdb.Watch) (configdb.Batch,
 			return b, err
 		}
 	}
+}
+
+// attend looks after the client once in a ping interval.
+func (w *watcher) attend(ctx context.Context) error {
+	if time.Since(w.pinged) < w.q.s.pingEvery {
+		return nil
+	}
+	if !w.q.stillWelcome() {
+		return errNotWelcome
+	}
+	if err := w.sink.ping(ctx); err != nil {
+		return err
+	}
+	w.pinged = time.Now()
+	return nil
 }
 
 var errNotWelcome = errors.New("the token has expired or was deleted")

@@ -21,8 +21,8 @@ type target struct {
 	operation *api.Operation
 	epoch     uint64
 	ownerLost bool
-	image  *api.Image
-	volume *api.Volume
+	image     *api.Image
+	volume    *api.Volume
 }
 
 // disk is one disk of a VM.

@@ -8,7 +8,9 @@
 // a header and then records, each aligned to 8 bytes. An append is one write
 // and one fdatasync(2) into space that was written before, so that the file
 // system has no metadata to make durable. Space is taken when a segment is
-// made, before any entry needs it.
+// made, before any entry needs it. Cutting the end of the log, as a follower does
+// whose last entries a new leader does not know, begins a new segment; the old one
+// is cut to what it keeps.
 //
 // Guarantees:
 //   - StoreLogs returns nil only after the entries are on the disk.

@@ -154,6 +154,7 @@ func (l *Log) supersede(s *segment) error {
 		l.mu.Lock()
 		l.segments[n-1].trim(s.first)
 		l.mu.Unlock()
+		l.segments[n-1].shrink()
 	}
 	return nil
 }

@@ -357,6 +357,54 @@ func TestAnInterruptedCutIsFinished(t *testing.T) {
 	}
 }
 
+// A cluster whose leader changes often cuts the log often. Each cut begins a
+// segment; what the earlier ones have no use for must not stay taken.
+func TestCutsGiveTheirSpaceBack(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir)
+	next := uint64(1)
+	for term := uint64(1); term <= 40; term++ {
+		fill(t, l, next, next+2) // the last of these are not the next leader's
+		next += 2
+		if err := l.DeleteRange(next, next); err != nil {
+			t.Fatal(err)
+		}
+	}
+	size := func() (n int64) {
+		for _, p := range segments(t, dir) {
+			st, err := os.Stat(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += st.Size()
+		}
+		return n
+	}
+	const most = 80*300 + 2*testSegment // the entries, and a segment to write to
+	if n := size(); n > most {
+		t.Fatalf("%d segments have %d bytes for %d entries", len(segments(t, dir)), n, next-1)
+	}
+	_ = l.Close()
+	l = open(t, dir)
+	if _, last := bounds(t, l); last != next-1 {
+		t.Fatalf("the log ends with %d, want %d", last, next-1)
+	}
+	for i := uint64(1); i < next; i++ {
+		var e raft.Log
+		if err := l.GetLog(i, &e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill(t, l, next, next+100)
+	if err := l.DeleteRange(1, next+50); err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	if first, last := bounds(t, open(t, dir)); first > next+51 || last != next+100 {
+		t.Fatalf("the log has %d to %d", first, last)
+	}
+}
+
 func copyFile(t testing.TB, from, to string) {
 	t.Helper()
 	in, err := os.Open(from)

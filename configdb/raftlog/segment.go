@@ -29,6 +29,8 @@ const (
 	suffix     = ".log"
 	spareName  = "spare.tmp"
 	zeroChunk  = 1 << 20
+	// shrinkPart: a segment of which less than this part is free is full.
+	shrinkPart = 8
 )
 
 // segment is one file of the log. Its offsets are guarded by Log.mu.
@@ -61,6 +63,19 @@ func (s *segment) trim(index uint64) {
 	if index <= s.last() && index >= s.first {
 		s.end = s.offsets[index-s.first]
 		s.offsets = s.offsets[:index-s.first]
+	}
+}
+
+// shrink gives back the space behind the last entry of a segment that takes no
+// more, because a newer one on the disk follows it. Without this every change of
+// leader that cuts the log would cost a whole segment until the next snapshot. A
+// segment that is merely full stays as it is: its file is used again.
+func (s *segment) shrink() {
+	if s.size-s.end < s.size/shrinkPart {
+		return
+	}
+	if err := s.file.Truncate(s.end); err == nil { // else it is tried at the next opening
+		s.size = s.end
 	}
 }
 
