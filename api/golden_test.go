@@ -75,6 +75,7 @@ func goldenObjects() goldens {
 				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local", Slot: 1}},
 				NICs: []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5", Slot: 2}},
 				HA:   HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
+				Display: DisplayNone,
 			},
 			Status: VMStatus{
 				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm", Hardware: &VMSpec{CPUs: 2, Memory: GiB},

@@ -62,6 +62,8 @@ type VMSpec struct {
 	// Reboots counts the reboots asked for; raising it reboots a running guest
 	// once (QMP system_reset).
 	Reboots uint64 `json:"reboots,omitempty"`
+	// Display is "vnc" (default) or "none"; it is changed while the VM is stopped.
+	Display Display `json:"display,omitempty" enum:"vnc,none"`
 }
 
 // VMDisk is one disk: an existing volume, or a new one made with the VM as a
@@ -117,6 +119,9 @@ func (s *VMSpec) Validate() error {
 	case PowerStopped, PowerRunning, PowerPaused:
 	default:
 		return Invalid("spec.power", "is %q; give stopped, running or paused", clip(string(s.Power)))
+	}
+	if err := s.Display.validate(); err != nil {
+		return err
 	}
 	if len(s.Disks) > MaxDisks {
 		return Invalid("spec.disks", "has %d disks; at most %d are allowed", len(s.Disks), MaxDisks)

@@ -375,7 +375,7 @@ func (h *Hypervisor) Console(vmID string) (*console.Console, error) {
 }
 
 // paths are the files of one VM.
-type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog string }
+type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot string }
 
 // pathsOf shortens the ID by its hash, because paths of sockets are limited.
 func (h *Hypervisor) pathsOf(id string) paths {
@@ -384,6 +384,7 @@ func (h *Hypervisor) pathsOf(id string) paths {
 	return paths{
 		dir: dir, qmp: filepath.Join(dir, "qmp"), agent: filepath.Join(dir, "ga"), serial: filepath.Join(dir, "serial"),
 		serialLog: filepath.Join(dir, "log"), qemuLog: filepath.Join(dir, "qemu.log"),
+		vnc: filepath.Join(dir, "vnc"), shot: filepath.Join(dir, "shot"),
 	}
 }
 

@@ -45,6 +45,8 @@ type instance struct {
 	followed chan struct{} // closed when all events of conn were seen
 	shutdown *shutdownEvent
 	panicked bool
+	viewers  int           // of the screen
+	shot     chan struct{} // holds a token while a screenshot is taken
 }
 
 // shutdownEvent is QMP's SHUTDOWN (QAPI run-state.json).
@@ -58,7 +60,7 @@ func (h *Hypervisor) instance(id string) *instance {
 	defer h.mu.Unlock()
 	in := h.instances[id]
 	if in == nil {
-		in = &instance{id: id}
+		in = &instance{id: id, shot: make(chan struct{}, 1)}
 		h.instances[id] = in
 	}
 	return in

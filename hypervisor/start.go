@@ -134,6 +134,9 @@ func (s *step) machine() (m argv.Machine, ok bool) {
 		Accelerator: found.Accelerator, Paused: s.vm.Spec.Power == api.PowerPaused,
 		QMP: p.qmp, Agent: p.agent, Serial: p.serial, Log: p.serialLog,
 	}
+	if s.vm.Spec.Display.Shown() {
+		m.VNC = p.vnc
+	}
 	m.Disks, ok = s.disks()
 	return m, ok
 }
@@ -205,7 +208,7 @@ func (s *step) prepare(p paths) error {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return fmt.Errorf("make the run directory of vm %s: %w", s.vm.Meta.Name, err)
 	}
-	for _, sock := range []string{p.qmp, p.agent, p.serial} {
+	for _, sock := range []string{p.qmp, p.agent, p.serial, p.vnc} {
 		if err := os.Remove(sock); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("remove an old socket of vm %s: %w", s.vm.Meta.Name, err)
 		}

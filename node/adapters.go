@@ -164,6 +164,24 @@ func (c consolesOf) Attach(_ context.Context, vmID string, history int) (rest.Co
 	return attachment{con, out, cancel}, nil
 }
 
+// Display implements rest.Consoles.
+func (c consolesOf) Display(ctx context.Context, vmID string) (rest.Console, error) {
+	m := c.d.current()
+	if m == nil {
+		return nil, notMember()
+	}
+	return m.hyper.Display(ctx, vmID)
+}
+
+// Screenshot implements rest.Consoles.
+func (c consolesOf) Screenshot(ctx context.Context, vmID string) ([]byte, error) {
+	m := c.d.current()
+	if m == nil {
+		return nil, notMember()
+	}
+	return m.hyper.Screenshot(ctx, vmID)
+}
+
 type consoleWriter interface {
 	Write(ctx context.Context, p []byte) error
 }

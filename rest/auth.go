@@ -52,6 +52,10 @@ type caller struct {
 	// local is true on the unix socket, forwarded when another node sent the
 	// request on.
 	local, forwarded bool
+	// lentID and lentHash are the token that another node was shown.
+	lentID, lentHash string
+	// ticket is true while a console ticket is all that the caller has shown.
+	ticket bool
 	// session is true for calls inside this process; see SessionHandler.
 	session bool
 }
@@ -76,6 +80,9 @@ func (q *request) login() error {
 	}
 	if q.db == nil {
 		return api.Errorf(api.CodeNotMember, "this host belongs to no cluster yet; run muster cluster init or join")
+	}
+	if q.shownTicket() {
+		return q.loginByTicket()
 	}
 	q.who = known
 	if !known.session {
@@ -123,7 +130,9 @@ func forwardedCaller(h http.Header, peer string) (caller, error) {
 	if by != peer || actor == "" || rank[role] == 0 {
 		return caller{}, api.Errorf(api.CodeForbidden, "node %s sent on a request with wrong %s, %s or %s headers", peer, headerBy, headerActor, headerRole)
 	}
-	return caller{actor: actor, role: role, scope: "node:" + peer, forwarded: true}, nil
+	who := caller{actor: actor, role: role, scope: "node:" + peer, forwarded: true}
+	who.lentID, who.lentHash, _ = strings.Cut(h.Get(headerToken), " ")
+	return who, nil
 }
 
 var errWrongToken = api.Errorf(api.CodeUnauthorized, "the token is unknown, expired or was deleted")

@@ -66,33 +66,18 @@ func (r *vmResource) console(q *request) error {
 		return api.Invalid("Upgrade", "the console is a WebSocket; see /console/log for its past as text")
 	}
 	vm, node, err := r.consoleOwner(q)
+	if err == nil {
+		err = hasConsole(&vm)
+	}
+	if err != nil && q.who.ticket {
+		return errWrongTicket // a stranger learns nothing about VMs
+	}
 	if err != nil {
 		return err
 	}
-	switch vm.Status.Phase {
-	case api.VMCreating, api.VMStopped, api.VMFailed, api.VMDeleting:
-		return api.Errorf(api.CodeRefused, "vm %s is not running, it is %s", vm.Meta.Name, phaseText(&vm))
-	}
-	if node != q.s.cfg.Node() {
-		return q.proxy(node)
-	}
-	if !q.s.consoles.tryAcquire() {
-		return api.Errorf(api.CodeRefused, "%d consoles are open on node %s; close one", maxConsoles, node)
-	}
-	defer q.s.consoles.release()
-	con, err := q.s.cfg.Consoles.Attach(q.ctx(), vm.Meta.ID, history)
-	if err != nil {
-		return err
-	}
-	defer con.Close()
-	ws, err := websocket.Accept(q.w, q.r, nil)
-	if err != nil {
-		return nil // Accept has answered
-	}
-	defer func() { _ = ws.CloseNow() }()
-	ws.SetReadLimit(maxConsoleFrame)
-	q.carry(ws, con)
-	return nil
+	return q.serveConsole(vm, node, maxConsoleFrame, nil, func() (Console, error) {
+		return q.s.cfg.Consoles.Attach(q.ctx(), vm.Meta.ID, history)
+	})
 }
 
 var (

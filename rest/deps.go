@@ -55,7 +55,7 @@ type Images interface {
 	HasPool(v *configdb.View, pool string) bool
 }
 
-// Consoles are the serial consoles of the VMs that this node is bound to.
+// Consoles are the serial consoles and screens of the VMs that this node is bound to.
 type Consoles interface {
 	// History returns at most the last n bytes of a VM's console. It fails
 	// with api.CodeRefused when there is nothing to show.
@@ -63,6 +63,11 @@ type Consoles interface {
 	// Attach joins a console; its output begins with at most history bytes of
 	// the past. It fails with api.CodeRefused when the VM does not run.
 	Attach(ctx context.Context, vmID string, history int) (Console, error)
+	// Display joins a VM's screen, which speaks RFB. It fails with
+	// api.CodeRefused when there is none.
+	Display(ctx context.Context, vmID string) (Console, error)
+	// Screenshot returns what is on the screen, as PNG. It fails as Display does.
+	Screenshot(ctx context.Context, vmID string) ([]byte, error)
 }
 
 // Console is one attachment.

@@ -150,6 +150,20 @@ func (c *fakeConsoles) Attach(_ context.Context, id string, n int) (Console, err
 	return e, nil
 }
 
+func (c *fakeConsoles) Display(_ context.Context, id string) (Console, error) {
+	b, err := c.History(id, 12)
+	if err != nil {
+		return nil, err
+	}
+	e := &echo{out: make(chan []byte, 16)}
+	e.out <- b
+	return e, nil
+}
+
+func (c *fakeConsoles) Screenshot(_ context.Context, id string) ([]byte, error) {
+	return c.History(id, 4)
+}
+
 // echo is a console whose guest repeats what is typed and ends on "bye".
 type echo struct{ out chan []byte }
 

@@ -56,6 +56,7 @@ type fixture struct {
 	cluster *fakeCluster
 	images  *fakeImages
 	console *fakeConsoles
+	stops   []func() // end the servers
 	placer  *fakePlacer
 	backups *fakeBackups
 	member  atomic.Bool
@@ -101,6 +102,7 @@ func newFixtureOn(t *testing.T, db configdb.DB) *fixture {
 		srv.Config = s.HTTPServer(s.Handler())
 		srv.Start()
 		t.Cleanup(srv.Close)
+		f.stops = append(f.stops, srv.Close)
 		f.servers[node], f.urls[node] = s, srv.URL
 	}
 	return f

@@ -46,6 +46,7 @@ var paramDocs = map[string]struct {
 	"full":        {"boolean", "with the objects after each change, without secrets"},
 	"prefix":      {"string", "keys that begin with it"},
 	"history":     {"integer", "bytes of past output to begin with, at most 262144; default 4096"},
+	"ticket":      {"string", "a console ticket instead of a token; good once"},
 	"last":        {"integer", "only the newest so many, 1-1000"},
 	"name":        {"string", "name of the series; one that ends in * stands for all that begin so"},
 	"bytes":       {"integer", "most bytes, at most 262144"},

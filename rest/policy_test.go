@@ -33,7 +33,7 @@ func wantNeed(method, path string) access {
 		return needNothing // the join token in it is the key
 	case slices.Contains([]string{"tokens", "users", "receivers", "raw", "kv"}, kind):
 		return needAdministrator // also to read
-	case method == http.MethodGet && strings.HasSuffix(rest, "/console"):
+	case method == http.MethodGet && (strings.HasSuffix(rest, "/console") || strings.HasSuffix(rest, "/vnc")):
 		return needOperator // who types into a guest changes it
 	case method == http.MethodGet:
 		return needViewer
@@ -116,6 +116,8 @@ var unaudited = map[string]string{
 	"POST " + base + "cluster/init":          "see below",
 	"POST " + base + "cluster/join":          "it happens at the member: admit",
 	"POST " + base + "cluster/admit":         "see below",
+	"POST " + base + "vms/{name}/vnc":        "a ticket; opening the console with it is audited",
+	"POST " + base + "vms/{name}/console":    "a ticket; opening the console with it is audited",
 	"POST " + base + "receivers/{name}/test": "sends a message and changes nothing",
 	"POST " + base + "cluster/restore":       "its event is in the database that it founds",
 	"POST " + base + "cluster/recover":       "its event is in the database of the next life",

@@ -43,6 +43,9 @@ func (q *request) proxy(node string) error {
 			h.Set(headerActor, q.who.actor)
 			h.Set(headerRole, string(q.who.role))
 			h.Set(headerSource, q.source())
+			if q.who.tokenID != "" {
+				h.Set(headerToken, q.who.tokenID+" "+q.who.secretHash)
+			}
 		},
 		Transport:     transport,
 		FlushInterval: -1,

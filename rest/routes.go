@@ -33,6 +33,8 @@ type route struct {
 	status       int    // of the answer when all is well
 	// stream: the answer has no deadline as a whole.
 	stream bool
+	// ticket is the kind of console whose tickets are a login here, too.
+	ticket api.ConsoleKind
 	// early: answered before the host is in a cluster, too.
 	early bool
 }
@@ -191,10 +193,11 @@ func (r *vmResource) routes() []route {
 		out = append(out, route{method: http.MethodPost, path: one + "/" + a.verb, need: needOperator, handle: r.action(a.action),
 			summary: a.summary, params: longParams, in: typeOf[vmRequest](), out: typeOf[TaskReply](), status: http.StatusAccepted})
 	}
+	out = append(out, r.consoleRoutes()...)
 	return append(out,
 		// Typing into a guest changes it: more than a viewer may do.
-		route{method: http.MethodGet, path: one + "/console", need: needOperator, handle: r.console, stream: true,
-			summary: "The serial console as a WebSocket of binary frames", params: append(slices.Clone(oneParams), "history"),
+		route{method: http.MethodGet, path: one + "/console", need: needOperator, handle: r.console, stream: true, ticket: api.ConsoleSerial, verb: "console",
+			summary: "The serial console as a WebSocket of binary frames", params: append(slices.Clone(oneParams), "history", "ticket"),
 			produces: "application/octet-stream", status: http.StatusSwitchingProtocols},
 		route{method: http.MethodGet, path: one + "/console/log", need: needViewer, handle: r.consoleLog,
 			summary: "The last output of the serial console", params: append(slices.Clone(oneParams), "bytes"),

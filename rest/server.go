@@ -83,6 +83,7 @@ type Server struct {
 	openAPI []byte
 	metrics *metrics
 	tokens  tokenCache
+	tickets tickets
 
 	watches, consoles, uploads, lane, backups semaphore
 	// pingEvery is pingInterval, shorter in tests.

@@ -91,7 +91,7 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 		return nil, api.Invalid("spec.reboots", "is changed by POST %svms/%s/reboot only", base, old.Meta.Name)
 	}
 	if hardwareDiffers(old, want) && !atRest(old) {
-		return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop the VM first to change its cpus or memory", old.Meta.Name, phaseText(old))
+		return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop the VM first to change its cpus, memory or display", old.Meta.Name, phaseText(old))
 	}
 	newNICs := !sameNICs(old.Spec.NICs, want.Spec.NICs)
 	if newNICs && !atRest(old) {
@@ -112,6 +112,7 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 	st.vm.Spec.AssignSlots(&old.Spec)
 	st.vm.Meta.Labels = want.Meta.Labels
 	st.vm.Spec.CPUs, st.vm.Spec.Memory, st.vm.Spec.HA = want.Spec.CPUs, want.Spec.Memory, want.Spec.HA
+	st.vm.Spec.Display = want.Spec.Display
 	action, err := c.wish(st, want.Spec.Power, want.Spec.ForceStop)
 	if err != nil {
 		return nil, err
@@ -145,7 +146,7 @@ func (c *change) wish(st *vmState, power api.PowerState, force bool) (api.Action
 }
 
 func hardwareDiffers(a, b *api.VM) bool {
-	return a.Spec.CPUs != b.Spec.CPUs || a.Spec.Memory != b.Spec.Memory
+	return a.Spec.CPUs != b.Spec.CPUs || a.Spec.Memory != b.Spec.Memory || a.Spec.Display.Shown() != b.Spec.Display.Shown()
 }
 
 // atRest reports that the VM is neither running nor meant to.

@@ -74,6 +74,8 @@ type Machine struct {
 	// QMP, Agent and Serial are paths of unix sockets that QEMU makes; Log
 	// receives a copy of the serial output.
 	QMP, Agent, Serial, Log string
+	// VNC is the socket of the screen; the machine has none if it is empty.
+	VNC string
 }
 
 // Disk is one disk that exists as a file.
@@ -123,6 +125,7 @@ func Build(m Machine) ([]string, error) {
 	for _, n := range m.NICs {
 		a = append(a, nic(n)...)
 	}
+	a = append(a, display(m)...) // last: no other device changes its slot
 	if m.Paused {
 		a = append(a, "-S")
 	}
@@ -219,7 +222,10 @@ func (m *Machine) validate() error {
 	if err := m.validateNICs(); err != nil {
 		return err
 	}
-	for _, p := range []struct{ what, path string }{{"QMP socket", m.QMP}, {"guest agent socket", m.Agent}, {"serial socket", m.Serial}} {
+	for _, p := range []struct{ what, path string }{{"QMP socket", m.QMP}, {"guest agent socket", m.Agent}, {"serial socket", m.Serial}, {vncSocket, m.VNC}} {
+		if p.path == "" && p.what == vncSocket {
+			continue // no screen
+		}
 		if len(p.path) > MaxSocketPath {
 			return fmt.Errorf("path %q of the %s has %d bytes; unix sockets take at most %d: choose a shorter data directory", p.path, p.what, len(p.path), MaxSocketPath)
 		}

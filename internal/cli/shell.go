@@ -34,6 +34,7 @@ var notInShell = map[string]string{
 	"context":         "contexts belong to the muster command on your own computer",
 	"docs":            "it writes files; use the muster command on your own computer",
 	"completion":      "it is for the muster command on your own computer; here, press TAB",
+	"vm vnc":          "it opens a port on your own computer; use the muster command there",
 	"cluster init":    "it is run on the host itself, with --data-dir",
 	"cluster join":    "it is run on the host itself, with --data-dir",
 	"cluster restore": "it is run on the host itself, with --data-dir",

@@ -22,7 +22,7 @@ func (a *app) vmCmd() *cobra.Command {
 		a.vmAction("reboot", "rebooted", "Reset running VMs", "Resets the VM like the reset button."),
 		a.vmAction("pause", "paused", "Stop the virtual CPUs of running VMs", "Memory and devices stay as they are until the VM is resumed."),
 		a.vmAction("resume", "resumed", "Let paused VMs go on", ""),
-		a.consoleCmd(),
+		a.consoleCmd(), a.vncCmd(), a.screenshotCmd(),
 		rm)
 }
 
@@ -35,6 +35,7 @@ type vmCreateFlags struct {
 	volumes  []string
 	networks []string
 	pool, ha string
+	display  string
 	start    bool
 	labels   []string
 }
@@ -74,6 +75,7 @@ volumes of --volume, then an empty disk for each --disk.`,
 	fs.StringArrayVar(&f.networks, "network", nil, networkHelp)
 	fs.StringVar(&f.pool, "pool", "", "pool for the new disks (default the image's pool for a clone, else \"local\")")
 	fs.StringVar(&f.ha, "ha", "", "what to do when the node is lost: none or restart (default \"none\")")
+	fs.StringVar(&f.display, "display", "", "screen: vnc or none (default \"vnc\")")
 	fs.BoolVar(&f.start, "start", false, "start the VM when it is created")
 	fs.StringArrayVar(&f.labels, "label", nil, "label KEY=VALUE (repeatable)")
 	return cmd
@@ -122,6 +124,7 @@ func (f *vmCreateFlags) spec() (map[string]any, error) {
 		spec["nics"] = nics
 	}
 	set(spec, "ha", f.ha)
+	set(spec, "display", f.display)
 	if f.start {
 		spec["power"] = api.PowerRunning
 	}
@@ -161,7 +164,7 @@ func (a *app) vmAction(verb, done, short, long string) *cobra.Command {
 func (a *app) vmSet() *cobra.Command {
 	var cpus int
 	var memory api.Size
-	var ha string
+	var ha, display string
 	var labels, networks []string
 	cmd := &cobra.Command{
 		Use: "set NAME", Short: "Change CPUs, memory, networks, HA policy or labels", Args: args("NAME"),
@@ -188,6 +191,9 @@ others are removed; --network none removes all. --label KEY- removes a label.`,
 			if changed("ha") {
 				spec["ha"] = ha
 			}
+			if changed("display") {
+				spec["display"] = display
+			}
 			if changed("network") {
 				nics, err := parseNICs(networks)
 				if err != nil {
@@ -200,7 +206,7 @@ others are removed; --network none removes all. --label KEY- removes a label.`,
 				return err
 			}
 			if len(spec) == 0 && len(l) == 0 {
-				return usagef("vm set: nothing to change; give --cpu, --memory, --network, --ha or --label")
+				return usagef("vm set: nothing to change; give --cpu, --memory, --network, --ha, --display or --label")
 			}
 			return a.patch(cmd.Context(), api.KindVM, names[0], patchOf(spec, l))
 		},
@@ -209,6 +215,7 @@ others are removed; --network none removes all. --label KEY- removes a label.`,
 	cmd.Flags().Var(sizeFlag{&memory}, "memory", "guest memory, such as 512M or 4G (of a stopped VM)")
 	cmd.Flags().StringArrayVar(&networks, "network", nil, networkHelp)
 	cmd.Flags().StringVar(&ha, "ha", "", "what to do when the node is lost: none or restart")
+	cmd.Flags().StringVar(&display, "display", "", "screen: vnc or none (of a stopped VM)")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "label KEY=VALUE, or KEY- to remove it (repeatable)")
 	return cmd
 }

@@ -52,7 +52,7 @@ func (s *socket) read(ctx context.Context) ([]byte, error) {
 }
 
 // dial opens a WebSocket on the first server that takes it.
-func (c *Client) dial(ctx context.Context, path string, q url.Values, limit int64) (*socket, error) {
+func (c *Client) dial(ctx context.Context, path string, q url.Values, limit int64, protocols ...string) (*socket, error) {
 	if rev := c.revision.Load(); rev > 0 {
 		q.Set("minRevision", strconv.FormatUint(rev, 10))
 	}
@@ -64,7 +64,7 @@ func (c *Client) dial(ctx context.Context, path string, q url.Values, limit int6
 	for i := range c.endpoints {
 		at := (first + i) % len(c.endpoints)
 		e := c.endpoints[at]
-		s, err := c.dialOne(ctx, e, path, q, limit)
+		s, err := c.dialOne(ctx, e, path, q, limit, protocols)
 		if err == nil {
 			c.good.Store(int32(at))
 			s.lost = func() { c.good.CompareAndSwap(int32(at), int32((at+1)%len(c.endpoints))) }
@@ -86,13 +86,13 @@ func (c *Client) dial(ctx context.Context, path string, q url.Values, limit int6
 	return nil, c.giveUp(ctx, failed)
 }
 
-func (c *Client) dialOne(ctx context.Context, e *endpoint, path string, q url.Values, limit int64) (*socket, error) {
+func (c *Client) dialOne(ctx context.Context, e *endpoint, path string, q url.Values, limit int64, protocols []string) (*socket, error) {
 	dialCtx, cancel := context.WithTimeoutCause(ctx, socketDial, errNoAnswer)
 	defer cancel()
 	h := http.Header{}
 	c.sign(h, e)
 	//nolint:bodyclose // "You never need to close resp.Body yourself", says Dial
-	conn, resp, err := websocket.Dial(dialCtx, e.base+Base+path+"?"+q.Encode(), &websocket.DialOptions{HTTPClient: e.ws, HTTPHeader: h})
+	conn, resp, err := websocket.Dial(dialCtx, e.base+Base+path+"?"+q.Encode(), &websocket.DialOptions{HTTPClient: e.ws, HTTPHeader: h, Subprotocols: protocols})
 	if err != nil {
 		if resp != nil && resp.StatusCode >= 400 {
 			body, _ := io.ReadAll(resp.Body)
@@ -100,6 +100,10 @@ func (c *Client) dialOne(ctx context.Context, e *endpoint, path string, q url.Va
 		}
 		if ctx.Err() == nil && dialCtx.Err() != nil {
 			err = errNoAnswer
+		}
+		var u *url.Error // it has the whole query, which may hold a ticket
+		if errors.As(err, &u) {
+			err = u.Err
 		}
 		return nil, err
 	}
