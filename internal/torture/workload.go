@@ -38,7 +38,7 @@ const (
 	RawEpoch = 4 * time.Second
 	// RuleSlots objects at a time, each for RuleEpoch.
 	RuleSlots = 4
-	RuleEpoch = 15 * time.Second
+	RuleEpoch = 30 * time.Second
 	// rulePer100 operations are on objects, the rest on raw keys.
 	rulePer100 = 25
 	// oldPer100 reads are of a key of an earlier epoch.

@@ -32,6 +32,9 @@ func (c *campaign) torment(ctx context.Context, length time.Duration) {
 	for _, w := range c.watchers {
 		watchers.Go(func() { w.run(watchCtx) })
 	}
+	if err := c.firstWord(ctx); err != nil {
+		c.violate(torture.WatchGap, "watches", "%v", err)
+	}
 	for _, u := range c.clients {
 		clients.Go(func() { u.run(clientCtx) })
 	}

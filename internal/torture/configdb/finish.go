@@ -41,6 +41,16 @@ func stateAge(r *torture.StaleRead, a *answer) {
 	r.Revision = a.revision()
 }
 
+// firstWord makes the object that the last write changes: at the end there may be
+// as many as the cluster allows.
+func (c *campaign) firstWord(ctx context.Context) error {
+	a := c.rest.do(ctx, 0, ruleRequest(torture.Create, lastRule, "begin", 0, listTimeout))
+	if !a.ok() {
+		return fmt.Errorf("the first write: %s", a.word())
+	}
+	return nil
+}
+
 // lastWord writes an object that every watch must then see: what was written
 // before it was seen too.
 func (c *campaign) lastWord(ctx context.Context) error {
@@ -48,7 +58,7 @@ func (c *campaign) lastWord(ctx context.Context) error {
 		return err
 	}
 	wait(ctx, c.lastUnknown()+writesEnd-c.rec.Now())
-	a := c.rest.do(ctx, 0, ruleRequest(torture.Create, lastRule, "end", 0, listTimeout))
+	a := c.rest.do(ctx, 0, ruleRequest(torture.Put, lastRule, "end", 0, listTimeout))
 	if !a.ok() {
 		return fmt.Errorf("the last write: %s", a.word())
 	}
