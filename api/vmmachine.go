@@ -165,6 +165,17 @@ func (s *VMSpec) machine() MachineType {
 // MachineType is q35 unless the VM says otherwise.
 func (s *VMSpec) MachineType() MachineType { return s.machine() }
 
+// AsksForMachine reports whether the VM asks for anything that a VM did not have
+// before there were machines to choose. A node of such a version would run it
+// without.
+func (s *VMSpec) AsksForMachine() bool {
+	return s.MachineType() != MachineQ35 || s.CPU != nil || s.UEFI() || s.Kernel != nil || s.TPM != nil || len(s.NUMA) > 0 || s.Hugepages.Size() > 0 ||
+		s.Watchdog != nil || s.Vsock != nil || len(s.CDROMs) > 0 || len(s.BootOrder) > 0 || len(s.HostDevices) > 0 || len(s.ExtraArgs) > 0 ||
+		slices.ContainsFunc(s.Disks, func(d VMDisk) bool {
+			return d.BusOf() != BusVirtio || d.Cache != "" || d.AIO != "" || d.IOThread || d.Discard != "" || d.Queues != 0
+		})
+}
+
 // UEFI reports whether the VM begins with UEFI.
 func (s *VMSpec) UEFI() bool { return s.Firmware != nil && s.Firmware.Type == FirmwareUEFI }
 

@@ -365,3 +365,47 @@ func TestRealWatchdogPausesTheGuest(t *testing.T) {
 		return bad && strings.Contains(c.Message, "watchdog")
 	})
 }
+
+// kernel is the smallest one that the boot protocol of Linux (x86/boot.rst,
+// version 2.02) lets in: its setup prints a text on the serial port.
+func kernel(text string) []byte {
+	const setupSectors, entry = 4, 0x268
+	k := make([]byte, (setupSectors+2)*512)
+	k[0x1f1], k[0x1fe], k[0x1ff] = setupSectors, 0x55, 0xaa
+	copy(k[0x200:], []byte{0xeb, entry - 0x202}) // jmp entry
+	copy(k[0x202:], "HdrS\x02\x02")
+	k[0x211] = 1 // loaded high
+	code := []byte{
+		0xfa, 0xfc, 0xbe, 0x00, 0x00, // cli; cld; mov si, text
+		0xba, 0xf8, 0x03, // mov dx, 0x3f8
+		0xac, 0x84, 0xc0, 0x74, 0x03, // next: lodsb; test al,al; jz stop
+		0xee, 0xeb, 0xf8, // out dx,al; jmp next
+		0xf4, 0xeb, 0xfd, // stop: hlt; jmp stop
+	}
+	at := entry + len(code)
+	code[3], code[4] = byte(at), byte(at>>8)
+	copy(k[entry:], append(code, text...))
+	return k
+}
+
+// A kernel is started without a boot loader, also where nothing else is: on a
+// microvm.
+func TestRealKernelIsStarted(t *testing.T) {
+	for _, machine := range []api.MachineType{api.MachineQ35, api.MachineMicroVM} {
+		t.Run(string(machine), func(t *testing.T) {
+			t.Parallel()
+			dir, err := os.MkdirTemp("", "hv")
+			must(t, err)
+			defer os.RemoveAll(dir)
+			m := machineFor(t, dir)
+			image := filepath.Join(dir, "kernel.raw")
+			must(t, os.WriteFile(image, kernel("it is a kernel\r\n"), 0o600))
+			m.Type, m.Paused = machine, false
+			m.Kernel = &argv.Kernel{Image: image, Cmdline: "console=ttyS0"}
+			args, err := argv.Build(m)
+			must(t, err)
+			startQEMU(t, args, m.QMP)
+			awaitText(t, m.Log, "it is a kernel")
+		})
+	}
+}

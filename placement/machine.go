@@ -63,7 +63,7 @@ func (f *fleet) imageNeed(v *configdb.View, vm *api.VM, name, field string) (nee
 // machine is what a VM's machine asks of the node itself.
 type machine struct {
 	vm       *api.VM
-	asks     bool // anything that every node does not have
+	asks     bool // anything that a node of an earlier version does not know
 	facts    map[string]*api.NodeFactsStatus
 	baseline *api.CPUBaselineSpec
 }
@@ -73,8 +73,7 @@ type machine struct {
 func (f *fleet) machine(v *configdb.View, vm *api.VM) (*machine, error) {
 	s := &vm.Spec
 	m := &machine{vm: vm, facts: map[string]*api.NodeFactsStatus{}}
-	m.asks = s.MachineType() != api.MachineQ35 || s.CPUModel() != api.CPUHost || s.UEFI() || s.TPM != nil || s.Vsock != nil ||
-		s.Hugepages.Size() > 0 || len(s.HostDevices) > 0 || slices.ContainsFunc(s.NUMA, func(n api.VMNUMANode) bool { return n.HostNode != nil })
+	m.asks = s.AsksForMachine()
 	if !m.asks {
 		return m, nil
 	}

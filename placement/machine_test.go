@@ -119,10 +119,18 @@ func TestAPlainVMAsksForNoFacts(t *testing.T) {
 	if _, err := Choose(w.db.Local(), Request{VM: newVM("web1", api.GiB)}); err != nil {
 		t.Error(err)
 	}
-	vm := newVM("web1", api.GiB)
-	vm.Spec.TPM = &api.VMTPM{}
-	if _, err := Choose(w.db.Local(), Request{VM: vm}); err == nil || !strings.Contains(err.Error(), "has not told its facts yet") {
-		t.Error(err)
+	// A node that says nothing of itself may be of an earlier version, and would
+	// leave out what it does not know.
+	for what, change := range map[string]func(*api.VMSpec){
+		"tpm":   func(s *api.VMSpec) { s.TPM = &api.VMTPM{} },
+		"drive": func(s *api.VMSpec) { s.CDROMs = []api.VMCDROM{{}} },
+		"disk":  func(s *api.VMSpec) { s.Disks = []api.VMDisk{{Size: api.GiB, Bus: api.BusSCSI}} },
+	} {
+		vm := newVM("web1", api.GiB)
+		change(&vm.Spec)
+		if _, err := Choose(w.db.Local(), Request{VM: vm}); err == nil || !strings.Contains(err.Error(), "has not told its facts yet") {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
 
