@@ -235,6 +235,9 @@ type ClusterStatus struct {
 	CARotation CAPhase `json:"caRotation,omitempty"`
 	// FeatureLevel of the cluster; nil while this node does not know it yet.
 	FeatureLevel *FeatureLevelStatus `json:"featureLevel,omitempty"`
+	// CPUBaseline is what VMs with the CPU model cluster get; nil before the nodes
+	// have told their CPUs.
+	CPUBaseline *CPUBaselineStatus `json:"cpuBaseline,omitempty"`
 }
 
 // MemberStatus is one member of the configuration database.

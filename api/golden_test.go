@@ -71,14 +71,14 @@ func goldenObjects() goldens {
 		},
 		vm: VM{
 			Meta: goldenMeta(KindVM),
-			Spec: VMSpec{
+			Spec: goldenMachine(VMSpec{
 				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local", Slot: 1}},
 				NICs: []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5", Slot: 2}},
 				HA:   HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
 				Display: DisplayNone,
-			},
+			}),
 			Status: VMStatus{
-				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm", Hardware: &VMSpec{CPUs: 2, Memory: GiB},
+				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm", CPU: "host", Hardware: &VMSpec{CPUs: 2, Memory: GiB},
 				RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
 			},
 		},
@@ -98,7 +98,7 @@ func goldenObjects() goldens {
 		},
 		volume: Volume{
 			Meta:   goldenMeta(KindVolume),
-			Spec:   VolumeSpec{Pool: "local", Image: "i", Size: GiB, Node: "n1"},
+			Spec:   VolumeSpec{Pool: "local", Image: "i", Size: GiB, Node: "n1", Content: ContentTPM},
 			Status: VolumeStatus{ObservedGeneration: 3, Phase: StorageReady, Format: "qcow2", Size: GiB, Message: "m", Conditions: cond},
 		},
 		pool: Pool{
@@ -135,6 +135,8 @@ func TestGoldenEncodings(t *testing.T) {
 	golden(t, g.poolState)
 	golden(t, g.task)
 	golden(t, g.token)
+	golden(t, goldenFacts())
+	golden(t, goldenBaseline())
 }
 
 // stored is one golden file.

@@ -30,6 +30,8 @@ const (
 
 	KindNetwork     Kind = "network"
 	KindSwitchState Kind = "switchstate"
+	KindNodeFacts   Kind = "nodefacts"
+	KindCPUBaseline Kind = "cpubaseline"
 	KindUplink      Kind = "uplink"
 	KindIPPool      Kind = "ippool"
 	KindEvent       Kind = "event"

@@ -19,7 +19,7 @@ import (
 func TestDecodeStrict(t *testing.T) {
 	for name, c := range map[string]struct{ body, field, says string }{
 		"unknown at the top":    {`{"mata":{}}`, "mata", "not a known field"},
-		"unknown in spec":       {`{"spec":{"cpu":1}}`, "cpu", "not a known field"},
+		"unknown in spec":       {`{"spec":{"cores":1}}`, "cores", "not a known field"},
 		"unknown and huge":      {`{"` + strings.Repeat("x", 1<<16) + `":1}`, strings.Repeat("x", 80) + "…", "not a known field"},
 		"wrong type":            {`{"spec":{"cpus":"two"}}`, "spec.cpus", "string"},
 		"wrong type in a list":  {`{"spec":{"disks":[{"volume":7}]}}`, "spec.disks.volume", "number"},

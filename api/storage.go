@@ -191,7 +191,21 @@ type VolumeSpec struct {
 	// Node is the name of the node that creates and deletes the file and, in a
 	// dir pool, keeps it.
 	Node string `json:"node,omitempty"`
+	// Content is what else than a disk it is: the state of a VM's machine, made
+	// with the VM. Its size follows from that.
+	Content VolumeContent `json:"content,omitempty" enum:"uefi,uefi-secure,tpm" readOnly:"true"`
 }
+
+// VolumeContent is the state of a VM's machine that a volume keeps.
+type VolumeContent string
+
+// The contents: UEFI variables (qcow2), those that begin with the keys for
+// Secure Boot, and the state of a TPM (raw, as swtpm keeps it).
+const (
+	ContentUEFI       VolumeContent = "uefi"
+	ContentUEFISecure VolumeContent = "uefi-secure"
+	ContentTPM        VolumeContent = "tpm"
+)
 
 // SetDefaults implements Spec.
 func (s *VolumeSpec) SetDefaults() {
@@ -203,10 +217,26 @@ func (s *VolumeSpec) SetDefaults() {
 // Validate implements Spec.
 func (s *VolumeSpec) Validate() error {
 	d := VMDisk{Image: s.Image, Size: s.Size, Pool: s.Pool}
+	if s.Content != "" {
+		return s.validateContent()
+	}
 	if s.Image == "" && s.Size == 0 {
 		return Invalid("spec.size", "is missing; give the size of an empty volume, such as 10G, or an image to clone")
 	}
 	if err := d.validate("spec"); err != nil {
+		return err
+	}
+	return validNode(s.Node)
+}
+
+func (s *VolumeSpec) validateContent() error {
+	if err := oneOf("spec.content", s.Content, ContentUEFI, ContentUEFISecure, ContentTPM); err != nil {
+		return err
+	}
+	if s.Image != "" || s.Size != 0 {
+		return Invalid("spec.content", "is %s, which goes with neither an image nor a size", s.Content)
+	}
+	if err := ValidName("spec.pool", s.Pool); err != nil {
 		return err
 	}
 	return validNode(s.Node)

@@ -52,6 +52,33 @@ type VMSpec struct {
 	Disks []VMDisk `json:"disks,omitempty" maxItems:"24"`
 	// NICs in order of the guest's slots, at most 8.
 	NICs []VMNIC `json:"nics,omitempty" maxItems:"8"`
+	// Machine is q35 (default), pc or microvm.
+	Machine MachineType `json:"machine,omitempty" enum:"q35,pc,microvm"`
+	// CPU is the model and arrangement of the CPUs.
+	CPU *VMCPU `json:"cpu,omitempty"`
+	// Firmware is BIOS or UEFI.
+	Firmware *VMFirmware `json:"firmware,omitempty"`
+	// Kernel is started directly, without a boot loader.
+	Kernel *VMKernel `json:"kernel,omitempty"`
+	// TPM gives the VM a TPM 2.0.
+	TPM *VMTPM `json:"tpm,omitempty"`
+	// NUMA nodes of the guest, at most 16; without any it has one.
+	NUMA []VMNUMANode `json:"numa,omitempty" maxItems:"16"`
+	// Hugepages that back the memory: off (default), 2M or 1G.
+	Hugepages Hugepages `json:"hugepages,omitempty" enum:"off,2M,1G"`
+	// Watchdog gives the VM a watchdog.
+	Watchdog *VMWatchdog `json:"watchdog,omitempty"`
+	// Vsock gives the VM a socket to its host.
+	Vsock *VMVsock `json:"vsock,omitempty"`
+	// CDROMs are the VM's CD-ROM drives, at most 4.
+	CDROMs []VMCDROM `json:"cdroms,omitempty" maxItems:"4"`
+	// BootOrder names what to boot from, in order: disk0, cdrom1, nic0. Without
+	// it: the disks, then the drives.
+	BootOrder []string `json:"bootOrder,omitempty"`
+	// HostDevices of the node that the VM has for itself, at most 16.
+	HostDevices []VMHostDevice `json:"hostDevices,omitempty" maxItems:"16"`
+	// ExtraArgs are added to QEMU's arguments. Only administrators may set them.
+	ExtraArgs []string `json:"extraArgs,omitempty" maxItems:"64"`
 	// HA is "none" (default) or "restart".
 	HA HAPolicy `json:"ha,omitempty" enum:"none,restart"`
 	// Power is the wished power state: stopped (default), running or paused.
@@ -81,6 +108,20 @@ type VMDisk struct {
 	// Slot is the disk's place in the guest's hardware, 1-24. It is chosen when
 	// left out and stays with the volume.
 	Slot int `json:"slot,omitempty" minimum:"0" maximum:"24"`
+	// Bus is virtio (default), scsi, or sata on q35 and ide on pc.
+	Bus DiskBus `json:"bus,omitempty" enum:"virtio,scsi,sata,ide"`
+	// Cache is writeback (default), none, writethrough or directsync.
+	Cache DiskCache `json:"cache,omitempty" enum:"writeback,none,writethrough,directsync"`
+	// AIO is threads (default), io_uring or native.
+	AIO DiskAIO `json:"aio,omitempty" enum:"threads,io_uring,native"`
+	// IOThread gives the disk a thread of its own; disks on scsi share that of
+	// their controller.
+	IOThread bool `json:"iothread,omitempty"`
+	// Discard is unmap (default) or ignore.
+	Discard DiskDiscard `json:"discard,omitempty" enum:"unmap,ignore"`
+	// Queues of requests, 1-64, on virtio and scsi; QEMU's choice when 0. Disks
+	// on scsi share the most that one of them asks for.
+	Queues int `json:"queues,omitempty" minimum:"0" maximum:"64"`
 }
 
 // SetDefaults implements Spec.
@@ -97,6 +138,7 @@ func (s *VMSpec) SetDefaults() {
 	if s.Memory == 0 {
 		s.Memory = 512 * MiB
 	}
+	s.setMachineDefaults()
 }
 
 // Validate implements Spec.
@@ -154,7 +196,7 @@ func (s *VMSpec) Validate() error {
 		}
 		seen[s.Disks[i].Volume] = true
 	}
-	return nil
+	return s.validateMachine()
 }
 
 func (d *VMDisk) validate(field string) error {
@@ -214,6 +256,9 @@ type VMStatus struct {
 	Hardware *VMSpec `json:"hardware,omitempty"`
 	// Accelerator is "kvm" or "tcg" while running.
 	Accelerator string `json:"accelerator,omitempty"`
+	// CPU is the model with its features that the running guest has, as QEMU was
+	// told it.
+	CPU string `json:"cpu,omitempty"`
 	// RebootsDone is spec.reboots as last carried out.
 	RebootsDone uint64 `json:"rebootsDone,omitempty"`
 	// Crashes counts unexpected ends of QEMU since the last wished start.

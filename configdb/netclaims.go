@@ -82,11 +82,14 @@ func ReleaseNICs(v *View, tx *Txn, vm *api.VM) {
 	}
 }
 
-// ReleaseNode takes back what the networks hold of a node that leaves: its
-// report and its uplink.
+// ReleaseNode takes back what is kept of a node that leaves: its reports and
+// its uplink.
 func ReleaseNode(v *View, tx *Txn, nodeID string) {
 	if st, err := SwitchStates.Get(v, nodeID); err == nil {
 		SwitchStates.DeleteUnnamed(tx, &st)
+	}
+	if f, err := NodeFacts.Get(v, nodeID); err == nil {
+		NodeFacts.DeleteUnnamed(tx, &f)
 	}
 	claim, ok := v.Get(UplinkKey(nodeID))
 	if !ok {

@@ -40,6 +40,8 @@ var (
 	Tasks      = Table[api.TaskSpec, api.TaskStatus]{api.KindTask}
 	Tokens     = Table[api.TokenSpec, api.TokenStatus]{api.KindToken}
 
+	NodeFacts    = Table[api.NodeFactsSpec, api.NodeFactsStatus]{api.KindNodeFacts}
+	CPUBaselines = Table[api.CPUBaselineSpec, struct{}]{api.KindCPUBaseline}
 	Networks     = Table[api.NetworkSpec, api.NetworkStatus]{api.KindNetwork}
 	SwitchStates = Table[api.SwitchStateSpec, api.SwitchStateStatus]{api.KindSwitchState}
 	Uplinks      = Table[api.UplinkSpec, api.UplinkStatus]{api.KindUplink}

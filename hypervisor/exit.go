@@ -66,6 +66,9 @@ func (s *step) exited(ctx context.Context) error {
 	stopping := asked || st.Phase == api.VMStopping
 	s.in.detach()
 	s.ended()
+	if err := s.h.endTPM(ctx, s.vm.Meta.ID); err != nil {
+		return err
+	}
 	tx := &configdb.Txn{Actor: actor}
 	if err := s.sentence(tx, judge(p, sd, stopping, wasUp)); err != nil {
 		return err
@@ -141,8 +144,12 @@ func howEnded(p *Process) string {
 }
 
 // logTail is the end of what QEMU wrote since its start, as one line.
-func (s *step) logTail() string {
-	f, err := os.Open(s.h.pathsOf(s.vm.Meta.ID).qemuLog)
+func (s *step) logTail() string { return tail(s.h.pathsOf(s.vm.Meta.ID).qemuLog, s.in.logFrom) }
+
+// tail is the end of a log, at most maxLogTail bytes that come after from, as
+// one line; "" if there is nothing.
+func tail(path string, from int64) string {
+	f, err := os.Open(path)
 	if err != nil {
 		return ""
 	}
@@ -151,7 +158,6 @@ func (s *step) logTail() string {
 	if err != nil {
 		return ""
 	}
-	from := s.in.logFrom
 	if from > st.Size() { // the guard began a new file
 		from = 0
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/muster-vm/muster/hypervisor/argv"
 	"github.com/muster-vm/muster/hypervisor/console"
 	"github.com/muster-vm/muster/internal/contain"
+	"github.com/muster-vm/muster/internal/uefi"
 	"github.com/muster-vm/muster/reconcile"
 )
 
@@ -63,6 +64,8 @@ const (
 	// lookSoon is the pause before another look at what has no event.
 	lookSoon = 200 * time.Millisecond
 	waitLook = 2 * time.Second
+	// factsAttempts is how often a report of the facts is tried on fresh state.
+	factsAttempts = 4
 	// Workers of the loop.
 	Workers = 8
 	// maxLogTail is how much of QEMU's log goes into a status message.
@@ -139,6 +142,8 @@ type Volumes interface {
 	// Resolve returns a volume's path on this node and its format. The error
 	// says what is missing if it is not ready or not reachable here.
 	Resolve(v *configdb.View, project, name string) (path, format string, err error)
+	// ResolveImage does the same for an image.
+	ResolveImage(v *configdb.View, project, name string) (path, format string, err error)
 }
 
 // Ports are the places of network cards in this node's virtual switch.
@@ -165,7 +170,11 @@ type Config struct {
 	Ports Ports
 	// QEMU is the program; qemu-system-x86_64 when empty.
 	QEMU string
-	Log  *slog.Logger
+	// FirmwareDirs have the descriptors of UEFI firmwares; uefi.Dirs() when nil.
+	FirmwareDirs []string
+	// SysRoot is where proc, sys and dev are; "/" when empty.
+	SysRoot string
+	Log     *slog.Logger
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 	// FactsChanged, if set, is called when Facts has news. It must not block.
@@ -182,6 +191,8 @@ type Hypervisor struct {
 	loop  *reconcile.Loop
 	procs processTable
 	facts factFinder
+	asked asked         // of the goroutine that reports facts
+	tell  chan struct{} // asks for a report of the facts
 
 	mu        sync.Mutex
 	running   bool
@@ -208,9 +219,16 @@ func New(cfg Config) (*Hypervisor, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.SysRoot == "" {
+		cfg.SysRoot = "/"
+	}
+	if cfg.FirmwareDirs == nil {
+		cfg.FirmwareDirs = uefi.Dirs()
+	}
 	h := &Hypervisor{
 		cfg: cfg, log: cfg.Log, procs: newProcessTable(cfg.Guard),
 		instances: map[string]*instance{}, strangers: map[string]Process{}, waiting: map[string]string{},
+		tell: make(chan struct{}, 1),
 	}
 	h.loop = reconcile.New(reconcile.Config{
 		Name: "hypervisor", DB: cfg.DB, Reconcile: h.reconcile, Workers: Workers, Log: cfg.Log,
@@ -348,12 +366,18 @@ func (h *Hypervisor) Wake() {
 	for id := range procs {
 		h.loop.Enqueue(id)
 	}
+	for _, id := range h.procs.tpmVMs() {
+		h.loop.Enqueue(id)
+	}
 }
 
 // GuardEvent tells that the guard reported something about a VM. It does not
 // block.
 func (h *Hypervisor) GuardEvent(vm string) {
 	h.procs.invalidate()
+	if of, ok := isTPM(vm); ok {
+		vm = of
+	}
 	h.loop.Enqueue(vm)
 }
 
@@ -375,7 +399,7 @@ func (h *Hypervisor) Console(vmID string) (*console.Console, error) {
 }
 
 // paths are the files of one VM.
-type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot string }
+type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot, tpm, tpmLog string }
 
 // pathsOf shortens the ID by its hash, because paths of sockets are limited.
 func (h *Hypervisor) pathsOf(id string) paths {
@@ -385,6 +409,7 @@ func (h *Hypervisor) pathsOf(id string) paths {
 		dir: dir, qmp: filepath.Join(dir, "qmp"), agent: filepath.Join(dir, "ga"), serial: filepath.Join(dir, "serial"),
 		serialLog: filepath.Join(dir, "log"), qemuLog: filepath.Join(dir, "qemu.log"),
 		vnc: filepath.Join(dir, "vnc"), shot: filepath.Join(dir, "shot"),
+		tpm: filepath.Join(dir, "tpm"), tpmLog: filepath.Join(dir, "swtpm.log"),
 	}
 }
 
@@ -413,6 +438,10 @@ func (h *Hypervisor) detect(want api.Accelerator) {
 		h.facts.set(want, r)
 		h.log.Info("accelerator chosen", "accelerator", r.Accelerator, "reason", r.Reason, "qemu", r.Version, "problem", r.Problem)
 		h.factsChanged()
+		select {
+		case h.tell <- struct{}{}:
+		default:
+		}
 		h.Wake()
 	})
 }

@@ -38,6 +38,7 @@ type instance struct {
 	ioRetryAt  time.Time // last attempt to continue after an I/O error
 	unsure     bool      // a start was sent and its outcome is not known
 	accel      string    // kvm or tcg, as QEMU says
+	said       qmp.Log   // what was said on the monitor; has its own lock
 
 	mu       sync.Mutex
 	conn     *qmp.Conn
@@ -136,7 +137,7 @@ func (h *Hypervisor) attach(ctx context.Context, in *instance) error {
 	p := h.pathsOf(in.id)
 	if in.openConn() == nil {
 		dialCtx, cancel := context.WithTimeout(ctx, AttachDeadline)
-		conn, err := qmp.Dial(dialCtx, p.qmp)
+		conn, err := qmp.DialLogged(dialCtx, p.qmp, &in.said)
 		cancel()
 		if err != nil {
 			return err

@@ -263,6 +263,15 @@ func (v *testVolumes) Resolve(_ *configdb.View, _, name string) (string, string,
 	return "", "", api.Errorf(api.CodeRefused, "volume %s is not ready", name)
 }
 
+func (v *testVolumes) ResolveImage(_ *configdb.View, _, name string) (string, string, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if p, ok := v.paths["image "+name]; ok {
+		return p, "raw", nil
+	}
+	return "", "", api.Errorf(api.CodeRefused, "image %s is not ready", name)
+}
+
 func (v *testVolumes) put(name, path string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -56,6 +56,10 @@ func (s *step) up(ctx context.Context) error {
 	if s.vm.Status.Hardware == nil {
 		s.vm.Status.Hardware = s.vm.Spec.Hardware()
 	}
+	if s.vm.Status.CPU == "" {
+		s.vm.Status.CPU = runningCPU(s.proc.PID)
+	}
+	s.checkTPM()
 	s.vm.Status.Accelerator = s.in.accel
 	s.show(state)
 	if s.now.Sub(s.in.startedAt) > StableTime {

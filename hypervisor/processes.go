@@ -6,6 +6,8 @@ package hypervisor
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 )
 
@@ -18,6 +20,7 @@ type processTable struct {
 	mu    sync.Mutex
 	valid bool
 	list  map[string]Process
+	tpms  map[string]Process // by VM
 }
 
 func newProcessTable(g Guard) processTable {
@@ -30,7 +33,7 @@ func (t *processTable) invalidate() {
 	t.valid = false
 }
 
-// get returns all processes by VM. The map must not be changed.
+// get returns the QEMU processes by VM. The map must not be changed.
 func (t *processTable) get(ctx context.Context) (map[string]Process, error) {
 	ctx, cancel := context.WithTimeout(ctx, GuardDeadline)
 	defer cancel()
@@ -52,12 +55,31 @@ func (t *processTable) get(ctx context.Context) (map[string]Process, error) {
 		t.invalidate()
 		return nil, fmt.Errorf("list the guard's processes: %w", err)
 	}
-	list := make(map[string]Process, len(all))
+	list, tpms := make(map[string]Process, len(all)), map[string]Process{}
 	for _, p := range all {
+		if vm, ok := isTPM(p.VM); ok {
+			tpms[vm] = p
+			continue
+		}
 		list[p.VM] = p
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.list = list
+	t.list, t.tpms = list, tpms
 	return list, nil
+}
+
+// tpm is the process of a VM's TPM, as get saw it last.
+func (t *processTable) tpm(vm string) (Process, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p, ok := t.tpms[vm]
+	return p, ok
+}
+
+// tpmVMs are the VMs whose TPM the guard knows.
+func (t *processTable) tpmVMs() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Collect(maps.Keys(t.tpms))
 }

@@ -27,6 +27,9 @@ func (s *step) remove(ctx context.Context) error {
 	}
 	s.in.detach()
 	s.ended()
+	if err := s.h.endTPM(ctx, id); err != nil {
+		return err
+	}
 	if len(s.vm.Meta.Finalizers) > 0 {
 		s.report(api.VMDeleting, "waiting for "+strings.Join(s.vm.Meta.Finalizers, ", "))
 		return nil
@@ -46,6 +49,7 @@ func (s *step) remove(ctx context.Context) error {
 	}
 	tx := &configdb.Txn{Actor: actor}
 	configdb.ReleaseNICs(s.v, tx, &s.vm)
+	configdb.ReleaseMachine(s.v, tx, &s.vm)
 	configdb.VMs.Delete(tx, &s.vm)
 	configdb.Bindings.DeleteUnnamed(tx, &s.b)
 	if op, err := configdb.Operations.Get(s.v, id); err == nil {

@@ -31,6 +31,9 @@ func (s *step) settleStart(ctx context.Context) error {
 func (s *step) down(ctx context.Context) error {
 	lost := s.vm.Status.PID != 0 // the guard knows nothing of it any more
 	s.ended()
+	if err := s.h.endTPM(ctx, s.vm.Meta.ID); err != nil {
+		return err
+	}
 	if s.vm.Spec.Power == api.PowerStopped {
 		s.vm.Status.RebootsDone = s.vm.Spec.Reboots
 		if _, ok := s.disks(); !ok && s.vm.Status.Phase == api.VMCreating {
@@ -67,7 +70,7 @@ func (s *step) start(ctx context.Context) error {
 		return nil
 	}
 	m, ok := s.machine()
-	if !ok || !s.plug(ctx, &m) {
+	if !ok || !s.board(&m) || !s.plug(ctx, &m) {
 		return nil
 	}
 	args, err := argv.Build(m)
@@ -83,10 +86,14 @@ func (s *step) start(ctx context.Context) error {
 		s.fail(err.Error())
 		return nil
 	}
-	return s.launch(ctx, StartRequest{
+	r := StartRequest{
 		VM: s.vm.Meta.ID, Epoch: s.b.Spec.Epoch, Session: session, Protected: s.b.Spec.Protected,
 		Argv: args, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Dir: p.dir, LogPath: p.qemuLog,
-	})
+	}
+	if ok, err := s.startTPM(ctx, &m, r); !ok {
+		return err
+	}
+	return s.launch(ctx, r)
 }
 
 // wait reports what a start waits for; changes of the database wake the VM, and
@@ -141,22 +148,36 @@ func (s *step) machine() (m argv.Machine, ok bool) {
 	return m, ok
 }
 
-// disks finds the files of all disks. If one is not ready, a VM that is being
-// created or is to run says so and waits for it.
+// disks finds the files of all disks; ok is false while one of them, or what the
+// machine keeps beside them, is not ready.
 func (s *step) disks() (out []argv.Disk, ok bool) {
 	s.vm.Spec.AssignSlots(nil)
 	for _, d := range s.vm.Spec.Disks {
-		path, format, err := s.h.cfg.Volumes.Resolve(s.v, s.vm.Meta.Project, d.Volume)
-		if err == nil {
-			out = append(out, argv.Disk{Slot: d.Slot, Path: path, Format: format})
-			continue
+		path, format, ok := s.resolved(d.Volume)
+		if !ok {
+			return nil, false
 		}
-		if was := s.vm.Status.Phase; s.vm.Spec.Power != api.PowerStopped || was == "" || was == api.VMCreating {
-			s.wait(api.VMStarting, fmt.Sprintf("waiting for volume %s: %v", d.Volume, err))
+		out = append(out, argv.Disk{Slot: d.Slot, Path: path, Format: format, Options: d})
+	}
+	for _, name := range s.vm.Spec.StateVolumes() {
+		if _, _, ok := s.resolved(name); !ok {
+			return nil, false
 		}
-		return nil, false
 	}
 	return out, true
+}
+
+// resolved finds the file of a volume. If it is not ready, a VM that is being
+// created or is to run says so.
+func (s *step) resolved(volume string) (path, format string, ok bool) {
+	path, format, err := s.h.cfg.Volumes.Resolve(s.v, s.vm.Meta.Project, volume)
+	if err == nil {
+		return path, format, true
+	}
+	if was := s.vm.Status.Phase; s.vm.Spec.Power != api.PowerStopped || was == "" || was == api.VMCreating {
+		s.wait(api.VMStarting, fmt.Sprintf("waiting for volume %s: %v", volume, err))
+	}
+	return "", "", false
 }
 
 // plug gives every network card its device. If the switch cannot, the status

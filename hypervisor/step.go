@@ -97,10 +97,10 @@ func (h *Hypervisor) unknown(ctx context.Context, id string, proc *Process, caug
 		return reconcile.Result{After: lookSoon}, nil
 	}
 	h.drop(id)
-	if proc == nil {
-		return reconcile.Result{}, nil
-	}
-	if proc.State == ProcessExited {
+	if proc == nil || proc.State == ProcessExited {
+		if err := h.endTPM(ctx, id); proc == nil || err != nil {
+			return reconcile.Result{}, err
+		}
 		return reconcile.Result{}, h.forget(ctx, id)
 	}
 	h.mu.Lock()
@@ -119,14 +119,14 @@ func (h *Hypervisor) foreign(ctx context.Context, id string, proc *Process, b ap
 	switch {
 	case proc == nil:
 		h.drop(id)
-		return reconcile.Result{}, nil
+		return reconcile.Result{}, h.endTPM(ctx, id)
 	case missing && !caughtUp, !missing && proc.Epoch > b.Spec.Epoch:
 		// The view is older than the process. Looking again is all there is to do.
 		return reconcile.Result{After: lookSoon}, nil
 	case proc.State == ProcessExited:
 		h.drop(id)
 		h.unplug(ctx, id)
-		return reconcile.Result{}, h.forget(ctx, id)
+		return reconcile.Result{}, errors.Join(h.endTPM(ctx, id), h.forget(ctx, id))
 	}
 	h.log.Warn("a VM runs here that is bound elsewhere; it is killed", "vm", id, "pid", proc.PID, "epoch", proc.Epoch, "owner", b.Spec.Node, "ownerEpoch", b.Spec.Epoch)
 	if err := h.kill(ctx, id); err != nil {
@@ -215,6 +215,7 @@ func (s *step) problem(typ, message string) {
 // ended clears what the status says of a process.
 func (s *step) ended() {
 	s.vm.Status.PID, s.vm.Status.StartedAt, s.vm.Status.Accelerator, s.vm.Status.Hardware = 0, nil, "", nil
+	s.vm.Status.CPU = ""
 }
 
 // conditions keeps the times of those that were there before.
@@ -292,6 +293,11 @@ func (s *step) guardProtect(ctx context.Context, on bool) error {
 	ctx, cancel := context.WithTimeout(ctx, GuardDeadline)
 	defer cancel()
 	defer s.h.procs.invalidate()
+	if p, ok := s.h.procs.tpm(s.vm.Meta.ID); ok && p.State == ProcessRunning && p.Protected != on {
+		if err := s.h.cfg.Guard.Protect(ctx, tpmPrefix+s.vm.Meta.ID, on); err != nil {
+			return err
+		}
+	}
 	if err := s.h.cfg.Guard.Protect(ctx, s.vm.Meta.ID, on); err != nil {
 		return err
 	}

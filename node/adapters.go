@@ -44,6 +44,9 @@ func (restPlacer) Choose(v *configdb.View, vm api.VM, newDisks []api.VMDisk, onl
 	return d.NodeID, d.Node, err
 }
 
+// Check implements rest.Placer.
+func (restPlacer) Check(v *configdb.View, vm api.VM) error { return placement.Check(v, &vm) }
+
 // clusterOf is the current membership as rest sees it.
 type clusterOf struct{ d *Daemon }
 
@@ -129,6 +132,18 @@ func (i imagesOf) Upload(ctx context.Context, imageID string, r io.Reader, lengt
 func (i imagesOf) HasPool(v *configdb.View, pool string) bool {
 	m := i.d.current()
 	return m != nil && m.storage.HasPool(v, pool)
+}
+
+// machinesOf are the QEMUs of this node as rest sees them.
+type machinesOf struct{ d *Daemon }
+
+// QEMU implements rest.Machines.
+func (o machinesOf) QEMU(ctx context.Context, vmID string, log int) (api.VMQEMU, error) {
+	m := o.d.current()
+	if m == nil {
+		return api.VMQEMU{}, notMember()
+	}
+	return m.hyper.QEMU(ctx, vmID, log)
 }
 
 // consolesOf are the consoles of this node as rest sees them.

@@ -52,6 +52,9 @@ func (m *member) Status(context.Context) (api.ClusterStatus, error) {
 		}
 		st.FeatureLevel = levelStatus(&c.Spec, v)
 	}
+	if b, err := configdb.CPUBaselines.Get(v, m.info.ClusterID); err == nil {
+		st.CPUBaseline = &api.CPUBaselineStatus{Generation: b.Meta.Generation, Baseline: b.Spec}
+	}
 	leaderID, _, _ := m.store.Leader()
 	members, err := m.store.Members()
 	if err != nil {

@@ -207,6 +207,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"lease":      m.keeper.Run,
 		"storage":    m.storage.Run,
 		"hypervisor": m.hyper.Run,
+		"hostfacts":  m.hyper.Report,
 		"switch":     m.vswitch.Run,
 		"monitor":    m.meter.Run,
 		"wake":       m.lookAround,
@@ -222,6 +223,7 @@ func (m *member) services() map[string]func(context.Context) error {
 	if m.info.Role == api.RoleWitness {
 		delete(all, "storage")
 		delete(all, "hypervisor")
+		delete(all, "hostfacts")
 		delete(all, "switch")
 		delete(all, "wake")
 	}
@@ -256,6 +258,7 @@ func (m *member) leader(ctx context.Context) error {
 			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,
 			"leader/voters": m.keepVoters, "leader/gossip": m.keepGossipKeys,
 			"leader/authority": m.rotate, "leader/history": m.history.Run, "leader/level": m.keepLevel,
+			"leader/cpu": m.keepCPUBaseline,
 		} {
 			m.table.supervise(sup, name, func(ctx context.Context) error { return run(ctx, l.Term) })
 		}

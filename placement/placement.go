@@ -56,6 +56,10 @@ func Choose(v *configdb.View, r Request) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
+	m, err := f.machine(v, &r.VM)
+	if err != nil {
+		return Decision{}, err
+	}
 	var best *host
 	var bestScore, bestTie uint64
 	var reasons []string
@@ -65,7 +69,11 @@ func Choose(v *configdb.View, r Request) (Decision, error) {
 			continue
 		}
 		found = true
-		if why := h.unfit(r, needs); len(why) > 0 {
+		why := h.unfit(r, needs)
+		if h.canRun() {
+			why = append(why, m.lacking(h)...)
+		}
+		if len(why) > 0 {
 			reasons = append(reasons, h.node.Meta.Name+": "+strings.Join(why, ", "))
 			continue
 		}
@@ -82,7 +90,19 @@ func Choose(v *configdb.View, r Request) (Decision, error) {
 	case len(reasons) == 0:
 		reasons = []string{"the cluster has no nodes"}
 	}
-	return Decision{}, api.Errorf(api.CodeUnplaceable, "no node can take vm %q: %s", r.VM.Meta.Name, strings.Join(reasons, "; "))
+	e := api.Errorf(api.CodeUnplaceable, "no node can take vm %q: %s", r.VM.Meta.Name, strings.Join(reasons, "; "))
+	if len(f.hosts) > 0 && f.tooSmall(r.VM.Spec.Memory) {
+		e.Field = "spec.memory"
+	}
+	return Decision{}, e
+}
+
+// tooSmall reports that no node could take a VM of a size even if it ran nothing
+// else.
+func (f *fleet) tooSmall(memory api.Size) bool {
+	return !slices.ContainsFunc(f.hosts, func(h *host) bool {
+		return h.node.Spec.Role != api.RoleWitness && memory+OverheadPerVM <= h.node.Status.Memory-h.node.Spec.ReservedMemory
+	})
 }
 
 // Reserve makes concurrent decisions for one node conflict. v must be the view
@@ -117,6 +137,7 @@ type host struct {
 	node  api.Node
 	used  api.Size // by the VMs bound to it
 	vms   int
+	bound []api.VM                       // those that use memory, but for the one to be placed
 	state map[string]api.PoolStateStatus // by pool ID
 	net   *api.SwitchStateStatus         // nil: not reported
 }
@@ -166,6 +187,7 @@ func load(v *configdb.View, without string) (*fleet, error) {
 		h.vms++
 		if usesMemory(&vm) {
 			h.used += vm.Spec.Memory + OverheadPerVM
+			h.bound = append(h.bound, vm)
 		}
 	}
 	return f, nil
@@ -181,6 +203,11 @@ func usesMemory(vm *api.VM) bool {
 		return true
 	}
 	return false
+}
+
+// canRun reports whether the node is one whose machine is worth a look.
+func (h *host) canRun() bool {
+	return h.node.Spec.Role != api.RoleWitness && h.node.Status.Phase == api.NodeReady
 }
 
 // free is what VMs may still take.
@@ -299,6 +326,13 @@ func (f *fleet) needs(v *configdb.View, vm *api.VM) ([]need, error) {
 		if err != nil {
 			return nil, err
 		}
+		seen[n.pool.Meta.ID+"/"+n.pin] = n
+	}
+	machine, err := f.machineNeeds(v, vm)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range machine {
 		seen[n.pool.Meta.ID+"/"+n.pin] = n
 	}
 	var out []need

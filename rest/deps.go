@@ -39,6 +39,9 @@ type Placer interface {
 	// filled in. If only is not empty, that node (by name) is the one
 	// candidate. It fails with api.CodeUnplaceable and the reasons.
 	Choose(v *configdb.View, vm api.VM, newDisks []api.VMDisk, only string) (nodeID, node string, err error)
+	// Check fails if no node could ever run the VM, whatever else runs there: it
+	// asks for more memory than any has, or for a CPU model that none knows.
+	Check(v *configdb.View, vm api.VM) error
 	// Reserve adds to a transaction what makes it conflict with any other that
 	// takes memory on the same node since v.
 	Reserve(v *configdb.View, tx *configdb.Txn, nodeID string)

@@ -69,11 +69,29 @@ func (p *fakePlacer) Choose(v *configdb.View, vm api.VM, newDisks []api.VMDisk, 
 	return "", "", api.Errorf(api.CodeUnplaceable, "no node fits vm %s", vm.Meta.Name)
 }
 
+func (p *fakePlacer) Check(_ *configdb.View, vm api.VM) error {
+	if m := vm.Spec.CPUModel(); m == "Quantum" {
+		return api.Invalid("spec.cpu.model", "no node knows %q", m)
+	}
+	return nil
+}
+
 func (p *fakePlacer) Reserve(v *configdb.View, tx *configdb.Txn, nodeID string) {
 	key := "test/reserve/" + nodeID
 	e, _ := v.Get(key)
 	tx.RequireRevision(key, e.Revision)
 	tx.Put(key, nil)
+}
+
+// fakeMachines run every VM with the same arguments.
+type fakeMachines struct{ node string }
+
+func (m fakeMachines) QEMU(_ context.Context, vmID string, log int) (api.VMQEMU, error) {
+	out := api.VMQEMU{Node: m.node, PID: 42, Argv: []string{"qemu", "-uuid", vmID}}
+	for range log {
+		out.Log = append(out.Log, api.QEMULogEntry{Kind: "event", Name: "RESUME"})
+	}
+	return out, nil
 }
 
 type fakeImages struct {

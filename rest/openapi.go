@@ -27,6 +27,7 @@ var paramDocs = map[string]struct {
 	typ, doc string
 }{
 	"project":     {"string", "project of the objects; * in lists for all"},
+	"log":         {"integer", "how many of the last messages to show, 0 to 256"},
 	"node":        {"string", "name of the one node to ask"},
 	"labels":      {"string", "k=v,k2=v2: objects with all these labels"},
 	"fields":      {"string", "path=value,…: objects whose fields equal these, such as status.phase=running"},

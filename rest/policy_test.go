@@ -35,6 +35,8 @@ func wantNeed(method, path string) access {
 		return needAdministrator // also to read
 	case method == http.MethodGet && (strings.HasSuffix(rest, "/console") || strings.HasSuffix(rest, "/vnc")):
 		return needOperator // who types into a guest changes it
+	case method == http.MethodGet && strings.HasSuffix(rest, "/qemu"):
+		return needOperator // what is said to a guest's devices may be a guest's
 	case method == http.MethodGet:
 		return needViewer
 	case slices.Contains([]string{"vms", "images", "volumes", "alerts"}, kind):

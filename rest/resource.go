@@ -330,6 +330,9 @@ func (rs *resource[S, T]) write(q *request, wish func(old *api.Object[S, T]) (ap
 		}
 		changed := changedFields(&old, &want)
 		e, err := rs.update(c, &old, &want)
+		if err == nil && e.changed != "" {
+			changed += "; " + e.changed
+		}
 		if err == nil {
 			e.changed = changed
 		}

@@ -108,7 +108,8 @@ func (s *Server) routes() []route {
 	out = append(out, writes(&nodes.resource, needAdministrator)...)
 	node := removes(&nodes.resource, nodes.delete)
 	node.params = append(slices.Clone(node.params), "force")
-	out = append(out, node)
+	out = append(out, node, route{method: http.MethodGet, path: base + "nodes/{name}/facts", need: needViewer, handle: nodes.facts,
+		summary: "What a node can give its VMs: CPU, NUMA, memory, devices, QEMU", params: oneParams, out: typeOf[api.NodeFacts](), status: http.StatusOK})
 
 	task := reads(&tasks.resource)
 	task[1].handle, task[1].params = tasks.get, append(slices.Clone(oneParams), "wait")
@@ -199,6 +200,9 @@ func (r *vmResource) routes() []route {
 		route{method: http.MethodGet, path: one + "/console", need: needOperator, handle: r.console, stream: true, ticket: api.ConsoleSerial, verb: "console",
 			summary: "The serial console as a WebSocket of binary frames", params: append(slices.Clone(oneParams), "history", "ticket"),
 			produces: "application/octet-stream", status: http.StatusSwitchingProtocols},
+		route{method: http.MethodGet, path: one + "/qemu", need: needOperator, handle: r.qemu,
+			summary: "The arguments of a running VM's QEMU and the last messages on its monitor", params: append(slices.Clone(oneParams), "log"),
+			out: typeOf[api.VMQEMU](), status: http.StatusOK},
 		route{method: http.MethodGet, path: one + "/console/log", need: needViewer, handle: r.consoleLog,
 			summary: "The last output of the serial console", params: append(slices.Clone(oneParams), "bytes"),
 			produces: "text/plain", status: http.StatusOK})

@@ -35,6 +35,7 @@ type Config struct {
 	Placer    Placer
 	Images    Images
 	Consoles  Consoles
+	Machines  Machines
 	Peers     Peers
 	Backups   Backups
 	Disaster  Disaster
@@ -57,7 +58,7 @@ func (c *Config) check() error {
 		set  bool
 	}{
 		{"Node", c.Node != nil}, {"DB", c.DB != nil}, {"Bootstrap", c.Bootstrap != nil}, {"Cluster", c.Cluster != nil}, {"Authority", c.Authority != nil},
-		{"Placer", c.Placer != nil}, {"Images", c.Images != nil}, {"Consoles", c.Consoles != nil}, {"Peers", c.Peers != nil},
+		{"Placer", c.Placer != nil}, {"Images", c.Images != nil}, {"Consoles", c.Consoles != nil}, {"Machines", c.Machines != nil}, {"Peers", c.Peers != nil},
 		{"Backups", c.Backups != nil}, {"Disaster", c.Disaster != nil},
 		{"PeerName", c.PeerName != nil}, {"Services", c.Services != nil},
 	} {

@@ -113,11 +113,17 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 	st.vm.Meta.Labels = want.Meta.Labels
 	st.vm.Spec.CPUs, st.vm.Spec.Memory, st.vm.Spec.HA = want.Spec.CPUs, want.Spec.Memory, want.Spec.HA
 	st.vm.Spec.Display = want.Spec.Display
+	if err := c.changeMachine(st, old, want); err != nil {
+		return nil, err
+	}
 	action, err := c.wish(st, want.Spec.Power, want.Spec.ForceStop)
 	if err != nil {
 		return nil, err
 	}
 	e, err := r.store(c, &st.vm)
+	if err == nil && !slices.Equal(old.Spec.ExtraArgs, st.vm.Spec.ExtraArgs) {
+		e.changed = "spec.extraArgs: " + argNames(st.vm.Spec.ExtraArgs)
+	}
 	if err != nil || action == "" {
 		return e, err
 	}

@@ -51,6 +51,11 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 	if err := c.addNICs(vm, nil); err != nil {
 		return nil, err
 	}
+	state, err := c.newMachine(vm, volumes)
+	if err != nil {
+		return nil, err
+	}
+	volumes = append(volumes, state...)
 	vm.Spec.AssignSlots(nil)
 	nodeID, node, err := c.placeNew(vm, volumes)
 	if err != nil {
@@ -83,7 +88,11 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 		return nil, err
 	}
 	task, err := c.vmTask(&st, api.ActionVMCreate)
-	return &effect{status: http.StatusAccepted, kind: api.KindVM, id: vm.Meta.ID, task: task, object: &st.vm}, err
+	e := &effect{status: http.StatusAccepted, kind: api.KindVM, id: vm.Meta.ID, task: task, object: &st.vm}
+	if len(vm.Spec.ExtraArgs) > 0 {
+		e.changed = "spec.extraArgs: " + argNames(vm.Spec.ExtraArgs)
+	}
+	return e, err
 }
 
 // resolveDisks claims the existing volumes, prepares the new ones and leaves
@@ -117,7 +126,7 @@ func (c *change) resolveDisks(vm *api.VM) ([]newVolume, error) {
 		if _, taken := c.v.Get(configdb.Volumes.NameKey(vm.Meta.Project, name)); taken {
 			return nil, api.Errorf(api.CodeExists, "volume %q, which %s would be, exists already; attach it with volume, or remove it", name, field)
 		}
-		*d = api.VMDisk{Volume: name}
+		d.Volume, d.Image, d.Size, d.Pool = name, "", 0, ""
 		out = append(out, n)
 	}
 	return out, nil
@@ -128,6 +137,9 @@ func (c *change) attach(vm *api.VM, name, field string) error {
 	vol, err := configdb.Volumes.Find(c.v, vm.Meta.Project, name)
 	if err != nil {
 		return atField(err, field)
+	}
+	if vol.Spec.Content != "" {
+		return &api.Error{Code: api.CodeRefused, Field: field, Detail: fmt.Sprintf("volume %s is no disk: it keeps the state (%s) of a VM's machine", vol.Meta.Name, vol.Spec.Content)}
 	}
 	if by := configdb.Volumes.Referrers(c.v, vol.Meta.ID); len(by) > 0 {
 		return api.Errorf(api.CodeRefused, "volume %s is attached to %s", name, c.names(by))

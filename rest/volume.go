@@ -26,6 +26,9 @@ func (r *volumeResource) create(q *request) error {
 	if err != nil {
 		return err
 	}
+	if o.Spec.Content != "" {
+		return api.Invalid("spec.content", "is for what is made with a VM only")
+	}
 	var in api.Volume // as sent, without defaults
 	if err := decode(body, &in); err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/internal/contain"
+	"github.com/muster-vm/muster/internal/uefi"
 	"github.com/muster-vm/muster/reconcile"
 )
 
@@ -50,7 +51,9 @@ type Config struct {
 	DataDir string
 	// QemuImg is the program, "qemu-img" when empty.
 	QemuImg string
-	Log     *slog.Logger
+	// FirmwareDirs have the descriptors of UEFI firmwares; uefi.Dirs() when nil.
+	FirmwareDirs []string
+	Log          *slog.Logger
 	// Now is the clock for conditions and graces, time.Now when nil.
 	Now func() time.Time
 }
@@ -74,6 +77,9 @@ type Service struct {
 func New(cfg Config) *Service {
 	if cfg.QemuImg == "" {
 		cfg.QemuImg = "qemu-img"
+	}
+	if cfg.FirmwareDirs == nil {
+		cfg.FirmwareDirs = uefi.Dirs()
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()

@@ -89,6 +89,7 @@ func (s *Service) reconcileVolume(ctx context.Context, id string) (reconcile.Res
 
 // volumePlan is what has to be made.
 type volumePlan struct {
+	content                api.VolumeContent
 	size                   int64
 	backing, backingFormat string
 }
@@ -103,6 +104,9 @@ func (e pendingError) Is(target error) bool { return target == errImagePending }
 
 // plan checks the wish against the image and the pool.
 func (s *Service) plan(v *configdb.View, pool api.Pool, vol api.Volume) (volumePlan, error) {
+	if vol.Spec.Content != "" {
+		return s.contentPlan(vol.Spec.Content)
+	}
 	p := volumePlan{size: int64(vol.Spec.Size)}
 	if vol.Spec.Image == "" {
 		if p.size <= 0 {
@@ -158,7 +162,7 @@ func (s *Service) makeVolume(ctx context.Context, lp *localPool, id string, p vo
 	tmp := filepath.Join(lp.path, "tmp", s.cfg.NodeID+"."+id+"."+rand.Text())
 	defer s.discard(lp, tmp)
 	if err := s.tool(ctx, lp, createDeadline, func(ctx context.Context) error {
-		return s.img.create(ctx, tmp, p.backing, p.backingFormat, p.size)
+		return s.fill(ctx, tmp, p)
 	}); err != nil {
 		return err
 	}
@@ -181,7 +185,7 @@ func (s *Service) makeVolume(ctx context.Context, lp *localPool, id string, p vo
 // would make. The volume was never ready, so no guest has written to it.
 func (s *Service) adoptVolume(ctx context.Context, lp *localPool, path string, p volumePlan) error {
 	info, err := call(ctx, lp.work, infoDeadline+callDeadline, func() (*imageInfo, error) {
-		return s.img.info(ctx, path, formatQcow2)
+		return s.img.info(ctx, path, p.format())
 	})
 	var exit *exitError
 	if err != nil && !errors.As(err, &exit) {
@@ -196,7 +200,7 @@ func (s *Service) adoptVolume(ctx context.Context, lp *localPool, path string, p
 func (s *Service) volumeReady(ctx context.Context, lp *localPool, id string, p volumePlan) error {
 	err := s.setVolume(ctx, id, func(vol *api.Volume) error {
 		vol.Status.Phase, vol.Status.Message = api.StorageReady, ""
-		vol.Status.Format, vol.Status.Size = formatQcow2, api.Size(p.size)
+		vol.Status.Format, vol.Status.Size = p.format(), api.Size(p.size)
 		vol.Status.Conditions = api.SetCondition(vol.Status.Conditions, success(), s.cfg.Now())
 		return nil
 	})

@@ -26,8 +26,8 @@
 //   - QEMU exits when the guest powers off, and stays for a reset.
 //   - vnet_hdr=off with a switch in user space: it does not know frames whose
 //     checksums and segmentation were left to the card, and drops them.
-//   - romfile= is empty: guests do not boot from the network, and the ROM's
-//     package need not be installed.
+//   - romfile= is empty unless the guest shall boot from the network: then the
+//     ROM's package need not be installed.
 package argv
 
 import (
@@ -76,6 +76,7 @@ type Machine struct {
 	QMP, Agent, Serial, Log string
 	// VNC is the socket of the screen; the machine has none if it is empty.
 	VNC string
+	Board
 }
 
 // Disk is one disk that exists as a file.
@@ -86,6 +87,9 @@ type Disk struct {
 	Slot int
 	// Format is qcow2 or raw, as the storage module knows it.
 	Format string
+	// Options of the disk as the VM's spec has them; only what says how it is
+	// connected counts.
+	Options api.VMDisk
 }
 
 // NIC is one network card with a tap device that exists.
@@ -107,25 +111,32 @@ func Build(m Machine) ([]string, error) {
 	if err := m.validate(); err != nil {
 		return nil, err
 	}
-	a := base(m)
+	a := append(base(m), m.board()...)
 	a = append(a,
-		"-device", "virtio-serial-pci,id=vser0",
+		"-device", m.virtio("virtio-serial")+",id=vser0",
 		"-chardev", "socket,id=ga0,path="+escape(m.Agent)+",server=on,wait=off",
 		"-device", "virtserialport,id=agent0,bus=vser0.0,chardev=ga0,name=org.qemu.guest_agent.0",
 		"-chardev", "socket,id=serial0,path="+escape(m.Serial)+",server=on,wait=off,logfile="+escape(m.Log)+",logappend=on",
 		"-device", "isa-serial,id=com0,chardev=serial0",
 		"-object", "rng-random,id=rng0,filename=/dev/urandom",
-		"-device", "virtio-rng-pci,id=vrng0,rng=rng0",
-		"-device", "virtio-balloon-pci,id=balloon0",
+		"-device", m.virtio("virtio-rng")+",id=vrng0,rng=rng0",
+		"-device", m.virtio("virtio-balloon")+",id=balloon0",
 		"-device", "pvpanic,id=panic0",
 	)
+	boot, places := m.bootIndexes(), newPlaces(&m)
+	a = append(a, m.controllers()...)
 	for i, d := range m.Disks {
-		a = append(a, disk(i, d)...)
+		a = append(a, m.disk(d, boot.disk(i), places)...)
 	}
-	for _, n := range m.NICs {
-		a = append(a, nic(n)...)
+	for i, c := range m.CDROMs {
+		a = append(a, m.cdrom(i, c, boot.cdrom(i), places)...)
 	}
-	a = append(a, display(m)...) // last: no other device changes its slot
+	for i, n := range m.NICs {
+		a = append(a, m.nic(n, boot.nic(i))...)
+	}
+	a = append(a, display(m)...) // no device before it changes its slot
+	a = append(a, m.extras()...)
+	a = append(a, m.Extra...)
 	if m.Paused {
 		a = append(a, "-S")
 	}
@@ -134,25 +145,24 @@ func Build(m Machine) ([]string, error) {
 
 // base is the part without devices.
 func base(m Machine) []string {
-	accel, cpu := "tcg,thread=multi", "max"
+	accel := "tcg,thread=multi"
 	if m.Accelerator == api.AccelKVM {
-		accel, cpu = "kvm", "host"
+		accel = "kvm"
 	}
-	n := strconv.Itoa(m.CPUs)
 	return []string{
 		m.QEMU,
 		"-nodefaults", "-no-user-config", "-display", "none", "-vga", "none",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-name", "guest=" + escape(m.Name) + ",debug-threads=on",
 		"-uuid", m.ID,
-		"-machine", "q35,usb=off,vmport=off,graphics=off,dump-guest-core=off",
+		"-machine", m.machine(),
 		"-accel", accel,
-		"-cpu", cpu,
-		"-smp", "cpus=" + n + ",sockets=1,cores=" + n + ",threads=1",
+		"-cpu", m.cpu(),
+		"-smp", m.smp(),
 		"-m", "size=" + strconv.FormatInt(int64(m.Memory/api.MiB), 10) + "M",
 		"-rtc", "base=utc",
 		"-boot", "strict=on",
-		"-action", "panic=none",
+		"-action", m.actions(),
 		"-msg", "timestamp=on",
 		"-smbios", "type=1,manufacturer=Muster,product=Muster VM,uuid=" + m.ID + ",serial=" + escape(m.Name),
 		"-fw_cfg", "name=opt/muster/name,string=" + escape(m.Name),
@@ -162,17 +172,7 @@ func base(m Machine) []string {
 	}
 }
 
-func disk(i int, d Disk) []string {
-	n := strconv.Itoa(d.Slot)
-	const cache = ",cache.direct=off,cache.no-flush=off,discard=unmap"
-	return []string{
-		"-blockdev", "driver=file,node-name=file" + n + ",filename=" + escape(d.Path) + ",locking=on,aio=threads" + cache,
-		"-blockdev", "driver=" + d.Format + ",node-name=disk" + n + ",file=file" + n + cache,
-		"-device", "virtio-blk-pci,id=vd" + n + ",drive=disk" + n + ",bootindex=" + strconv.Itoa(i+1) + ",werror=enospc,rerror=report",
-	}
-}
-
-func nic(c NIC) []string {
+func (m *Machine) nic(c NIC, bootIndex int) []string {
 	n := strconv.Itoa(c.Slot)
 	netdev, device := "tap,id=net"+n+",ifname="+escape(c.Device)+",script=no,downscript=no,vhost=off", ""
 	if !c.Offload {
@@ -181,7 +181,11 @@ func nic(c NIC) []string {
 	if c.MTU > 0 {
 		device = ",host_mtu=" + strconv.Itoa(c.MTU)
 	}
-	return []string{"-netdev", netdev, "-device", "virtio-net-pci,id=nic" + n + ",netdev=net" + n + ",mac=" + c.MAC + device + ",romfile="}
+	device += bootOption(bootIndex)
+	if bootIndex == 0 && m.pci() {
+		device += ",romfile="
+	}
+	return []string{"-netdev", netdev, "-device", m.virtio("virtio-net") + ",id=nic" + n + ",netdev=net" + n + ",mac=" + c.MAC + device}
 }
 
 // escape keeps a value whole in a QEMU option string.
@@ -220,6 +224,9 @@ func (m *Machine) validate() error {
 		}
 	}
 	if err := m.validateNICs(); err != nil {
+		return err
+	}
+	if err := m.validateBoard(); err != nil {
 		return err
 	}
 	for _, p := range []struct{ what, path string }{{"QMP socket", m.QMP}, {"guest agent socket", m.Agent}, {"serial socket", m.Serial}, {vncSocket, m.VNC}} {

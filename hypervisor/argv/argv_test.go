@@ -44,22 +44,28 @@ func TestGolden(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := machine()
 			change(&m)
-			a, err := Build(m)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := strings.Join(a, "\n") + "\n"
-			file := filepath.Join("testdata", name+".golden")
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil || got != string(want) {
-				t.Fatalf("differs from %s (run with -update and look at the difference): %v\n%s", file, err, got)
-			}
+			golden(t, name, m)
 		})
+	}
+}
+
+// golden compares the arguments of a machine with those in a file.
+func golden(t *testing.T, name string, m Machine) {
+	t.Helper()
+	a, err := Build(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Join(a, "\n") + "\n"
+	file := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil || got != string(want) {
+		t.Fatalf("differs from %s (run with -update and look at the difference): %v\n%s", file, err, got)
 	}
 }
 

@@ -10,6 +10,9 @@ const videoMemory = 16
 
 const vncSocket = "VNC socket"
 
+// usbController has the tablet and USB devices of the host.
+const usbController = "qemu-xhci,id=usb0,p2=4,p3=4"
+
 // display gives the machine a screen that is reached through a unix socket.
 //
 // The socket is in the VM's run directory, which only root may enter, and has no
@@ -25,7 +28,7 @@ func display(m Machine) []string {
 	return []string{
 		"-vnc", "unix:" + escape(m.VNC) + ",share=ignore",
 		"-device", "VGA,id=video0,vgamem_mb=" + strconv.Itoa(videoMemory),
-		"-device", "qemu-xhci,id=usb0,p2=4,p3=4",
+		"-device", usbController,
 		"-device", "usb-tablet,id=tablet0,bus=usb0.0",
 	}
 }

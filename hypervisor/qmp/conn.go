@@ -62,6 +62,7 @@ type Dialer func(ctx context.Context) (net.Conn, error)
 // Conn is one QMP connection. All methods may be called from any goroutine.
 type Conn struct {
 	dial Dialer
+	log  *Log // nil: nothing is kept
 
 	// write holds one token; who takes it may write a command.
 	write chan struct{}
@@ -89,11 +90,15 @@ func New(dial Dialer) *Conn {
 }
 
 // Dial connects to a unix socket and negotiates.
-func Dial(ctx context.Context, path string) (*Conn, error) {
+func Dial(ctx context.Context, path string) (*Conn, error) { return DialLogged(ctx, path, nil) }
+
+// DialLogged is Dial for a connection whose conversation is kept in a log.
+func DialLogged(ctx context.Context, path string, log *Log) (*Conn, error) {
 	c := New(func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", path)
 	})
+	c.log = log
 	if err := c.ConnectContext(ctx); err != nil {
 		return nil, err
 	}
@@ -259,29 +264,32 @@ func (c *Conn) roundTrip(ctx context.Context, cmd string, args any) (*reply, err
 	if err != nil {
 		return nil, fmt.Errorf("encode QMP %s: %w", cmd, err)
 	}
+	c.log.add(LogCommand, cmd, line)
 	if err := c.send(ctx, append(line, '\n')); err != nil {
 		return nil, fmt.Errorf("send QMP %s: %w", cmd, err)
 	}
 	select {
 	case r := <-answer:
-		return checked(r, cmd)
+		return c.checked(r, cmd)
 	case <-ctx.Done():
 		return nil, fmt.Errorf("QMP %s: %w", cmd, ended(ctx))
 	case <-c.done:
 	}
 	select { // the reply may have come just before the end
 	case r := <-answer:
-		return checked(r, cmd)
+		return c.checked(r, cmd)
 	default:
 		return nil, fmt.Errorf("QMP %s: %w", cmd, c.Err())
 	}
 }
 
-func checked(r *reply, cmd string) (*reply, error) {
+func (c *Conn) checked(r *reply, cmd string) (*reply, error) {
 	if r.err != nil {
+		c.log.add(LogError, cmd, r.raw)
 		r.err.Command = cmd
 		return nil, r.err
 	}
+	c.log.add(LogReply, cmd, r.ret)
 	return r, nil
 }
 
@@ -369,6 +377,7 @@ func (c *Conn) read(r *bufio.Reader) {
 		}
 		switch {
 		case m.event != nil:
+			c.log.add(LogEvent, m.event.Event, line)
 			c.publish(*m.event)
 		case m.reply != nil:
 			c.deliver(m.reply)

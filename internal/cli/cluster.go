@@ -233,6 +233,9 @@ func (a *app) clusterStatus(ctx context.Context) error {
 	out.field("Term", strconv.FormatUint(s.Term, 10))
 	out.field("Revision", strconv.FormatUint(s.Revision, 10))
 	out.field("Feature level", levelText(s.FeatureLevel))
+	if b := s.CPUBaseline; b != nil {
+		out.field("CPU baseline", baselineText(b))
+	}
 	out.field("Answered by", s.Node)
 	if s.CARotation != "" {
 		out.field("CA rotation", string(s.CARotation)+"; see: muster cluster ca show")

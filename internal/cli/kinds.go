@@ -238,7 +238,8 @@ func vmShow(s *sections, o *api.VM, now time.Time) {
 		s.field("Pending", "the node has not seen the last change yet")
 	}
 	s.title("Hardware")
-	s.field("CPUs", strconv.Itoa(o.Spec.CPUs))
+	s.field("Machine", machineText(&o.Spec))
+	s.field("CPUs", strconv.Itoa(o.Spec.CPUs)+" "+cpuText(&o.Spec))
 	s.field("Memory", sizeOr(o.Spec.Memory))
 	s.field("HA", string(o.Spec.HA))
 	if len(o.Spec.Disks) > 0 {

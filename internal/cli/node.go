@@ -28,7 +28,7 @@ func (a *app) nodeCmd() *cobra.Command {
 	ls := a.lsCmd(api.KindNode)
 	ls.Long = "Lists nodes. With -o wide also what the node that answers heard of them by gossip:\nwhether they seem to live, and how loaded they are, and the feature levels that\ntheir software supports."
 	ls.Example += "\n  muster node ls -o wide"
-	return group("node", "Hosts of the cluster", ls, a.showCmd(api.KindNode), a.nodeSet(),
+	return group("node", "Hosts of the cluster", ls, a.showCmd(api.KindNode), a.nodeFacts(), a.nodeSet(),
 		group("maintenance", "Keep new VMs away from a node, or let them in again",
 			maintenance("on", "The node takes no new VMs", true),
 			maintenance("off", "The node takes VMs again", false)),

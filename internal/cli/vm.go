@@ -4,6 +4,8 @@
 package cli
 
 import (
+	"maps"
+
 	"github.com/spf13/cobra"
 
 	"github.com/muster-vm/muster/api"
@@ -22,7 +24,7 @@ func (a *app) vmCmd() *cobra.Command {
 		a.vmAction("reboot", "rebooted", "Reset running VMs", "Resets the VM like the reset button."),
 		a.vmAction("pause", "paused", "Stop the virtual CPUs of running VMs", "Memory and devices stay as they are until the VM is resumed."),
 		a.vmAction("resume", "resumed", "Let paused VMs go on", ""),
-		a.consoleCmd(), a.vncCmd(), a.screenshotCmd(),
+		a.consoleCmd(), a.vncCmd(), a.screenshotCmd(), a.vmQEMU(),
 		rm)
 }
 
@@ -38,6 +40,8 @@ type vmCreateFlags struct {
 	display  string
 	start    bool
 	labels   []string
+	options  string
+	machineFlags
 }
 
 func (a *app) vmCreate() *cobra.Command {
@@ -49,11 +53,15 @@ volumes of --volume, then an empty disk for each --disk.`,
 		Example: `  muster vm create web1 --cpu 1 --memory 512M --image tiny --ha restart --start
   muster vm create db1 --cpu 4 --memory 8G --image debian --disk-size 20G --disk 100G --pool shared
   muster vm create lab --memory 1G --disk 10G --label env=test --network lab
+  muster vm create win --cpu 4 --memory 8G --disk 60G --uefi --secure-boot --tpm --cdrom windows --cdrom virtio-win
   muster vm create gate --disk 10G --network lab,ip=10.20.0.1 --network office,mac=52:54:00:12:34:56`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			spec, err := f.spec()
 			if err != nil {
+				return err
+			}
+			if err := f.machineFlags.spec(spec, cmd.Flags().Changed); err != nil {
 				return err
 			}
 			labels, err := parseLabels(f.labels, false)
@@ -72,6 +80,8 @@ volumes of --volume, then an empty disk for each --disk.`,
 	fs.Var(sizeFlag{&f.diskSize}, "disk-size", "enlarge the clone of --image to this size")
 	fs.Var(sizesFlag{&f.disks}, "disk", "an empty disk of this size (repeatable)")
 	fs.StringArrayVar(&f.volumes, "volume", nil, "attach this existing volume (repeatable)")
+	fs.StringVar(&f.options, "disk-options", "", diskOptionHelp)
+	f.machineFlags.add(fs, true)
 	fs.StringArrayVar(&f.networks, "network", nil, networkHelp)
 	fs.StringVar(&f.pool, "pool", "", "pool for the new disks (default the image's pool for a clone, else \"local\")")
 	fs.StringVar(&f.ha, "ha", "", "what to do when the node is lost: none or restart (default \"none\")")
@@ -92,7 +102,12 @@ func (f *vmCreateFlags) spec() (map[string]any, error) {
 		return nil, u
 	}
 	disks := []map[string]any{}
+	options, err := parseDiskOptions(f.options)
+	if err != nil {
+		return nil, err
+	}
 	add := func(d map[string]any) {
+		maps.Copy(d, options)
 		if d["volume"] == nil {
 			set(d, "pool", f.pool)
 		}
@@ -166,14 +181,16 @@ func (a *app) vmSet() *cobra.Command {
 	var memory api.Size
 	var ha, display string
 	var labels, networks []string
+	var machine machineFlags
 	cmd := &cobra.Command{
-		Use: "set NAME", Short: "Change CPUs, memory, networks, HA policy or labels", Args: args("NAME"),
-		Long: `Changes what is given and leaves the rest. In this version CPUs, memory and
-networks are changed while the VM is stopped. --network names all network cards
+		Use: "set NAME", Short: "Change CPUs, memory, machine, networks, HA policy or labels", Args: args("NAME"),
+		Long: `Changes what is given and leaves the rest. In this version CPUs, memory, machine
+and networks are changed while the VM is stopped. --network names all network cards
 that the VM shall have: one that it has on a network keeps its addresses, the
 others are removed; --network none removes all. --label KEY- removes a label.`,
 		Example: `  muster vm set web1 --memory 1G --cpu 2
   muster vm set web1 --network lab --network office
+  muster vm set web1 --cpu-model cluster --watchdog reset --uefi
   muster vm set web1 --ha restart --label env=prod --label old-`,
 		ValidArgsFunction: a.completeNames(api.KindVM),
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -201,16 +218,20 @@ others are removed; --network none removes all. --label KEY- removes a label.`,
 				}
 				spec["nics"] = nics
 			}
+			if err := machine.spec(spec, changed); err != nil {
+				return err
+			}
 			l, err := parseLabels(labels, true)
 			if err != nil {
 				return err
 			}
 			if len(spec) == 0 && len(l) == 0 {
-				return usagef("vm set: nothing to change; give --cpu, --memory, --network, --ha, --display or --label")
+				return usagef("vm set: nothing to change; give --cpu, --memory, --network, --ha, --display, --label or a flag of the machine")
 			}
 			return a.patch(cmd.Context(), api.KindVM, names[0], patchOf(spec, l))
 		},
 	}
+	machine.add(cmd.Flags(), false)
 	cmd.Flags().IntVar(&cpus, "cpu", 0, "virtual CPUs (of a stopped VM)")
 	cmd.Flags().Var(sizeFlag{&memory}, "memory", "guest memory, such as 512M or 4G (of a stopped VM)")
 	cmd.Flags().StringArrayVar(&networks, "network", nil, networkHelp)

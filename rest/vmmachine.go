@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package rest
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// cidTries bounds the search for a free vsock address among four thousand
+// million.
+const cidTries = 16
+
+// newMachine completes the machine of a new VM: what is chosen when left out,
+// what it claims, and the volumes that keep its state, which it returns.
+func (c *change) newMachine(vm *api.VM, disks []newVolume) ([]newVolume, error) {
+	s := &vm.Spec
+	if err := c.extraArgs(nil, s.ExtraArgs); err != nil {
+		return nil, err
+	}
+	if s.Firmware != nil {
+		s.Firmware.Volume = ""
+	}
+	if s.TPM != nil {
+		s.TPM.Volume = ""
+	}
+	if err := c.claimImages(vm, nil); err != nil {
+		return nil, err
+	}
+	if err := c.claimVsock(vm); err != nil {
+		return nil, err
+	}
+	return c.stateVolumes(vm, c.statePool(vm, disks))
+}
+
+// extraArgs refuses a change of QEMU's arguments by anybody but an
+// administrator: they reach everything that QEMU does on the host.
+func (c *change) extraArgs(old, want []string) error {
+	if slices.Equal(old, want) || c.q.who.may(needAdministrator) {
+		return nil
+	}
+	return &api.Error{Code: api.CodeForbidden, Field: "spec.extraArgs", Detail: fmt.Sprintf("is for administrators; %q has the role %s", c.q.who.actor, c.q.who.role)}
+}
+
+// argNames are the options among extra arguments, for the audit trail. Their
+// values may be secrets.
+func argNames(args []string) string {
+	var out []string
+	for _, a := range args {
+		if strings.HasPrefix(a, "-") {
+			name, _, _ := strings.Cut(a, "=")
+			out = append(out, name)
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+// statePool is the pool for the state of the machine: that of the first disk.
+func (c *change) statePool(vm *api.VM, disks []newVolume) string {
+	if len(vm.Spec.Disks) == 0 {
+		return api.LocalPool
+	}
+	first := vm.Spec.Disks[0].Volume
+	for i := range disks {
+		if disks[i].volume.Meta.Name == first {
+			return disks[i].volume.Spec.Pool
+		}
+	}
+	if vol, err := configdb.Volumes.Find(c.v, vm.Meta.Project, first); err == nil {
+		return vol.Spec.Pool
+	}
+	return api.LocalPool
+}
+
+// stateVolumes names and prepares the volumes that the machine needs and has
+// not.
+func (c *change) stateVolumes(vm *api.VM, pool string) ([]newVolume, error) {
+	var out []newVolume
+	add := func(field, suffix string, content api.VolumeContent) (string, error) {
+		name := vm.Meta.Name + suffix
+		if len(name) > api.MaxNameLength {
+			return "", api.Invalid("meta.name", "is too long: the name of its volume %q would have more than %d characters", name, api.MaxNameLength)
+		}
+		if _, taken := c.v.Get(configdb.Volumes.NameKey(vm.Meta.Project, name)); taken {
+			return "", api.Errorf(api.CodeExists, "volume %q, which %s would be, exists already; remove it first, or wait until it is gone", name, field)
+		}
+		n := newVolume{volume: api.Volume{
+			Meta: api.NewMeta(api.KindVolume, vm.Meta.Project, name),
+			Spec: api.VolumeSpec{Pool: pool, Content: content},
+		}}
+		n.volume.Meta.Owner = string(api.KindVM) + "/" + vm.Meta.ID
+		var err error
+		if n.image, n.pool, err = c.source(&n.volume, field); err != nil {
+			return "", err
+		}
+		out = append(out, n)
+		return name, nil
+	}
+	var err error
+	if f := vm.Spec.Firmware; vm.Spec.UEFI() && f.Volume == "" {
+		content := api.ContentUEFI
+		if f.SecureBoot {
+			content = api.ContentUEFISecure
+		}
+		if f.Volume, err = add("spec.firmware", "-uefi", content); err != nil {
+			return nil, err
+		}
+	}
+	if t := vm.Spec.TPM; t != nil && t.Volume == "" {
+		if t.Volume, err = add("spec.tpm", "-tpm", api.ContentTPM); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// claimImages claims the images that the VM's machine reads and gives back those
+// that old read and the VM does not.
+func (c *change) claimImages(vm *api.VM, old *api.VM) error {
+	kept := map[string]bool{}
+	images := vm.Spec.MachineImages()
+	for _, field := range slices.Sorted(maps.Keys(images)) {
+		name := images[field]
+		img, err := configdb.Images.Find(c.v, vm.Meta.Project, *name)
+		if err != nil {
+			return atField(err, field)
+		}
+		if err := usable(api.KindImage, &img.Meta, img.Status.Phase); err != nil {
+			return err
+		}
+		*name = img.Meta.Name // it may have been an ID
+		c.tx.RequireRevision(configdb.Images.SpecKey(img.Meta.ID), img.Meta.Revision)
+		configdb.Images.Refer(c.tx, img.Meta.ID, api.KindVM, vm.Meta.ID)
+		kept[*name] = true
+	}
+	if old == nil {
+		return nil
+	}
+	for _, name := range old.Spec.MachineImages() {
+		if !kept[*name] {
+			configdb.ReleaseImage(c.v, c.tx, vm, *name)
+		}
+	}
+	return nil
+}
+
+// claimVsock takes the VM's address, or a free one.
+func (c *change) claimVsock(vm *api.VM) error {
+	v := vm.Spec.Vsock
+	if v == nil {
+		return nil
+	}
+	if v.CID != 0 {
+		if by, ok := c.claim(configdb.VsockKey(v.CID), vm); !ok {
+			return &api.Error{Code: api.CodeRefused, Field: "spec.vsock.cid", Detail: fmt.Sprintf("%d belongs to %s", v.CID, by)}
+		}
+		return nil
+	}
+	for range cidTries {
+		cid := api.MinVsockCID + rand.Uint32N(api.MaxVsockCID-api.MinVsockCID)
+		if _, taken := c.v.Get(configdb.VsockKey(cid)); taken {
+			continue
+		}
+		v.CID = cid
+		c.claim(configdb.VsockKey(cid), vm)
+		return nil
+	}
+	return api.Errorf(api.CodeRefused, "%d random vsock addresses were all taken; give one in spec.vsock.cid", cidTries)
+}
+
+// machineOf are the fields that make the machine, by name.
+func machineOf(s *api.VMSpec) map[string]any {
+	return map[string]any{
+		"machine": s.MachineType(), "cpu": s.CPU, "firmware": s.Firmware, "kernel": s.Kernel, "tpm": s.TPM, "numa": s.NUMA, "hugepages": s.Hugepages.Size(),
+		"watchdog": s.Watchdog, "vsock": s.Vsock, "cdroms": s.CDROMs,
+		"bootOrder": s.BootOrder, "hostDevices": s.HostDevices, "extraArgs": s.ExtraArgs,
+	}
+}
+
+// machineChanges names what differs between the machines of two specs.
+func machineChanges(old, want *api.VMSpec) []string {
+	a, b := machineOf(old), machineOf(want)
+	var out []string
+	for name, was := range a {
+		if is := b[name]; !reflect.DeepEqual(was, is) && !(isEmpty(was) && isEmpty(is)) {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func isEmpty(v any) bool {
+	r := reflect.ValueOf(v)
+	return r.Kind() == reflect.Slice && r.Len() == 0
+}
+
+// changeMachine takes the machine of a wish over into the VM. What a wish leaves
+// out of what the cluster chose stays.
+func (c *change) changeMachine(st *vmState, old, want *api.VM) error {
+	w := &want.Spec
+	if w.Vsock != nil && w.Vsock.CID == 0 && old.Spec.Vsock != nil {
+		w.Vsock.CID = old.Spec.Vsock.CID
+	}
+	if err := keepState(&old.Spec, w); err != nil {
+		return err
+	}
+	if err := c.extraArgs(old.Spec.ExtraArgs, w.ExtraArgs); err != nil {
+		return err
+	}
+	changed := machineChanges(&old.Spec, w)
+	if len(changed) > 0 || w.Memory != old.Spec.Memory {
+		if err := c.q.s.cfg.Placer.Check(c.v, *want); err != nil {
+			return err
+		}
+	}
+	if len(changed) == 0 {
+		return nil
+	}
+	if !atRest(old) {
+		return api.Errorf(api.CodeRefused, "vm %s is %s; stop the VM first to change its %s", old.Meta.Name, phaseText(old), strings.Join(changed, ", "))
+	}
+	vm := &st.vm
+	adopt(&vm.Spec, w)
+	if err := c.claimImages(vm, old); err != nil {
+		return err
+	}
+	if v := old.Spec.Vsock; v != nil && (w.Vsock == nil || w.Vsock.CID != v.CID) {
+		configdb.ReleaseVsock(c.v, c.tx, old)
+	}
+	if err := c.claimVsock(vm); err != nil {
+		return err
+	}
+	return c.changeState(st, old)
+}
+
+// adopt copies the fields of machineOf.
+func adopt(to, from *api.VMSpec) {
+	to.Machine, to.CPU, to.Firmware, to.TPM, to.NUMA, to.Hugepages = from.Machine, from.CPU, from.Firmware, from.TPM, from.NUMA, from.Hugepages
+	to.Kernel = from.Kernel
+	to.Watchdog, to.Vsock, to.CDROMs, to.BootOrder = from.Watchdog, from.Vsock, from.CDROMs, from.BootOrder
+	to.HostDevices, to.ExtraArgs = from.HostDevices, from.ExtraArgs
+}
+
+// keepState gives a wish the volumes that the VM has; they are not a user's to
+// choose.
+func keepState(old, want *api.VMSpec) error {
+	if want.UEFI() {
+		have := ""
+		if old.UEFI() {
+			have = old.Firmware.Volume
+		}
+		if named := want.Firmware.Volume; named != "" && have != "" && named != have {
+			return api.Invalid("spec.firmware.volume", "cannot be changed; it is %s", have)
+		}
+		if have != "" && want.Firmware.SecureBoot != old.Firmware.SecureBoot {
+			return api.Errorf(api.CodeRefused, "spec.firmware.secureBoot cannot be changed while the VM has the UEFI variables of volume %s, whose keys belong to it; set spec.firmware.type to bios first, which removes them", have)
+		}
+		want.Firmware.Volume = have
+	}
+	if want.TPM != nil {
+		have := ""
+		if old.TPM != nil {
+			have = old.TPM.Volume
+		}
+		if named := want.TPM.Volume; named != "" && have != "" && named != have {
+			return api.Invalid("spec.tpm.volume", "cannot be changed; it is %s", have)
+		}
+		want.TPM.Volume = have
+	}
+	return nil
+}
+
+// changeState makes the volumes of state that the machine now needs, on the
+// VM's node, and removes those that it needs no more.
+func (c *change) changeState(st *vmState, old *api.VM) error {
+	vm := &st.vm
+	volumes, err := c.stateVolumes(vm, c.statePool(vm, nil))
+	if err != nil {
+		return err
+	}
+	for i := range volumes {
+		if err := c.addVolume(vm, &volumes[i], st.binding.Spec.Node); err != nil {
+			return err
+		}
+	}
+	have := vm.Spec.StateVolumes()
+	for _, name := range old.Spec.StateVolumes() {
+		if slices.Contains(have, name) {
+			continue
+		}
+		vol, err := configdb.Volumes.Find(c.v, vm.Meta.Project, name)
+		if err != nil {
+			continue // gone already
+		}
+		configdb.Volumes.Release(c.tx, vol.Meta.ID, api.KindVM, vm.Meta.ID)
+		now := c.q.s.cfg.Now().UTC()
+		vol.Meta.DeletingAt = &now
+		if err := configdb.Volumes.UpdateSpec(c.v, c.tx, &vol); err != nil {
+			return err
+		}
+	}
+	return nil
+}
