@@ -19,11 +19,13 @@ const (
 	ActionVMReboot     Action = "vm.reboot"
 	ActionVMPause      Action = "vm.pause"
 	ActionVMResume     Action = "vm.resume"
+	ActionVMChange     Action = "vm.change"
 	ActionVMDelete     Action = "vm.delete"
 	ActionVMRecover    Action = "vm.recover"
 	ActionImageCreate  Action = "image.create"
 	ActionImageDelete  Action = "image.delete"
 	ActionVolumeCreate Action = "volume.create"
+	ActionVolumeResize Action = "volume.resize"
 	ActionVolumeDelete Action = "volume.delete"
 )
 

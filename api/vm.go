@@ -79,6 +79,15 @@ type VMSpec struct {
 	HostDevices []VMHostDevice `json:"hostDevices,omitempty" maxItems:"16"`
 	// ExtraArgs are added to QEMU's arguments. Only administrators may set them.
 	ExtraArgs []string `json:"extraArgs,omitempty" maxItems:"64"`
+	// MaxCPUs and MaxMemory are how far CPUs and memory can be raised while the VM
+	// runs; four times what it starts with when left out.
+	MaxCPUs   int  `json:"maxCPUs,omitempty" minimum:"0" maximum:"255"`
+	MaxMemory Size `json:"maxMemory,omitempty"`
+	// MemoryMin lets the node take memory from the guest, through its balloon, down
+	// to this, when it is short of memory. Without it the guest keeps its memory.
+	MemoryMin Size `json:"memoryMin,omitempty"`
+	// Boot is set in status.hardware only.
+	Boot *VMBoot `json:"boot,omitempty" doc:"what is fixed while the VM runs; in status.hardware only"`
 	// HA is "none" (default) or "restart".
 	HA HAPolicy `json:"ha,omitempty" enum:"none,restart"`
 	// Power is the wished power state: stopped (default), running or paused.
@@ -122,6 +131,8 @@ type VMDisk struct {
 	// Queues of requests, 1-64, on virtio and scsi; QEMU's choice when 0. Disks
 	// on scsi share the most that one of them asks for.
 	Queues int `json:"queues,omitempty" minimum:"0" maximum:"64"`
+	// Limit bounds what the disk does in a second.
+	Limit DiskLimit `json:"limit,omitzero"`
 }
 
 // SetDefaults implements Spec.
@@ -196,10 +207,16 @@ func (s *VMSpec) Validate() error {
 		}
 		seen[s.Disks[i].Volume] = true
 	}
+	if err := s.validateLive(); err != nil {
+		return err
+	}
 	return s.validateMachine()
 }
 
 func (d *VMDisk) validate(field string) error {
+	if err := d.Limit.validate(field + ".limit"); err != nil {
+		return err
+	}
 	for _, ref := range []struct{ name, value string }{{"volume", d.Volume}, {"image", d.Image}, {"pool", d.Pool}} {
 		if ref.value == "" {
 			continue
@@ -254,6 +271,8 @@ type VMStatus struct {
 	// power and availability: what it was started with and what was changed
 	// since. Where it differs from the spec, the change takes a restart.
 	Hardware *VMSpec `json:"hardware,omitempty"`
+	// Memory is what the node decided about the memory of a VM that it may squeeze.
+	Memory *VMMemory `json:"memory,omitempty"`
 	// Accelerator is "kvm" or "tcg" while running.
 	Accelerator string `json:"accelerator,omitempty"`
 	// CPU is the model with its features that the running guest has, as QEMU was

@@ -85,10 +85,12 @@ func hostMemory() api.Size {
 	return parseMemTotal(b)
 }
 
-func parseMemTotal(b []byte) api.Size {
+func parseMemTotal(b []byte) api.Size { return parseMem(b, "MemTotal:") }
+
+func parseMem(b []byte, key string) api.Size {
 	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
 		f := strings.Fields(s.Text())
-		if len(f) >= 2 && f[0] == "MemTotal:" {
+		if len(f) >= 2 && f[0] == key {
 			kib, err := strconv.ParseInt(f[1], 10, 64)
 			if err != nil || kib < 0 {
 				return 0

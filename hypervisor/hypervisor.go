@@ -154,6 +154,9 @@ type Ports interface {
 	Plug(ctx context.Context, vm api.VM, nic int) (device string, offload bool, err error)
 	// Unplug removes all of a VM. It is no error if there is none.
 	Unplug(ctx context.Context, vmID string) error
+	// UnplugCard removes what belongs to one slot of a VM. It is no error if
+	// there is nothing.
+	UnplugCard(ctx context.Context, vmID string, slot int) error
 }
 
 // Config of New.
@@ -177,6 +180,9 @@ type Config struct {
 	Log     *slog.Logger
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
+	// HostMemory tells total and available memory of the host; its kernel is asked
+	// when nil.
+	HostMemory func() (total, available api.Size)
 	// FactsChanged, if set, is called when Facts has news. It must not block.
 	FactsChanged func()
 }
@@ -200,8 +206,11 @@ type Hypervisor struct {
 	tasks     *contain.Group  // of Run
 	instances map[string]*instance
 	strangers map[string]Process
-	waiting   map[string]string // volume being deleted → VM that waits for it
+	starting  map[string]api.Size // VM that waits for room → what it needs
+	waiting   map[string]string   // volume being deleted → VM that waits for it
 	caughtUp  bool
+
+	hurry chan struct{} // wakes the memory controller
 }
 
 // New checks the configuration and returns a hypervisor that does nothing until
@@ -225,10 +234,14 @@ func New(cfg Config) (*Hypervisor, error) {
 	if cfg.FirmwareDirs == nil {
 		cfg.FirmwareDirs = uefi.Dirs()
 	}
+	if cfg.HostMemory == nil {
+		cfg.HostMemory = hostMeminfo
+	}
 	h := &Hypervisor{
 		cfg: cfg, log: cfg.Log, procs: newProcessTable(cfg.Guard),
 		instances: map[string]*instance{}, strangers: map[string]Process{}, waiting: map[string]string{},
-		tell: make(chan struct{}, 1),
+		tell:     make(chan struct{}, 1),
+		starting: map[string]api.Size{}, hurry: make(chan struct{}, 1),
 	}
 	h.loop = reconcile.New(reconcile.Config{
 		Name: "hypervisor", DB: cfg.DB, Reconcile: h.reconcile, Workers: Workers, Log: cfg.Log,
@@ -298,6 +311,7 @@ func (h *Hypervisor) Run(ctx context.Context) error {
 	h.mu.Unlock()
 	h.detect(h.wantedAccelerator(h.cfg.DB.Local()))
 	h.spawn(h.resync)
+	h.spawn(h.balance)
 	err := h.loop.Run(ctx)
 	h.tasks.Cancel()
 	h.mu.Lock()
@@ -399,7 +413,7 @@ func (h *Hypervisor) Console(vmID string) (*console.Console, error) {
 }
 
 // paths are the files of one VM.
-type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot, tpm, tpmLog string }
+type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot, tpm, tpmLog, hardware string }
 
 // pathsOf shortens the ID by its hash, because paths of sockets are limited.
 func (h *Hypervisor) pathsOf(id string) paths {
@@ -410,6 +424,7 @@ func (h *Hypervisor) pathsOf(id string) paths {
 		serialLog: filepath.Join(dir, "log"), qemuLog: filepath.Join(dir, "qemu.log"),
 		vnc: filepath.Join(dir, "vnc"), shot: filepath.Join(dir, "shot"),
 		tpm: filepath.Join(dir, "tpm"), tpmLog: filepath.Join(dir, "swtpm.log"),
+		hardware: filepath.Join(dir, "hardware.json"),
 	}
 }
 

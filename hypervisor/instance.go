@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/hypervisor/console"
 	"github.com/muster-vm/muster/hypervisor/qmp"
 	"github.com/muster-vm/muster/internal/contain"
@@ -40,6 +41,15 @@ type instance struct {
 	accel      string    // kvm or tcg, as QEMU says
 	said       qmp.Log   // what was said on the monitor; has its own lock
 
+	verified    bool                // status.hardware is what QEMU has
+	unplugging  map[string]*unplug  // devices that the guest was asked to let go of
+	growing     bool                // the guest's memory is on its way
+	memorySince time.Time           // when the guest was asked for another size of memory
+	grown       map[string]api.Size // disks that QEMU was told to enlarge, by volume
+	linkDown    time.Time           // when a cable was taken out to change a network
+
+	balloon *balloon // under the hypervisor's mu
+
 	mu       sync.Mutex
 	conn     *qmp.Conn
 	console  *console.Console
@@ -48,6 +58,7 @@ type instance struct {
 	panicked bool
 	viewers  int           // of the screen
 	shot     chan struct{} // holds a token while a screenshot is taken
+	stale    bool          // QEMU's devices changed by themselves
 }
 
 // shutdownEvent is QMP's SHUTDOWN (QAPI run-state.json).
@@ -73,6 +84,7 @@ func (h *Hypervisor) drop(id string) {
 	in := h.instances[id]
 	delete(h.instances, id)
 	delete(h.strangers, id)
+	delete(h.starting, id)
 	h.mu.Unlock()
 	if in != nil {
 		in.detach()
@@ -126,6 +138,8 @@ func (in *instance) begin(pid int, now time.Time) {
 	in.detach()
 	in.pid, in.startedAt, in.wasUp = pid, now, false
 	in.quietUntil, in.buttonAt, in.stopSince, in.askedOff = time.Time{}, time.Time{}, time.Time{}, false
+	in.grown = nil
+	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince = false, false, nil, time.Time{}, time.Time{}
 	in.mu.Lock()
 	in.shutdown, in.panicked, in.followed = nil, false, nil
 	in.mu.Unlock()
@@ -201,6 +215,10 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 			in.mu.Lock()
 			in.panicked = false
 			in.mu.Unlock()
+		case "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEMORY_DEVICE_SIZE_CHANGE":
+			in.mu.Lock()
+			in.stale = true
+			in.mu.Unlock()
 		case "STOP", "RESUME", "POWERDOWN", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP":
 		default:
 			continue // nothing that the status shows
@@ -229,15 +247,29 @@ func (in *instance) settled(ctx context.Context) *shutdownEvent {
 	return in.shutdown
 }
 
+// takeStale reports, once, that QEMU's devices changed by themselves.
+func (in *instance) takeStale() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	was := in.stale
+	in.stale = false
+	return was
+}
+
 // command runs one QMP command without arguments under QMPDeadline.
 func (in *instance) command(ctx context.Context, cmd string, result any) error {
+	return in.execute(ctx, cmd, nil, result)
+}
+
+// execute runs one QMP command under QMPDeadline.
+func (in *instance) execute(ctx context.Context, cmd string, args, result any) error {
 	conn := in.openConn()
 	if conn == nil {
 		return fmt.Errorf("QMP %s: %w", cmd, qmp.ErrClosed)
 	}
 	ctx, cancel := context.WithTimeout(ctx, QMPDeadline)
 	defer cancel()
-	return conn.Execute(ctx, cmd, nil, result)
+	return conn.Execute(ctx, cmd, args, result)
 }
 
 // runState asks for QEMU's RunState (QAPI query-status).

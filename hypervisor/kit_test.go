@@ -342,6 +342,7 @@ func (e *env) begin() {
 	h, err := New(Config{
 		DB: e.db, NodeID: "node-1", NodeName: "n1", RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Ports: e.ports,
 		Log: slog.New(slog.NewTextHandler(e.t.Output(), nil)), Now: e.clock.now,
+		HostMemory: func() (total, available api.Size) { return 64 * api.GiB, 60 * api.GiB },
 	})
 	must(e.t, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -50,6 +50,7 @@ func (s *step) remove(ctx context.Context) error {
 	tx := &configdb.Txn{Actor: actor}
 	configdb.ReleaseNICs(s.v, tx, &s.vm)
 	configdb.ReleaseMachine(s.v, tx, &s.vm)
+	configdb.ForgetDetached(s.v, tx, id)
 	configdb.VMs.Delete(tx, &s.vm)
 	configdb.Bindings.DeleteUnnamed(tx, &s.b)
 	if op, err := configdb.Operations.Get(s.v, id); err == nil {

@@ -35,6 +35,7 @@ func (s *step) down(ctx context.Context) error {
 		return err
 	}
 	if s.vm.Spec.Power == api.PowerStopped {
+		s.h.notStarting(s.vm.Meta.ID)
 		s.vm.Status.RebootsDone = s.vm.Spec.Reboots
 		if _, ok := s.disks(); !ok && s.vm.Status.Phase == api.VMCreating {
 			return nil
@@ -69,7 +70,11 @@ func (s *step) start(ctx context.Context) error {
 		s.result.After = attachRetry
 		return nil
 	}
-	m, ok := s.machine()
+	if !s.makeRoom() {
+		return nil
+	}
+	hw := s.vm.Spec.PowerOn()
+	m, ok := s.machine(hw)
 	if !ok || !s.board(&m) || !s.plug(ctx, &m) {
 		return nil
 	}
@@ -82,7 +87,7 @@ func (s *step) start(ctx context.Context) error {
 		return err
 	}
 	p := s.h.pathsOf(s.vm.Meta.ID)
-	if err := s.prepare(p); err != nil {
+	if err := errors.Join(s.prepare(p), s.noteHardware(p, hw)); err != nil {
 		s.fail(err.Error())
 		return nil
 	}
@@ -120,9 +125,9 @@ func (s *step) backOff() {
 	s.result.After = d
 }
 
-// machine collects what the argument vector is made of; ok is false if the
-// status says what is missing.
-func (s *step) machine() (m argv.Machine, ok bool) {
+// machine collects what the argument vector of a machine with this hardware is
+// made of; ok is false if the status says what is missing.
+func (s *step) machine(hw *api.VMSpec) (m argv.Machine, ok bool) {
 	want := s.h.wantedAccelerator(s.v)
 	found, known := s.h.facts.forWish(want)
 	if !known {
@@ -137,11 +142,11 @@ func (s *step) machine() (m argv.Machine, ok bool) {
 	}
 	p := s.h.pathsOf(s.vm.Meta.ID)
 	m = argv.Machine{
-		QEMU: found.Binary, ID: s.vm.Meta.ID, Name: s.vm.Meta.Name, CPUs: s.vm.Spec.CPUs, Memory: s.vm.Spec.Memory,
+		QEMU: found.Binary, ID: s.vm.Meta.ID, Name: s.vm.Meta.Name, CPUs: hw.CPUs, Memory: hw.Memory, Boot: hw.Boot,
 		Accelerator: found.Accelerator, Paused: s.vm.Spec.Power == api.PowerPaused,
 		QMP: p.qmp, Agent: p.agent, Serial: p.serial, Log: p.serialLog,
 	}
-	if s.vm.Spec.Display.Shown() {
+	if hw.Display.Shown() {
 		m.VNC = p.vnc
 	}
 	m.Disks, ok = s.disks()

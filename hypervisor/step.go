@@ -216,6 +216,7 @@ func (s *step) problem(typ, message string) {
 func (s *step) ended() {
 	s.vm.Status.PID, s.vm.Status.StartedAt, s.vm.Status.Accelerator, s.vm.Status.Hardware = 0, nil, "", nil
 	s.vm.Status.CPU = ""
+	s.vm.Status.Memory = nil
 }
 
 // conditions keeps the times of those that were there before.
@@ -238,6 +239,9 @@ func (s *step) write(ctx context.Context) error {
 	tx := &configdb.Txn{Actor: actor}
 	s.conditions()
 	if err := configdb.VMs.UpdateStatus(s.v, tx, &s.vm); err != nil {
+		return err
+	}
+	if err := s.detached(tx); err != nil {
 		return err
 	}
 	return s.commit(ctx, tx)

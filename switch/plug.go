@@ -40,9 +40,14 @@ func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, e
 	if err != nil {
 		return "", false, err
 	}
+	spec := vm.Spec.Hardware()
+	spec.AssignSlots(nil)
+	if nic < 0 || nic >= len(spec.NICs) {
+		return "", false, fmt.Errorf("the VM has %d network cards", len(spec.NICs))
+	}
 	var t *tap
 	for _, c := range w.taps() {
-		if c.vm.Meta.ID == vm.Meta.ID && c.index == nic {
+		if c.vm.Meta.ID == vm.Meta.ID && c.nic.Slot == spec.NICs[nic].Slot {
 			t = &c
 		}
 	}
@@ -104,6 +109,15 @@ func (s *Switch) awaitPort(ctx context.Context, p *pass, name string) error {
 // not the VM still exists. What fails is removed by the next look that finds no
 // process behind the device.
 func (s *Switch) Unplug(ctx context.Context, vmID string) error {
+	return s.unplug(ctx, vmID, 1, api.MaxNICs)
+}
+
+// UnplugCard removes what belongs to the network card in one slot of a VM.
+func (s *Switch) UnplugCard(ctx context.Context, vmID string, slot int) error {
+	return s.unplug(ctx, vmID, slot, slot)
+}
+
+func (s *Switch) unplug(ctx context.Context, vmID string, first, last int) error {
 	if err := s.work.enter(ctx); err != nil {
 		return fmt.Errorf("unplug the network cards of vm %s: %w", vmID, err)
 	}
@@ -120,16 +134,16 @@ func (s *Switch) Unplug(ctx context.Context, vmID string) error {
 			return fmt.Errorf("unplug the network cards of vm %s: %w", vmID, err)
 		}
 	}
-	for nic := range api.MaxNICs {
-		name := tapName(vmID, nic)
+	for slot := first; slot <= last; slot++ {
+		name := tapName(vmID, slot)
 		s.stopResponder(name)
 		if st != nil {
 			if err := s.conn.RemovePort(ctx, st, s.cfg.ClusterID, name); err != nil {
-				return fmt.Errorf("unplug network card %d of vm %s: %w", nic, vmID, err)
+				return fmt.Errorf("unplug the network card in slot %d of vm %s: %w", slot, vmID, err)
 			}
 		}
 		if err := s.host.Remove(name, s.alias("vm", vmID)); err != nil {
-			return fmt.Errorf("unplug network card %d of vm %s: %w", nic, vmID, err)
+			return fmt.Errorf("unplug the network card in slot %d of vm %s: %w", slot, vmID, err)
 		}
 	}
 	s.loop.Enqueue(all)

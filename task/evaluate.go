@@ -252,6 +252,8 @@ func reached(s api.TaskSpec, what target) bool {
 		return st.Phase == api.VMStopped
 	case api.ActionVMPause:
 		return st.Phase == api.VMPaused
+	case api.ActionVMChange:
+		return changedLive(what.vm)
 	case api.ActionVMReboot:
 		return st.RebootsDone >= s.TargetReboots
 	}

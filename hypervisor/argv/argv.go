@@ -33,7 +33,6 @@ package argv
 import (
 	"fmt"
 	"net"
-	"strconv"
 	"strings"
 
 	"github.com/muster-vm/muster/api"
@@ -67,6 +66,8 @@ type Machine struct {
 	Disks []Disk
 	// NICs in the order of the guest's slots.
 	NICs []NIC
+	// Boot is the room for what is plugged in while the guest runs; nil: none.
+	Boot *api.VMBoot
 	// Accelerator is kvm or tcg.
 	Accelerator api.Accelerator
 	// Paused starts QEMU without running the guest.
@@ -120,9 +121,13 @@ func Build(m Machine) ([]string, error) {
 		"-device", "isa-serial,id=com0,chardev=serial0",
 		"-object", "rng-random,id=rng0,filename=/dev/urandom",
 		"-device", m.virtio("virtio-rng")+",id=vrng0,rng=rng0",
-		"-device", m.virtio("virtio-balloon")+",id=balloon0",
+		"-device", m.virtio("virtio-balloon")+",id=balloon0,deflate-on-oom=on,free-page-reporting=on",
 		"-device", "pvpanic,id=panic0",
 	)
+	if m.Boot != nil {
+		a = append(a, ports(m.Boot)...)
+		a = append(a, m.hotMemory()...)
+	}
 	boot, places := m.bootIndexes(), newPlaces(&m)
 	a = append(a, m.controllers()...)
 	for i, d := range m.Disks {
@@ -159,7 +164,7 @@ func base(m Machine) []string {
 		"-accel", accel,
 		"-cpu", m.cpu(),
 		"-smp", m.smp(),
-		"-m", "size=" + strconv.FormatInt(int64(m.Memory/api.MiB), 10) + "M",
+		"-m", m.size(),
 		"-rtc", "base=utc",
 		"-boot", "strict=on",
 		"-action", m.actions(),
@@ -170,22 +175,6 @@ func base(m Machine) []string {
 		"-chardev", "socket,id=qmp0,path=" + escape(m.QMP) + ",server=on,wait=off",
 		"-mon", "chardev=qmp0,mode=control",
 	}
-}
-
-func (m *Machine) nic(c NIC, bootIndex int) []string {
-	n := strconv.Itoa(c.Slot)
-	netdev, device := "tap,id=net"+n+",ifname="+escape(c.Device)+",script=no,downscript=no,vhost=off", ""
-	if !c.Offload {
-		netdev += ",vnet_hdr=off"
-	}
-	if c.MTU > 0 {
-		device = ",host_mtu=" + strconv.Itoa(c.MTU)
-	}
-	device += bootOption(bootIndex)
-	if bootIndex == 0 && m.pci() {
-		device += ",romfile="
-	}
-	return []string{"-netdev", netdev, "-device", m.virtio("virtio-net") + ",id=nic" + n + ",netdev=net" + n + ",mac=" + c.MAC + device}
 }
 
 // escape keeps a value whole in a QEMU option string.
@@ -224,6 +213,9 @@ func (m *Machine) validate() error {
 		}
 	}
 	if err := m.validateNICs(); err != nil {
+		return err
+	}
+	if err := m.validateBoot(); err != nil {
 		return err
 	}
 	if err := m.validateBoard(); err != nil {

@@ -40,6 +40,12 @@ func TestGolden(t *testing.T) {
 		},
 		"diskless": func(m *Machine) { m.Disks = nil },
 		"display":  func(m *Machine) { m.VNC = "/run/muster/vm/a,b/vnc" },
+		"hotplug": func(m *Machine) {
+			m.CPUs, m.Memory = 3, 1*api.GiB
+			m.Boot = &api.VMBoot{Memory: 512 * api.MiB, MaxMemory: 2 * api.GiB, MaxCPUs: 8, DiskPorts: 12, NICPorts: 2}
+			m.Disks = append(m.Disks, Disk{Slot: 9, Path: "/pool/x", Format: "raw"})
+			m.NICs = []NIC{{Slot: 2, Device: "mt0123456789n1", MAC: "52:54:00:12:34:57"}}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := machine()

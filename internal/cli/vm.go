@@ -25,12 +25,14 @@ func (a *app) vmCmd() *cobra.Command {
 		a.vmAction("pause", "paused", "Stop the virtual CPUs of running VMs", "Memory and devices stay as they are until the VM is resumed."),
 		a.vmAction("resume", "resumed", "Let paused VMs go on", ""),
 		a.consoleCmd(), a.vncCmd(), a.screenshotCmd(), a.vmQEMU(),
+		a.vmDiskCmd(), a.vmNICCmd(),
 		rm)
 }
 
 type vmCreateFlags struct {
 	cpus     int
 	memory   api.Size
+	least    api.Size
 	image    string
 	diskSize api.Size
 	disks    []api.Size
@@ -76,6 +78,7 @@ volumes of --volume, then an empty disk for each --disk.`,
 	fs.IntVar(&f.cpus, "cpu", 1, "virtual CPUs")
 	f.memory = 512 * api.MiB
 	fs.Var(sizeFlag{&f.memory}, "memory", "guest memory, such as 512M or 4G")
+	fs.Var(sizeFlag{&f.least}, "memory-min", "memory that the node may squeeze the VM to when it is short")
 	fs.StringVar(&f.image, "image", "", "first disk: a clone of this image")
 	fs.Var(sizeFlag{&f.diskSize}, "disk-size", "enlarge the clone of --image to this size")
 	fs.Var(sizesFlag{&f.disks}, "disk", "an empty disk of this size (repeatable)")
@@ -138,6 +141,7 @@ func (f *vmCreateFlags) spec() (map[string]any, error) {
 	if len(nics) > 0 {
 		spec["nics"] = nics
 	}
+	set(spec, "memoryMin", f.least)
 	set(spec, "ha", f.ha)
 	set(spec, "display", f.display)
 	if f.start {
@@ -178,16 +182,17 @@ func (a *app) vmAction(verb, done, short, long string) *cobra.Command {
 
 func (a *app) vmSet() *cobra.Command {
 	var cpus int
-	var memory api.Size
+	var memory, least api.Size
 	var ha, display string
 	var labels, networks []string
 	var machine machineFlags
 	cmd := &cobra.Command{
 		Use: "set NAME", Short: "Change CPUs, memory, machine, networks, HA policy or labels", Args: args("NAME"),
-		Long: `Changes what is given and leaves the rest. In this version CPUs, memory, machine
-and networks are changed while the VM is stopped. --network names all network cards
-that the VM shall have: one that it has on a network keeps its addresses, the
-others are removed; --network none removes all. --label KEY- removes a label.`,
+		Long: `Changes what is given and leaves the rest. A VM that
+runs is changed at once as far as that is possible; what takes a restart is said
+and waits for the next start. --network names all network cards that the VM
+shall have: one that it has on a network keeps its addresses, the others are
+removed; --network none removes all. --label KEY- removes a label.`,
 		Example: `  muster vm set web1 --memory 1G --cpu 2
   muster vm set web1 --network lab --network office
   muster vm set web1 --cpu-model cluster --watchdog reset --uefi
@@ -204,6 +209,9 @@ others are removed; --network none removes all. --label KEY- removes a label.`,
 			}
 			if changed("memory") {
 				spec["memory"] = memory
+			}
+			if changed("memory-min") {
+				spec["memoryMin"] = least
 			}
 			if changed("ha") {
 				spec["ha"] = ha
@@ -232,11 +240,12 @@ others are removed; --network none removes all. --label KEY- removes a label.`,
 		},
 	}
 	machine.add(cmd.Flags(), false)
-	cmd.Flags().IntVar(&cpus, "cpu", 0, "virtual CPUs (of a stopped VM)")
-	cmd.Flags().Var(sizeFlag{&memory}, "memory", "guest memory, such as 512M or 4G (of a stopped VM)")
+	cmd.Flags().IntVar(&cpus, "cpu", 0, "virtual CPUs")
+	cmd.Flags().Var(sizeFlag{&memory}, "memory", "guest memory, such as 512M or 4G")
+	cmd.Flags().Var(sizeFlag{&least}, "memory-min", "memory that the node may squeeze it to when it is short; as much as its memory for never")
 	cmd.Flags().StringArrayVar(&networks, "network", nil, networkHelp)
 	cmd.Flags().StringVar(&ha, "ha", "", "what to do when the node is lost: none or restart")
-	cmd.Flags().StringVar(&display, "display", "", "screen: vnc or none (of a stopped VM)")
+	cmd.Flags().StringVar(&display, "display", "", "screen: vnc or none, from the next start on")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "label KEY=VALUE, or KEY- to remove it (repeatable)")
 	return cmd
 }

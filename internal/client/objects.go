@@ -38,6 +38,8 @@ type Result struct {
 	Object json.RawMessage
 	// Task to follow, nil when the change is complete.
 	Task *api.Task
+	// TaskID is the task of a change whose answer is the object itself.
+	TaskID string
 	// Body is the whole answer.
 	Body []byte
 	// Created is set when the object is new.
@@ -246,8 +248,11 @@ func (c *Client) change(ctx context.Context, method, path string, q url.Values, 
 }
 
 // resultOf tells an answer with a task from one that is the object itself.
+// headerTask names the task that carries out a change.
+const headerTask = "Muster-Task"
+
 func resultOf(reply *Reply) *Result {
-	r := &Result{Body: reply.Body}
+	r := &Result{Body: reply.Body, TaskID: reply.Header.Get(headerTask)}
 	var accepted struct {
 		Task   *api.Task       `json:"task"`
 		Object json.RawMessage `json:"object"`

@@ -32,6 +32,7 @@ type QEMU struct {
 	hang     bool
 	ended    bool
 	commands []string
+	dev      devices
 	qmp      map[net.Conn]struct{}
 	serial   map[net.Conn]struct{}
 	listen   []net.Listener
@@ -39,7 +40,7 @@ type QEMU struct {
 
 // Start listens on the sockets in argv (chardevs qmp0 and serial0).
 func Start(argv []string, exited func(code, signal int)) (*QEMU, error) {
-	q := &QEMU{Exited: exited, state: "running", qmp: map[net.Conn]struct{}{}, serial: map[net.Conn]struct{}{}}
+	q := &QEMU{Exited: exited, state: "running", dev: newDevices(argv), qmp: map[net.Conn]struct{}{}, serial: map[net.Conn]struct{}{}}
 	for i, a := range argv {
 		if a == "-S" {
 			q.state = "prelaunch"
@@ -213,6 +214,7 @@ func (q *QEMU) monitor(c net.Conn) {
 	for s := bufio.NewScanner(c); s.Scan(); {
 		var cmd struct {
 			Execute string          `json:"execute"`
+			Args    map[string]any  `json:"arguments"`
 			ID      json.RawMessage `json:"id"`
 		}
 		if json.Unmarshal(s.Bytes(), &cmd) != nil {
@@ -224,7 +226,10 @@ func (q *QEMU) monitor(c net.Conn) {
 			continue
 		}
 		q.commands = append(q.commands, cmd.Execute)
-		ret, after := q.execute(cmd.Execute)
+		ret, after := q.hardware(cmd.Execute, cmd.Args), func() {}
+		if ret == "" {
+			ret, after = q.execute(cmd.Execute)
+		}
 		fmt.Fprintf(c, `{%s, "id": %s}`+"\r\n", ret, cmd.ID)
 		q.mu.Unlock()
 		if after != nil {
@@ -243,7 +248,7 @@ func (q *QEMU) execute(cmd string) (reply string, after func()) {
 	case "query-kvm":
 		return `"return": {"enabled": false, "present": true}`, nil
 	case "query-balloon":
-		return `"return": {"actual": 100663296}`, nil
+		return fmt.Sprintf(`"return": {"actual": %d}`, q.dev.balloon), nil
 	case "query-blockstats":
 		return `"return": [{"qdev": "/machine/a", "stats": {"rd_bytes": 1000, "wr_bytes": 20, "rd_operations": 3}}, {"stats": {"rd_bytes": 5, "wr_bytes": 7}}]`, nil
 	case "stop":
