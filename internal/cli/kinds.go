@@ -232,6 +232,7 @@ func vmShow(s *sections, o *api.VM, now time.Time) {
 		s.field("Process", strconv.Itoa(st.PID))
 	}
 	s.field("Accelerator", st.Accelerator)
+	s.field("Guest's CPU", runningCPUText(st.CPU))
 	s.field("Epoch", number(st.Epoch))
 	s.field("Crashes", number(uint64(st.Crashes)))
 	if st.ObservedGeneration < o.Meta.Generation {
@@ -296,6 +297,7 @@ func volumeShow(s *sections, o *api.Volume, now time.Time) {
 	s.field("Format", o.Status.Format)
 	s.field("Size", sizeOr(max(o.Status.Size, o.Spec.Size)))
 	s.field("Clone of", o.Spec.Image)
+	s.field("Content", string(o.Spec.Content))
 	s.field("Owner", o.Meta.Owner)
 	s.title("Place")
 	s.field("Pool", o.Spec.Pool)
