@@ -62,6 +62,7 @@ func (s *step) up(ctx context.Context) error {
 	s.checkTPM()
 	s.vm.Status.Accelerator = s.in.accel
 	s.show(state)
+	s.agentSummary()
 	if s.now.Sub(s.in.startedAt) > StableTime {
 		s.in.failures = 0
 	}

@@ -242,6 +242,7 @@ func vmShow(s *sections, o *api.VM, now time.Time) {
 	s.field("CPUs", strconv.Itoa(o.Spec.CPUs)+" "+cpuText(&o.Spec))
 	s.field("Memory", sizeOr(o.Spec.Memory))
 	s.field("HA", string(o.Spec.HA))
+	showGuest(s, o)
 	if len(o.Spec.Disks) > 0 {
 		s.title("Disks")
 		t := &table{head: []string{"VOLUME", "POOL", "IMAGE", "SIZE"}}
