@@ -24,8 +24,11 @@ func TestSeedTakesTheLastPlaceOrIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := strings.Join(a, " ")
-	at := text[strings.Index(text, "ide-cd,id=seedcd"):]
-	bus := strings.Split(at, ",")[2]
+	_, at, found := strings.Cut(text, "ide-cd,id=seedcd,")
+	bus, _, _ := strings.Cut(at, ",")
+	if !found {
+		t.Fatal(text)
+	}
 	if strings.Count(text, bus+",") != 1 {
 		t.Errorf("the place %s of the CD-ROM is taken: %s", bus, text)
 	}

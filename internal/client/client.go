@@ -319,12 +319,13 @@ func (c *Client) attempt(ctx context.Context, e *endpoint, r *Request) (reply *R
 		return nil, false, err
 	}
 	var stop func()
-	if r.Once {
+	switch {
+	case r.Once:
 		stop = func() {}
-	} else if r.Stream == nil {
+	case r.Stream == nil:
 		timer := time.AfterFunc(answerTimeout, func() { cancel(errNoAnswer) })
 		stop = func() { timer.Stop() }
-	} else {
+	default:
 		stop, err = c.attachStream(req, r.Stream, cancel)
 		if err != nil {
 			return nil, false, err
