@@ -77,10 +77,15 @@ func goldenObjects() goldens {
 				MaxCPUs: 8, MaxMemory: 4 * GiB, MemoryMin: 512 * MiB, Boot: &VMBoot{Memory: GiB, MaxMemory: 4 * GiB, MaxCPUs: 8, DiskPorts: 4, NICPorts: 2},
 				HA: HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
 				Display: DisplayNone,
+				CloudInit: &CloudInit{
+					Format: CloudInitNoCloud, Hostname: "inside", User: "ops", SSHKeys: []string{"ssh-ed25519 AAAA me"}, Password: "p", PasswordHash: "$6$s$h",
+					Network: CloudInitDHCP, UserData: "#cloud-config\n", VendorData: "#cloud-config\n",
+				},
 			}),
 			Status: VMStatus{
 				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm", CPU: "host", Hardware: &VMSpec{CPUs: 2, Memory: GiB},
 				Memory:      &VMMemory{Target: GiB, Reason: "r", Silent: true},
+				Agent:       &VMAgent{Version: "7.2", Hostname: "inside", OS: "Debian 12", Addresses: []string{"10.0.0.5"}},
 				RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
 			},
 		},

@@ -100,6 +100,8 @@ type VMSpec struct {
 	Reboots uint64 `json:"reboots,omitempty"`
 	// Display is "vnc" (default) or "none"; it is changed while the VM is stopped.
 	Display Display `json:"display,omitempty" enum:"vnc,none"`
+	// CloudInit is what the guest is told at its first boot; nothing when absent.
+	CloudInit *CloudInit `json:"cloudInit,omitempty"`
 }
 
 // VMDisk is one disk: an existing volume, or a new one made with the VM as a
@@ -174,6 +176,9 @@ func (s *VMSpec) Validate() error {
 		return Invalid("spec.power", "is %q; give stopped, running or paused", clip(string(s.Power)))
 	}
 	if err := s.Display.validate(); err != nil {
+		return err
+	}
+	if err := s.CloudInit.validate("spec.cloudInit"); err != nil {
 		return err
 	}
 	if len(s.Disks) > MaxDisks {
@@ -278,6 +283,8 @@ type VMStatus struct {
 	// CPU is the model with its features that the running guest has, as QEMU was
 	// told it.
 	CPU string `json:"cpu,omitempty"`
+	// Agent is what the guest agent says, present while one was heard.
+	Agent *VMAgent `json:"agent,omitempty"`
 	// RebootsDone is spec.reboots as last carried out.
 	RebootsDone uint64 `json:"rebootsDone,omitempty"`
 	// Crashes counts unexpected ends of QEMU since the last wished start.

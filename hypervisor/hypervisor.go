@@ -210,7 +210,8 @@ type Hypervisor struct {
 	waiting   map[string]string   // volume being deleted → VM that waits for it
 	caughtUp  bool
 
-	hurry chan struct{} // wakes the memory controller
+	hurry     chan struct{} // wakes the memory controller
+	agentWake chan struct{} // asks for a look at the guest agents
 }
 
 // New checks the configuration and returns a hypervisor that does nothing until
@@ -240,7 +241,7 @@ func New(cfg Config) (*Hypervisor, error) {
 	h := &Hypervisor{
 		cfg: cfg, log: cfg.Log, procs: newProcessTable(cfg.Guard),
 		instances: map[string]*instance{}, strangers: map[string]Process{}, waiting: map[string]string{},
-		tell:     make(chan struct{}, 1),
+		tell: make(chan struct{}, 1), agentWake: make(chan struct{}, 1),
 		starting: map[string]api.Size{}, hurry: make(chan struct{}, 1),
 	}
 	h.loop = reconcile.New(reconcile.Config{
@@ -312,6 +313,7 @@ func (h *Hypervisor) Run(ctx context.Context) error {
 	h.detect(h.wantedAccelerator(h.cfg.DB.Local()))
 	h.spawn(h.resync)
 	h.spawn(h.balance)
+	h.spawn(h.watchAgents)
 	err := h.loop.Run(ctx)
 	h.tasks.Cancel()
 	h.mu.Lock()
@@ -413,7 +415,7 @@ func (h *Hypervisor) Console(vmID string) (*console.Console, error) {
 }
 
 // paths are the files of one VM.
-type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot, tpm, tpmLog, hardware string }
+type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot, seed, tpm, tpmLog, hardware string }
 
 // pathsOf shortens the ID by its hash, because paths of sockets are limited.
 func (h *Hypervisor) pathsOf(id string) paths {
@@ -422,7 +424,7 @@ func (h *Hypervisor) pathsOf(id string) paths {
 	return paths{
 		dir: dir, qmp: filepath.Join(dir, "qmp"), agent: filepath.Join(dir, "ga"), serial: filepath.Join(dir, "serial"),
 		serialLog: filepath.Join(dir, "log"), qemuLog: filepath.Join(dir, "qemu.log"),
-		vnc: filepath.Join(dir, "vnc"), shot: filepath.Join(dir, "shot"),
+		vnc: filepath.Join(dir, "vnc"), shot: filepath.Join(dir, "shot"), seed: filepath.Join(dir, "seed.iso"),
 		tpm: filepath.Join(dir, "tpm"), tpmLog: filepath.Join(dir, "swtpm.log"),
 		hardware: filepath.Join(dir, "hardware.json"),
 	}

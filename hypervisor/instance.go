@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/hypervisor/agent"
 	"github.com/muster-vm/muster/hypervisor/console"
 	"github.com/muster-vm/muster/hypervisor/qmp"
 	"github.com/muster-vm/muster/internal/contain"
@@ -40,6 +41,7 @@ type instance struct {
 	unsure     bool      // a start was sent and its outcome is not known
 	accel      string    // kvm or tcg, as QEMU says
 	said       qmp.Log   // what was said on the monitor; has its own lock
+	summaryAt  time.Time // when the guest's own words in the status changed last
 
 	verified    bool                // status.hardware is what QEMU has
 	unplugging  map[string]*unplug  // devices that the guest was asked to let go of
@@ -59,6 +61,11 @@ type instance struct {
 	viewers  int           // of the screen
 	shot     chan struct{} // holds a token while a screenshot is taken
 	stale    bool          // QEMU's devices changed by themselves
+	agent    *agent.Agent
+	// portKnown is whether the agent knows if a program in the guest has its
+	// channel open; portNews counts the events that told.
+	portKnown bool
+	portNews  int
 }
 
 // shutdownEvent is QMP's SHUTDOWN (QAPI run-state.json).
@@ -122,9 +129,12 @@ func (in *instance) openConsole() *console.Console {
 // detach lets go of QEMU, which goes on.
 func (in *instance) detach() {
 	in.mu.Lock()
-	conn, con := in.conn, in.console
-	in.conn, in.console = nil, nil
+	conn, con, ga := in.conn, in.console, in.agent
+	in.conn, in.console, in.agent, in.portKnown = nil, nil, nil, false
 	in.mu.Unlock()
+	if ga != nil {
+		ga.Close() // while QEMU is there: it may have something to thaw
+	}
 	if conn != nil {
 		_ = conn.Disconnect()
 	}
@@ -159,7 +169,7 @@ func (h *Hypervisor) attach(ctx context.Context, in *instance) error {
 		followed := make(chan struct{})
 		sub := conn.Subscribe()
 		in.mu.Lock()
-		in.conn, in.followed = conn, followed
+		in.conn, in.followed, in.portKnown = conn, followed, false
 		in.mu.Unlock()
 		h.spawn(func(ctx context.Context) {
 			defer close(followed)
@@ -170,6 +180,7 @@ func (h *Hypervisor) attach(ctx context.Context, in *instance) error {
 				h.loop.Enqueue(in.id)
 			}
 		})
+		h.lookAtAgents()
 		if err := in.askAccelerator(ctx); err != nil {
 			return err
 		}
@@ -219,6 +230,9 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 			in.mu.Lock()
 			in.stale = true
 			in.mu.Unlock()
+		case "VSERPORT_CHANGE":
+			h.portChanged(in, e.Data)
+			continue
 		case "STOP", "RESUME", "POWERDOWN", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP":
 		default:
 			continue // nothing that the status shows

@@ -67,6 +67,7 @@ func (s *step) up(ctx context.Context) error {
 	}
 	s.showMemory()
 	s.h.notStarting(s.vm.Meta.ID)
+	s.agentSummary()
 	if s.now.Sub(s.in.startedAt) > StableTime {
 		s.in.failures = 0
 	}

@@ -149,6 +149,7 @@ func (s *step) machine(hw *api.VMSpec) (m argv.Machine, ok bool) {
 	if hw.Display.Shown() {
 		m.VNC = p.vnc
 	}
+	m.Seed = s.seedDevice()
 	m.Disks, ok = s.disks()
 	return m, ok
 }
@@ -238,6 +239,9 @@ func (s *step) prepare(p paths) error {
 		if err := os.Remove(sock); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("remove an old socket of vm %s: %w", s.vm.Meta.Name, err)
 		}
+	}
+	if err := s.writeSeed(p.seed); err != nil {
+		return err
 	}
 	if err := console.Trim(p.serialLog); err != nil {
 		s.h.log.Warn("the serial log cannot be trimmed", "vm", s.vm.Meta.ID, "err", err)

@@ -217,6 +217,7 @@ func (s *step) ended() {
 	s.vm.Status.PID, s.vm.Status.StartedAt, s.vm.Status.Accelerator, s.vm.Status.Hardware = 0, nil, "", nil
 	s.vm.Status.CPU = ""
 	s.vm.Status.Memory = nil
+	s.vm.Status.Agent = nil
 }
 
 // conditions keeps the times of those that were there before.

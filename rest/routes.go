@@ -195,6 +195,7 @@ func (r *vmResource) routes() []route {
 			summary: a.summary, params: longParams, in: typeOf[vmRequest](), out: typeOf[TaskReply](), status: http.StatusAccepted})
 	}
 	out = append(out, r.consoleRoutes()...)
+	out = append(out, r.agentRoutes()...)
 	return append(out,
 		// Typing into a guest changes it: more than a viewer may do.
 		route{method: http.MethodGet, path: one + "/console", need: needOperator, handle: r.console, stream: true, ticket: api.ConsoleSerial, verb: "console",

@@ -22,7 +22,7 @@ type vmResource struct {
 }
 
 func newVMs() *vmResource {
-	r := &vmResource{resource[api.VMSpec, api.VMStatus]{table: configdb.VMs, need: needViewer}}
+	r := &vmResource{resource[api.VMSpec, api.VMStatus]{table: configdb.VMs, need: needViewer, show: hideCloudInit}}
 	r.update, r.past = r.change, r.reverts()
 	return r
 }
@@ -98,7 +98,11 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 		return nil, err
 	}
 	st.vm.Meta.Labels = want.Meta.Labels
+	st.vm.Spec.CloudInit = want.Spec.CloudInit
 	if err := c.changeMachine(st, old, want); err != nil {
+		return nil, err
+	}
+	if err := sealCloudInit(&st.vm, old); err != nil {
 		return nil, err
 	}
 	action, err := c.wish(st, want.Spec.Power, want.Spec.ForceStop)

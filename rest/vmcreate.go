@@ -44,6 +44,9 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 	if _, taken := c.v.Get(r.table.NameKey(vm.Meta.Project, vm.Meta.Name)); taken {
 		return nil, api.Errorf(api.CodeExists, "vm %q exists already", vm.Meta.Name)
 	}
+	if err := sealCloudInit(vm, &api.VM{}); err != nil {
+		return nil, err
+	}
 	volumes, err := c.resolveDisks(vm)
 	if err != nil {
 		return nil, err

@@ -77,6 +77,8 @@ type Machine struct {
 	QMP, Agent, Serial, Log string
 	// VNC is the socket of the screen; the machine has none if it is empty.
 	VNC string
+	// Seed is the CD-ROM for the first boot, nil for none.
+	Seed *Seed
 	Board
 }
 
@@ -140,6 +142,11 @@ func Build(m Machine) ([]string, error) {
 		a = append(a, m.nic(n, boot.nic(i))...)
 	}
 	a = append(a, display(m)...) // no device before it changes its slot
+	cd, err := m.seed(places)
+	if err != nil {
+		return nil, err
+	}
+	a = append(a, cd...)
 	a = append(a, m.extras()...)
 	a = append(a, m.Extra...)
 	if m.Paused {
@@ -229,6 +236,11 @@ func (m *Machine) validate() error {
 			return fmt.Errorf("path %q of the %s has %d bytes; unix sockets take at most %d: choose a shorter data directory", p.path, p.what, len(p.path), MaxSocketPath)
 		}
 		if err := validPath(p.what, p.path); err != nil {
+			return err
+		}
+	}
+	if m.Seed != nil {
+		if err := validPath("cloud-init CD-ROM", m.Seed.Path); err != nil {
 			return err
 		}
 	}

@@ -230,7 +230,7 @@ func (m *Machine) validateSlots() error {
 			n++
 		}
 	}
-	for _, on := range []bool{scsi, m.hasUSB(), m.VNC != "", m.Watchdog != "", m.Vsock != 0} {
+	for _, on := range []bool{scsi, m.hasUSB(), m.VNC != "", m.Seed != nil && !m.Seed.SATA, m.Watchdog != "", m.Vsock != 0} {
 		if on {
 			n++
 		}

@@ -249,6 +249,7 @@ func vmShow(s *sections, o *api.VM, now time.Time) {
 		s.field("Memory now", strings.TrimSuffix(sizeOr(m.Target)+", "+m.Reason, ", "))
 	}
 	s.field("HA", string(o.Spec.HA))
+	showGuest(s, o)
 	if len(o.Spec.Disks) > 0 {
 		s.title("Disks")
 		t := &table{head: []string{"SLOT", "VOLUME", "POOL", "IMAGE", "SIZE"}}

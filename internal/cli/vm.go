@@ -26,6 +26,7 @@ func (a *app) vmCmd() *cobra.Command {
 		a.vmAction("resume", "resumed", "Let paused VMs go on", ""),
 		a.consoleCmd(), a.vncCmd(), a.screenshotCmd(), a.vmQEMU(),
 		a.vmDiskCmd(), a.vmNICCmd(),
+		a.agentCmd(), a.execCmd(), a.passwordCmd(), a.freezeCmd(), a.thawCmd(),
 		rm)
 }
 
@@ -40,6 +41,7 @@ type vmCreateFlags struct {
 	networks []string
 	pool, ha string
 	display  string
+	ci       cloudInitFlags
 	start    bool
 	labels   []string
 	options  string
@@ -56,6 +58,7 @@ volumes of --volume, then an empty disk for each --disk.`,
   muster vm create db1 --cpu 4 --memory 8G --image debian --disk-size 20G --disk 100G --pool shared
   muster vm create lab --memory 1G --disk 10G --label env=test --network lab
   muster vm create win --cpu 4 --memory 8G --disk 60G --uefi --secure-boot --tpm --cdrom windows --cdrom virtio-win
+  muster vm create app1 --memory 2G --image debian --network lab --ci-user ops --ssh-key ~/.ssh/id_ed25519.pub --user-data app.yaml --start
   muster vm create gate --disk 10G --network lab,ip=10.20.0.1 --network office,mac=52:54:00:12:34:56`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -65,6 +68,13 @@ volumes of --volume, then an empty disk for each --disk.`,
 			}
 			if err := f.machineFlags.spec(spec, cmd.Flags().Changed); err != nil {
 				return err
+			}
+			ci, err := f.ci.spec(a)
+			if err != nil {
+				return err
+			}
+			if ci != nil {
+				spec["cloudInit"] = ci
 			}
 			labels, err := parseLabels(f.labels, false)
 			if err != nil {
@@ -88,6 +98,7 @@ volumes of --volume, then an empty disk for each --disk.`,
 	fs.StringArrayVar(&f.networks, "network", nil, networkHelp)
 	fs.StringVar(&f.pool, "pool", "", "pool for the new disks (default the image's pool for a clone, else \"local\")")
 	fs.StringVar(&f.ha, "ha", "", "what to do when the node is lost: none or restart (default \"none\")")
+	f.ci.bind(fs)
 	fs.StringVar(&f.display, "display", "", "screen: vnc or none (default \"vnc\")")
 	fs.BoolVar(&f.start, "start", false, "start the VM when it is created")
 	fs.StringArrayVar(&f.labels, "label", nil, "label KEY=VALUE (repeatable)")
