@@ -76,6 +76,7 @@ func goldenObjects() goldens {
 				NICs: []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5", Slot: 2}},
 				HA:   HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
 				Display: DisplayNone,
+				Limits:  &VMLimits{CPUWeight: 50, CPUMax: 150, CPUSet: "0-3,8", MemoryMax: 2 * GiB, IOWeight: 200},
 			}),
 			Status: VMStatus{
 				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm", CPU: "host", Hardware: &VMSpec{CPUs: 2, Memory: GiB},

@@ -91,6 +91,8 @@ type VMSpec struct {
 	Reboots uint64 `json:"reboots,omitempty"`
 	// Display is "vnc" (default) or "none"; it is changed while the VM is stopped.
 	Display Display `json:"display,omitempty" enum:"vnc,none"`
+	// Limits of what the VM may take of its host; changed while it runs.
+	Limits *VMLimits `json:"limits,omitempty"`
 }
 
 // VMDisk is one disk: an existing volume, or a new one made with the VM as a
@@ -163,6 +165,9 @@ func (s *VMSpec) Validate() error {
 		return Invalid("spec.power", "is %q; give stopped, running or paused", clip(string(s.Power)))
 	}
 	if err := s.Display.validate(); err != nil {
+		return err
+	}
+	if err := s.Limits.validate(s.Memory); err != nil {
 		return err
 	}
 	if len(s.Disks) > MaxDisks {

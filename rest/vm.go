@@ -111,6 +111,7 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 	}
 	st.vm.Spec.AssignSlots(&old.Spec)
 	st.vm.Meta.Labels = want.Meta.Labels
+	st.vm.Spec.Limits = want.Spec.Limits
 	st.vm.Spec.CPUs, st.vm.Spec.Memory, st.vm.Spec.HA = want.Spec.CPUs, want.Spec.Memory, want.Spec.HA
 	st.vm.Spec.Display = want.Spec.Display
 	if err := c.changeMachine(st, old, want); err != nil {

@@ -32,6 +32,7 @@ type QEMU struct {
 	hang     bool
 	ended    bool
 	commands []string
+	trap     trap
 	qmp      map[net.Conn]struct{}
 	serial   map[net.Conn]struct{}
 	listen   []net.Listener
@@ -224,6 +225,10 @@ func (q *QEMU) monitor(c net.Conn) {
 			continue
 		}
 		q.commands = append(q.commands, cmd.Execute)
+		if q.sprung(cmd.Execute, c) {
+			q.mu.Unlock()
+			return
+		}
 		ret, after := q.execute(cmd.Execute)
 		fmt.Fprintf(c, `{%s, "id": %s}`+"\r\n", ret, cmd.ID)
 		q.mu.Unlock()
