@@ -93,6 +93,6 @@ func validSlot(field string, slot, most int, seen map[int]bool) error {
 func (s *VMSpec) Hardware() *VMSpec {
 	var h VMSpec
 	deepCopy(s, &h)
-	h.HA, h.Power, h.ForceStop, h.Reboots = "", "", false, 0
+	h.HA, h.Power, h.ForceStop, h.Reboots, h.Limits = "", "", false, 0, nil
 	return &h
 }
