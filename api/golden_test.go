@@ -81,6 +81,7 @@ func goldenObjects() goldens {
 					Format: CloudInitNoCloud, Hostname: "inside", User: "ops", SSHKeys: []string{"ssh-ed25519 AAAA me"}, Password: "p", PasswordHash: "$6$s$h",
 					Network: CloudInitDHCP, UserData: "#cloud-config\n", VendorData: "#cloud-config\n",
 				},
+				Limits: &VMLimits{CPUWeight: 50, CPUMax: 150, CPUSet: "0-3,8", MemoryMax: 2 * GiB, IOWeight: 200},
 			}),
 			Status: VMStatus{
 				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm", CPU: "host", Hardware: &VMSpec{CPUs: 2, Memory: GiB},

@@ -102,6 +102,8 @@ type VMSpec struct {
 	Display Display `json:"display,omitempty" enum:"vnc,none"`
 	// CloudInit is what the guest is told at its first boot; nothing when absent.
 	CloudInit *CloudInit `json:"cloudInit,omitempty"`
+	// Limits of what the VM may take of its host; changed while it runs.
+	Limits *VMLimits `json:"limits,omitempty"`
 }
 
 // VMDisk is one disk: an existing volume, or a new one made with the VM as a
@@ -179,6 +181,9 @@ func (s *VMSpec) Validate() error {
 		return err
 	}
 	if err := s.CloudInit.validate("spec.cloudInit"); err != nil {
+		return err
+	}
+	if err := s.Limits.validate(s.Memory); err != nil {
 		return err
 	}
 	if len(s.Disks) > MaxDisks {

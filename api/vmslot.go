@@ -139,7 +139,7 @@ func validSlot(field string, slot, most int, seen map[int]bool) error {
 func (s *VMSpec) Hardware() *VMSpec {
 	var h VMSpec
 	deepCopy(s, &h)
-	h.HA, h.Power, h.ForceStop, h.Reboots, h.MemoryMin, h.CloudInit = "", "", false, 0, 0, nil
+	h.HA, h.Power, h.ForceStop, h.Reboots, h.MemoryMin, h.CloudInit, h.Limits = "", "", false, 0, 0, nil, nil
 	return &h
 }
 

@@ -24,6 +24,9 @@ const (
 	// ConditionHypervisor is not OK when QEMU cannot be used or the chosen
 	// accelerator cannot work.
 	ConditionHypervisor = "Hypervisor"
+	// ConditionIsolation is not OK when QEMU runs as a user that can do more than
+	// it needs.
+	ConditionIsolation = "Isolation"
 	// ConditionStrangers is not OK when QEMUs run that no VM object explains.
 	ConditionStrangers = "Strangers"
 )
@@ -56,7 +59,7 @@ func (h *Hypervisor) Facts() Facts {
 	if known {
 		f.Accelerator, f.AcceleratorReason, f.QEMUVersion = r.Accelerator, r.Reason, r.Version
 	}
-	f.Conditions = []api.Condition{c, h.strangersCondition()}
+	f.Conditions = []api.Condition{c, h.strangersCondition(), h.isolationCondition()}
 	return f
 }
 

@@ -61,6 +61,10 @@ const (
 	// somebody is told, attachRetry the pause between looks meanwhile.
 	freshTime   = 2 * time.Second
 	attachRetry = 20 * time.Millisecond
+	// monitorLook is the pause between looks for the monitor of a QEMU that was
+	// just started, monitorLate when it is looked at in any case.
+	monitorLook = 2 * time.Millisecond
+	monitorLate = 500 * time.Millisecond
 	// lookSoon is the pause before another look at what has no event.
 	lookSoon = 200 * time.Millisecond
 	waitLook = 2 * time.Second
@@ -97,6 +101,8 @@ type StartRequest struct {
 	Protected      bool
 	Argv, Env      []string
 	Dir, LogPath   string
+	// User is who it runs as; nil: as the guard itself.
+	User *ProcessUser
 }
 
 // Process is what the guard knows of one VM.
@@ -110,6 +116,8 @@ type Process struct {
 	Reason           string
 	ExitCode, Signal int
 	LogPath          string
+	// UID is the user it runs as, 0 for the guard's own.
+	UID int
 }
 
 // Guard starts and parents the QEMU processes.
@@ -144,6 +152,11 @@ type Volumes interface {
 	Resolve(v *configdb.View, project, name string) (path, format string, err error)
 	// ResolveImage does the same for an image.
 	ResolveImage(v *configdb.View, project, name string) (path, format string, err error)
+	// Grant makes the file that Resolve named the user's, and lets the group
+	// readers reach it. It is called before QEMU opens the file.
+	Grant(ctx context.Context, v *configdb.View, project, name string, uid, gid, readers int) error
+	// GrantImage lets the group readers reach an image, which it may read.
+	GrantImage(ctx context.Context, v *configdb.View, project, name string, readers int) error
 }
 
 // Ports are the places of network cards in this node's virtual switch.
@@ -171,6 +184,10 @@ type Config struct {
 	Volumes Volumes
 	// Ports may be nil: then VMs with network cards do not start.
 	Ports Ports
+	// Users are the users that VMs run as; with none they run as the daemon's own.
+	Users Users
+	// Limits may be nil: then limits of VMs are not put into force.
+	Limits Limits
 	// QEMU is the program; qemu-system-x86_64 when empty.
 	QEMU string
 	// FirmwareDirs have the descriptors of UEFI firmwares; uefi.Dirs() when nil.
@@ -199,6 +216,7 @@ type Hypervisor struct {
 	facts factFinder
 	asked asked         // of the goroutine that reports facts
 	tell  chan struct{} // asks for a report of the facts
+	users userTable
 
 	mu        sync.Mutex
 	running   bool
@@ -239,7 +257,7 @@ func New(cfg Config) (*Hypervisor, error) {
 		cfg.HostMemory = hostMeminfo
 	}
 	h := &Hypervisor{
-		cfg: cfg, log: cfg.Log, procs: newProcessTable(cfg.Guard),
+		cfg: cfg, log: cfg.Log, procs: newProcessTable(cfg.Guard), users: newUserTable(cfg.Users),
 		instances: map[string]*instance{}, strangers: map[string]Process{}, waiting: map[string]string{},
 		tell: make(chan struct{}, 1), agentWake: make(chan struct{}, 1),
 		starting: map[string]api.Size{}, hurry: make(chan struct{}, 1),
@@ -448,7 +466,7 @@ func (h *Hypervisor) detect(want api.Accelerator) {
 		return
 	}
 	h.spawn(func(ctx context.Context) {
-		r := accel.Detect(ctx, accel.Config{Binary: h.cfg.QEMU, Want: want, Dir: h.cfg.RunDir, Log: h.log})
+		r := accel.Detect(ctx, accel.Config{Binary: h.cfg.QEMU, Want: want, Dir: h.cfg.RunDir, Log: h.log, User: h.users.prober()})
 		if ctx.Err() != nil {
 			return
 		}

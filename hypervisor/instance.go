@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -52,6 +53,13 @@ type instance struct {
 
 	balloon *balloon // under the hypervisor's mu
 
+	limited limited
+
+	// peer is the process, if it has a user of its own; else 0.
+	peer atomic.Int64
+	// rooted: it runs as the daemon's own user although others have their own.
+	rooted atomic.Bool
+
 	mu       sync.Mutex
 	conn     *qmp.Conn
 	console  *console.Console
@@ -93,9 +101,24 @@ func (h *Hypervisor) drop(id string) {
 	delete(h.strangers, id)
 	delete(h.starting, id)
 	h.mu.Unlock()
+	h.users.release(id)
 	if in != nil {
 		in.detach()
 	}
+}
+
+// isOf notes the user of the process.
+func (in *instance) isOf(pid, uid int) {
+	if uid == 0 {
+		pid = 0
+	}
+	in.peer.Store(int64(pid))
+}
+
+// ownPID is the process that must listen on the VM's sockets; 0 where it may write
+// to nothing but what is its own anyway.
+func (in *instance) ownPID() int {
+	return int(in.peer.Load())
 }
 
 func (in *instance) openConn() *qmp.Conn {
@@ -161,7 +184,7 @@ func (h *Hypervisor) attach(ctx context.Context, in *instance) error {
 	p := h.pathsOf(in.id)
 	if in.openConn() == nil {
 		dialCtx, cancel := context.WithTimeout(ctx, AttachDeadline)
-		conn, err := qmp.DialLogged(dialCtx, p.qmp, &in.said)
+		conn, err := qmp.DialLogged(dialCtx, p.qmp, in.ownPID(), &in.said)
 		cancel()
 		if err != nil {
 			return err
@@ -186,7 +209,7 @@ func (h *Hypervisor) attach(ctx context.Context, in *instance) error {
 		}
 	}
 	if in.openConsole() == nil {
-		c, err := console.Open(ctx, p.serial, p.serialLog, h.log.With("vm", in.id))
+		c, err := console.Open(ctx, p.serial, in.ownPID(), p.serialLog, h.log.With("vm", in.id))
 		if err != nil {
 			h.log.Warn("no console", "vm", in.id, "err", err)
 			return nil

@@ -121,6 +121,9 @@ func (l *live) addDisk(ctx context.Context, slot int, d api.VMDisk) error {
 		return nil
 	}
 	path, format, err := l.s.h.cfg.Volumes.Resolve(l.s.v, l.s.vm.Meta.Project, d.Volume)
+	if err == nil {
+		err = l.s.grantVolume(ctx, d.Volume)
+	}
 	if err != nil {
 		l.waits = append(l.waits, fmt.Sprintf("volume %s: %v", d.Volume, err))
 		l.s.lookAgain(waitLook)

@@ -38,6 +38,7 @@ func (s *step) up(ctx context.Context) error {
 		return s.forceOff(ctx)
 	}
 	s.alive()
+	s.limit()
 	if s.now.Before(s.in.quietUntil) {
 		s.unresponsive()
 		return nil

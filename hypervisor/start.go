@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -73,9 +74,13 @@ func (s *step) start(ctx context.Context) error {
 	if !s.makeRoom() {
 		return nil
 	}
+	user, ok := s.user()
+	if !ok {
+		return nil
+	}
 	hw := s.vm.Spec.PowerOn()
 	m, ok := s.machine(hw)
-	if !ok || !s.board(&m) || !s.plug(ctx, &m) {
+	if !ok || !s.board(&m) || !s.grant(ctx, user) || !s.plug(ctx, &m) {
 		return nil
 	}
 	args, err := argv.Build(m)
@@ -87,13 +92,13 @@ func (s *step) start(ctx context.Context) error {
 		return err
 	}
 	p := s.h.pathsOf(s.vm.Meta.ID)
-	if err := errors.Join(s.prepare(p), s.noteHardware(p, hw)); err != nil {
+	if err := errors.Join(s.prepare(p, user), s.noteHardware(p, hw)); err != nil {
 		s.fail(err.Error())
 		return nil
 	}
 	r := StartRequest{
 		VM: s.vm.Meta.ID, Epoch: s.b.Spec.Epoch, Session: session, Protected: s.b.Spec.Protected,
-		Argv: args, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Dir: p.dir, LogPath: p.qemuLog,
+		Argv: args, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Dir: p.dir, LogPath: p.qemuLog, User: user,
 	}
 	if ok, err := s.startTPM(ctx, &m, r); !ok {
 		return err
@@ -231,9 +236,14 @@ func (h *Hypervisor) unplug(ctx context.Context, id string) {
 }
 
 // prepare makes the VM's run directory.
-func (s *step) prepare(p paths) error {
+func (s *step) prepare(p paths, user *ProcessUser) error {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return fmt.Errorf("make the run directory of vm %s: %w", s.vm.Meta.Name, err)
+	}
+	if user != nil {
+		if err := s.hand(p, user); err != nil {
+			return err
+		}
 	}
 	for _, sock := range []string{p.qmp, p.agent, p.serial, p.vnc} {
 		if err := os.Remove(sock); err != nil && !os.IsNotExist(err) {
@@ -270,8 +280,31 @@ func (s *step) launch(ctx context.Context, r StartRequest) error {
 	}
 	s.h.log.Info("QEMU started", "vm", s.vm.Meta.ID, "pid", p.PID, "epoch", r.Epoch, "protected", r.Protected)
 	s.in.begin(p.PID, s.now)
+	s.in.isOf(p.PID, p.UID)
 	s.in.reset = s.vm.Spec.Reboots // a start is as good as any reboot asked for before
 	s.silent = true                // QEMU opens its sockets in some 0.1 s; one status says it all
-	s.result.After = attachRetry
+	s.result.After = monitorLate
+	id, monitor := s.vm.Meta.ID, s.h.pathsOf(s.vm.Meta.ID).qmp
+	s.h.spawn(func(ctx context.Context) {
+		awaitFile(ctx, monitor, monitorLate)
+		s.h.loop.Enqueue(id)
+	})
 	return nil
+}
+
+// awaitFile returns when the file is there, or after the limit. Most of what a
+// start takes is QEMU's own time, so the end of that should not be missed.
+func awaitFile(ctx context.Context, path string, limit time.Duration) {
+	tick := time.NewTicker(monitorLook)
+	defer tick.Stop()
+	for end := time.Now().Add(limit); time.Now().Before(end); {
+		if _, err := os.Lstat(path); err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }

@@ -98,7 +98,7 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 		return nil, err
 	}
 	st.vm.Meta.Labels = want.Meta.Labels
-	st.vm.Spec.CloudInit = want.Spec.CloudInit
+	st.vm.Spec.CloudInit, st.vm.Spec.Limits = want.Spec.CloudInit, want.Spec.Limits
 	if err := c.changeMachine(st, old, want); err != nil {
 		return nil, err
 	}

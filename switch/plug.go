@@ -64,6 +64,11 @@ func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, e
 	if err := s.host.EnsureTap(t.name, s.tapAlias(*t), mtu(t.network)); err != nil {
 		return "", false, err
 	}
+	if uid := s.tapOwner(vm.Meta.ID); uid > 0 {
+		if err := s.host.OwnTap(t.name, uid); err != nil {
+			return "", false, err
+		}
+	}
 	if err := p.make(ctx); err != nil {
 		return "", false, err
 	}
@@ -81,6 +86,14 @@ func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, e
 		return "", false, err
 	}
 	return t.name, p.report.Datapath != "netdev", nil
+}
+
+// tapOwner is the user that a VM runs as, 0 for root.
+func (s *Switch) tapOwner(vmID string) int {
+	if s.cfg.TapOwner == nil {
+		return 0
+	}
+	return s.cfg.TapOwner(vmID)
 }
 
 // awaitPort waits until ovs-vswitchd has taken a port in.

@@ -94,6 +94,7 @@ type app struct {
 	client  *client.Client
 	project string
 	cancel  context.CancelFunc
+	still   bool // one of many at work: no progress of its own
 	entered bool // the command itself runs: its errors are no usage errors
 	// flagValues completes the values of flags in a shell; see confine.
 	flagValues map[*pflag.Flag]completer

@@ -33,6 +33,7 @@ type QEMU struct {
 	ended    bool
 	commands []string
 	dev      devices
+	trap     trap
 	qmp      map[net.Conn]struct{}
 	serial   map[net.Conn]struct{}
 	listen   []net.Listener
@@ -226,6 +227,10 @@ func (q *QEMU) monitor(c net.Conn) {
 			continue
 		}
 		q.commands = append(q.commands, cmd.Execute)
+		if q.sprung(cmd.Execute, c) {
+			q.mu.Unlock()
+			return
+		}
 		ret, after := q.hardware(cmd.Execute, cmd.Args), func() {}
 		if ret == "" {
 			ret, after = q.execute(cmd.Execute)
