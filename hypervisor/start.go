@@ -253,6 +253,9 @@ func (s *step) prepare(p paths, user *ProcessUser) error {
 	if err := s.writeSeed(p.seed); err != nil {
 		return err
 	}
+	if err := s.handSeed(p, user); err != nil {
+		return err
+	}
 	if err := console.Trim(p.serialLog); err != nil {
 		s.h.log.Warn("the serial log cannot be trimmed", "vm", s.vm.Meta.ID, "err", err)
 	}

@@ -23,6 +23,8 @@ import (
 const (
 	vmDirMode = fs.ModeSticky | 0o770
 	vmLogMode = 0o660
+	// vmSeedMode: the VM only reads it.
+	vmSeedMode = 0o640
 	// kvmDevice is opened by QEMU itself.
 	kvmDevice = "/dev/kvm"
 )
@@ -187,8 +189,8 @@ func (h *Hypervisor) grantFile(vmID, path string) error {
 }
 
 // hand gives the run directory to the VM's user. What an earlier life of QEMU left
-// goes: it may be a link to somewhere else. What this daemon has put there, the VM
-// may read and write; its log is written through the guard's descriptor.
+// goes: it may be a link to somewhere else. The VM gets the copy of its serial output
+// to write; what else this daemon keeps there is closed to it.
 func (s *step) hand(p paths, u *ProcessUser) error {
 	if err := handDir(p, u, s.h.users.cfg.Group); err != nil {
 		return fmt.Errorf("give the run directory of vm %s to user %d: %w", s.vm.Meta.Name, u.UID, err)
@@ -218,13 +220,6 @@ func handDir(p paths, u *ProcessUser, group int) error {
 			if err := os.RemoveAll(path); err != nil {
 				return err
 			}
-			continue
-		}
-		if path == p.qemuLog || path == p.qemuLog+".1" || path == p.tpmLog || path == p.tpmLog+".1" {
-			continue
-		}
-		if err := access.Give(path, 0, u.GID, vmLogMode); err != nil {
-			return err
 		}
 	}
 	f, err := os.OpenFile(p.serialLog, os.O_WRONLY|os.O_CREATE|syscall.O_NOFOLLOW, vmLogMode)
@@ -235,6 +230,14 @@ func handDir(p paths, u *ProcessUser, group int) error {
 		return err
 	}
 	return access.Give(p.serialLog, 0, u.GID, vmLogMode)
+}
+
+// handSeed lets the VM read the disk with what its guest is told.
+func (s *step) handSeed(p paths, u *ProcessUser) error {
+	if u == nil || s.vm.Spec.CloudInit == nil {
+		return nil
+	}
+	return access.Give(p.seed, 0, u.GID, vmSeedMode)
 }
 
 // isolationCondition tells the administrator as whom VMs run.
