@@ -87,7 +87,9 @@ func TestQEMUDiesInTheMiddleOfEveryOperation(t *testing.T) {
 			q.Trap(op.command, qmptest.Die)
 			e.change(id, func(vm *api.VM) { op.wish(&vm.Spec) })
 			e.until("the trap", func() bool { return !q.Trapped() }, nothing)
-			vm := e.soon(id, "as wished", settledAt(op.done))
+			vm := e.soon(id, "as wished", func(vm api.VM) bool {
+				return settledAt(op.done)(vm) && (vm.Spec.Power == api.PowerStopped || vm.Status.Crashes > 0)
+			})
 			if vm.Spec.Power != api.PowerStopped && (vm.Status.PID == was.Status.PID || vm.Status.Crashes != 1) {
 				t.Fatalf("%+v", vm.Status)
 			}
@@ -116,10 +118,10 @@ func TestEventFloodHarmsNobody(t *testing.T) {
 	e.wait(other, "paused beside the flood", func(vm api.VM) bool { return vm.Status.Phase == api.VMPaused })
 	t.Logf("the other VM was paused in %v", time.Since(began))
 	<-flood
-	noisy.SetState("io-error")
+	noisy.SetState("internal-error")
 	noisy.Emit("STOP", "{}")
 	e.wait(id, "the state after the flood", func(vm api.VM) bool {
-		_, bad := api.FindCondition(vm.Status.Conditions, ConditionIOError)
+		_, bad := api.FindCondition(vm.Status.Conditions, ConditionGuestHalted)
 		return bad
 	})
 }
