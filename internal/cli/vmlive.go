@@ -58,7 +58,7 @@ func (a *app) finishChange(ctx context.Context, c *client.Client, kind api.Kind,
 
 // editVM changes a list in a VM's spec: reads it, lets edit say what it shall
 // be, and writes that unless somebody else was faster.
-func (a *app) editVM(ctx context.Context, name, done string, edit func(vm *api.VM) (map[string]any, error)) error {
+func (a *app) editVM(ctx context.Context, name string, edit func(vm *api.VM) (map[string]any, error)) error {
 	c, err := a.connect()
 	if err != nil {
 		return err
@@ -83,7 +83,7 @@ func (a *app) editVM(ctx context.Context, name, done string, edit func(vm *api.V
 		if err != nil {
 			return err
 		}
-		return a.finishChange(ctx, c, api.KindVM, name, done, r)
+		return a.finishChange(ctx, c, api.KindVM, name, "changed", r)
 	}
 }
 
@@ -114,7 +114,7 @@ made for it. A running VM gets it at once.`,
 			if len(names) == 2 {
 				d["volume"] = names[1]
 			}
-			return a.editVM(cmd.Context(), names[0], "changed", func(vm *api.VM) (map[string]any, error) {
+			return a.editVM(cmd.Context(), names[0], func(vm *api.VM) (map[string]any, error) {
 				list, err := asList(vm.Spec.Disks)
 				return map[string]any{"disks": append(list, d)}, err
 			})
@@ -136,7 +136,7 @@ elsewhere.`,
 		Example:           "  muster vm disk detach web1 data",
 		ValidArgsFunction: a.completeNames(api.KindVM),
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return a.editVM(cmd.Context(), names[0], "changed", func(vm *api.VM) (map[string]any, error) {
+			return a.editVM(cmd.Context(), names[0], func(vm *api.VM) (map[string]any, error) {
 				left := slices.DeleteFunc(slices.Clone(vm.Spec.Disks), func(d api.VMDisk) bool {
 					return d.Volume == names[1] || names[1] == strconv.Itoa(d.Slot)
 				})
@@ -202,7 +202,7 @@ func (a *app) vmNICAdd() *cobra.Command {
 			if len(added) != 1 {
 				return usagef("vm nic add: %q does not name one network", names[1])
 			}
-			return a.editVM(cmd.Context(), names[0], "changed", func(vm *api.VM) (map[string]any, error) {
+			return a.editVM(cmd.Context(), names[0], func(vm *api.VM) (map[string]any, error) {
 				list, err := asList(vm.Spec.NICs)
 				return map[string]any{"nics": append(list, added[0])}, err
 			})
@@ -216,7 +216,7 @@ func (a *app) vmNICRm() *cobra.Command {
 		Example:           "  muster vm nic rm web1 2\n  muster vm nic rm web1 52:54:00:12:34:56",
 		ValidArgsFunction: a.completeNames(api.KindVM),
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return a.editVM(cmd.Context(), names[0], "changed", func(vm *api.VM) (map[string]any, error) {
+			return a.editVM(cmd.Context(), names[0], func(vm *api.VM) (map[string]any, error) {
 				at, err := cardIn(vm, names[1])
 				if err != nil {
 					return nil, err
@@ -240,7 +240,7 @@ guest sees the cable go out and come back, so that it asks for a new address.`,
 			if network == "" && link == "" {
 				return usagef("vm nic set: nothing to change; give --network or --link")
 			}
-			return a.editVM(cmd.Context(), names[0], "changed", func(vm *api.VM) (map[string]any, error) {
+			return a.editVM(cmd.Context(), names[0], func(vm *api.VM) (map[string]any, error) {
 				at, err := cardIn(vm, names[1])
 				if err != nil {
 					return nil, err
