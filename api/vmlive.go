@@ -38,6 +38,10 @@ const (
 	SpareNICPorts  = 1
 	diskPortGroup  = 4
 	nicPortGroup   = 2
+	// MinHotMemory is the memory from which on a VM has room for more without
+	// asking: where memory may come above 4 GiB, Linux sets 64 MiB aside for
+	// devices that cannot reach there (swiotlb), too much for a small guest.
+	MinHotMemory = 2 * GiB
 	// HotplugFactor is how many times its CPUs and memory a VM may have while it
 	// runs, unless it says otherwise; MaxHotMemory bounds what that adds, because
 	// the processor's physical addresses are limited.
@@ -67,6 +71,9 @@ func (s *VMSpec) PowerOn() *VMSpec {
 	}
 	if s.fixedCPUs() {
 		b.MaxCPUs = h.CPUs
+	}
+	if b.MaxMemory == 0 && h.Memory < MinHotMemory {
+		b.MaxMemory = h.Memory
 	}
 	if b.MaxMemory == 0 {
 		b.MaxMemory = h.Memory + min((HotplugFactor-1)*h.Memory, MaxHotMemory, MaxMemory-h.Memory)

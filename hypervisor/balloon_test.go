@@ -140,7 +140,7 @@ func TestOnlyWhatCanBeTrueIsBelieved(t *testing.T) {
 // Memory that was plugged in is out of the balloon's reach.
 func TestTheBalloonLeavesPluggedInMemoryAlone(t *testing.T) {
 	e := newEnv(t, false)
-	a, _ := e.runningNamed("a", api.VMSpec{Memory: api.GiB, MemoryMin: 256 * api.MiB})
+	a, _ := e.runningNamed("a", api.VMSpec{Memory: api.GiB, MaxMemory: 4 * api.GiB, MemoryMin: 256 * api.MiB})
 	e.change(a, func(vm *api.VM) { vm.Spec.Memory = 1536 * api.MiB })
 	vm := e.wait(a, "grown", func(vm api.VM) bool { return vm.Status.Hardware.Memory == 1536*api.MiB })
 	if held := vm.Status.HeldMemory(&vm.Spec); held != 512*api.MiB+api.MinMemory {

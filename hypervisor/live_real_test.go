@@ -79,7 +79,7 @@ func TestRealGuestHotplug(t *testing.T) {
 	must(t, configdb.Networks.Create(tx, &lab))
 	e.commit(tx)
 	e.ports.prefix = fmt.Sprintf("hvt%d-", os.Getpid()%100000) // QEMU makes the tap, and takes it with it
-	id, _ := e.guest(api.VMSpec{CPUs: 1, Memory: 160 * api.MiB})
+	id, _ := e.guest(api.VMSpec{CPUs: 1, Memory: 160 * api.MiB, MaxMemory: 640 * api.MiB})
 	quiet := func(vm api.VM) bool { return len(vm.Status.Conditions) == 0 }
 
 	data := e.volume("data", id)

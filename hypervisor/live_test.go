@@ -308,7 +308,7 @@ func TestACardComesMovesAndGoes(t *testing.T) {
 
 func TestCPUsMemoryAndLimitsChangeWhileTheVMRuns(t *testing.T) {
 	e := newEnv(t, false)
-	id, vm := e.running(api.VMSpec{CPUs: 1, Memory: 512 * api.MiB})
+	id, vm := e.running(api.VMSpec{CPUs: 1, Memory: 512 * api.MiB, MaxMemory: 2 * api.GiB})
 	q := e.fakes.qemu()
 	if b := vm.Status.Hardware.Boot; b.Memory != 512*api.MiB || b.MaxMemory != 2*api.GiB {
 		t.Fatalf("%+v", b)
