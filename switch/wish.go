@@ -180,7 +180,7 @@ func vxlanName(vni int) string { return fmt.Sprintf("%s%06x", vxlanPrefix, vni) 
 type tap struct {
 	name    string
 	vm      *api.VM
-	nic     api.VMNIC // has its slot
+	nic     api.VMNIC    // has its slot
 	network *api.Network // nil: does not exist
 }
 
