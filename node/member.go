@@ -216,6 +216,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"gossip":     m.gossiping,
 		"backup":     m.backups.run,
 		"level":      m.watchLevel,
+		"standstill": (&standstill{log: m.log, now: ha.BootTime, wait: waitFor}).run,
 	}
 	if m.agent != nil {
 		all["snmp"] = m.agent.Run
