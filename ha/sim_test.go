@@ -77,6 +77,7 @@ type simNode struct {
 	running  map[string]time.Duration // when SIGKILL takes effect; 0: not being killed
 	stopped  time.Duration            // the guard does nothing until then
 	petted   time.Duration            // the watchdog, for the last time
+	life     int                      // counts the host's boots
 }
 
 func (n *simNode) clock() time.Duration { return n.offset + time.Duration(float64(n.w.now)*n.rate) }
@@ -154,11 +155,17 @@ func (n *simNode) enforce() {
 	}
 }
 
-// watchdogTimeout is the longest that the guard counts on.
-const watchdogTimeout = 10 * time.Second
+// watchdogTimeout is what the guard asks its device for.
+const watchdogTimeout = 5 * time.Second
+
+// hasWatchdog is not true for all: where one is, it makes up for other rules.
+func (n *simNode) hasWatchdog() bool { return n.i%2 == 1 }
 
 // watchdog resets the host when the guard has not petted it for its timeout.
 func (n *simNode) watchdog() {
+	if !n.hasWatchdog() {
+		return
+	}
 	inTime := n.clock()+watchdogTimeout <= n.deadline+KillTime
 	if n.stopped <= n.w.now && (len(n.running) == 0 || inTime || n.w.off == lastPettingInTime) {
 		n.petted = n.clock()
@@ -167,6 +174,7 @@ func (n *simNode) watchdog() {
 		return
 	}
 	n.w.resets++
+	n.life++
 	n.session, n.deadline, n.lapsed, n.stopped, n.running = 0, 0, false, 0, map[string]time.Duration{}
 	n.frozen, n.leads = n.w.now+10*time.Second+n.w.upTo(time.Minute), false // it boots
 	n.petted = n.clock() + n.w.upTo(time.Minute)                            // nobody has opened the device yet
@@ -353,8 +361,12 @@ func (w *world) chaos() {
 	case 3: // the leader loses its office, and may not know
 		w.elect()
 	case 5: // the guard is stopped, as by SIGSTOP or a starving host
-		if w.rng.IntN(4) == 0 {
-			n.stopped = w.now + w.upTo(time.Minute)
+		if !n.hasWatchdog() {
+			break // nothing would be promised
+		}
+		n.stopped = w.now + w.upTo(time.Minute)
+		if w.rng.IntN(2) == 0 && w.countCut() < 2 { // a host in trouble
+			n.cutOff = true
 		}
 	case 4: // guard killed: its VMs die with it, a new one knows nothing
 		n.session, n.deadline, n.lapsed, n.running = 0, 0, false, map[string]time.Duration{}
@@ -405,7 +417,7 @@ func (w *world) elect() {
 
 // renew is one request for a lease, with delays on the way there and back.
 func (n *simNode) renew() {
-	sent := n.clock()
+	sent, life := n.clock(), n.life
 	n.w.after(n.w.upTo(2*time.Second), func() {
 		for _, l := range n.w.nodes {
 			if !l.leads || l.cutOff != n.cutOff || l.frozen > n.w.now {
@@ -418,7 +430,7 @@ func (n *simNode) renew() {
 			if err != nil {
 				continue
 			}
-			n.w.after(n.w.upTo(2*time.Second), func() { n.extend(sent, a) })
+			n.w.after(n.w.upTo(2*time.Second), func() { n.extend(life, sent, a) })
 			return
 		}
 	})
@@ -430,8 +442,8 @@ func (n *simNode) isLost(v *configdb.View) bool {
 }
 
 // extend is the arrival of an answer.
-func (n *simNode) extend(sent time.Duration, a renewAnswer) {
-	if n.frozen >= n.w.now {
+func (n *simNode) extend(life int, sent time.Duration, a renewAnswer) {
+	if n.frozen >= n.w.now || life != n.life {
 		return
 	}
 	switch n.w.off {
@@ -460,7 +472,12 @@ func (n *simNode) act() {
 			if n.w.rng.IntN(10) == 0 {
 				delay = n.w.upTo(60 * time.Second)
 			}
-			n.w.after(delay, func() { n.start(session, vm) })
+			life := n.life
+			n.w.after(delay, func() {
+				if life == n.life {
+					n.start(session, vm)
+				}
+			})
 		}
 	}
 }
@@ -637,20 +654,20 @@ var rules = map[rule]struct {
 	what string
 	seed uint64
 }{
-	leaderIsConfirmed:      {"a lease is granted only after a majority has confirmed the leader", 1},
-	leaseCountsFromRequest: {"a lease counts from the moment it was asked for", 1},
-	leaderWaits:            {"a node is lost only after lease, drift, kill time and margin", 1},
+	leaderIsConfirmed:      {"a lease is granted only after a majority has confirmed the leader", 9},
+	leaseCountsFromRequest: {"a lease counts from the moment it was asked for", 9},
+	leaderWaits:            {"a node is lost only after lease, drift, kill time and margin", 3},
 	newLeaderWaits:         {"a new leader waits as if every node had just been granted a lease", 1},
 	overdueIsBarred:        {"a node that is being declared lost gets no lease", 1},
-	lostGetsNoLease:        {"a lost node gets no lease before it is readmitted", 1},
+	lostGetsNoLease:        {"a lost node gets no lease before it is readmitted", 17},
 	moveNeedsTerm:          {"a decision lands only in the term of its leader", 1},
 	moveNeedsLostMark:      {"a VM moves only while its node is marked lost", 1},
-	lapseKills:             {"the guard kills when the lease has lapsed", 1},
+	lapseKills:             {"the guard kills when the lease has lapsed", 3},
 	lapseIsForGood:         {"a lapsed session is not taken up again", 1},
 	startNeedsSession:      {"the guard starts a VM only in the session of the decision", 1},
 	startNeedsRevision:     {"a decision waits for the revision of its lease", 1},
 	lastPettingInTime:      {"the watchdog of a guard that is stopped bites before the VMs move", 1},
-	killInTime:             {"assumption: what is killed is dead after the kill time", 1},
+	killInTime:             {"assumption: what is killed is dead after the kill time", 33},
 	clocksAgree:            {"assumption: clocks differ in rate by less than 1 %", 1},
 }
 

@@ -38,7 +38,7 @@
 //     stopped or starved guard kills nobody. With a watchdog the machine is reset
 //     then, [KillTime] after the deadline at the latest: while a protected VM is
 //     there, the guard pets only if the device, petted for the last time, would
-//     bite by then. So petting ends some seconds before the deadline of a lease
+//     bite by then. So petting ends three seconds before the deadline of a lease
 //     that is not renewed, and goes on once what had to die is dead. A VM all of
 //     whose threads are in the kernel's exit counts as dead. A device that bites
 //     later than ten seconds after the last petting is not counted on. Without one

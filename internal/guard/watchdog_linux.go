@@ -23,9 +23,12 @@ const (
 	watchdogDevice = "/dev/watchdog"
 	watchdogClass  = "/sys/class/watchdog"
 
-	// watchdogTimeoutS is what the guard asks the device for, in seconds. A device
-	// with a longer one bites too late to be counted on.
-	watchdogTimeoutS = 10
+	// watchdogTimeoutS is what the guard asks the device for, in seconds. It pets
+	// only while a lease has that, less KillTime, to go: a longer timeout would
+	// reset hosts whose leases are renewed slowly.
+	watchdogTimeoutS = 5
+	// watchdogMostS is the longest timeout of a device that is counted on.
+	watchdogMostS = 10
 	// petEvery is the pause between two pettings.
 	petEvery = time.Second
 	// softdogIdentity is what the kernel's softdog module calls itself.
@@ -74,8 +77,8 @@ func (w *watchdog) count(seconds int, err error) {
 	switch {
 	case err != nil:
 		w.level, w.note = LevelProcess, w.note+fmt.Sprintf(", of an unknown timeout (%v), so it is not counted on", err)
-	case seconds < 1 || seconds > watchdogTimeoutS:
-		w.level, w.note = LevelProcess, w.note+fmt.Sprintf(", timeout %d s, more than the %d s it may have to be counted on", seconds, watchdogTimeoutS)
+	case seconds < 1 || seconds > watchdogMostS:
+		w.level, w.note = LevelProcess, w.note+fmt.Sprintf(", timeout %d s, more than the %d s it may have to be counted on", seconds, watchdogMostS)
 	default:
 		w.timeout, w.note = time.Duration(seconds)*time.Second, w.note+fmt.Sprintf(", timeout %d s", seconds)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -153,6 +154,17 @@ func (d *Daemon) End() {
 	d.wg.Wait()
 }
 
+// KeepToOneself sees to it that what this program inherited beyond the standard
+// files, such as a lock, does not go on to daemons that may outlive it.
+func KeepToOneself() {
+	open, _ := os.ReadDir("/proc/self/fd") // without it there is nothing to do
+	for _, e := range open {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			syscall.CloseOnExec(fd)
+		}
+	}
+}
+
 // NewDaemon describes the daemon of a host, in the program file bin/musterd, with
 // further arguments.
 func (h *Hosts) NewDaemon(i int, bin, runDir, logPath string, now func() time.Duration, onExit func(Exit), further ...string) *Daemon {
@@ -165,3 +177,10 @@ func (h *Hosts) NewDaemon(i int, bin, runDir, logPath string, now func() time.Du
 
 // Life counts the starts so far.
 func (d *Daemon) Life() int64 { return d.life.Load() }
+
+// Down reports that the daemon was killed and is not to be started.
+func (d *Daemon) Down() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !d.wanted
+}
