@@ -59,6 +59,8 @@ const (
 type PowerDeviceSpec struct {
 	// Node that the device switches, by name. It cannot be changed.
 	Node string `json:"node"`
+	// NodeID is that node's: another that comes to have its name is not meant.
+	NodeID string `json:"nodeID,omitempty" readOnly:"true"`
 	// Order among the devices of the node: the lowest is tried first, 0 to 99.
 	Order int `json:"order,omitempty"`
 	// Driver is ipmi or redfish.
@@ -350,3 +352,26 @@ type PowerReport struct {
 	Via    string       `json:"via"`
 	Checks []PowerCheck `json:"checks"`
 }
+
+// NewPowerAction returns the record of an action that begins.
+func NewPowerAction(n *Node, action PowerVerb, trigger PowerTrigger, at time.Time) PowerAction {
+	a := PowerAction{Meta: NewMeta(KindPowerAction, "", "")}
+	a.Meta.Name = a.Meta.ID
+	a.Spec = PowerActionSpec{
+		NodeID: n.Meta.ID, Node: n.Meta.Name, Action: action, Trigger: trigger, BootID: n.Status.BootID, At: at.UTC(),
+	}
+	a.Status.Phase = PowerActionRunning
+	return a
+}
+
+// EndPowerAction notes how an action ended.
+func EndPowerAction(a *PowerAction, phase PowerActionPhase, message string, steps []PowerStep, at time.Time) {
+	at = at.UTC()
+	a.Status = PowerActionStatus{Phase: phase, Message: message, EndedAt: &at, Steps: steps}
+}
+
+// SetDefaults implements Spec.
+func (s *PowerActionSpec) SetDefaults() {}
+
+// Validate implements Spec.
+func (s *PowerActionSpec) Validate() error { return nil }

@@ -230,15 +230,21 @@ func SwitchOff(ctx context.Context, list []Target, before func(context.Context) 
 // await reads until the host is in a state, and reads that once more after a
 // pause.
 func (s *session) await(ctx context.Context, want State) error {
-	seen := false
+	seen, last := false, State("unknown")
+	late := func() error {
+		return fmt.Errorf("the device took the command, but the host was still %s when the time was over: %w", last, context.DeadlineExceeded)
+	}
 	for {
 		st, err := s.read(ctx)
 		switch {
+		case err != nil && over(ctx):
+			return late()
 		case err != nil:
 			return err
 		case st == want && seen:
 			return nil
 		}
+		last = st
 		seen = st == want
 		pause := pollEvery
 		if seen {
@@ -247,7 +253,7 @@ func (s *session) await(ctx context.Context, want State) error {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return fmt.Errorf("the device took the command, but the host is still %s: %w", st, context.Cause(ctx))
+			return late()
 		}
 	}
 }

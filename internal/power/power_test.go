@@ -125,10 +125,10 @@ func TestOffIsNotConfirmed(t *testing.T) {
 		within time.Duration
 		words  string
 	}{
-		"the device takes the command and does nothing": {powersim.Mood{Lies: true}, 2 * time.Second, "still on"},
+		"the device takes the command and does nothing": {powersim.Mood{Lies: true}, 2 * time.Second, "still on when"},
 		"the device hangs":                         {powersim.Mood{Deaf: true}, 1500 * time.Millisecond, "in time"},
 		"the device refuses the command":           {powersim.Mood{Refuses: true}, 5 * time.Second, ""},
-		"the host comes back between the readings": {powersim.Mood{ComesBack: true}, 2 * time.Second, "still on"},
+		"the host comes back between the readings": {powersim.Mood{ComesBack: true}, 2 * time.Second, "still on when"},
 	}
 	for driver, make := range controllers {
 		for name, c := range cases {
