@@ -232,7 +232,7 @@ func changes(f *fixture) []step {
 		{"POST powerdevices", "powerdevices", `{"meta":{"name":"bmc1"},"spec":{"node":"m1","driver":"ipmi","address":"10.0.0.9","password":"pw"}}`},
 		{"PATCH powerdevices/{name}", "powerdevices/bmc1", `{"spec":{"order":1}}`},
 		{"PUT powerdevices/{name}", "powerdevices/bmc1", `{"spec":{"node":"m1","driver":"ipmi","address":"10.0.0.9"}}`},
-		{"POST nodes/{name}/power", "nodes/m2/power?via=m1", `{"action":"off","confirm":"m2"}`},
+		{"POST nodes/{name}/power", "nodes/m2/power", `{"action":"off","confirm":"m2"}`},
 		{"DELETE powerdevices/{name}", "powerdevices/bmc1", ``},
 		{"POST alerts/{name}/acknowledge", "alerts/" + alert + "/acknowledge", ``},
 		{"PUT raw/{key}", "raw/mine/key", `a value`},

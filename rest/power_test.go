@@ -59,7 +59,7 @@ func TestPasswordsOfPowerDevicesAreSealedAndNeverShown(t *testing.T) {
 	}
 	shown := []answer{made, f.do(call{method: "GET", path: "powerdevices/bmc1"}), f.do(call{method: "GET", path: "powerdevices"}),
 		f.do(call{method: "PATCH", path: "powerdevices/bmc1", body: `{"spec":{"order":3}}`}),
-		f.do(call{method: "GET", path: "config/history"}), f.do(call{method: "GET", path: "events"}),
+		f.do(call{method: "GET", path: "config/log"}), f.do(call{method: "GET", path: "events"}),
 	}
 	for _, a := range shown {
 		if a.status >= 300 || strings.Contains(strings.ToLower(string(a.body)), "hunter2") || strings.Contains(string(a.body), "c2VhbGVk") {
