@@ -126,7 +126,7 @@ func (f *Fleet) Put(vm *api.VM, nodeID string) {
 	h.vms++
 	if usesMemory(vm) {
 		h.used += vm.Status.HeldMemory(&vm.Spec) + OverheadPerVM
-		h.bound = append(h.bound, *vm)
+		h.bound = append(h.bound, vm)
 	}
 }
 

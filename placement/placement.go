@@ -143,7 +143,7 @@ type host struct {
 	node  api.Node
 	used  api.Size // by the VMs bound to it
 	vms   int
-	bound []api.VM                       // those that use memory, but for the one to be placed
+	bound []*api.VM                      // those that use memory, but for the one to be placed
 	state map[string]api.PoolStateStatus // by pool ID
 	net   *api.SwitchStateStatus         // nil: not reported
 }
@@ -201,7 +201,7 @@ func loadWith(v *configdb.View, bindings []api.Binding, vmOf func(id string) (ap
 		h.vms++
 		if usesMemory(&vm) {
 			h.used += vm.Status.HeldMemory(&vm.Spec) + OverheadPerVM
-			h.bound = append(h.bound, vm)
+			h.bound = append(h.bound, &vm)
 		}
 	}
 	return f, nil
