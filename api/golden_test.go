@@ -54,6 +54,7 @@ func goldenObjects() goldens {
 			Gossip:       &GossipKeys{Primary: []byte{2}, Next: []byte{3}, Previous: []byte{4}, Removed: 5},
 			Rotation:     &CARotation{Phase: CATrust, CACert: "PEM2\n", SealedCAKey: []byte{2}, Bridge: "PEM3\n", Actor: "me", StartedAt: goldenTime},
 			History:      HistorySettings{MaxAgeSeconds: 7200, MaxBytes: 2 * MiB},
+			HA:           HASettings{Failures: 2, Admission: AdmissionRefuse},
 			RestoredFrom: &Origin{ClusterID: "c", Cluster: "old", Life: 2, Revision: 3, Time: goldenTime},
 			Backup:       BackupSettings{EveryMinutes: 60, Keep: 3, Disabled: true},
 			FeatureLevel: 2, FeatureLevelHold: true,

@@ -37,7 +37,7 @@ func wantNeed(method, path string) access {
 		return needOperator // who types into a guest changes it
 	case method == http.MethodGet && strings.HasSuffix(rest, "/qemu"):
 		return needOperator // what is said to a guest's devices may be a guest's
-	case method == http.MethodGet:
+	case method == http.MethodGet, path == base+"ha/simulate":
 		return needViewer
 	case strings.HasSuffix(rest, "/agent/exec"):
 		return needAdministrator // root in the guest, mostly
@@ -123,6 +123,7 @@ var unaudited = map[string]string{
 	"POST " + base + "vms/{name}/vnc":        "a ticket; opening the console with it is audited",
 	"POST " + base + "vms/{name}/console":    "a ticket; opening the console with it is audited",
 	"POST " + base + "receivers/{name}/test": "sends a message and changes nothing",
+	"POST " + base + "ha/simulate":           "it changes nothing",
 	"POST " + base + "cluster/restore":       "its event is in the database that it founds",
 	"POST " + base + "cluster/recover":       "its event is in the database of the next life",
 }
