@@ -40,6 +40,8 @@ type goldens struct {
 	poolState PoolState
 	task      Task
 	token     Token
+	snapshot  Snapshot
+	saved     SavedState
 }
 
 // goldenObjects has every field of every kind set, so that a renamed or lost
@@ -85,7 +87,7 @@ func goldenObjects() goldens {
 		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true}},
 		operation: Operation{
 			Meta:   goldenMeta(KindOperation),
-			Spec:   OperationSpec{Action: "vm.test", VM: "web1", TaskID: "t", NodeID: "n", Epoch: 2, Cancel: true},
+			Spec:   OperationSpec{Action: "vm.test", VM: "web1", TaskID: "t", NodeID: "n", Epoch: 2, SnapshotID: "s", Start: true, Cancel: true},
 			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout},
 		},
 		image: Image{
@@ -98,8 +100,8 @@ func goldenObjects() goldens {
 		},
 		volume: Volume{
 			Meta:   goldenMeta(KindVolume),
-			Spec:   VolumeSpec{Pool: "local", Image: "i", Size: GiB, Node: "n1", Content: ContentTPM},
-			Status: VolumeStatus{ObservedGeneration: 3, Phase: StorageReady, Format: "qcow2", Size: GiB, Message: "m", Conditions: cond},
+			Spec:   VolumeSpec{Pool: "local", Image: "i", Size: GiB, SourceVolume: "s", SourceSnapshot: "t", Node: "n1", Content: ContentTPM},
+			Status: VolumeStatus{ObservedGeneration: 3, Phase: StorageReady, Format: "qcow2", Size: GiB, Progress: 50, Message: "m", Conditions: cond},
 		},
 		pool: Pool{
 			Meta: goldenMeta(KindPool), Spec: PoolSpec{Type: PoolShared, Path: "/srv"}, Status: PoolStatus{Nodes: []PoolStateStatus{state}},
@@ -112,6 +114,22 @@ func goldenObjects() goldens {
 				TargetReboots: 5, Actor: "me", Deadline: goldenTime,
 			},
 			Status: TaskStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, StartedAt: &at, FinishedAt: &at},
+		},
+		snapshot: Snapshot{
+			Meta: goldenMeta(KindSnapshot),
+			Spec: SnapshotSpec{VM: "web1", VMID: "v", Memory: true, Description: "d", Temporary: true, Parent: "p"},
+			Status: SnapshotStatus{
+				Phase: SnapshotReady, Message: "m", Tag: "t", Disks: []SnapshotDisk{{Volume: "v", VolumeID: "id", Slot: 1, Size: GiB}}, Hardware: &VMSpec{CPUs: 2, Memory: GiB},
+				Power: PowerRunning, MemorySize: MiB, Consistency: ConsistencyMemory, TakenAt: &at, Current: true,
+			},
+		},
+		saved: SavedState{
+			Meta: goldenMeta(KindSavedState),
+			Spec: SavedStateSpec{
+				Tag: "t", Disks: []SnapshotDisk{{Volume: "v", VolumeID: "id", Slot: 1, Size: GiB}}, Hardware: &VMSpec{CPUs: 2, Memory: GiB}, SnapshotID: "s", Size: MiB,
+				SavedAt: goldenTime, Discard: true,
+			},
+			Status: SavedStateStatus{Message: "m"},
 		},
 		token: Token{
 			Meta: goldenMeta(KindToken),
@@ -137,6 +155,8 @@ func TestGoldenEncodings(t *testing.T) {
 	golden(t, g.token)
 	golden(t, goldenFacts())
 	golden(t, goldenBaseline())
+	golden(t, g.snapshot)
+	golden(t, g.saved)
 }
 
 // stored is one golden file.

@@ -168,6 +168,11 @@ type Config struct {
 	Volumes Volumes
 	// Ports may be nil: then VMs with network cards do not start.
 	Ports Ports
+	// Snapshots may be nil: then disks of stopped VMs have none.
+	Snapshots DiskSnapshots
+	// Quiesce may be nil: then snapshots without memory of running VMs are as
+	// after a power cut.
+	Quiesce Quiesce
 	// QEMU is the program; qemu-system-x86_64 when empty.
 	QEMU string
 	// FirmwareDirs have the descriptors of UEFI firmwares; uefi.Dirs() when nil.
@@ -236,6 +241,8 @@ func New(cfg Config) (*Hypervisor, error) {
 			{Prefix: configdb.VMs.SpecPrefix(), IDs: idsOf(configdb.VMs.IDOf)},
 			{Prefix: configdb.VMs.StatusPrefix(), IDs: idsOf(configdb.VMs.IDOf)},
 			{Prefix: configdb.Bindings.SpecPrefix(), IDs: idsOf(configdb.Bindings.IDOf)},
+			{Prefix: configdb.Operations.SpecPrefix(), IDs: idsOf(configdb.Operations.IDOf)},
+			{Prefix: configdb.SavedStates.SpecPrefix(), IDs: idsOf(configdb.SavedStates.IDOf)},
 			{Prefix: configdb.Volumes.SpecPrefix(), IDs: h.volumeUsers},
 			{Prefix: configdb.Volumes.StatusPrefix(), IDs: h.volumeUsers},
 			{Prefix: configdb.Nodes.SpecKey(cfg.NodeID), IDs: h.nodeChanged},
@@ -264,6 +271,12 @@ func (h *Hypervisor) volumeUsers(v *configdb.View, c configdb.Change) []string {
 	for _, by := range configdb.Volumes.Referrers(v, id) {
 		if vm, ok := strings.CutPrefix(by, string(api.KindVM)+"/"); ok {
 			out = append(out, vm)
+		}
+	}
+	if vol, err := configdb.Volumes.Get(v, id); err == nil && vol.Spec.SourceSnapshot != "" {
+		// The VM that it is copied from may have kept a snapshot for it.
+		if snap, err := configdb.Snapshots.Get(v, vol.Spec.SourceSnapshot); err == nil {
+			out = append(out, snap.Spec.VMID)
 		}
 	}
 	h.mu.Lock()

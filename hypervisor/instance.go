@@ -39,6 +39,10 @@ type instance struct {
 	unsure     bool      // a start was sent and its outcome is not known
 	accel      string    // kvm or tcg, as QEMU says
 	said       qmp.Log   // what was said on the monitor; has its own lock
+	work       *work     // what goes on beside the looks; nil: nothing
+	loadPID    int       // QEMU that this daemon started to load memory into
+	quitPID    int       // QEMU that was told to quit, at quitAt
+	quitAt     time.Time
 
 	mu       sync.Mutex
 	conn     *qmp.Conn
@@ -75,6 +79,7 @@ func (h *Hypervisor) drop(id string) {
 	delete(h.strangers, id)
 	h.mu.Unlock()
 	if in != nil {
+		in.stopWork()
 		in.detach()
 	}
 }
@@ -124,7 +129,7 @@ func (in *instance) detach() {
 // begin takes note of a process that this life of the daemon has not seen.
 func (in *instance) begin(pid int, now time.Time) {
 	in.detach()
-	in.pid, in.startedAt, in.wasUp = pid, now, false
+	in.pid, in.startedAt, in.wasUp, in.loadPID = pid, now, false, 0
 	in.quietUntil, in.buttonAt, in.stopSince, in.askedOff = time.Time{}, time.Time{}, time.Time{}, false
 	in.mu.Lock()
 	in.shutdown, in.panicked, in.followed = nil, false, nil

@@ -34,6 +34,10 @@ func (s *step) down(ctx context.Context) error {
 	if err := s.h.endTPM(ctx, s.vm.Meta.ID); err != nil {
 		return err
 	}
+	if s.vm.Spec.Power == api.PowerSuspended {
+		s.atRest()
+		return s.protect(ctx, false)
+	}
 	if s.vm.Spec.Power == api.PowerStopped {
 		s.vm.Status.RebootsDone = s.vm.Spec.Reboots
 		if _, ok := s.disks(); !ok && s.vm.Status.Phase == api.VMCreating {
@@ -69,7 +73,12 @@ func (s *step) start(ctx context.Context) error {
 		s.result.After = attachRetry
 		return nil
 	}
+	loads, ok := s.beforeStart()
+	if !ok {
+		return nil
+	}
 	m, ok := s.machine()
+	m.Paused = m.Paused || loads
 	if !ok || !s.board(&m) || !s.plug(ctx, &m) {
 		return nil
 	}
@@ -261,6 +270,7 @@ func (s *step) launch(ctx context.Context, r StartRequest) error {
 	}
 	s.h.log.Info("QEMU started", "vm", s.vm.Meta.ID, "pid", p.PID, "epoch", r.Epoch, "protected", r.Protected)
 	s.in.begin(p.PID, s.now)
+	s.in.noteLoad(s)
 	s.in.reset = s.vm.Spec.Reboots // a start is as good as any reboot asked for before
 	s.silent = true                // QEMU opens its sockets in some 0.1 s; one status says it all
 	s.result.After = attachRetry

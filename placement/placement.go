@@ -185,7 +185,7 @@ func load(v *configdb.View, without string) (*fleet, error) {
 			return nil, err // an unreadable VM may use memory: do not guess
 		}
 		h.vms++
-		if usesMemory(&vm) {
+		if usesMemory(&vm) || reverting(v, b.Meta.ID) {
 			h.used += vm.Spec.Memory + OverheadPerVM
 			h.bound = append(h.bound, vm)
 		}
@@ -195,7 +195,7 @@ func load(v *configdb.View, without string) (*fleet, error) {
 
 // usesMemory reports whether a bound VM takes memory now or is about to.
 func usesMemory(vm *api.VM) bool {
-	if vm.Spec.Power != api.PowerStopped {
+	if vm.Spec.Power != api.PowerStopped && vm.Spec.Power != api.PowerSuspended {
 		return true
 	}
 	switch vm.Status.Phase {
@@ -208,6 +208,13 @@ func usesMemory(vm *api.VM) bool {
 // canRun reports whether the node is one whose machine is worth a look.
 func (h *host) canRun() bool {
 	return h.node.Spec.Role != api.RoleWitness && h.node.Status.Phase == api.NodeReady
+}
+
+// reverting reports whether a stopped VM is being reverted to a snapshot: it may
+// be about to run.
+func reverting(v *configdb.View, vmID string) bool {
+	op, err := configdb.Operations.Get(v, vmID)
+	return err == nil && op.Spec.Action == api.ActionVMRevert
 }
 
 // free is what VMs may still take.

@@ -35,11 +35,13 @@ type QEMU struct {
 	qmp      map[net.Conn]struct{}
 	serial   map[net.Conn]struct{}
 	listen   []net.Listener
+	snap     snapshots
 }
 
 // Start listens on the sockets in argv (chardevs qmp0 and serial0).
 func Start(argv []string, exited func(code, signal int)) (*QEMU, error) {
 	q := &QEMU{Exited: exited, state: "running", qmp: map[net.Conn]struct{}{}, serial: map[net.Conn]struct{}{}}
+	q.readDisks(argv)
 	for i, a := range argv {
 		if a == "-S" {
 			q.state = "prelaunch"
@@ -214,6 +216,7 @@ func (q *QEMU) monitor(c net.Conn) {
 		var cmd struct {
 			Execute string          `json:"execute"`
 			ID      json.RawMessage `json:"id"`
+			Args    json.RawMessage `json:"arguments"`
 		}
 		if json.Unmarshal(s.Bytes(), &cmd) != nil {
 			return
@@ -224,7 +227,12 @@ func (q *QEMU) monitor(c net.Conn) {
 			continue
 		}
 		q.commands = append(q.commands, cmd.Execute)
-		ret, after := q.execute(cmd.Execute)
+		ret, after := "", func() {}
+		if reply, known := q.executeJob(cmd.Execute, cmd.Args); known {
+			ret = reply
+		} else {
+			ret, after = q.execute(cmd.Execute)
+		}
 		fmt.Fprintf(c, `{%s, "id": %s}`+"\r\n", ret, cmd.ID)
 		q.mu.Unlock()
 		if after != nil {
