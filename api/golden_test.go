@@ -74,13 +74,21 @@ func goldenObjects() goldens {
 		vm: VM{
 			Meta: goldenMeta(KindVM),
 			Spec: goldenMachine(VMSpec{
-				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local", Slot: 1}},
-				NICs: []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5", Slot: 2}},
-				HA:   HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
+				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local", Slot: 1, Limit: DiskLimit{IOPS: 1, IOPSRead: 2, IOPSWrite: 3, BPS: 4, BPSRead: 5, BPSWrite: 6, Burst: 7, BurstSeconds: 8}}},
+				NICs:    []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5", Slot: 2, Link: LinkDown}},
+				MaxCPUs: 8, MaxMemory: 4 * GiB, MemoryMin: 512 * MiB, Boot: &VMBoot{Memory: GiB, MaxMemory: 4 * GiB, MaxCPUs: 8, DiskPorts: 4, NICPorts: 2},
+				HA: HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
 				Display: DisplayNone,
+				CloudInit: &CloudInit{
+					Format: CloudInitNoCloud, Hostname: "inside", User: "ops", SSHKeys: []string{"ssh-ed25519 AAAA me"}, Password: "p", PasswordHash: "$6$s$h",
+					Network: CloudInitDHCP, UserData: "#cloud-config\n", VendorData: "#cloud-config\n",
+				},
+				Limits: &VMLimits{CPUWeight: 50, CPUMax: 150, CPUSet: "0-3,8", MemoryMax: 2 * GiB, IOWeight: 200},
 			}),
 			Status: VMStatus{
 				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm", CPU: "host", Hardware: &VMSpec{CPUs: 2, Memory: GiB},
+				Memory:      &VMMemory{Target: GiB, Reason: "r", Silent: true},
+				Agent:       &VMAgent{Version: "7.2", Hostname: "inside", OS: "Debian 12", Addresses: []string{"10.0.0.5"}},
 				RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
 			},
 		},

@@ -316,9 +316,15 @@ type VMNIC struct {
 	// Slot is the card's place in the guest's hardware, 1-8. It is chosen when
 	// left out and stays with the card.
 	Slot int `json:"slot,omitempty" minimum:"0" maximum:"8"`
+	// Link is whether the cable is plugged in, for the guest: up (default) or
+	// down.
+	Link LinkState `json:"link,omitempty" enum:"up,down"`
 }
 
 func (n *VMNIC) validate(field string) error {
+	if n.Link != "" && n.Link != LinkUp && n.Link != LinkDown {
+		return Invalid(field+".link", "is %q; give up or down", clip(string(n.Link)))
+	}
 	if err := ValidName(field+".network", n.Network); err != nil {
 		return err
 	}

@@ -155,6 +155,8 @@ func (s *VMSpec) WithHardware(h *VMSpec) VMSpec {
 	var out VMSpec
 	deepCopy(h, &out)
 	out.HA, out.Power, out.ForceStop, out.Reboots = s.HA, s.Power, s.ForceStop, s.Reboots
+	out.MemoryMin, out.CloudInit, out.Limits = s.MemoryMin, s.CloudInit, s.Limits
+	out.Boot = nil // of a QEMU, not of a wish
 	return out
 }
 

@@ -19,6 +19,7 @@ const (
 	ActionVMReboot     Action = "vm.reboot"
 	ActionVMPause      Action = "vm.pause"
 	ActionVMResume     Action = "vm.resume"
+	ActionVMChange     Action = "vm.change"
 	ActionVMDelete     Action = "vm.delete"
 	ActionVMRecover    Action = "vm.recover"
 	ActionVMClone      Action = "vm.clone"
@@ -29,6 +30,7 @@ const (
 	ActionImageCreate  Action = "image.create"
 	ActionImageDelete  Action = "image.delete"
 	ActionVolumeCreate Action = "volume.create"
+	ActionVolumeResize Action = "volume.resize"
 	ActionVolumeDelete Action = "volume.delete"
 )
 

@@ -81,6 +81,15 @@ type VMSpec struct {
 	HostDevices []VMHostDevice `json:"hostDevices,omitempty" maxItems:"16"`
 	// ExtraArgs are added to QEMU's arguments. Only administrators may set them.
 	ExtraArgs []string `json:"extraArgs,omitempty" maxItems:"64"`
+	// MaxCPUs and MaxMemory are how far CPUs and memory can be raised while the VM
+	// runs; four times what it starts with when left out.
+	MaxCPUs   int  `json:"maxCPUs,omitempty" minimum:"0" maximum:"255"`
+	MaxMemory Size `json:"maxMemory,omitempty"`
+	// MemoryMin lets the node take memory from the guest, through its balloon, down
+	// to this, when it is short of memory. Without it the guest keeps its memory.
+	MemoryMin Size `json:"memoryMin,omitempty"`
+	// Boot is set in status.hardware only.
+	Boot *VMBoot `json:"boot,omitempty" doc:"what is fixed while the VM runs; in status.hardware only"`
 	// HA is "none" (default) or "restart".
 	HA HAPolicy `json:"ha,omitempty" enum:"none,restart"`
 	// Power is the wished power state: stopped (default), running or paused;
@@ -94,6 +103,10 @@ type VMSpec struct {
 	Reboots uint64 `json:"reboots,omitempty"`
 	// Display is "vnc" (default) or "none"; it is changed while the VM is stopped.
 	Display Display `json:"display,omitempty" enum:"vnc,none"`
+	// CloudInit is what the guest is told at its first boot; nothing when absent.
+	CloudInit *CloudInit `json:"cloudInit,omitempty"`
+	// Limits of what the VM may take of its host; changed while it runs.
+	Limits *VMLimits `json:"limits,omitempty"`
 }
 
 // VMDisk is one disk: an existing volume, or a new one made with the VM as a
@@ -125,6 +138,8 @@ type VMDisk struct {
 	// Queues of requests, 1-64, on virtio and scsi; QEMU's choice when 0. Disks
 	// on scsi share the most that one of them asks for.
 	Queues int `json:"queues,omitempty" minimum:"0" maximum:"64"`
+	// Limit bounds what the disk does in a second.
+	Limit DiskLimit `json:"limit,omitzero"`
 }
 
 // SetDefaults implements Spec.
@@ -168,6 +183,12 @@ func (s *VMSpec) Validate() error {
 	if err := s.Display.validate(); err != nil {
 		return err
 	}
+	if err := s.CloudInit.validate("spec.cloudInit"); err != nil {
+		return err
+	}
+	if err := s.Limits.validate(s.Memory); err != nil {
+		return err
+	}
 	if len(s.Disks) > MaxDisks {
 		return Invalid("spec.disks", "has %d disks; at most %d are allowed", len(s.Disks), MaxDisks)
 	}
@@ -199,10 +220,16 @@ func (s *VMSpec) Validate() error {
 		}
 		seen[s.Disks[i].Volume] = true
 	}
+	if err := s.validateLive(); err != nil {
+		return err
+	}
 	return s.validateMachine()
 }
 
 func (d *VMDisk) validate(field string) error {
+	if err := d.Limit.validate(field + ".limit"); err != nil {
+		return err
+	}
 	for _, ref := range []struct{ name, value string }{{"volume", d.Volume}, {"image", d.Image}, {"pool", d.Pool}} {
 		if ref.value == "" {
 			continue
@@ -259,11 +286,15 @@ type VMStatus struct {
 	// power and availability: what it was started with and what was changed
 	// since. Where it differs from the spec, the change takes a restart.
 	Hardware *VMSpec `json:"hardware,omitempty"`
+	// Memory is what the node decided about the memory of a VM that it may squeeze.
+	Memory *VMMemory `json:"memory,omitempty"`
 	// Accelerator is "kvm" or "tcg" while running.
 	Accelerator string `json:"accelerator,omitempty"`
 	// CPU is the model with its features that the running guest has, as QEMU was
 	// told it.
 	CPU string `json:"cpu,omitempty"`
+	// Agent is what the guest agent says, present while one was heard.
+	Agent *VMAgent `json:"agent,omitempty"`
 	// RebootsDone is spec.reboots as last carried out.
 	RebootsDone uint64 `json:"rebootsDone,omitempty"`
 	// Crashes counts unexpected ends of QEMU since the last wished start.

@@ -123,10 +123,23 @@ func (s *VMSpec) validateBuses() error {
 			return err
 		}
 	}
+	if c := s.CloudInit; c != nil && c.Format == CloudInitConfigDrive {
+		bus := BusSATA
+		if s.machine() == MachinePC {
+			bus = BusIDE
+		}
+		if err := s.place(used, bus, "spec.cloudInit.format"); err != nil {
+			return err
+		}
+	}
 	if s.machine() != MachineMicroVM {
 		return nil
 	}
-	if n := len(s.Disks) + len(s.NICs); n > maxMMIO {
+	n := len(s.Disks) + len(s.NICs)
+	if s.CloudInit != nil {
+		n++
+	}
+	if n > maxMMIO {
 		return Invalid("spec.disks", "%d disks and network interfaces are too many for a microvm, which has places for %d; use spec.machine q35", n, maxMMIO)
 	}
 	return nil

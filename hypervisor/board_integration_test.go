@@ -213,6 +213,13 @@ func TestRealSecureBootAndTPM(t *testing.T) {
 	if st, err := os.Stat(tpm); err != nil || st.Mode().Perm() != 0o600 {
 		t.Error("the TPM's state can be read by others:", st.Mode(), err)
 	}
+	// Another daemon finds both as they were.
+	e.stop()
+	e.begin()
+	e.until("adopted", func() bool { _, err := e.h.Console(id); return err == nil }, nothing)
+	if now := e.vm(id); now.Status.PID != vm.Status.PID || len(now.Status.Conditions) > 0 {
+		t.Errorf("after a restart of the daemon: %+v", now.Status)
+	}
 	must(t, syscall.Kill(p.PID, syscall.SIGKILL))
 	e.wait(id, "told that the TPM is gone", func(vm api.VM) bool {
 		_, bad := api.FindCondition(vm.Status.Conditions, ConditionTPM)

@@ -22,6 +22,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/hypervisor/qmp"
+	"github.com/muster-vm/muster/internal/access"
 	"github.com/muster-vm/muster/internal/contain"
 )
 
@@ -83,8 +84,7 @@ func (h *Hypervisor) Display(ctx context.Context, vmID string) (*Display, error)
 	}
 	ctx, cancel := context.WithTimeout(ctx, ViewerDial)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", h.pathsOf(vmID).vnc)
+	conn, err := access.Dial(ctx, h.pathsOf(vmID).vnc, in.ownPID())
 	if err != nil {
 		in.leave()
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {

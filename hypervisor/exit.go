@@ -77,6 +77,9 @@ func (s *step) exited(ctx context.Context) error {
 	if err := configdb.VMs.UpdateStatus(s.v, tx, &s.vm); err != nil {
 		return err
 	}
+	if err := s.detached(tx); err != nil {
+		return err
+	}
 	if err := s.commit(ctx, tx); err != nil {
 		return err
 	}

@@ -24,6 +24,9 @@ const (
 	// ConditionHypervisor is not OK when QEMU cannot be used or the chosen
 	// accelerator cannot work.
 	ConditionHypervisor = "Hypervisor"
+	// ConditionIsolation is not OK when QEMU runs as a user that can do more than
+	// it needs.
+	ConditionIsolation = "Isolation"
 	// ConditionStrangers is not OK when QEMUs run that no VM object explains.
 	ConditionStrangers = "Strangers"
 )
@@ -56,7 +59,7 @@ func (h *Hypervisor) Facts() Facts {
 	if known {
 		f.Accelerator, f.AcceleratorReason, f.QEMUVersion = r.Accelerator, r.Reason, r.Version
 	}
-	f.Conditions = []api.Condition{c, h.strangersCondition()}
+	f.Conditions = []api.Condition{c, h.strangersCondition(), h.isolationCondition()}
 	return f
 }
 
@@ -85,10 +88,12 @@ func hostMemory() api.Size {
 	return parseMemTotal(b)
 }
 
-func parseMemTotal(b []byte) api.Size {
+func parseMemTotal(b []byte) api.Size { return parseMem(b, "MemTotal:") }
+
+func parseMem(b []byte, key string) api.Size {
 	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
 		f := strings.Fields(s.Text())
-		if len(f) >= 2 && f[0] == "MemTotal:" {
+		if len(f) >= 2 && f[0] == key {
 			kib, err := strconv.ParseInt(f[1], 10, 64)
 			if err != nil || kib < 0 {
 				return 0

@@ -61,6 +61,10 @@ const (
 	// somebody is told, attachRetry the pause between looks meanwhile.
 	freshTime   = 2 * time.Second
 	attachRetry = 20 * time.Millisecond
+	// monitorLook is the pause between looks for the monitor of a QEMU that was
+	// just started, monitorLate when it is looked at in any case.
+	monitorLook = 2 * time.Millisecond
+	monitorLate = 500 * time.Millisecond
 	// lookSoon is the pause before another look at what has no event.
 	lookSoon = 200 * time.Millisecond
 	waitLook = 2 * time.Second
@@ -97,6 +101,8 @@ type StartRequest struct {
 	Protected      bool
 	Argv, Env      []string
 	Dir, LogPath   string
+	// User is who it runs as; nil: as the guard itself.
+	User *ProcessUser
 }
 
 // Process is what the guard knows of one VM.
@@ -110,6 +116,8 @@ type Process struct {
 	Reason           string
 	ExitCode, Signal int
 	LogPath          string
+	// UID is the user it runs as, 0 for the guard's own.
+	UID int
 }
 
 // Guard starts and parents the QEMU processes.
@@ -144,6 +152,11 @@ type Volumes interface {
 	Resolve(v *configdb.View, project, name string) (path, format string, err error)
 	// ResolveImage does the same for an image.
 	ResolveImage(v *configdb.View, project, name string) (path, format string, err error)
+	// Grant makes the file that Resolve named the user's, and lets the group
+	// readers reach it. It is called before QEMU opens the file.
+	Grant(ctx context.Context, v *configdb.View, project, name string, uid, gid, readers int) error
+	// GrantImage lets the group readers reach an image, which it may read.
+	GrantImage(ctx context.Context, v *configdb.View, project, name string, readers int) error
 }
 
 // Ports are the places of network cards in this node's virtual switch.
@@ -154,6 +167,9 @@ type Ports interface {
 	Plug(ctx context.Context, vm api.VM, nic int) (device string, offload bool, err error)
 	// Unplug removes all of a VM. It is no error if there is none.
 	Unplug(ctx context.Context, vmID string) error
+	// UnplugCard removes what belongs to one slot of a VM. It is no error if
+	// there is nothing.
+	UnplugCard(ctx context.Context, vmID string, slot int) error
 }
 
 // Config of New.
@@ -173,6 +189,10 @@ type Config struct {
 	// Quiesce may be nil: then snapshots without memory of running VMs are as
 	// after a power cut.
 	Quiesce Quiesce
+	// Users are the users that VMs run as; with none they run as the daemon's own.
+	Users Users
+	// Limits may be nil: then limits of VMs are not put into force.
+	Limits Limits
 	// QEMU is the program; qemu-system-x86_64 when empty.
 	QEMU string
 	// FirmwareDirs have the descriptors of UEFI firmwares; uefi.Dirs() when nil.
@@ -182,6 +202,9 @@ type Config struct {
 	Log     *slog.Logger
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
+	// HostMemory tells total and available memory of the host; its kernel is asked
+	// when nil.
+	HostMemory func() (total, available api.Size)
 	// FactsChanged, if set, is called when Facts has news. It must not block.
 	FactsChanged func()
 }
@@ -198,6 +221,7 @@ type Hypervisor struct {
 	facts factFinder
 	asked asked         // of the goroutine that reports facts
 	tell  chan struct{} // asks for a report of the facts
+	users userTable
 
 	mu        sync.Mutex
 	running   bool
@@ -205,8 +229,12 @@ type Hypervisor struct {
 	tasks     *contain.Group  // of Run
 	instances map[string]*instance
 	strangers map[string]Process
-	waiting   map[string]string // volume being deleted → VM that waits for it
+	starting  map[string]api.Size // VM that waits for room → what it needs
+	waiting   map[string]string   // volume being deleted → VM that waits for it
 	caughtUp  bool
+
+	hurry     chan struct{} // wakes the memory controller
+	agentWake chan struct{} // asks for a look at the guest agents
 }
 
 // New checks the configuration and returns a hypervisor that does nothing until
@@ -230,10 +258,14 @@ func New(cfg Config) (*Hypervisor, error) {
 	if cfg.FirmwareDirs == nil {
 		cfg.FirmwareDirs = uefi.Dirs()
 	}
+	if cfg.HostMemory == nil {
+		cfg.HostMemory = hostMeminfo
+	}
 	h := &Hypervisor{
-		cfg: cfg, log: cfg.Log, procs: newProcessTable(cfg.Guard),
+		cfg: cfg, log: cfg.Log, procs: newProcessTable(cfg.Guard), users: newUserTable(cfg.Users),
 		instances: map[string]*instance{}, strangers: map[string]Process{}, waiting: map[string]string{},
-		tell: make(chan struct{}, 1),
+		tell: make(chan struct{}, 1), agentWake: make(chan struct{}, 1),
+		starting: map[string]api.Size{}, hurry: make(chan struct{}, 1),
 	}
 	h.loop = reconcile.New(reconcile.Config{
 		Name: "hypervisor", DB: cfg.DB, Reconcile: h.reconcile, Workers: Workers, Log: cfg.Log,
@@ -311,6 +343,8 @@ func (h *Hypervisor) Run(ctx context.Context) error {
 	h.mu.Unlock()
 	h.detect(h.wantedAccelerator(h.cfg.DB.Local()))
 	h.spawn(h.resync)
+	h.spawn(h.balance)
+	h.spawn(h.watchAgents)
 	err := h.loop.Run(ctx)
 	h.tasks.Cancel()
 	h.mu.Lock()
@@ -412,7 +446,7 @@ func (h *Hypervisor) Console(vmID string) (*console.Console, error) {
 }
 
 // paths are the files of one VM.
-type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot, tpm, tpmLog string }
+type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot, seed, tpm, tpmLog, hardware string }
 
 // pathsOf shortens the ID by its hash, because paths of sockets are limited.
 func (h *Hypervisor) pathsOf(id string) paths {
@@ -421,8 +455,9 @@ func (h *Hypervisor) pathsOf(id string) paths {
 	return paths{
 		dir: dir, qmp: filepath.Join(dir, "qmp"), agent: filepath.Join(dir, "ga"), serial: filepath.Join(dir, "serial"),
 		serialLog: filepath.Join(dir, "log"), qemuLog: filepath.Join(dir, "qemu.log"),
-		vnc: filepath.Join(dir, "vnc"), shot: filepath.Join(dir, "shot"),
+		vnc: filepath.Join(dir, "vnc"), shot: filepath.Join(dir, "shot"), seed: filepath.Join(dir, "seed.iso"),
 		tpm: filepath.Join(dir, "tpm"), tpmLog: filepath.Join(dir, "swtpm.log"),
+		hardware: filepath.Join(dir, "hardware.json"),
 	}
 }
 
@@ -444,7 +479,7 @@ func (h *Hypervisor) detect(want api.Accelerator) {
 		return
 	}
 	h.spawn(func(ctx context.Context) {
-		r := accel.Detect(ctx, accel.Config{Binary: h.cfg.QEMU, Want: want, Dir: h.cfg.RunDir, Log: h.log})
+		r := accel.Detect(ctx, accel.Config{Binary: h.cfg.QEMU, Want: want, Dir: h.cfg.RunDir, Log: h.log, User: h.users.prober()})
 		if ctx.Err() != nil {
 			return
 		}

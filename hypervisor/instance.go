@@ -8,8 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/hypervisor/agent"
 	"github.com/muster-vm/muster/hypervisor/console"
 	"github.com/muster-vm/muster/hypervisor/qmp"
 	"github.com/muster-vm/muster/internal/contain"
@@ -43,6 +46,23 @@ type instance struct {
 	loadPID    int       // QEMU that this daemon started to load memory into
 	quitPID    int       // QEMU that was told to quit, at quitAt
 	quitAt     time.Time
+	summaryAt  time.Time // when the guest's own words in the status changed last
+
+	verified    bool                // status.hardware is what QEMU has
+	unplugging  map[string]*unplug  // devices that the guest was asked to let go of
+	growing     bool                // the guest's memory is on its way
+	memorySince time.Time           // when the guest was asked for another size of memory
+	grown       map[string]api.Size // disks that QEMU was told to enlarge, by volume
+	linkDown    time.Time           // when a cable was taken out to change a network
+
+	balloon *balloon // under the hypervisor's mu
+
+	limited limited
+
+	// peer is the process, if it has a user of its own; else 0.
+	peer atomic.Int64
+	// rooted: it runs as the daemon's own user although others have their own.
+	rooted atomic.Bool
 
 	mu       sync.Mutex
 	conn     *qmp.Conn
@@ -52,6 +72,12 @@ type instance struct {
 	panicked bool
 	viewers  int           // of the screen
 	shot     chan struct{} // holds a token while a screenshot is taken
+	stale    bool          // QEMU's devices changed by themselves
+	agent    *agent.Agent
+	// portKnown is whether the agent knows if a program in the guest has its
+	// channel open; portNews counts the events that told.
+	portKnown bool
+	portNews  int
 }
 
 // shutdownEvent is QMP's SHUTDOWN (QAPI run-state.json).
@@ -77,11 +103,27 @@ func (h *Hypervisor) drop(id string) {
 	in := h.instances[id]
 	delete(h.instances, id)
 	delete(h.strangers, id)
+	delete(h.starting, id)
 	h.mu.Unlock()
+	h.users.release(id)
 	if in != nil {
 		in.stopWork()
 		in.detach()
 	}
+}
+
+// isOf notes the user of the process.
+func (in *instance) isOf(pid, uid int) {
+	if uid == 0 {
+		pid = 0
+	}
+	in.peer.Store(int64(pid))
+}
+
+// ownPID is the process that must listen on the VM's sockets; 0 where it may write
+// to nothing but what is its own anyway.
+func (in *instance) ownPID() int {
+	return int(in.peer.Load())
 }
 
 func (in *instance) openConn() *qmp.Conn {
@@ -115,9 +157,12 @@ func (in *instance) openConsole() *console.Console {
 // detach lets go of QEMU, which goes on.
 func (in *instance) detach() {
 	in.mu.Lock()
-	conn, con := in.conn, in.console
-	in.conn, in.console = nil, nil
+	conn, con, ga := in.conn, in.console, in.agent
+	in.conn, in.console, in.agent, in.portKnown = nil, nil, nil, false
 	in.mu.Unlock()
+	if ga != nil {
+		ga.Close() // while QEMU is there: it may have something to thaw
+	}
 	if conn != nil {
 		_ = conn.Disconnect()
 	}
@@ -131,6 +176,8 @@ func (in *instance) begin(pid int, now time.Time) {
 	in.detach()
 	in.pid, in.startedAt, in.wasUp, in.loadPID = pid, now, false, 0
 	in.quietUntil, in.buttonAt, in.stopSince, in.askedOff = time.Time{}, time.Time{}, time.Time{}, false
+	in.grown = nil
+	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince = false, false, nil, time.Time{}, time.Time{}
 	in.mu.Lock()
 	in.shutdown, in.panicked, in.followed = nil, false, nil
 	in.mu.Unlock()
@@ -142,7 +189,7 @@ func (h *Hypervisor) attach(ctx context.Context, in *instance) error {
 	p := h.pathsOf(in.id)
 	if in.openConn() == nil {
 		dialCtx, cancel := context.WithTimeout(ctx, AttachDeadline)
-		conn, err := qmp.DialLogged(dialCtx, p.qmp, &in.said)
+		conn, err := qmp.DialLogged(dialCtx, p.qmp, in.ownPID(), &in.said)
 		cancel()
 		if err != nil {
 			return err
@@ -150,7 +197,7 @@ func (h *Hypervisor) attach(ctx context.Context, in *instance) error {
 		followed := make(chan struct{})
 		sub := conn.Subscribe()
 		in.mu.Lock()
-		in.conn, in.followed = conn, followed
+		in.conn, in.followed, in.portKnown = conn, followed, false
 		in.mu.Unlock()
 		h.spawn(func(ctx context.Context) {
 			defer close(followed)
@@ -161,12 +208,13 @@ func (h *Hypervisor) attach(ctx context.Context, in *instance) error {
 				h.loop.Enqueue(in.id)
 			}
 		})
+		h.lookAtAgents()
 		if err := in.askAccelerator(ctx); err != nil {
 			return err
 		}
 	}
 	if in.openConsole() == nil {
-		c, err := console.Open(ctx, p.serial, p.serialLog, h.log.With("vm", in.id))
+		c, err := console.Open(ctx, p.serial, in.ownPID(), p.serialLog, h.log.With("vm", in.id))
 		if err != nil {
 			h.log.Warn("no console", "vm", in.id, "err", err)
 			return nil
@@ -206,6 +254,13 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 			in.mu.Lock()
 			in.panicked = false
 			in.mu.Unlock()
+		case "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEMORY_DEVICE_SIZE_CHANGE":
+			in.mu.Lock()
+			in.stale = true
+			in.mu.Unlock()
+		case "VSERPORT_CHANGE":
+			h.portChanged(in, e.Data)
+			continue
 		case "STOP", "RESUME", "POWERDOWN", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP":
 		default:
 			continue // nothing that the status shows
@@ -234,15 +289,29 @@ func (in *instance) settled(ctx context.Context) *shutdownEvent {
 	return in.shutdown
 }
 
+// takeStale reports, once, that QEMU's devices changed by themselves.
+func (in *instance) takeStale() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	was := in.stale
+	in.stale = false
+	return was
+}
+
 // command runs one QMP command without arguments under QMPDeadline.
 func (in *instance) command(ctx context.Context, cmd string, result any) error {
+	return in.execute(ctx, cmd, nil, result)
+}
+
+// execute runs one QMP command under QMPDeadline.
+func (in *instance) execute(ctx context.Context, cmd string, args, result any) error {
 	conn := in.openConn()
 	if conn == nil {
 		return fmt.Errorf("QMP %s: %w", cmd, qmp.ErrClosed)
 	}
 	ctx, cancel := context.WithTimeout(ctx, QMPDeadline)
 	defer cancel()
-	return conn.Execute(ctx, cmd, nil, result)
+	return conn.Execute(ctx, cmd, args, result)
 }
 
 // runState asks for QEMU's RunState (QAPI query-status).

@@ -20,6 +20,7 @@ import (
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/storetest"
 	"github.com/muster-vm/muster/hypervisor/accel"
+	"github.com/muster-vm/muster/internal/access"
 	"github.com/muster-vm/muster/internal/qmptest"
 )
 
@@ -58,6 +59,9 @@ func (g *testGuard) Start(_ context.Context, r StartRequest) (Process, error) {
 	}
 	p := &testProc{done: make(chan struct{})}
 	p.Process = Process{VM: r.VM, Epoch: r.Epoch, Protected: r.Protected, State: ProcessRunning, LogPath: r.LogPath}
+	if r.User != nil {
+		p.UID = r.User.UID
+	}
 	pid, kill, err := g.launch(r, func(code, signal int) { g.exited(p, code, signal) })
 	if err != nil {
 		return Process{}, err
@@ -198,6 +202,13 @@ func execQEMU(r StartRequest, exited func(code, signal int)) (int, func(), error
 	defer log.Close()
 	cmd := exec.Command(r.Argv[0], r.Argv[1:]...)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = r.Env, r.Dir, log, log
+	if u := r.User; u != nil {
+		cred := &syscall.Credential{Uid: uint32(u.UID), Gid: uint32(u.GID)}
+		for _, g := range u.Groups {
+			cred.Groups = append(cred.Groups, uint32(g))
+		}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+	}
 	if err := cmd.Start(); err != nil {
 		return 0, nil, err
 	}
@@ -276,6 +287,27 @@ func (v *testVolumes) ResolveImage(_ *configdb.View, _, name string) (string, st
 	return "", "", api.Errorf(api.CodeRefused, "image %s is not ready", name)
 }
 
+// GrantImage implements Volumes.
+func (v *testVolumes) GrantImage(_ context.Context, view *configdb.View, project, name string, readers int) error {
+	path, _, err := v.ResolveImage(view, project, name)
+	if err == nil {
+		_, err = access.OpenWay(filepath.Dir(path), readers)
+	}
+	return err
+}
+
+// Grant implements Volumes as the storage module does.
+func (v *testVolumes) Grant(_ context.Context, view *configdb.View, project, name string, uid, gid, readers int) error {
+	path, _, err := v.Resolve(view, project, name)
+	if err != nil {
+		return err
+	}
+	if _, err := access.OpenWay(filepath.Dir(path), readers); err != nil {
+		return err
+	}
+	return access.Give(path, uid, gid, 0o600)
+}
+
 func (v *testVolumes) put(name, path string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -295,6 +327,8 @@ type env struct {
 	h      *Hypervisor
 	stop   func()
 	clock  *clock
+	users  Users
+	limits Limits
 }
 
 // clock is a real clock that can be moved on.
@@ -346,8 +380,9 @@ func newEnv(t *testing.T, real bool) *env {
 func (e *env) begin() {
 	e.t.Helper()
 	h, err := New(Config{
-		DB: e.db, NodeID: "node-1", NodeName: "n1", RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Ports: e.ports, Snapshots: e.snaps,
+		DB: e.db, NodeID: "node-1", NodeName: "n1", RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Ports: e.ports, Snapshots: e.snaps, Users: e.users, Limits: e.limits,
 		Log: slog.New(slog.NewTextHandler(e.t.Output(), nil)), Now: e.clock.now,
+		HostMemory: func() (total, available api.Size) { return 64 * api.GiB, 60 * api.GiB },
 	})
 	must(e.t, err)
 	ctx, cancel := context.WithCancel(context.Background())

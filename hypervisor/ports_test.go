@@ -4,6 +4,7 @@
 package hypervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ type testPorts struct {
 	broken  error
 	calls   []string
 	plugged map[string]bool // by VM and index
+	prefix  string          // of the devices' names; "tap" when empty
 }
 
 func (p *testPorts) Plug(_ context.Context, vm api.VM, nic int) (string, bool, error) {
@@ -36,7 +38,7 @@ func (p *testPorts) Plug(_ context.Context, vm api.VM, nic int) (string, bool, e
 		p.plugged = map[string]bool{}
 	}
 	p.plugged[fmt.Sprint(vm.Meta.ID, nic)] = true
-	return fmt.Sprintf("tap%d", nic), nic == 1, nil
+	return fmt.Sprintf("%s%d", cmp.Or(p.prefix, "tap"), nic), nic == 1, nil
 }
 
 func (p *testPorts) Unplug(_ context.Context, vmID string) error {
@@ -48,6 +50,13 @@ func (p *testPorts) Unplug(_ context.Context, vmID string) error {
 			delete(p.plugged, k)
 		}
 	}
+	return nil
+}
+
+func (p *testPorts) UnplugCard(_ context.Context, vmID string, slot int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.calls = append(p.calls, fmt.Sprintf("unplug slot %d", slot))
 	return nil
 }
 
@@ -92,8 +101,8 @@ func TestNetworkCardsArePluggedAndUnplugged(t *testing.T) {
 	argv := strings.Join(e.guard.starts[0].Argv, " ")
 	e.guard.mu.Unlock()
 	for _, w := range []string{
-		"-netdev tap,id=net1,ifname=tap0,script=no,downscript=no,vhost=off,vnet_hdr=off -device virtio-net-pci,id=nic1,netdev=net1,mac=52:54:00:00:00:01,host_mtu=1450,romfile=",
-		"ifname=tap1,script=no,downscript=no,vhost=off -device virtio-net-pci,id=nic2,netdev=net2,mac=52:54:00:00:00:02,",
+		"-netdev tap,id=net1,ifname=tap0,script=no,downscript=no,vhost=off,vnet_hdr=off -device virtio-net-pci,id=nic1,netdev=net1,mac=52:54:00:00:00:01,bus=pn1,host_mtu=1450,romfile=",
+		"ifname=tap1,script=no,downscript=no,vhost=off -device virtio-net-pci,id=nic2,netdev=net2,mac=52:54:00:00:00:02,bus=pn2,",
 	} {
 		if !strings.Contains(argv, w) {
 			t.Errorf("%q is not in %s", w, argv)

@@ -38,6 +38,7 @@ func (s *step) up(ctx context.Context) error {
 		return s.forceOff(ctx)
 	}
 	s.alive()
+	s.limit()
 	if s.now.Before(s.in.quietUntil) {
 		s.unresponsive()
 		return nil
@@ -54,7 +55,7 @@ func (s *step) up(ctx context.Context) error {
 	}
 	s.in.wasUp = true
 	if s.vm.Status.Hardware == nil {
-		s.vm.Status.Hardware = s.vm.Spec.Hardware()
+		s.vm.Status.Hardware = s.startedWith()
 	}
 	if s.vm.Status.CPU == "" {
 		s.vm.Status.CPU = runningCPU(s.proc.PID)
@@ -62,6 +63,12 @@ func (s *step) up(ctx context.Context) error {
 	s.checkTPM()
 	s.vm.Status.Accelerator = s.in.accel
 	s.show(state)
+	if err := s.adapt(ctx); err != nil {
+		return s.unreachable(ctx, err)
+	}
+	s.showMemory()
+	s.h.notStarting(s.vm.Meta.ID)
+	s.agentSummary()
 	if s.now.Sub(s.in.startedAt) > StableTime {
 		s.in.failures = 0
 	}

@@ -55,6 +55,7 @@ func (s *step) remove(ctx context.Context) error {
 	if err := s.dropSnapshots(tx); err != nil {
 		return err
 	}
+	configdb.ForgetDetached(s.v, tx, id)
 	configdb.VMs.Delete(tx, &s.vm)
 	configdb.Bindings.DeleteUnnamed(tx, &s.b)
 	if op, err := configdb.Operations.Get(s.v, id); err == nil {

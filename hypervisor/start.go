@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -39,6 +40,7 @@ func (s *step) down(ctx context.Context) error {
 		return s.protect(ctx, false)
 	}
 	if s.vm.Spec.Power == api.PowerStopped {
+		s.h.notStarting(s.vm.Meta.ID)
 		s.vm.Status.RebootsDone = s.vm.Spec.Reboots
 		if _, ok := s.disks(); !ok && s.vm.Status.Phase == api.VMCreating {
 			return nil
@@ -73,13 +75,24 @@ func (s *step) start(ctx context.Context) error {
 		s.result.After = attachRetry
 		return nil
 	}
-	loads, ok := s.beforeStart()
+	if !s.makeRoom() {
+		return nil
+	}
+	saved, ok := s.beforeStart()
 	if !ok {
 		return nil
 	}
-	m, ok := s.machine()
-	m.Paused = m.Paused || loads
-	if !ok || !s.board(&m) || !s.plug(ctx, &m) {
+	user, ok := s.user()
+	if !ok {
+		return nil
+	}
+	hw := s.vm.Spec.PowerOn()
+	if saved != nil {
+		hw = saved
+	}
+	m, ok := s.machine(hw)
+	m.Paused = m.Paused || saved != nil
+	if !ok || !s.board(&m) || !s.grant(ctx, user) || !s.plug(ctx, &m) {
 		return nil
 	}
 	args, err := argv.Build(m)
@@ -91,13 +104,13 @@ func (s *step) start(ctx context.Context) error {
 		return err
 	}
 	p := s.h.pathsOf(s.vm.Meta.ID)
-	if err := s.prepare(p); err != nil {
+	if err := errors.Join(s.prepare(p, user), s.noteHardware(p, hw)); err != nil {
 		s.fail(err.Error())
 		return nil
 	}
 	r := StartRequest{
 		VM: s.vm.Meta.ID, Epoch: s.b.Spec.Epoch, Session: session, Protected: s.b.Spec.Protected,
-		Argv: args, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Dir: p.dir, LogPath: p.qemuLog,
+		Argv: args, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Dir: p.dir, LogPath: p.qemuLog, User: user,
 	}
 	if ok, err := s.startTPM(ctx, &m, r); !ok {
 		return err
@@ -129,9 +142,9 @@ func (s *step) backOff() {
 	s.result.After = d
 }
 
-// machine collects what the argument vector is made of; ok is false if the
-// status says what is missing.
-func (s *step) machine() (m argv.Machine, ok bool) {
+// machine collects what the argument vector of a machine with this hardware is
+// made of; ok is false if the status says what is missing.
+func (s *step) machine(hw *api.VMSpec) (m argv.Machine, ok bool) {
 	want := s.h.wantedAccelerator(s.v)
 	found, known := s.h.facts.forWish(want)
 	if !known {
@@ -146,13 +159,14 @@ func (s *step) machine() (m argv.Machine, ok bool) {
 	}
 	p := s.h.pathsOf(s.vm.Meta.ID)
 	m = argv.Machine{
-		QEMU: found.Binary, ID: s.vm.Meta.ID, Name: s.vm.Meta.Name, CPUs: s.vm.Spec.CPUs, Memory: s.vm.Spec.Memory,
+		QEMU: found.Binary, ID: s.vm.Meta.ID, Name: s.vm.Meta.Name, CPUs: hw.CPUs, Memory: hw.Memory, Boot: hw.Boot,
 		Accelerator: found.Accelerator, Paused: s.vm.Spec.Power == api.PowerPaused,
 		QMP: p.qmp, Agent: p.agent, Serial: p.serial, Log: p.serialLog,
 	}
-	if s.vm.Spec.Display.Shown() {
+	if hw.Display.Shown() {
 		m.VNC = p.vnc
 	}
+	m.Seed = s.seedDevice()
 	m.Disks, ok = s.disks()
 	return m, ok
 }
@@ -234,14 +248,25 @@ func (h *Hypervisor) unplug(ctx context.Context, id string) {
 }
 
 // prepare makes the VM's run directory.
-func (s *step) prepare(p paths) error {
+func (s *step) prepare(p paths, user *ProcessUser) error {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return fmt.Errorf("make the run directory of vm %s: %w", s.vm.Meta.Name, err)
+	}
+	if user != nil {
+		if err := s.hand(p, user); err != nil {
+			return err
+		}
 	}
 	for _, sock := range []string{p.qmp, p.agent, p.serial, p.vnc} {
 		if err := os.Remove(sock); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("remove an old socket of vm %s: %w", s.vm.Meta.Name, err)
 		}
+	}
+	if err := s.writeSeed(p.seed); err != nil {
+		return err
+	}
+	if err := s.handSeed(p, user); err != nil {
+		return err
 	}
 	if err := console.Trim(p.serialLog); err != nil {
 		s.h.log.Warn("the serial log cannot be trimmed", "vm", s.vm.Meta.ID, "err", err)
@@ -271,8 +296,31 @@ func (s *step) launch(ctx context.Context, r StartRequest) error {
 	s.h.log.Info("QEMU started", "vm", s.vm.Meta.ID, "pid", p.PID, "epoch", r.Epoch, "protected", r.Protected)
 	s.in.begin(p.PID, s.now)
 	s.in.noteLoad(s)
+	s.in.isOf(p.PID, p.UID)
 	s.in.reset = s.vm.Spec.Reboots // a start is as good as any reboot asked for before
 	s.silent = true                // QEMU opens its sockets in some 0.1 s; one status says it all
-	s.result.After = attachRetry
+	s.result.After = monitorLate
+	id, monitor := s.vm.Meta.ID, s.h.pathsOf(s.vm.Meta.ID).qmp
+	s.h.spawn(func(ctx context.Context) {
+		awaitFile(ctx, monitor, monitorLate)
+		s.h.loop.Enqueue(id)
+	})
 	return nil
+}
+
+// awaitFile returns when the file is there, or after the limit. Most of what a
+// start takes is QEMU's own time, so the end of that should not be missed.
+func awaitFile(ctx context.Context, path string, limit time.Duration) {
+	tick := time.NewTicker(monitorLook)
+	defer tick.Stop()
+	for end := time.Now().Add(limit); time.Now().Before(end); {
+		if _, err := os.Lstat(path); err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }

@@ -29,13 +29,14 @@ const actor = "hypervisor"
 // step is one look at one VM that is bound to this node: what was read, and the
 // status to be written. vm and b are this step's own copies.
 type step struct {
-	h    *Hypervisor
-	v    *configdb.View
-	vm   api.VM
-	b    api.Binding
-	proc *Process // nil: none, and no record of one
-	in   *instance
-	now  time.Time
+	h     *Hypervisor
+	v     *configdb.View
+	vm    api.VM
+	b     api.Binding
+	procs map[string]Process // of the guard, not to be changed
+	proc  *Process           // nil: none, and no record of one
+	in    *instance
+	now   time.Time
 
 	problems []api.Condition
 	result   reconcile.Result
@@ -69,7 +70,7 @@ func (h *Hypervisor) reconcile(ctx context.Context, id string) (reconcile.Result
 	if missing || b.Spec.NodeID != h.cfg.NodeID {
 		return h.foreign(ctx, id, proc, b, missing, caughtUp)
 	}
-	s := &step{h: h, v: v, vm: vm, b: b, proc: proc, in: h.instance(id), now: h.cfg.Now()}
+	s := &step{h: h, v: v, vm: vm, b: b, proc: proc, procs: procs, in: h.instance(id), now: h.cfg.Now()}
 	if s.in.generation != vm.Meta.Generation { // a new wish is tried at once
 		s.in.generation, s.in.failures, s.in.notBefore = vm.Meta.Generation, 0, time.Time{}
 	}
@@ -200,6 +201,9 @@ func (s *step) watchOnly(ctx context.Context) error {
 
 // meet takes note of a process that was not seen before.
 func (s *step) meet() {
+	s.in.isOf(s.proc.PID, s.proc.UID)
+	s.in.rooted.Store(s.h.users.on() && s.proc.UID == 0)
+	s.h.users.note(s.vm.Meta.ID, s.proc.UID)
 	if s.in.pid != s.proc.PID {
 		s.in.begin(s.proc.PID, s.now)
 		s.h.log.Info("running QEMU adopted", "vm", s.vm.Meta.ID, "pid", s.proc.PID)
@@ -218,8 +222,12 @@ func (s *step) problem(typ, message string) {
 
 // ended clears what the status says of a process.
 func (s *step) ended() {
+	s.in.rooted.Store(false)
+	s.unlimit()
 	s.vm.Status.PID, s.vm.Status.StartedAt, s.vm.Status.Accelerator, s.vm.Status.Hardware = 0, nil, "", nil
 	s.vm.Status.CPU = ""
+	s.vm.Status.Memory = nil
+	s.vm.Status.Agent = nil
 }
 
 // conditions keeps the times of those that were there before.
@@ -242,6 +250,9 @@ func (s *step) write(ctx context.Context) error {
 	tx := &configdb.Txn{Actor: actor}
 	s.conditions()
 	if err := configdb.VMs.UpdateStatus(s.v, tx, &s.vm); err != nil {
+		return err
+	}
+	if err := s.detached(tx); err != nil {
 		return err
 	}
 	return s.commit(ctx, tx)

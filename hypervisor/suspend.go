@@ -192,17 +192,27 @@ func (s *step) quit(ctx context.Context) error {
 
 // beforeStart looks for what a start must respect: an unfinished revert, whose
 // disks are a mixture, and saved memory, whose hardware it takes over.
-func (s *step) beforeStart() (loads, ok bool) {
+func (s *step) beforeStart() (saved *api.VMSpec, ok bool) {
 	if name := configdb.UnfinishedRevert(s.v, s.vm.Meta.ID); name != "" {
 		s.wait(api.VMFailed, fmt.Sprintf("a revert to snapshot %s was interrupted; revert again: muster vm snapshot revert %s %s", name, s.vm.Meta.Name, name))
-		return false, false
+		return nil, false
 	}
 	st, err := configdb.SavedStates.Get(s.v, s.vm.Meta.ID)
 	if err != nil {
-		return false, true
+		return nil, true
 	}
 	s.vm.Spec = s.vm.Spec.WithHardware(st.Spec.Hardware)
-	return true, true
+	return poweredOn(st.Spec.Hardware), true
+}
+
+// poweredOn is hardware as a start makes it: limits and the state of links are set
+// when QEMU runs. What is fixed at a start is as it was.
+func poweredOn(saved *api.VMSpec) *api.VMSpec {
+	hw := saved.PowerOn()
+	if saved.Boot != nil {
+		hw.Boot = saved.Boot
+	}
+	return hw
 }
 
 // noteLoad remembers that a new QEMU waits for its memory.

@@ -197,6 +197,15 @@ func (c consolesOf) Screenshot(ctx context.Context, vmID string) ([]byte, error)
 	return m.hyper.Screenshot(ctx, vmID)
 }
 
+// Guest implements rest.Consoles.
+func (c consolesOf) Guest(vmID string) (rest.Guest, error) {
+	m := c.d.current()
+	if m == nil {
+		return nil, notMember()
+	}
+	return m.hyper.GuestAgent(vmID)
+}
+
 type consoleWriter interface {
 	Write(ctx context.Context, p []byte) error
 }

@@ -53,6 +53,10 @@ type Config struct {
 	QEMU    string `json:"qemu"`
 	QEMUImg string `json:"qemuImg"`
 	Guard   string `json:"guard"`
+	// VMUsers are user ids that VMs run as, FIRST-LAST: the first is the number of
+	// their common group, the others are one for each running VM. "off" lets VMs
+	// run as the user of musterd.
+	VMUsers string `json:"vmUsers"`
 	// Watchdog is auto, none or the path of the device.
 	Watchdog string `json:"watchdog"`
 	// OVSDB is the endpoint of Open vSwitch's database, unix:PATH; default:
@@ -104,6 +108,7 @@ func (c *Config) Complete() error {
 	def(&c.QEMU, defaultQEMU)
 	def(&c.QEMUImg, defaultImgTool)
 	def(&c.Watchdog, "auto")
+	def(&c.VMUsers, DefaultVMUsers)
 	def(&c.LogLevel, "info")
 	def(&c.LogStore, configdb.LogSegments)
 	if c.LogStore != configdb.LogSegments && c.LogStore != configdb.LogBolt {
@@ -123,6 +128,9 @@ func (c *Config) Complete() error {
 		c.Guard = findGuard()
 	}
 	if _, err := c.Level(); err != nil {
+		return err
+	}
+	if _, _, err := parseUsers(c.VMUsers); err != nil {
 		return err
 	}
 	if !filepath.IsAbs(c.RunDir) {

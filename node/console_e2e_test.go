@@ -6,16 +6,20 @@ package node_test
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"image/png"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/muster-vm/muster/api"
 )
 
 // TestGuestIsSeenAndSpokenToThroughEveryNode: what a person does with a guest
@@ -23,11 +27,19 @@ import (
 func TestGuestIsSeenAndSpokenToThroughEveryNode(t *testing.T) {
 	f := newFlock(t, 2)
 	f.up()
-	f.withGuest(f.nodes[0])
+	f.withGuest(f.nodes[0], "--ci-user", "ops", "--ssh-key", f.newKey("ops")+".pub", "--ci-password-file", f.write("password", []byte("pa:ss of ops\n")), "--user-data", f.write("script", []byte("#!/bin/sh\necho hello\n")))
 	f.counting(f.nodes[1], 90*time.Second, 1, 0)
 	for _, h := range f.nodes {
 		t.Run("screen through "+h.name, func(t *testing.T) { h.sees(t) })
 	}
+	defer func() {
+		if !t.Failed() {
+			return
+		}
+		t.Logf("agent: %+v", f.nodes[0].try("vm", "agent", "web1"))
+	}()
+	t.Run("agent", func(t *testing.T) { f.tryAgent(t) })
+	t.Run("cloud-init", func(t *testing.T) { f.trySeed(t) })
 	f.nodes[0].refuse(3, "no-such", "vm", "vnc", "no-such")
 	f.nodes[0].refuse(2, "ADDRESS:PORT", "vm", "vnc", "web1", "--listen", "5900")
 }
@@ -84,4 +96,117 @@ func (h *host) sees(t *testing.T) {
 	if _, err := png.Decode(bytes.NewReader(b)); err != nil {
 		t.Errorf("the picture of %d bytes: %v", len(b), err)
 	}
+}
+
+// trySeed reads the cloud-init CD-ROM in the guest, with the guest's own kernel.
+func (f *flock) trySeed(t *testing.T) {
+	h := f.nodes[1]
+	out := h.run("vm", "exec", "web1", "--", "/bin/sh", "-c", "mkdir -p /mnt && mount -t iso9660 -o ro /dev/sr0 /mnt && cd /mnt && ls && cat meta-data user-data")
+	key := strings.TrimSpace(string(f.read(f.path("ops.pub"))))
+	for _, want := range []string{"meta-data\nuser-data\n", "instance-id: muster-" + h.vm("web1").Meta.ID, "local-hostname: web1", "name: ops", key, "hashed_passwd: $6$", "#!/bin/sh\necho hello"} {
+		// YAML may go on with a long value in the next line.
+		if !strings.Contains(out, want) && !strings.Contains(strings.Join(strings.Fields(out), " "), want) {
+			t.Errorf("the CD-ROM has no %q:\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "pa:ss") || strings.Contains(h.run("vm", "show", "web1", "-o", "json"), "$6$") {
+		t.Error("the password is in clear, or its hash is shown")
+	}
+	if r := h.try("vm", "exec", "web1", "--", "/bin/sh", "-c", "echo x > /mnt/x"); r.code == 0 {
+		t.Error("the CD-ROM can be written")
+	}
+}
+
+// tryAgent speaks with the real agent in web1, through both nodes.
+func (f *flock) tryAgent(t *testing.T) {
+	f.eventually(30*time.Second, "the agent answers", func() error {
+		for _, h := range f.nodes {
+			var g api.GuestAgent
+			f.decode(h.run("vm", "agent", "web1", "-o", "json"), &g)
+			if !g.Answering || g.Hostname != "web1" || !slices.Contains(g.Commands, "guest-exec") {
+				return fmt.Errorf("at %s: %+v", h.name, g)
+			}
+		}
+		return nil
+	})
+	f.eventually(30*time.Second, "the status has the agent", func() error {
+		if a := f.nodes[1].vm("web1").Status.Agent; a == nil || a.Hostname != "web1" {
+			return fmt.Errorf("%+v", a)
+		}
+		return nil
+	})
+	for i, h := range f.nodes {
+		if out := h.run("vm", "agent", "fs", "web1"); !strings.Contains(out, "/data") || !strings.Contains(out, "ext4") {
+			t.Errorf("file systems:\n%s", out)
+		}
+		if r := h.try("vm", "exec", "web1", "--", "/bin/sh", "-c", "echo to-out; echo to-err >&2; exit 7"); r.code != 7 || r.stdout != "to-out\n" || r.stderr != "to-err\n" {
+			t.Errorf("exec at %s: %+v", h.name, r)
+		}
+		// A password, and what the guest has stored of it.
+		secret := fmt.Sprintf("pa:ss-%d word", i)
+		if r := h.tryWith(secret+"\n", "vm", "password", "web1", "--user", "root"); r.code != 0 || strings.Contains(r.stdout+r.stderr, secret) {
+			t.Errorf("password: %+v", r)
+		}
+		check := `h=$(sed -n 's/^root:\([^:]*\):.*/\1/p' /etc/passwd); IFS='$' read -r _ _ salt _ <<E
+$h
+E
+[ "$(mkpasswd -m sha512 -S "$salt" "$1")" = "$h" ]`
+		h.run("vm", "exec", "web1", "--", "/bin/sh", "-c", check, "sh", secret)
+		if r := h.tryWith(secret+"\n", "vm", "password", "web1", "--user", "nobody-here"); r.code != 4 || !strings.Contains(r.stderr, "was not changed") {
+			t.Errorf("a password of nobody: %+v", r)
+		}
+	}
+	f.nodes[1].refuse(1, "goes on in vm web1", "vm", "exec", "web1", "--seconds", "1", "--", "/bin/sleep", "3")
+
+	at, other := f.nodes[0], f.nodes[1]
+	at.run("vm", "freeze", "web1", "--seconds", "600")
+	at.refuse(4, "frozen already", "vm", "freeze", "web1")
+	other.refuse(4, "thaw them first", "vm", "exec", "web1", "--", "/bin/true")
+	_, c := at.counter() // it cannot write any more; at most one line was under way
+	time.Sleep(time.Second)
+	if _, now := at.counter(); now > c+1 {
+		t.Errorf("the guest wrote on while it was frozen: %d, then %d", c, now)
+	}
+	// The daemon that knew of it dies: the next one thaws.
+	owner := f.byName(at.vm("web1").Status.Node)
+	owner.kill9()
+	owner.start()
+	f.counting(owner, 60*time.Second, 1, c+2)
+	f.eventually(30*time.Second, "the agent answers again", func() error {
+		if r := owner.try("vm", "exec", "web1", "--", "/bin/true"); r.code != 0 {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+	at.run("vm", "freeze", "web1", "--seconds", "2")
+	_, c = at.counter()
+	f.counting(at, 30*time.Second, 1, c+2) // thawed by itself
+
+	for _, e := range at.events("audit.vm.exec") {
+		if e.Spec.Details["command"] == "" || strings.Contains(fmt.Sprint(e.Spec), "secret") {
+			t.Errorf("event %+v", e.Spec)
+		}
+	}
+	for _, e := range at.events("audit.vm.password") {
+		if strings.Contains(fmt.Sprint(e), "pa:ss") || e.Spec.Details["user"] != "root" {
+			t.Errorf("event %+v", e)
+		}
+	}
+	for _, h := range f.nodes {
+		if strings.Contains(h.log(), "pa:ss") {
+			t.Errorf("the log of %s has a password", h.name)
+		}
+	}
+}
+
+// tryWith is try with something on the standard input.
+func (h *host) tryWith(input string, args ...string) result {
+	h.f.t.Helper()
+	file := h.f.write("stdin", []byte(input))
+	in, err := os.Open(file)
+	if err != nil {
+		h.f.t.Fatal(err)
+	}
+	defer func() { _ = in.Close() }()
+	return h.tryFrom(in, args...)
 }

@@ -35,7 +35,7 @@ func tinyImage(t *testing.T) string {
 }
 
 // withGuest makes a shared pool, the image tiny and the running VM web1.
-func (f *flock) withGuest(at *host) {
+func (f *flock) withGuest(at *host, more ...string) {
 	f.t.Helper()
 	shared := filepath.Join(f.dir, "shared")
 	if err := os.Mkdir(shared, 0o700); err != nil {
@@ -43,7 +43,7 @@ func (f *flock) withGuest(at *host) {
 	}
 	at.run("pool", "create", "shared", "--type", "shared", "--path", shared)
 	at.run("image", "create", "tiny", "--pool", "shared", "--file", tinyImage(f.t))
-	at.run("vm", "create", "web1", "--cpu", "1", "--memory", "128M", "--image", "tiny", "--pool", "shared", "--ha", "restart", "--start")
+	at.run(append([]string{"vm", "create", "web1", "--cpu", "1", "--memory", "128M", "--image", "tiny", "--pool", "shared", "--ha", "restart", "--start"}, more...)...)
 }
 
 var counterLine = regexp.MustCompile(`muster-guest name=web1 boot=(\d+) counter=(\d+)`)

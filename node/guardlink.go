@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -76,6 +77,13 @@ func (g *guardLink) session(ctx context.Context) error {
 	}
 	if hello.Protocol != guard.ProtocolVersion {
 		return fmt.Errorf("the running guard speaks protocol %d, this daemon %d; end its VMs and restart it", hello.Protocol, guard.ProtocolVersion)
+	}
+	if !slices.Contains(hello.Features, guard.FeatureUser) {
+		// It began with an earlier version and stays as long as its VMs do.
+		if err := c.Stop(ctx); err == nil {
+			return errors.New("the guard of an earlier version ran no VM and was ended")
+		}
+		g.log.Warn("the running guard is of an earlier version and cannot give VMs users of their own; no VM starts until those that run are stopped", "pid", hello.PID)
 	}
 	g.set(c, hello)
 	defer g.set(nil, guard.Hello{})
@@ -175,12 +183,27 @@ func (g vmGuard) Start(ctx context.Context, r hypervisor.StartRequest) (hypervis
 	}
 	s, err := c.Start(ctx, guard.StartRequest{
 		VM: r.VM, Epoch: r.Epoch, Session: r.Session, Protected: r.Protected,
-		Argv: r.Argv, Env: r.Env, Dir: r.Dir, LogPath: r.LogPath,
+		Argv: r.Argv, Env: r.Env, Dir: r.Dir, LogPath: r.LogPath, User: guardUser(r.User),
 	})
 	if err != nil {
 		return hypervisor.Process{}, err
 	}
-	return hypervisor.Process{VM: r.VM, Epoch: r.Epoch, PID: s.PID, Protected: r.Protected, State: hypervisor.ProcessRunning, LogPath: r.LogPath}, nil
+	p := hypervisor.Process{VM: r.VM, Epoch: r.Epoch, PID: s.PID, Protected: r.Protected, State: hypervisor.ProcessRunning, LogPath: r.LogPath}
+	if r.User != nil {
+		p.UID = r.User.UID
+	}
+	return p, nil
+}
+
+func guardUser(u *hypervisor.ProcessUser) *guard.User {
+	if u == nil {
+		return nil
+	}
+	g := &guard.User{UID: uint32(u.UID), GID: uint32(u.GID), MemlockBytes: uint64(u.Memlock)}
+	for _, id := range u.Groups {
+		g.Groups = append(g.Groups, uint32(id))
+	}
+	return g
 }
 
 // Kill implements hypervisor.Guard.
@@ -225,7 +248,7 @@ func (g vmGuard) List(ctx context.Context) ([]hypervisor.Process, error) {
 	for i, r := range records {
 		out[i] = hypervisor.Process{
 			VM: r.VM, Epoch: r.Epoch, PID: r.PID, Protected: r.Protected, State: processState(r.State),
-			Reason: string(r.Reason), ExitCode: r.ExitCode, Signal: r.Signal, LogPath: r.LogPath,
+			Reason: string(r.Reason), ExitCode: r.ExitCode, Signal: r.Signal, LogPath: r.LogPath, UID: int(r.UID),
 		}
 	}
 	return out, nil

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -238,12 +239,18 @@ type result struct {
 // try runs the command line against one host.
 func (h *host) try(args ...string) result {
 	h.f.t.Helper()
+	return h.tryFrom(nil, args...)
+}
+
+// tryFrom is try with a standard input.
+func (h *host) tryFrom(in io.Reader, args ...string) result {
+	h.f.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(binDir, "muster"), args...)
 	cmd.Env = append(os.Environ(), "MUSTER_SERVER=https://"+h.addr, "MUSTER_TOKEN="+h.f.token, "MUSTER_CACERT="+h.f.ca, "NO_PROXY=127.0.0.1", "HOME="+h.f.dir)
 	var out, errb bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errb
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &out, &errb
 	err := cmd.Run()
 	r := result{stdout: out.String(), stderr: errb.String()}
 	var exit *exec.ExitError

@@ -128,14 +128,14 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	var err error
 	m.vswitch, err = vswitch.New(vswitch.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, ClusterID: m.info.ClusterID, OVSDB: m.cfg.OVSDB,
-		Log: m.log.With("module", "switch"), Notify: m.wakeHypervisor,
+		Log: m.log.With("module", "switch"), Notify: m.wakeHypervisor, TapOwner: func(id string) int { return m.hyper.UserOf(id) },
 	})
 	if err != nil {
 		return err
 	}
 	m.hyper, err = hypervisor.New(hypervisor.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, RunDir: m.cfg.RunDir,
-		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, Ports: m.vswitch, Snapshots: m.storage, QEMU: m.cfg.QEMU, Log: m.log.With("module", "hypervisor"),
+		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, Ports: m.vswitch, Snapshots: m.storage, QEMU: m.cfg.QEMU, Users: m.cfg.users(), Limits: findLimits(m.log), Log: m.log.With("module", "hypervisor"),
 	})
 	if err != nil {
 		return err

@@ -19,7 +19,7 @@ import (
 
 const (
 	// OverheadPerVM is what QEMU itself takes beside the guest's memory.
-	OverheadPerVM = 64 * api.MiB
+	OverheadPerVM = api.OverheadPerVM
 	// Weights of the score, in which 1000 is best: the fraction of memory that
 	// stays free counts three times as much as few VMs.
 	weightMemory = 3
@@ -186,7 +186,7 @@ func load(v *configdb.View, without string) (*fleet, error) {
 		}
 		h.vms++
 		if usesMemory(&vm) || reverting(v, b.Meta.ID) {
-			h.used += vm.Spec.Memory + OverheadPerVM
+			h.used += vm.Status.HeldMemory(&vm.Spec) + OverheadPerVM
 			h.bound = append(h.bound, vm)
 		}
 	}
@@ -250,7 +250,7 @@ func (h *host) unfit(r Request, needs []need) (why []string) {
 	if n.Status.QEMUVersion == "" {
 		why = append(why, "QEMU cannot be used there")
 	}
-	if want, free := r.VM.Spec.Memory+OverheadPerVM, h.free(); want > free {
+	if want, free := r.VM.Status.HeldMemory(&r.VM.Spec)+OverheadPerVM, h.free(); want > free {
 		why = append(why, fmt.Sprintf("needs %s, has %s free", want, max(free, 0)))
 	}
 	for _, reason := range h.unconnected(&r.VM) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -71,6 +72,34 @@ type Consoles interface {
 	Display(ctx context.Context, vmID string) (Console, error)
 	// Screenshot returns what is on the screen, as PNG. It fails as Display does.
 	Screenshot(ctx context.Context, vmID string) ([]byte, error)
+	// Guest returns the agent in a guest, whether or not it answers. It fails
+	// with api.CodeRefused when the VM does not run.
+	Guest(vmID string) (Guest, error)
+}
+
+// Guest is the agent in one guest.
+type Guest interface {
+	GuestFacts
+	GuestControl
+}
+
+// GuestFacts is what a guest says of itself.
+type GuestFacts interface {
+	// Refresh asks anew, unless it has just been asked.
+	Refresh(ctx context.Context) error
+	Known() api.GuestAgent
+	FileSystems(ctx context.Context) ([]api.GuestFileSystem, error)
+}
+
+// GuestControl changes a guest. It fails with api.CodeUnsupported when the agent
+// cannot, and api.CodeRefused when there is none or the state does not allow it.
+type GuestControl interface {
+	Exec(ctx context.Context, e api.GuestExec) (api.GuestExecResult, error)
+	SetPassword(ctx context.Context, user, password string) error
+	// Freeze returns how many file systems were frozen and when they are thawed
+	// at the latest.
+	Freeze(ctx context.Context, most time.Duration) (n int, until time.Time, err error)
+	Thaw(ctx context.Context) (n int, err error)
 }
 
 // Console is one attachment.

@@ -141,16 +141,21 @@ func (q *request) auditEvent(kind api.Kind, target api.Meta) api.Event {
 // change stands whether it can be written or not; if not, the log has it.
 func (q *request) auditAlone(kind api.Kind, target api.Meta) {
 	ev := q.auditEvent(kind, target)
+	if err := q.writeAudit(&ev); err != nil {
+		q.s.log.Error("audit event not written", "event", ev.Spec.Type, "actor", ev.Spec.Actor, "source", ev.Spec.Source, "target", target.Name, "err", err)
+	}
+}
+
+// writeAudit writes an event alone.
+func (q *request) writeAudit(ev *api.Event) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(q.ctx()), writeTimeout)
 	defer cancel()
 	tx := &configdb.Txn{Actor: q.who.actor}
-	err := configdb.PutEvent(tx, &ev)
-	if err == nil {
-		_, err = q.db.Txn(ctx, tx)
+	if err := configdb.PutEvent(tx, ev); err != nil {
+		return err
 	}
-	if err != nil {
-		q.s.log.Error("audit event not written", "event", ev.Spec.Type, "actor", ev.Spec.Actor, "source", ev.Spec.Source, "target", target.Name, "err", err)
-	}
+	_, err := q.db.Txn(ctx, tx)
+	return err
 }
 
 // verb is what a request does: the action of its path, or what its method says.

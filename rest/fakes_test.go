@@ -144,6 +144,7 @@ func (i nodeImages) Upload(ctx context.Context, id string, r io.Reader, length i
 type fakeConsoles struct {
 	mu    sync.Mutex
 	rings map[string][]byte
+	guest fakeGuest
 }
 
 func (c *fakeConsoles) History(id string, n int) ([]byte, error) {
@@ -180,6 +181,48 @@ func (c *fakeConsoles) Display(_ context.Context, id string) (Console, error) {
 
 func (c *fakeConsoles) Screenshot(_ context.Context, id string) ([]byte, error) {
 	return c.History(id, 4)
+}
+
+func (c *fakeConsoles) Guest(id string) (Guest, error) {
+	if _, err := c.History(id, 1); err != nil {
+		return nil, err
+	}
+	return &c.guest, nil
+}
+
+// fakeGuest is an agent that can everything; fail is what all calls answer.
+type fakeGuest struct {
+	fail     error
+	password string
+	ran      api.GuestExec
+	frozen   bool
+}
+
+func (g *fakeGuest) Refresh(context.Context) error { return g.fail }
+func (g *fakeGuest) Known() api.GuestAgent {
+	return api.GuestAgent{Connected: true, Answering: g.fail == nil, Version: "7.2"}
+}
+func (g *fakeGuest) FileSystems(context.Context) ([]api.GuestFileSystem, error) {
+	return []api.GuestFileSystem{{Mount: "/", Used: api.MiB, Total: api.GiB}}, g.fail
+}
+func (g *fakeGuest) Exec(_ context.Context, e api.GuestExec) (api.GuestExecResult, error) {
+	g.ran = e
+	return api.GuestExecResult{ExitCode: 3, Stdout: []byte("hello\n")}, g.fail
+}
+func (g *fakeGuest) SetPassword(_ context.Context, user, password string) error {
+	g.password = user + ":" + password
+	return g.fail
+}
+func (g *fakeGuest) Freeze(_ context.Context, most time.Duration) (int, time.Time, error) {
+	if g.frozen {
+		return 0, time.Time{}, api.Errorf(api.CodeRefused, "frozen already")
+	}
+	g.frozen = true
+	return 2, time.Now().Add(most), g.fail
+}
+func (g *fakeGuest) Thaw(context.Context) (int, error) {
+	g.frozen = false
+	return 2, g.fail
 }
 
 // echo is a console whose guest repeats what is typed and ends on "bye".

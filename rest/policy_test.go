@@ -39,6 +39,8 @@ func wantNeed(method, path string) access {
 		return needOperator // what is said to a guest's devices may be a guest's
 	case method == http.MethodGet:
 		return needViewer
+	case strings.HasSuffix(rest, "/agent/exec"):
+		return needAdministrator // root in the guest, mostly
 	case slices.Contains([]string{"vms", "images", "volumes", "alerts"}, kind):
 		return needOperator
 	}
@@ -162,6 +164,9 @@ func changes(f *fixture) []step {
 	f.newVM("web4", api.VMStopped, api.VMDisk{Size: api.GiB})
 	f.readyDisks()
 	begun := f.begin()
+	if vm, err := configdb.VMs.Find(f.db.Local(), "", "web1"); err == nil {
+		f.console.rings[vm.Meta.ID] = []byte("x")
+	}
 	return []step{
 		{"POST vms", "vms", `{"meta":{"name":"web2"},"spec":{"cpus":1,"memory":"64M"}}`},
 		{"PATCH vms/{name}", "vms/web1", `{"meta":{"labels":{"a":"b"}}}`},
@@ -172,6 +177,10 @@ func changes(f *fixture) []step {
 		{"POST vms/{name}/pause", "vms/web1/pause", ``},
 		{"POST vms/{name}/resume", "vms/web1/resume", ``},
 		{"POST vms/{name}/reboot", "vms/web1/reboot", ``},
+		{"POST vms/{name}/agent/exec", "vms/web1/agent/exec", `{"command":["uname"]}`},
+		{"POST vms/{name}/agent/password", "vms/web1/agent/password", `{"user":"root","password":"s3cret"}`},
+		{"POST vms/{name}/agent/freeze", "vms/web1/agent/freeze", ``},
+		{"POST vms/{name}/agent/thaw", "vms/web1/agent/thaw", ``},
 		{"POST vms/{name}/stop", "vms/web1/stop", ``},
 		{"POST vms/{name}/snapshots", "vms/web3/snapshots", `{"name":"a"}`},
 		{"DELETE vms/{name}/snapshots/{snapshot}", "vms/web3/snapshots/a", ``},

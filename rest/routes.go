@@ -198,6 +198,7 @@ func (r *vmResource) routes() []route {
 			summary: a.summary, params: longParams, in: typeOf[vmRequest](), out: typeOf[TaskReply](), status: http.StatusAccepted})
 	}
 	out = append(out, r.consoleRoutes()...)
+	out = append(out, r.agentRoutes()...)
 	return append(out,
 		route{method: http.MethodPost, path: one + "/clone", need: needOperator, handle: r.clone, summary: "Make a new VM with copies of the disks of a VM",
 			params: longParams, in: typeOf[CloneRequest](), out: typeOf[TaskReply](), status: http.StatusAccepted},

@@ -141,7 +141,7 @@ func (r *vmResource) ticket(kind api.ConsoleKind, path string) func(*request) er
 		if err := hasConsole(&vm); err != nil {
 			return err
 		}
-		if kind == api.ConsoleVNC && !vm.Spec.Display.Shown() {
+		if kind == api.ConsoleVNC && !screenOf(&vm).Shown() {
 			return noDisplay(&vm)
 		}
 		if node != q.s.cfg.Node() {

@@ -24,7 +24,7 @@ type vmResource struct {
 }
 
 func newVMs() *vmResource {
-	r := &vmResource{resource[api.VMSpec, api.VMStatus]{table: configdb.VMs, need: needViewer}}
+	r := &vmResource{resource[api.VMSpec, api.VMStatus]{table: configdb.VMs, need: needViewer, show: hideCloudInit}}
 	r.update, r.past = r.change, r.reverts()
 	return r
 }
@@ -83,22 +83,11 @@ func (c *change) begin(st *vmState, action api.Action, fill func(*api.OperationS
 
 // change carries out a PUT or PATCH.
 func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
-	want.Spec.AssignSlots(&old.Spec)
-	if !slices.Equal(old.Spec.Disks, want.Spec.Disks) {
-		return nil, api.Errorf(api.CodeRefused, "the disks of vm %s cannot be changed after its creation in this version", old.Meta.Name)
-	}
 	if n := want.Spec.Reboots; n != 0 && n != old.Spec.Reboots {
 		return nil, api.Invalid("spec.reboots", "is changed by POST %svms/%s/reboot only", base, old.Meta.Name)
 	}
-	if hardwareDiffers(old, want) && !atRest(old) && old.Spec.Power != api.PowerSuspended {
-		return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop the VM first to change its cpus, memory or display", old.Meta.Name, phaseText(old))
-	}
 	if err := sameIfSuspended(old, want); err != nil {
 		return nil, err
-	}
-	newNICs := !sameNICs(old.Spec.NICs, want.Spec.NICs)
-	if newNICs && !atRest(old) {
-		return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop the VM first to change its networks", old.Meta.Name, phaseText(old))
 	}
 	st, err := c.load(old.Clone())
 	if err != nil {
@@ -107,21 +96,24 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 	if err := c.idle(old); err != nil {
 		return nil, err
 	}
-	if newNICs {
-		if err := c.replaceNICs(old, &st.vm, want.Spec.NICs); err != nil {
-			return nil, err
-		}
+	changed, err := c.rework(old, st, &want.Spec)
+	if err != nil {
+		return nil, err
 	}
-	st.vm.Spec.AssignSlots(&old.Spec)
 	st.vm.Meta.Labels = want.Meta.Labels
-	st.vm.Spec.CPUs, st.vm.Spec.Memory, st.vm.Spec.HA = want.Spec.CPUs, want.Spec.Memory, want.Spec.HA
-	st.vm.Spec.Display = want.Spec.Display
+	st.vm.Spec.CloudInit, st.vm.Spec.Limits = want.Spec.CloudInit, want.Spec.Limits
 	if err := c.changeMachine(st, old, want); err != nil {
+		return nil, err
+	}
+	if err := sealCloudInit(&st.vm, old); err != nil {
 		return nil, err
 	}
 	action, err := c.wish(st, want.Spec.Power, want.Spec.ForceStop)
 	if err != nil {
 		return nil, err
+	}
+	if action == "" && changed && !atRest(old) {
+		action = api.ActionVMChange
 	}
 	e, err := r.store(c, &st.vm)
 	if err == nil && !slices.Equal(old.Spec.ExtraArgs, st.vm.Spec.ExtraArgs) {
@@ -158,10 +150,6 @@ func (c *change) wish(st *vmState, power api.PowerState, force bool) (api.Action
 		return api.ActionVMResume, c.wishResumed(st)
 	}
 	return api.ActionVMStart, c.wishRunning(st)
-}
-
-func hardwareDiffers(a, b *api.VM) bool {
-	return a.Spec.CPUs != b.Spec.CPUs || a.Spec.Memory != b.Spec.Memory || a.Spec.Display.Shown() != b.Spec.Display.Shown()
 }
 
 // atRest reports that the VM is neither running nor meant to.

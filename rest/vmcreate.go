@@ -44,6 +44,9 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 	if _, taken := c.v.Get(r.table.NameKey(vm.Meta.Project, vm.Meta.Name)); taken {
 		return nil, api.Errorf(api.CodeExists, "vm %q exists already", vm.Meta.Name)
 	}
+	if err := sealCloudInit(vm, &api.VM{}); err != nil {
+		return nil, err
+	}
 	volumes, err := c.resolveDisks(vm)
 	if err != nil {
 		return nil, err
@@ -116,25 +119,33 @@ func (c *change) resolveDisks(vm *api.VM) ([]newVolume, error) {
 			continue
 		}
 		name := fmt.Sprintf("%s-disk%d", vm.Meta.Name, i)
-		if len(name) > api.MaxNameLength {
-			return nil, api.Invalid("meta.name", "is too long: the name of its volume %q would have more than %d characters", name, api.MaxNameLength)
-		}
-		n := newVolume{volume: api.Volume{
-			Meta: api.NewMeta(api.KindVolume, vm.Meta.Project, name),
-			Spec: api.VolumeSpec{Pool: d.Pool, Image: d.Image, Size: d.Size},
-		}}
-		n.volume.Meta.Owner = string(api.KindVM) + "/" + vm.Meta.ID
-		var err error
-		if n.image, n.pool, err = c.source(&n.volume, field); err != nil {
+		n, err := c.newDisk(vm, d, name, field)
+		if err != nil {
 			return nil, err
-		}
-		if _, taken := c.v.Get(configdb.Volumes.NameKey(vm.Meta.Project, name)); taken {
-			return nil, api.Errorf(api.CodeExists, "volume %q, which %s would be, exists already; attach it with volume, or remove it", name, field)
 		}
 		d.Volume, d.Image, d.Size, d.Pool = name, "", 0, ""
 		out = append(out, n)
 	}
 	return out, nil
+}
+
+// newDisk prepares the volume of a disk that is made for its VM.
+func (c *change) newDisk(vm *api.VM, d *api.VMDisk, name, field string) (n newVolume, err error) {
+	if len(name) > api.MaxNameLength {
+		return n, api.Invalid("meta.name", "is too long: the name of its volume %q would have more than %d characters", name, api.MaxNameLength)
+	}
+	n = newVolume{volume: api.Volume{
+		Meta: api.NewMeta(api.KindVolume, vm.Meta.Project, name),
+		Spec: api.VolumeSpec{Pool: d.Pool, Image: d.Image, Size: d.Size},
+	}}
+	n.volume.Meta.Owner = string(api.KindVM) + "/" + vm.Meta.ID
+	if n.image, n.pool, err = c.source(&n.volume, field); err != nil {
+		return n, err
+	}
+	if _, taken := c.v.Get(configdb.Volumes.NameKey(vm.Meta.Project, name)); taken {
+		return n, api.Errorf(api.CodeExists, "volume %q, which %s would be, exists already; attach it with volume, or remove it", name, field)
+	}
+	return n, nil
 }
 
 // attach claims an existing volume for the VM alone.
@@ -196,6 +207,12 @@ func (c *change) source(vol *api.Volume, field string) (*api.Image, api.Pool, er
 // placeNew asks for a node, showing the placer the existing volumes and the
 // new disks apart.
 func (c *change) placeNew(vm *api.VM, volumes []newVolume, only string) (nodeID, node string, err error) {
+	shown, disks := shownTo(vm, volumes)
+	return c.q.s.cfg.Placer.Choose(c.v, shown, disks, only)
+}
+
+// shownTo shows the placer the existing volumes of a VM and its new disks apart.
+func shownTo(vm *api.VM, volumes []newVolume) (api.VM, []api.VMDisk) {
 	shown := vm.Clone()
 	shown.Spec.Disks = nil
 	isNew := map[string]bool{}
@@ -210,7 +227,7 @@ func (c *change) placeNew(vm *api.VM, volumes []newVolume, only string) (nodeID,
 			shown.Spec.Disks = append(shown.Spec.Disks, d)
 		}
 	}
-	return c.q.s.cfg.Placer.Choose(c.v, shown, disks, only)
+	return shown, disks
 }
 
 // addVolume adds a volume made with a VM, on the VM's node.

@@ -156,9 +156,10 @@ func (c *change) freeAddress(vm *api.VM, nic *api.VMNIC, n *api.Network, pool *a
 	return api.Errorf(api.CodeRefused, "the IP pool %s of network %s is exhausted: all %d addresses are reserved", pool.Meta.Name, n.Meta.Name, pool.Spec.Total())
 }
 
-// replaceNICs changes the network interfaces of a VM that is at rest. One that
-// is wished for without a MAC address takes over that of the first old one on
-// its network, so that what stays keeps its addresses.
+// replaceNICs changes the network interfaces of a VM. One that is wished for
+// without a MAC address takes over that of the first old one on its network, so
+// that what stays keeps its addresses; one with the MAC address of an old one is
+// that one, on another network.
 func (c *change) replaceNICs(old, vm *api.VM, want []api.VMNIC) error {
 	left := slices.Clone(old.Spec.NICs)
 	vm.Spec.NICs = slices.Clone(want)
@@ -168,7 +169,7 @@ func (c *change) replaceNICs(old, vm *api.VM, want []api.VMNIC) error {
 			return o.Network == nic.Network && (nic.MAC == "" || nic.MAC == o.MAC) && (nic.Address == "" || nic.Address == o.Address)
 		})
 		if at >= 0 {
-			*nic = left[at]
+			nic.MAC, nic.Address = left[at].MAC, left[at].Address
 			left = slices.Delete(left, at, at+1)
 		}
 	}
@@ -180,6 +181,15 @@ func (c *change) replaceNICs(old, vm *api.VM, want []api.VMNIC) error {
 // sameNICs reports that a wish asks for nothing else than what is there.
 func sameNICs(have, want []api.VMNIC) bool {
 	return slices.EqualFunc(have, want, func(h, w api.VMNIC) bool {
-		return h.Network == w.Network && (w.MAC == "" || w.MAC == h.MAC) && (w.Address == "" || w.Address == h.Address)
+		if w.MAC == "" {
+			w.MAC = h.MAC
+		}
+		if w.Address == "" {
+			w.Address = h.Address
+		}
+		if w.Slot == 0 {
+			w.Slot = h.Slot
+		}
+		return h == w
 	})
 }

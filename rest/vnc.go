@@ -58,7 +58,7 @@ func (r *vmResource) screenOwner(q *request) (api.VM, string, error) {
 	if err == nil {
 		err = hasConsole(&vm)
 	}
-	if err == nil && !vm.Spec.Display.Shown() {
+	if err == nil && !screenOf(&vm).Shown() {
 		err = noDisplay(&vm)
 	}
 	if err != nil && q.who.ticket {

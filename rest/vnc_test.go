@@ -204,7 +204,6 @@ func TestScreenRefusals(t *testing.T) {
 	patch := func(body string) answer {
 		return f.do(call{method: "PATCH", path: "vms/web1", body: body, header: map[string]string{"Content-Type": "application/merge-patch+json"}})
 	}
-	wantProblem(t, patch(`{"spec":{"display":"none"}}`), 409, api.CodeRefused, "")
 	wantProblem(t, patch(`{"spec":{"display":"spice"}}`), 422, api.CodeInvalid, "spec.display")
 	for _, node := range []string{"m1", "m2"} {
 		a := f.do(call{method: "GET", path: "vms/web1/screenshot", node: node, role: api.RoleViewer})

@@ -16,7 +16,7 @@ type volumeResource struct {
 
 func newVolumes() *volumeResource {
 	r := &volumeResource{resource[api.VolumeSpec, api.VolumeStatus]{table: configdb.Volumes, need: needViewer}}
-	r.update, r.past = r.updateLabels, r.reverts()
+	r.update, r.past = r.change, r.reverts()
 	return r
 }
 

@@ -195,6 +195,25 @@ func (q *qemuImg) info(ctx context.Context, path, format string) (*imageInfo, er
 	return &i, nil
 }
 
+// sizeOf is the virtual size of an image that a QEMU may have open.
+func (q *qemuImg) sizeOf(ctx context.Context, path string) (int64, error) {
+	out, err := q.run(ctx, infoDeadline, infoCPUSeconds, "info", "--force-share", "--output=json", "-f", formatQcow2, fileArg(path))
+	if err != nil {
+		return 0, err
+	}
+	var i imageInfo
+	if err := json.Unmarshal(out, &i); err != nil {
+		return 0, fmt.Errorf("understand qemu-img info: %w", err)
+	}
+	return i.VirtualSize, nil
+}
+
+// grow enlarges an image that no QEMU has open. It never makes one smaller.
+func (q *qemuImg) grow(ctx context.Context, path string, size int64) error {
+	_, err := q.run(ctx, createDeadline, 0, "resize", "-q", "-f", formatQcow2, fileArg(path), strconv.FormatInt(size, 10))
+	return err
+}
+
 // checkResult is what "qemu-img check" says (QAPI ImageCheck).
 type checkResult struct {
 	Errors      int64 `json:"check-errors"`

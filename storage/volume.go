@@ -45,7 +45,7 @@ func (s *Service) volumesWhere(v *configdb.View, match func(*api.Volume) bool) [
 	all, _ := configdb.Volumes.List(v) // what cannot be read is reported when it is its turn
 	var ids []string
 	for i := range all {
-		if (all[i].Status.Phase != api.StorageReady || all[i].Meta.Deleting()) && match(&all[i]) {
+		if (all[i].Status.Phase != api.StorageReady || all[i].Status.Size < all[i].Spec.Size || all[i].Meta.Deleting()) && match(&all[i]) {
 			ids = append(ids, all[i].Meta.ID)
 		}
 	}
@@ -65,6 +65,8 @@ func (s *Service) reconcileVolume(ctx context.Context, id string) (reconcile.Res
 		return reconcile.Result{}, nil
 	case vol.Meta.Deleting():
 		return s.deleteVolume(ctx, v, vol)
+	case vol.Status.Phase == api.StorageReady && vol.Status.Size < vol.Spec.Size:
+		return s.grow(ctx, v, vol)
 	case vol.Status.Phase == api.StorageReady:
 		return reconcile.Result{}, nil
 	}
@@ -258,12 +260,17 @@ func (s *Service) volumeFailed(ctx context.Context, id string, cause error, agai
 // setVolume changes the status of a volume that is this node's, on fresh
 // state, and never one that is ready: a guest may use it.
 func (s *Service) setVolume(ctx context.Context, id string, f func(*api.Volume) error) error {
+	return s.setVolumeIf(ctx, id, func(vol *api.Volume) bool { return vol.Status.Phase != api.StorageReady }, f)
+}
+
+// setVolumeIf changes the status of a volume of ours as long as may allows it.
+func (s *Service) setVolumeIf(ctx context.Context, id string, may func(*api.Volume) bool, f func(*api.Volume) error) error {
 	_, err := configdb.Transact(ctx, s.cfg.DB, actor, txnAttempts, func(v *configdb.View, tx *configdb.Txn) error {
 		vol, err := configdb.Volumes.Get(v, id)
 		if err != nil {
 			return err
 		}
-		if vol.Spec.Node != s.cfg.NodeName || vol.Meta.Deleting() || vol.Status.Phase == api.StorageReady {
+		if vol.Spec.Node != s.cfg.NodeName || vol.Meta.Deleting() || !may(&vol) {
 			return errNotOurs
 		}
 		vol = vol.Clone()

@@ -56,10 +56,10 @@ func (s *Switch) answerDHCP(p *pass) {
 		}
 		r := &responder{socket: socket, index: l.Index, done: make(chan struct{})}
 		s.responders[t.name] = r
-		lookup := s.leaseOf(t.vm.Meta.ID, t.index)
+		lookup := s.leaseOf(t.vm.Meta.ID, t.nic.Slot)
 		go func() { // ended by stopResponder, at the latest when Run ends
 			defer close(r.done)
-			if err := dhcp.Serve(socket, lookup, s.log.With("vm", t.vm.Meta.ID, "nic", t.index), s.cfg.Now); err != nil {
+			if err := dhcp.Serve(socket, lookup, s.log.With("vm", t.vm.Meta.ID, "slot", t.nic.Slot), s.cfg.Now); err != nil {
 				s.log.Warn("DHCP is not answered any more", "vm", t.vm.Meta.ID, "device", t.name, "err", err)
 			}
 		}()
@@ -84,14 +84,19 @@ func (s *Switch) stopResponder(name string) {
 }
 
 // leaseOf looks up what is reserved for a card, anew for every message.
-func (s *Switch) leaseOf(vmID string, nic int) func() (dhcp.Lease, bool) {
+func (s *Switch) leaseOf(vmID string, slot int) func() (dhcp.Lease, bool) {
 	return func() (dhcp.Lease, bool) {
 		v := s.cfg.DB.Local()
 		vm, err := configdb.VMs.Get(v, vmID)
-		if err != nil || nic >= len(vm.Spec.NICs) {
+		if err != nil {
 			return dhcp.Lease{}, false
 		}
-		return leaseFor(v, &vm, vm.Spec.NICs[nic])
+		vm.Spec.AssignSlots(nil)
+		nic, ok := vm.Spec.NICIn(slot)
+		if !ok {
+			return dhcp.Lease{}, false
+		}
+		return leaseFor(v, &vm, nic)
 	}
 }
 

@@ -340,7 +340,7 @@ func (p *pass) cards() {
 }
 
 func (s *Switch) tapAlias(t tap) string {
-	return s.alias("vm", t.vm.Meta.ID, strconv.Itoa(t.index))
+	return s.alias("vm", t.vm.Meta.ID, strconv.Itoa(t.nic.Slot-1))
 }
 
 func (p *pass) card(t tap) ovs.PortWish {

@@ -40,9 +40,14 @@ func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, e
 	if err != nil {
 		return "", false, err
 	}
+	spec := vm.Spec.Hardware()
+	spec.AssignSlots(nil)
+	if nic < 0 || nic >= len(spec.NICs) {
+		return "", false, fmt.Errorf("the VM has %d network cards", len(spec.NICs))
+	}
 	var t *tap
 	for _, c := range w.taps() {
-		if c.vm.Meta.ID == vm.Meta.ID && c.index == nic {
+		if c.vm.Meta.ID == vm.Meta.ID && c.nic.Slot == spec.NICs[nic].Slot {
 			t = &c
 		}
 	}
@@ -58,6 +63,11 @@ func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, e
 	p.report = api.SwitchStateStatus{Problems: map[string]string{}}
 	if err := s.host.EnsureTap(t.name, s.tapAlias(*t), mtu(t.network)); err != nil {
 		return "", false, err
+	}
+	if uid := s.tapOwner(vm.Meta.ID); uid > 0 {
+		if err := s.host.OwnTap(t.name, uid); err != nil {
+			return "", false, err
+		}
 	}
 	if err := p.make(ctx); err != nil {
 		return "", false, err
@@ -76,6 +86,14 @@ func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, e
 		return "", false, err
 	}
 	return t.name, p.report.Datapath != "netdev", nil
+}
+
+// tapOwner is the user that a VM runs as, 0 for root.
+func (s *Switch) tapOwner(vmID string) int {
+	if s.cfg.TapOwner == nil {
+		return 0
+	}
+	return s.cfg.TapOwner(vmID)
 }
 
 // awaitPort waits until ovs-vswitchd has taken a port in.
@@ -104,6 +122,15 @@ func (s *Switch) awaitPort(ctx context.Context, p *pass, name string) error {
 // not the VM still exists. What fails is removed by the next look that finds no
 // process behind the device.
 func (s *Switch) Unplug(ctx context.Context, vmID string) error {
+	return s.unplug(ctx, vmID, 1, api.MaxNICs)
+}
+
+// UnplugCard removes what belongs to the network card in one slot of a VM.
+func (s *Switch) UnplugCard(ctx context.Context, vmID string, slot int) error {
+	return s.unplug(ctx, vmID, slot, slot)
+}
+
+func (s *Switch) unplug(ctx context.Context, vmID string, first, last int) error {
 	if err := s.work.enter(ctx); err != nil {
 		return fmt.Errorf("unplug the network cards of vm %s: %w", vmID, err)
 	}
@@ -120,16 +147,16 @@ func (s *Switch) Unplug(ctx context.Context, vmID string) error {
 			return fmt.Errorf("unplug the network cards of vm %s: %w", vmID, err)
 		}
 	}
-	for nic := range api.MaxNICs {
-		name := tapName(vmID, nic)
+	for slot := first; slot <= last; slot++ {
+		name := tapName(vmID, slot)
 		s.stopResponder(name)
 		if st != nil {
 			if err := s.conn.RemovePort(ctx, st, s.cfg.ClusterID, name); err != nil {
-				return fmt.Errorf("unplug network card %d of vm %s: %w", nic, vmID, err)
+				return fmt.Errorf("unplug the network card in slot %d of vm %s: %w", slot, vmID, err)
 			}
 		}
 		if err := s.host.Remove(name, s.alias("vm", vmID)); err != nil {
-			return fmt.Errorf("unplug network card %d of vm %s: %w", nic, vmID, err)
+			return fmt.Errorf("unplug the network card in slot %d of vm %s: %w", slot, vmID, err)
 		}
 	}
 	s.loop.Enqueue(all)

@@ -5,8 +5,11 @@ package vswitch
 
 import (
 	"encoding/binary"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/muster-vm/muster/switch/openflow"
 )
@@ -30,6 +33,20 @@ func (p *pass) antiSpoofing() []openflow.Flow {
 			continue
 		}
 		out = append(out, cardFlows(uint32(have.OFPort), t.nic.MAC, t.nic.Address)...)
+	}
+	return append(out, p.silenced()...)
+}
+
+// silenced keeps quiet the cards that their guests have not let go of, but that
+// are not theirs any more: their addresses may be somebody else's by now.
+func (p *pass) silenced() (out []openflow.Flow) {
+	for _, name := range slices.Sorted(maps.Keys(p.state.Ports)) {
+		have := p.state.Ports[name]
+		_, wanted := p.ports[name]
+		if wanted || have.Bridge != Bridge || have.Owner != p.owner() || have.OFPort <= 0 || !strings.HasPrefix(name, tapPrefix) {
+			continue
+		}
+		out = append(out, openflow.Flow{Priority: priorityRest, InPort: uint32(have.OFPort)})
 	}
 	return out
 }

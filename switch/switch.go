@@ -65,6 +65,9 @@ type Config struct {
 	// Notify, if set, is called when something changed for waiting VMs. It must
 	// not block.
 	Notify func()
+	// TapOwner returns the user that a VM of this node runs as, 0 for root, who
+	// needs no leave; all run as root when nil.
+	TapOwner func(vmID string) int
 }
 
 // Switch is the module. Make it with New, then Run it, not twice at a time.

@@ -79,7 +79,7 @@ func TestNetworksSpanNodesAndStayApart(t *testing.T) {
 	}
 	g1.reaches(g2)
 	w.hosts[1].sw.loop.Enqueue(all)
-	w.hosts[1].gone(tapName(vm2.Meta.ID, 0))
+	w.hosts[1].gone(tapName(vm2.Meta.ID, 1))
 }
 
 // gone waits until a device and its port are not there any more.
@@ -165,7 +165,7 @@ func TestEverythingComesBack(t *testing.T) {
 	g1.at("10.7.0.1")
 	g2.at("10.7.0.2")
 	g1.reaches(g2)
-	tag := h.vsctl("get", "port", tapName(vm1.Meta.ID, 0), "tag")
+	tag := h.vsctl("get", "port", tapName(vm1.Meta.ID, 1), "tag")
 
 	t.Log("ovs-vswitchd dies and comes back")
 	h.kill("ovs-vswitchd")
@@ -189,16 +189,16 @@ func TestEverythingComesBack(t *testing.T) {
 	h.stop()
 	h.vsctl("add-br", "mine", "--", "set", "bridge", "mine", "datapath_type=netdev", "--", "add-port", "mine", "mtforeign", "tag=33")
 	h.vsctl("add-port", Bridge, "byhand", "--", "set", "interface", "byhand", "type=internal")
-	h.vsctl("del-port", Bridge, tapName(vm1.Meta.ID, 0))
+	h.vsctl("del-port", Bridge, tapName(vm1.Meta.ID, 1))
 	h.start()
 	g1.reaches(g2)
-	if now := h.vsctl("get", "port", tapName(vm1.Meta.ID, 0), "tag"); now != tag {
+	if now := h.vsctl("get", "port", tapName(vm1.Meta.ID, 1), "tag"); now != tag {
 		t.Errorf("the tag was %s and is %s", tag, now)
 	}
 
 	t.Log("the VM goes; what is not ours stays")
 	if err := h.sw.Unplug(t.Context(), vm1.Meta.ID); err == nil {
-		h.gone(tapName(vm1.Meta.ID, 0))
+		h.gone(tapName(vm1.Meta.ID, 1))
 	} else {
 		t.Error(err)
 	}
@@ -224,13 +224,13 @@ func TestLeftOversAreReapedButNeverUnderAGuest(t *testing.T) {
 	other.Meta.ID = api.NewID()
 	w.move(vm, &host{node: other})
 	h.sw.loop.Enqueue(all)
-	run(t, "ip", "-n", h.ns, "link", "show", tapName(vm.Meta.ID, 0))
+	run(t, "ip", "-n", h.ns, "link", "show", tapName(vm.Meta.ID, 1))
 	time.Sleep(300 * time.Millisecond) // nothing tells that nothing happens
-	if ports := h.vsctl("list-ports", Bridge); !strings.Contains(ports, tapName(vm.Meta.ID, 0)) {
+	if ports := h.vsctl("list-ports", Bridge); !strings.Contains(ports, tapName(vm.Meta.ID, 1)) {
 		t.Fatalf("the port under a guest is gone: %q", ports)
 	}
 	g.halt()
-	h.gone(tapName(vm.Meta.ID, 0))
+	h.gone(tapName(vm.Meta.ID, 1))
 	w.do(func(_ *configdb.View, tx *configdb.Txn) error { configdb.Networks.Delete(tx, &vx); return nil })
 	h.gone(vxlanName(5))
 }

@@ -167,10 +167,11 @@ func rememberedTags(externalIDs map[string]string) map[string]int {
 	return out
 }
 
-// tapName is the device of a VM's network card: the same wherever the VM runs.
-func tapName(vmID string, nic int) string {
+// tapName is the device of a VM's network card: the same wherever the VM runs,
+// and whatever cards come and go beside it. It counts the slots from 0.
+func tapName(vmID string, slot int) string {
 	sum := sha256.Sum256([]byte(vmID))
-	return tapPrefix + hex.EncodeToString(sum[:5]) + "n" + strconv.Itoa(nic)
+	return tapPrefix + hex.EncodeToString(sum[:5]) + "n" + strconv.Itoa(slot-1)
 }
 
 func vxlanName(vni int) string { return fmt.Sprintf("%s%06x", vxlanPrefix, vni) }
@@ -179,8 +180,7 @@ func vxlanName(vni int) string { return fmt.Sprintf("%s%06x", vxlanPrefix, vni) 
 type tap struct {
 	name    string
 	vm      *api.VM
-	index   int
-	nic     api.VMNIC
+	nic     api.VMNIC    // has its slot
 	network *api.Network // nil: does not exist
 }
 
@@ -188,8 +188,9 @@ type tap struct {
 func (w *wish) taps() []tap {
 	var out []tap
 	for i := range w.vms {
-		for k, nic := range w.vms[i].Spec.NICs {
-			out = append(out, tap{name: tapName(w.vms[i].Meta.ID, k), vm: &w.vms[i], index: k, nic: nic, network: w.network(nic.Network)})
+		w.vms[i].Spec.AssignSlots(nil)
+		for _, nic := range w.vms[i].Spec.NICs {
+			out = append(out, tap{name: tapName(w.vms[i].Meta.ID, nic.Slot), vm: &w.vms[i], nic: nic, network: w.network(nic.Network)})
 		}
 	}
 	return out

@@ -261,6 +261,8 @@ func reached(s api.TaskSpec, what target) bool {
 		return st.Phase == api.VMStopped || st.Phase == api.VMSuspended && what.vm.Spec.Power == api.PowerSuspended
 	case api.ActionVMPause:
 		return st.Phase == api.VMPaused
+	case api.ActionVMChange:
+		return changedLive(what.vm)
 	case api.ActionVMReboot:
 		return st.RebootsDone >= s.TargetReboots
 	}

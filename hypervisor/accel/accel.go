@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/access"
 )
 
 // Limits of the probe.
@@ -53,7 +54,9 @@ type Config struct {
 	Want api.Accelerator
 	// Dir keeps the probe's image and the answer of this boot.
 	Dir string
-	Log *slog.Logger
+	// User is who VMs run as, who has to open KVM; nil for the caller.
+	User *syscall.Credential
+	Log  *slog.Logger
 }
 
 // Result says what new VMs get on this host, and why.
@@ -90,7 +93,7 @@ func Detect(ctx context.Context, cfg Config) Result {
 		r.Reason = "set to tcg by the administrator"
 	case api.AccelKVM:
 		r.Accelerator, r.Reason = api.AccelKVM, "set to kvm by the administrator, not proven"
-		if err := openKVM(); err != nil {
+		if err := openKVM(cfg.User); err != nil {
 			r.Problem = fmt.Sprintf("spec.accelerator is kvm, but %v; enable virtualization in the firmware, load the kvm modules, or set the accelerator to auto", err)
 			r.ProblemReason = "KVMUnusable"
 		}
@@ -149,7 +152,13 @@ func atLeast(version string, major, minor int) bool {
 	return a > major || a == major && b >= minor
 }
 
-func openKVM() error {
+// openKVM tries the device, and whether VMs may open it.
+func openKVM(user *syscall.Credential) error {
+	if user != nil {
+		if _, err := access.Device(kvmDevice); err != nil {
+			return err
+		}
+	}
 	f, err := os.OpenFile(kvmDevice, os.O_RDWR|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -159,7 +168,7 @@ func openKVM() error {
 
 // prove decides for auto, from the answer of this boot if there is one.
 func prove(ctx context.Context, cfg Config, bin string) (api.Accelerator, string) {
-	if err := openKVM(); err != nil {
+	if err := openKVM(cfg.User); err != nil {
 		return api.AccelTCG, fmt.Sprintf("KVM is not available (%v)", err)
 	}
 	key := cacheKey(bin)
@@ -169,7 +178,7 @@ func prove(ctx context.Context, cfg Config, bin string) (api.Accelerator, string
 	var last outcome
 	for range ProbeAttempts {
 		start := time.Now()
-		o, err := runProbe(ctx, cfg.Dir, bin, "kvm", "host", ProbeDeadline)
+		o, err := runProbe(ctx, cfg, bin, "kvm", "host", ProbeDeadline)
 		if err != nil {
 			return api.AccelTCG, fmt.Sprintf("KVM could not be proven (%v)", err) // not kept: try again next time
 		}
@@ -197,13 +206,18 @@ type outcome struct {
 }
 
 // runProbe runs the program once. An error means that it could not be tried.
-func runProbe(ctx context.Context, dir, bin, accel, cpu string, limit time.Duration) (outcome, error) {
-	rom, err := os.CreateTemp(dir, "probe-*.rom")
+func runProbe(ctx context.Context, cfg Config, bin, accel, cpu string, limit time.Duration) (outcome, error) {
+	rom, err := os.CreateTemp(cfg.Dir, "probe-*.rom")
 	if err != nil {
 		return outcome{}, err
 	}
 	defer os.Remove(rom.Name())
 	_, err = rom.Write(image())
+	if cfg.User != nil && err == nil {
+		if _, err = access.OpenWay(cfg.Dir, int(cfg.User.Groups[0])); err == nil {
+			err = rom.Chown(int(cfg.User.Uid), int(cfg.User.Gid))
+		}
+	}
 	if err = errors.Join(err, rom.Close()); err != nil {
 		return outcome{}, err
 	}
@@ -212,7 +226,7 @@ func runProbe(ctx context.Context, dir, bin, accel, cpu string, limit time.Durat
 	cmd := exec.CommandContext(runCtx, bin, probeArgs(rom.Name(), accel, cpu)...)
 	var out, errOut limited
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: cfg.User}
 	cmd.WaitDelay = time.Second
 	err = cmd.Run()
 	if ctx.Err() != nil {

@@ -19,7 +19,7 @@ func TestProgramPassesUnderTCG(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := runProbe(t.Context(), t.TempDir(), bin, "tcg", "max", 60*time.Second)
+	o, err := runProbe(t.Context(), Config{Dir: t.TempDir()}, bin, "tcg", "max", 60*time.Second)
 	if err != nil || !o.passed {
 		t.Fatalf("the program does not run to its end: %+v, %v", o, err)
 	}
@@ -30,7 +30,7 @@ func TestProgramOutOfTimeNamesItsStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := runProbe(t.Context(), t.TempDir(), bin, "tcg", "max", time.Millisecond)
+	o, err := runProbe(t.Context(), Config{Dir: t.TempDir()}, bin, "tcg", "max", time.Millisecond)
 	if err != nil || o.passed || !o.timedOut || !strings.Contains(o.reason, "real mode") {
 		t.Fatalf("%+v, %v", o, err)
 	}
@@ -38,7 +38,7 @@ func TestProgramOutOfTimeNamesItsStep(t *testing.T) {
 
 func TestBrokenProgramIsNotAProof(t *testing.T) {
 	bin := script(t, `echo QEMU exploded >&2; exit 85`) // the right exit code, but no word
-	o, err := runProbe(t.Context(), t.TempDir(), bin, "kvm", "host", 20*time.Second)
+	o, err := runProbe(t.Context(), Config{Dir: t.TempDir()}, bin, "kvm", "host", 20*time.Second)
 	if err != nil || o.passed || !strings.Contains(o.reason, "QEMU exploded") {
 		t.Fatalf("%+v, %v", o, err)
 	}

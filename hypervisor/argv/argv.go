@@ -33,7 +33,6 @@ package argv
 import (
 	"fmt"
 	"net"
-	"strconv"
 	"strings"
 
 	"github.com/muster-vm/muster/api"
@@ -67,6 +66,8 @@ type Machine struct {
 	Disks []Disk
 	// NICs in the order of the guest's slots.
 	NICs []NIC
+	// Boot is the room for what is plugged in while the guest runs; nil: none.
+	Boot *api.VMBoot
 	// Accelerator is kvm or tcg.
 	Accelerator api.Accelerator
 	// Paused starts QEMU without running the guest.
@@ -76,6 +77,8 @@ type Machine struct {
 	QMP, Agent, Serial, Log string
 	// VNC is the socket of the screen; the machine has none if it is empty.
 	VNC string
+	// Seed is the CD-ROM for the first boot, nil for none.
+	Seed *Seed
 	Board
 }
 
@@ -120,9 +123,13 @@ func Build(m Machine) ([]string, error) {
 		"-device", "isa-serial,id=com0,chardev=serial0",
 		"-object", "rng-random,id=rng0,filename=/dev/urandom",
 		"-device", m.virtio("virtio-rng")+",id=vrng0,rng=rng0",
-		"-device", m.virtio("virtio-balloon")+",id=balloon0",
+		"-device", m.virtio("virtio-balloon")+",id=balloon0,deflate-on-oom=on,free-page-reporting=on",
 		"-device", "pvpanic,id=panic0",
 	)
+	if m.Boot != nil {
+		a = append(a, ports(m.Boot)...)
+		a = append(a, m.hotMemory()...)
+	}
 	boot, places := m.bootIndexes(), newPlaces(&m)
 	a = append(a, m.controllers()...)
 	for i, d := range m.Disks {
@@ -135,6 +142,11 @@ func Build(m Machine) ([]string, error) {
 		a = append(a, m.nic(n, boot.nic(i))...)
 	}
 	a = append(a, display(m)...) // no device before it changes its slot
+	cd, err := m.seed(places)
+	if err != nil {
+		return nil, err
+	}
+	a = append(a, cd...)
 	a = append(a, m.extras()...)
 	a = append(a, m.Extra...)
 	if m.Paused {
@@ -159,7 +171,7 @@ func base(m Machine) []string {
 		"-accel", accel,
 		"-cpu", m.cpu(),
 		"-smp", m.smp(),
-		"-m", "size=" + strconv.FormatInt(int64(m.Memory/api.MiB), 10) + "M",
+		"-m", m.size(),
 		"-rtc", "base=utc",
 		"-boot", "strict=on",
 		"-action", m.actions(),
@@ -170,22 +182,6 @@ func base(m Machine) []string {
 		"-chardev", "socket,id=qmp0,path=" + escape(m.QMP) + ",server=on,wait=off",
 		"-mon", "chardev=qmp0,mode=control",
 	}
-}
-
-func (m *Machine) nic(c NIC, bootIndex int) []string {
-	n := strconv.Itoa(c.Slot)
-	netdev, device := "tap,id=net"+n+",ifname="+escape(c.Device)+",script=no,downscript=no,vhost=off", ""
-	if !c.Offload {
-		netdev += ",vnet_hdr=off"
-	}
-	if c.MTU > 0 {
-		device = ",host_mtu=" + strconv.Itoa(c.MTU)
-	}
-	device += bootOption(bootIndex)
-	if bootIndex == 0 && m.pci() {
-		device += ",romfile="
-	}
-	return []string{"-netdev", netdev, "-device", m.virtio("virtio-net") + ",id=nic" + n + ",netdev=net" + n + ",mac=" + c.MAC + device}
 }
 
 // escape keeps a value whole in a QEMU option string.
@@ -226,6 +222,9 @@ func (m *Machine) validate() error {
 	if err := m.validateNICs(); err != nil {
 		return err
 	}
+	if err := m.validateBoot(); err != nil {
+		return err
+	}
 	if err := m.validateBoard(); err != nil {
 		return err
 	}
@@ -237,6 +236,11 @@ func (m *Machine) validate() error {
 			return fmt.Errorf("path %q of the %s has %d bytes; unix sockets take at most %d: choose a shorter data directory", p.path, p.what, len(p.path), MaxSocketPath)
 		}
 		if err := validPath(p.what, p.path); err != nil {
+			return err
+		}
+	}
+	if m.Seed != nil {
+		if err := validPath("cloud-init CD-ROM", m.Seed.Path); err != nil {
 			return err
 		}
 	}

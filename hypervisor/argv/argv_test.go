@@ -39,7 +39,15 @@ func TestGolden(t *testing.T) {
 			m.NICs = []NIC{{Slot: 1, Device: "mt0123456789n0", MAC: "52:54:00:12:34:56", MTU: 1450}, {Slot: 2, Device: "mt0123456789n1", MAC: "52:54:00:12:34:57", Offload: true}}
 		},
 		"diskless": func(m *Machine) { m.Disks = nil },
+		"seed":     func(m *Machine) { m.Seed = &Seed{Path: "/run/muster/vm/a,b/seed.iso"} },
+		"sata":     func(m *Machine) { m.Seed = &Seed{Path: "/run/muster/vm/a/seed.iso", SATA: true} },
 		"display":  func(m *Machine) { m.VNC = "/run/muster/vm/a,b/vnc" },
+		"hotplug": func(m *Machine) {
+			m.CPUs, m.Memory = 3, 1*api.GiB
+			m.Boot = &api.VMBoot{Memory: 512 * api.MiB, MaxMemory: 2 * api.GiB, MaxCPUs: 8, DiskPorts: 12, NICPorts: 2}
+			m.Disks = append(m.Disks, Disk{Slot: 9, Path: "/pool/x", Format: "raw"})
+			m.NICs = []NIC{{Slot: 2, Device: "mt0123456789n1", MAC: "52:54:00:12:34:57"}}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := machine()

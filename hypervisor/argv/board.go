@@ -121,6 +121,9 @@ func (m *Machine) smp() string {
 	if sockets == 0 {
 		sockets, cores, threads = 1, m.CPUs, 1
 	}
+	if m.Boot != nil && m.Boot.MaxCPUs > m.CPUs {
+		return fmt.Sprintf("cpus=%d,maxcpus=%d,sockets=1,cores=%d,threads=1", m.CPUs, m.Boot.MaxCPUs, m.Boot.MaxCPUs)
+	}
 	return fmt.Sprintf("cpus=%d,sockets=%d,cores=%d,threads=%d", m.CPUs, sockets, cores, threads)
 }
 
@@ -204,7 +207,7 @@ func (m *Machine) memory() []string {
 		if m.Hugepages == 0 {
 			return nil
 		}
-		return []string{"-object", m.ram("ram0", m.Memory, nil)}
+		return []string{"-object", m.ram("ram0", m.Memory, nil)} // never with room for more, see api.VMSpec.PowerOn
 	}
 	var a []string
 	for i, n := range m.NUMA {

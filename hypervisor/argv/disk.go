@@ -145,29 +145,21 @@ func (m *Machine) controllers() []string {
 }
 
 func (m *Machine) disk(d Disk, bootIndex int, p *places) []string {
+	a := []string{"-blockdev", d.FileOptions().String(), "-blockdev", d.DiskOptions().String()}
 	o := &d.Options
-	aio := o.AIO
-	if aio == "" {
-		aio = api.AIOThreads
+	switch o.BusOf() {
+	case api.BusSCSI:
+		device := "scsi-hd,bus=scsi0.0,channel=0,scsi-id=" + strconv.Itoa(d.Slot) + ",lun=0"
+		return append(a, "-device", device+d.otherDevice(bootIndex))
+	case api.BusSATA, api.BusIDE:
+		return append(a, "-device", "ide-hd"+p.disk()+d.otherDevice(bootIndex))
 	}
-	return []string{
-		"-blockdev", "driver=file,node-name=" + FileNode(d.Slot) + ",filename=" + escape(d.Path) + ",locking=on,aio=" + string(aio) + cacheOptions(o),
-		"-blockdev", "driver=" + d.Format + ",node-name=" + DiskNode(d.Slot) + ",file=" + FileNode(d.Slot) + cacheOptions(o),
-		"-device", m.diskDevice(d, p) + ",id=" + DiskID(d.Slot) + ",drive=" + DiskNode(d.Slot) + bootOption(bootIndex) + writeCache(o) + ",werror=enospc,rerror=report",
-	}
+	return append(a, "-device", d.virtioOptions(m.virtio("virtio-blk"), m.port("pd", d.Slot), bootIndex).String())
 }
 
-// cacheOptions are those of a block node.
-func cacheOptions(o *api.VMDisk) string {
-	v := ",cache.direct=off"
-	if o.Cache == api.CacheNone || o.Cache == api.CacheDirectsync {
-		v = ",cache.direct=on"
-	}
-	discard := o.Discard
-	if discard == "" {
-		discard = api.DiscardUnmap
-	}
-	return v + ",cache.no-flush=off,discard=" + string(discard)
+// otherDevice is what a disk that is not on virtio has beside its place.
+func (d Disk) otherDevice(bootIndex int) string {
+	return ",id=" + DiskID(d.Slot) + ",drive=" + DiskNode(d.Slot) + bootOption(bootIndex) + writeCache(&d.Options) + ",werror=enospc,rerror=report"
 }
 
 // writeCache tells the device whether a write may end before it is on the disk.
@@ -176,25 +168,6 @@ func writeCache(o *api.VMDisk) string {
 		return ",write-cache=off"
 	}
 	return ""
-}
-
-// diskDevice is the device with its place.
-func (m *Machine) diskDevice(d Disk, p *places) string {
-	o := &d.Options
-	switch o.BusOf() {
-	case api.BusSCSI:
-		return "scsi-hd,bus=scsi0.0,channel=0,scsi-id=" + strconv.Itoa(d.Slot) + ",lun=0"
-	case api.BusSATA, api.BusIDE:
-		return "ide-hd" + p.disk()
-	}
-	v := m.virtio("virtio-blk")
-	if o.IOThread {
-		v += ",iothread=io" + strconv.Itoa(d.Slot)
-	}
-	if o.Queues > 0 {
-		v += ",num-queues=" + strconv.Itoa(o.Queues)
-	}
-	return v
 }
 
 func (m *Machine) cdrom(n int, c CDROM, bootIndex int, p *places) []string {
@@ -257,7 +230,7 @@ func (m *Machine) validateSlots() error {
 			n++
 		}
 	}
-	for _, on := range []bool{scsi, m.hasUSB(), m.VNC != "", m.Watchdog != "", m.Vsock != 0} {
+	for _, on := range []bool{scsi, m.hasUSB(), m.VNC != "", m.Seed != nil && !m.Seed.SATA, m.Watchdog != "", m.Vsock != 0} {
 		if on {
 			n++
 		}

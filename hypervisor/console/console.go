@@ -36,6 +36,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/access"
 	"github.com/muster-vm/muster/internal/contain"
 )
 
@@ -82,12 +83,12 @@ type Console struct {
 type reader struct{ ch chan []byte }
 
 // Open connects to the socket of a running QEMU and begins to read. logPath is
-// the file that QEMU copies the output to.
-func Open(ctx context.Context, socket, logPath string, log *slog.Logger) (*Console, error) {
+// the file that QEMU copies the output to, pid the process that must listen at the
+// socket, 0 for any.
+func Open(ctx context.Context, socket string, pid int, logPath string, log *slog.Logger) (*Console, error) {
 	ctx, cancel := context.WithTimeout(ctx, ConnectTimeout)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", socket)
+	conn, err := access.Dial(ctx, socket, pid)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the serial console: %w", err)
 	}

@@ -34,7 +34,7 @@ func open(t *testing.T, logged string) (*Console, net.Conn) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := Open(t.Context(), filepath.Join(dir, "s"), filepath.Join(dir, "log"), slog.New(slog.DiscardHandler))
+	c, err := Open(t.Context(), filepath.Join(dir, "s"), 0, filepath.Join(dir, "log"), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

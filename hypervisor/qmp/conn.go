@@ -17,6 +17,7 @@ import (
 
 	goqmp "github.com/digitalocean/go-qemu/qmp"
 
+	"github.com/muster-vm/muster/internal/access"
 	"github.com/muster-vm/muster/internal/contain"
 )
 
@@ -90,14 +91,13 @@ func New(dial Dialer) *Conn {
 }
 
 // Dial connects to a unix socket and negotiates.
-func Dial(ctx context.Context, path string) (*Conn, error) { return DialLogged(ctx, path, nil) }
+func Dial(ctx context.Context, path string) (*Conn, error) { return DialLogged(ctx, path, 0, nil) }
 
-// DialLogged is Dial for a connection whose conversation is kept in a log.
-func DialLogged(ctx context.Context, path string, log *Log) (*Conn, error) {
-	c := New(func(ctx context.Context) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", path)
-	})
+// DialLogged is Dial for a connection whose conversation is kept in a log, if one is
+// given. It refuses a socket behind which another process listens than pid, unless
+// that is 0; see access.Dial.
+func DialLogged(ctx context.Context, path string, pid int, log *Log) (*Conn, error) {
+	c := New(func(ctx context.Context) (net.Conn, error) { return access.Dial(ctx, path, pid) })
 	c.log = log
 	if err := c.ConnectContext(ctx); err != nil {
 		return nil, err

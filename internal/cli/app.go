@@ -30,6 +30,9 @@ type Streams struct {
 	// Raw puts the terminal into raw mode and returns what undoes it; nil when
 	// In and Out are no terminal.
 	Raw func() (restore func(), err error)
+	// Secret reads a line from the terminal without showing it; nil when In is no
+	// terminal.
+	Secret func() ([]byte, error)
 	// Size returns the columns and rows of the terminal, 0 when not known. It
 	// is nil where there is none, as in tests.
 	Size    func() (columns, rows int)
@@ -49,6 +52,9 @@ func System(version string) Streams {
 		ErrTTY: term.IsTerminal(int(os.Stderr.Fd())),
 		Size:   systemSize,
 		Getenv: os.Getenv, Now: time.Now, Version: version,
+	}
+	if s.InTTY {
+		s.Secret = func() ([]byte, error) { return term.ReadPassword(int(os.Stdin.Fd())) }
 	}
 	if s.InTTY && s.OutTTY {
 		s.Raw = systemRaw
@@ -88,6 +94,7 @@ type app struct {
 	client  *client.Client
 	project string
 	cancel  context.CancelFunc
+	still   bool // one of many at work: no progress of its own
 	entered bool // the command itself runs: its errors are no usage errors
 	// flagValues completes the values of flags in a shell; see confine.
 	flagValues map[*pflag.Flag]completer
@@ -115,6 +122,10 @@ func Run(ctx context.Context, args []string, s Streams) int {
 	}
 	if err == nil {
 		return ExitDone
+	}
+	var inGuest *guestExit
+	if errors.As(err, &inGuest) {
+		return inGuest.code
 	}
 	if !a.entered {
 		err = a.asUsage(cmd, err)

@@ -165,7 +165,7 @@ func (a *app) patch(ctx context.Context, kind api.Kind, name string, patch map[s
 	if client.MetaOf(before).Revision == client.MetaOf(r.Object).Revision {
 		done = "unchanged"
 	}
-	return a.finished(mustView(kind), name, done, r.Object, "", 0)
+	return a.finishChange(ctx, c, kind, name, done, r)
 }
 
 // set puts a value into a map when it is not the zero value.

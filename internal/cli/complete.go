@@ -99,6 +99,8 @@ func (a *app) completeContexts(_ *cobra.Command, given []string, _ string) ([]st
 // flagWords are the values of flags that have a fixed set of them.
 var flagWords = map[string][]string{
 	"output":      outputs,
+	"ci-network":  {string(api.CloudInitDHCP), string(api.CloudInitStatic), string(api.CloudInitNone)},
+	"ci-format":   {string(api.CloudInitNoCloud), string(api.CloudInitConfigDrive)},
 	"display":     {string(api.DisplayVNC), string(api.DisplayNone)},
 	"ha":          {string(api.HANone), string(api.HARestart)},
 	"accelerator": {string(api.AccelAuto), string(api.AccelKVM), string(api.AccelTCG)},

@@ -289,6 +289,7 @@ func merge(target, patch map[string]any) map[string]any {
 
 func (f *fakeCluster) serveSub(w http.ResponseWriter, r *http.Request, node string, o *fakeObject, sub string) {
 	switch {
+	case f.serveGuest(w, r, sub):
 	case sub == "content" && r.Method == http.MethodPut:
 		f.content(w, r, o)
 	case sub == "snapshots" || strings.HasPrefix(sub, "snapshots/"):

@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// pollFirst and pollMost are the pauses between looks at a task: short
-	// work is seen at once, long work costs the cluster one read a second.
+	// pollFirst and pollMost are how long one look at a task may wait for its end,
+	// which is told at once; progress is shown after each look, and long work
+	// costs the cluster one read a second.
 	pollFirst = 50 * time.Millisecond
 	pollMost  = time.Second
 	// maxOutage is how long no server may answer while a task is followed; a
@@ -31,11 +32,9 @@ func (a *app) follow(ctx context.Context, c *client.Client, task *api.Task, p *p
 	wait, lost := pollFirst, time.Time{}
 	for !task.Status.Phase.Final() {
 		p.update(task.Status.Progress, task.Status.Message)
-		if err := sleep(ctx, wait); err != nil {
-			return task, stillRunning(err, task)
-		}
+		asked := time.Now()
+		raw, err := c.AwaitTask(ctx, a.project, task.Meta.ID, wait)
 		wait = min(2*wait, pollMost)
-		raw, _, err := c.Get(ctx, api.KindTask, a.project, task.Meta.ID)
 		switch {
 		case ctx.Err() != nil:
 			return task, stillRunning(ctx.Err(), task)
@@ -46,16 +45,25 @@ func (a *app) follow(ctx context.Context, c *client.Client, task *api.Task, p *p
 			if time.Since(lost) > maxOutage {
 				return task, err
 			}
+			if err := sleep(ctx, wait); err != nil {
+				return task, stillRunning(err, task)
+			}
 			continue
 		case err != nil:
 			return task, fmt.Errorf("follow task %s: %w", task.Meta.ID, err)
 		}
 		lost = time.Time{}
+		pause := wait/2 - time.Since(asked) // for a server that did not wait
 		now, err := client.As[api.TaskSpec, api.TaskStatus](raw)
 		if err != nil {
 			return task, err
 		}
 		task = &now
+		if !task.Status.Phase.Final() && pause > 0 {
+			if err := sleep(ctx, pause); err != nil {
+				return task, stillRunning(err, task)
+			}
+		}
 	}
 	if task.Status.Phase != api.TaskSucceeded {
 		return task, failedTask(task)

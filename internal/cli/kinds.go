@@ -96,7 +96,7 @@ func mustView(kind api.Kind) *kindView {
 }
 
 func vmRow(o *api.VM, now time.Time) []string {
-	return []string{o.Meta.Name, status(&o.Meta, string(o.Status.Phase)), dash(o.Status.Node), strconv.Itoa(o.Spec.CPUs),
+	return []string{o.Meta.Name, status(&o.Meta, string(o.Status.Phase)) + pendingMark(o), dash(o.Status.Node), strconv.Itoa(o.Spec.CPUs),
 		sizeOr(o.Spec.Memory), dash(string(o.Spec.HA)), age(o.Meta.CreatedAt, now)}
 }
 
@@ -233,6 +233,7 @@ func vmShow(s *sections, o *api.VM, now time.Time) {
 		s.field("Process", strconv.Itoa(st.PID))
 	}
 	s.field("Accelerator", st.Accelerator)
+	s.field("Guest's CPU", runningCPUText(st.CPU))
 	s.field("Epoch", number(st.Epoch))
 	s.field("Crashes", number(uint64(st.Crashes)))
 	if st.ObservedGeneration < o.Meta.Generation {
@@ -242,20 +243,27 @@ func vmShow(s *sections, o *api.VM, now time.Time) {
 	s.field("Machine", machineText(&o.Spec))
 	s.field("CPUs", strconv.Itoa(o.Spec.CPUs)+" "+cpuText(&o.Spec))
 	s.field("Memory", sizeOr(o.Spec.Memory))
+	if o.Spec.MemoryMin > 0 {
+		s.field("Memory min", sizeOr(o.Spec.MemoryMin))
+	}
+	if m := st.Memory; m != nil {
+		s.field("Memory now", strings.TrimSuffix(sizeOr(m.Target)+", "+m.Reason, ", "))
+	}
 	s.field("HA", string(o.Spec.HA))
+	showGuest(s, o)
 	if len(o.Spec.Disks) > 0 {
 		s.title("Disks")
-		t := &table{head: []string{"VOLUME", "POOL", "IMAGE", "SIZE"}}
+		t := &table{head: []string{"SLOT", "VOLUME", "POOL", "IMAGE", "SIZE"}}
 		for _, d := range o.Spec.Disks {
-			t.add(dash(d.Volume), dash(d.Pool), dash(d.Image), sizeOr(d.Size))
+			t.add(dash(number(uint64(d.Slot))), dash(d.Volume), dash(d.Pool), dash(d.Image), sizeOr(d.Size))
 		}
 		s.table(t)
 	}
 	if len(o.Spec.NICs) > 0 {
 		s.title("Networks")
-		t := &table{head: []string{"NETWORK", "MAC", "ADDRESS"}}
+		t := &table{head: []string{"SLOT", "NETWORK", "MAC", "ADDRESS", "LINK"}}
 		for _, n := range o.Spec.NICs {
-			t.add(n.Network, dash(n.MAC), dash(n.Address))
+			t.add(dash(number(uint64(n.Slot))), n.Network, dash(n.MAC), dash(n.Address), first(string(n.Link), string(api.LinkUp)))
 		}
 		s.table(t)
 	}
@@ -292,6 +300,7 @@ func volumeShow(s *sections, o *api.Volume, now time.Time) {
 	s.field("Size", sizeOr(max(o.Status.Size, o.Spec.Size)))
 	s.field("Clone of", o.Spec.Image)
 	s.field("Copied from", o.Spec.SourceVolume)
+	s.field("Content", string(o.Spec.Content))
 	s.field("Owner", o.Meta.Owner)
 	s.title("Place")
 	s.field("Pool", o.Spec.Pool)

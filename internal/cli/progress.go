@@ -34,7 +34,7 @@ const (
 
 // update shows a percentage (-1 when there is none) and what happens now.
 func (p *progress) update(percent int, message string) {
-	if p.a.flags.quiet {
+	if p.a.flags.quiet || p.a.still {
 		return
 	}
 	message = clean(message)

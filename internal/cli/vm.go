@@ -31,12 +31,15 @@ func (a *app) vmCmd() *cobra.Command {
 		a.vmAction("suspend", "suspended", "Save the memory of VMs to disk and end them", "The guest halts while its memory is written into the first disk; then the VM takes no\nmemory of its node. Start or resume lets it go on where it was."),
 		a.snapshotCmd(), a.vmClone(),
 		a.consoleCmd(), a.vncCmd(), a.screenshotCmd(), a.vmQEMU(),
+		a.vmDiskCmd(), a.vmNICCmd(),
+		a.agentCmd(), a.execCmd(), a.passwordCmd(), a.freezeCmd(), a.thawCmd(),
 		rm)
 }
 
 type vmCreateFlags struct {
 	cpus     int
 	memory   api.Size
+	least    api.Size
 	image    string
 	diskSize api.Size
 	disks    []api.Size
@@ -44,10 +47,13 @@ type vmCreateFlags struct {
 	networks []string
 	pool, ha string
 	display  string
+	ci       cloudInitFlags
 	start    bool
+	count    int
 	labels   []string
 	options  string
 	machineFlags
+	limits limitFlags
 }
 
 func (a *app) vmCreate() *cobra.Command {
@@ -55,11 +61,14 @@ func (a *app) vmCreate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "create NAME", Short: "Create a VM", Args: args("NAME"),
 		Long: `Creates a VM. Its disks, in boot order: a clone of --image, then the existing
-volumes of --volume, then an empty disk for each --disk.`,
+volumes of --volume, then an empty disk for each --disk. With --count N it creates
+N such VMs, NAME-1 to NAME-N (as many digits as N has), several at a time.`,
 		Example: `  muster vm create web1 --cpu 1 --memory 512M --image tiny --ha restart --start
   muster vm create db1 --cpu 4 --memory 8G --image debian --disk-size 20G --disk 100G --pool shared
+  muster vm create desk --image tiny --memory 256M --count 100 --start
   muster vm create lab --memory 1G --disk 10G --label env=test --network lab
   muster vm create win --cpu 4 --memory 8G --disk 60G --uefi --secure-boot --tpm --cdrom windows --cdrom virtio-win
+  muster vm create app1 --memory 2G --image debian --network lab --ci-user ops --ssh-key ~/.ssh/id_ed25519.pub --user-data app.yaml --start
   muster vm create gate --disk 10G --network lab,ip=10.20.0.1 --network office,mac=52:54:00:12:34:56`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -70,18 +79,34 @@ volumes of --volume, then an empty disk for each --disk.`,
 			if err := f.machineFlags.spec(spec, cmd.Flags().Changed); err != nil {
 				return err
 			}
+			ci, err := f.ci.spec(a)
+			if err != nil {
+				return err
+			}
+			if ci != nil {
+				spec["cloudInit"] = ci
+			}
 			labels, err := parseLabels(f.labels, false)
 			if err != nil {
 				return err
 			}
 			a.warnHA(cmd.Context(), &f)
-			return a.create(cmd.Context(), api.KindVM, names[0], labels, spec)
+			switch {
+			case !cmd.Flags().Changed("count"):
+				return a.create(cmd.Context(), api.KindVM, names[0], labels, spec)
+			case f.count < 1 || f.count > maxCount:
+				return usagef("--count: is %d; give 1 to %d VMs", f.count, maxCount)
+			case len(f.volumes) > 0:
+				return usagef("--volume names one volume, which --count VMs cannot share; give --image or --disk")
+			}
+			return a.createMany(cmd.Context(), names[0], f.count, labels, spec)
 		},
 	}
 	fs := cmd.Flags()
 	fs.IntVar(&f.cpus, "cpu", 1, "virtual CPUs")
 	f.memory = 512 * api.MiB
 	fs.Var(sizeFlag{&f.memory}, "memory", "guest memory, such as 512M or 4G")
+	fs.Var(sizeFlag{&f.least}, "memory-min", "memory that the node may squeeze the VM to when it is short")
 	fs.StringVar(&f.image, "image", "", "first disk: a clone of this image")
 	fs.Var(sizeFlag{&f.diskSize}, "disk-size", "enlarge the clone of --image to this size")
 	fs.Var(sizesFlag{&f.disks}, "disk", "an empty disk of this size (repeatable)")
@@ -91,8 +116,11 @@ volumes of --volume, then an empty disk for each --disk.`,
 	fs.StringArrayVar(&f.networks, "network", nil, networkHelp)
 	fs.StringVar(&f.pool, "pool", "", "pool for the new disks (default the image's pool for a clone, else \"local\")")
 	fs.StringVar(&f.ha, "ha", "", "what to do when the node is lost: none or restart (default \"none\")")
+	f.ci.bind(fs)
 	fs.StringVar(&f.display, "display", "", "screen: vnc or none (default \"vnc\")")
+	f.limits.add(fs)
 	fs.BoolVar(&f.start, "start", false, "start the VM when it is created")
+	fs.IntVar(&f.count, "count", 1, "create so many VMs, NAME-1 and so on")
 	fs.StringArrayVar(&f.labels, "label", nil, "label KEY=VALUE (repeatable)")
 	return cmd
 }
@@ -144,8 +172,10 @@ func (f *vmCreateFlags) spec() (map[string]any, error) {
 	if len(nics) > 0 {
 		spec["nics"] = nics
 	}
+	set(spec, "memoryMin", f.least)
 	set(spec, "ha", f.ha)
 	set(spec, "display", f.display)
+	f.limits.into(spec)
 	if f.start {
 		spec["power"] = api.PowerRunning
 	}
@@ -173,7 +203,7 @@ func (a *app) vmAction(verb, done, short, long string) *cobra.Command {
 					body[field] = true
 				}
 			}
-			return a.each(names, func(c *client.Client, name string) error {
+			return a.eachAtOnce(names, func(a *app, c *client.Client, name string) error {
 				r, err := c.Action(cmd.Context(), api.KindVM, a.project, name, verb, body)
 				if err != nil {
 					return err
@@ -186,19 +216,23 @@ func (a *app) vmAction(verb, done, short, long string) *cobra.Command {
 
 func (a *app) vmSet() *cobra.Command {
 	var cpus int
-	var memory api.Size
+	var memory, least api.Size
 	var ha, display string
 	var labels, networks []string
 	var machine machineFlags
+	var limits limitFlags
 	cmd := &cobra.Command{
 		Use: "set NAME", Short: "Change CPUs, memory, machine, networks, HA policy or labels", Args: args("NAME"),
-		Long: `Changes what is given and leaves the rest. In this version CPUs, memory, machine
-and networks are changed while the VM is stopped. --network names all network cards
-that the VM shall have: one that it has on a network keeps its addresses, the
-others are removed; --network none removes all. --label KEY- removes a label.`,
+		Long: `Changes what is given and leaves the rest. A VM that
+runs is changed at once as far as that is possible; what takes a restart is said
+and waits for the next start. --network names all network cards that the VM
+shall have: one that it has on a network keeps its addresses, the others are
+removed; --network none removes all. --label KEY- removes a label.
+Limits (--cpu-weight to --io-weight) are in force at once, also of a running VM.`,
 		Example: `  muster vm set web1 --memory 1G --cpu 2
   muster vm set web1 --network lab --network office
   muster vm set web1 --cpu-model cluster --watchdog reset --uefi
+  muster vm set web1 --cpu-max 150 --cpu-weight 50
   muster vm set web1 --ha restart --label env=prod --label old-`,
 		ValidArgsFunction: a.completeNames(api.KindVM),
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -213,12 +247,16 @@ others are removed; --network none removes all. --label KEY- removes a label.`,
 			if changed("memory") {
 				spec["memory"] = memory
 			}
+			if changed("memory-min") {
+				spec["memoryMin"] = least
+			}
 			if changed("ha") {
 				spec["ha"] = ha
 			}
 			if changed("display") {
 				spec["display"] = display
 			}
+			limits.into(spec)
 			if changed("network") {
 				nics, err := parseNICs(networks)
 				if err != nil {
@@ -234,17 +272,19 @@ others are removed; --network none removes all. --label KEY- removes a label.`,
 				return err
 			}
 			if len(spec) == 0 && len(l) == 0 {
-				return usagef("vm set: nothing to change; give --cpu, --memory, --network, --ha, --display, --label or a flag of the machine")
+				return usagef("vm set: nothing to change; give --cpu, --memory, --network, --ha, --display, --label, a limit or a flag of the machine")
 			}
 			return a.patch(cmd.Context(), api.KindVM, names[0], patchOf(spec, l))
 		},
 	}
 	machine.add(cmd.Flags(), false)
-	cmd.Flags().IntVar(&cpus, "cpu", 0, "virtual CPUs (of a stopped VM)")
-	cmd.Flags().Var(sizeFlag{&memory}, "memory", "guest memory, such as 512M or 4G (of a stopped VM)")
+	limits.add(cmd.Flags())
+	cmd.Flags().IntVar(&cpus, "cpu", 0, "virtual CPUs")
+	cmd.Flags().Var(sizeFlag{&memory}, "memory", "guest memory, such as 512M or 4G")
+	cmd.Flags().Var(sizeFlag{&least}, "memory-min", "memory that the node may squeeze it to when it is short; as much as its memory for never")
 	cmd.Flags().StringArrayVar(&networks, "network", nil, networkHelp)
 	cmd.Flags().StringVar(&ha, "ha", "", "what to do when the node is lost: none or restart")
-	cmd.Flags().StringVar(&display, "display", "", "screen: vnc or none (of a stopped VM)")
+	cmd.Flags().StringVar(&display, "display", "", "screen: vnc or none, from the next start on")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "label KEY=VALUE, or KEY- to remove it (repeatable)")
 	return cmd
 }

@@ -294,3 +294,12 @@ func cpuText(s *api.VMSpec) string {
 	}
 	return text
 }
+
+// runningCPUText is what a guest runs with: the model and how much was added.
+func runningCPUText(qemu string) string {
+	model, more, _ := strings.Cut(qemu, ",")
+	if n := strings.Count(","+more, ",+"); n > 0 {
+		return fmt.Sprintf("%s with %d features", model, n)
+	}
+	return model
+}

@@ -114,6 +114,9 @@ type Request struct {
 	Header http.Header
 	Body   []byte
 	Stream *Stream // instead of Body
+	// Once is set when doing it twice is not like doing it once, whatever its
+	// Idempotency-Key says, and when its answer may take long.
+	Once bool
 }
 
 // Stream is a body that does not fit into memory.
@@ -220,6 +223,9 @@ func (c *Client) notify(message string) {
 
 // repeatable reports whether doing the request twice is like doing it once.
 func (r *Request) repeatable() bool {
+	if r.Once {
+		return false
+	}
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodPost:
 		return r.Stream == nil
@@ -269,6 +275,11 @@ func (c *Client) unknownOutcome(r *Request, e *endpoint, err error, answered boo
 	if r.Stream != nil {
 		return &api.Error{Code: CodeUnavailable, Detail: "the upload to " + e.name + " was cut off and its source cannot be read again; send it once more", Err: attempts{{server: e.name, err: err}}}
 	}
+	if r.Once {
+		return &api.Error{Code: CodeUnavailable,
+			Detail: "the connection to " + e.name + " was lost before the answer came; whether it was carried out is not known, and it was not tried again",
+			Err:    attempts{{server: e.name, err: err}}}
+	}
 	return &api.Error{Code: CodeUnavailable,
 		Detail: "the connection to " + e.name + " was lost before the answer came; whether the conditional write took place is not known, read the object before trying again",
 		Err:    attempts{{server: e.name, err: err}}}
@@ -308,10 +319,13 @@ func (c *Client) attempt(ctx context.Context, e *endpoint, r *Request) (reply *R
 		return nil, false, err
 	}
 	var stop func()
-	if r.Stream == nil {
+	switch {
+	case r.Once:
+		stop = func() {}
+	case r.Stream == nil:
 		timer := time.AfterFunc(answerTimeout, func() { cancel(errNoAnswer) })
 		stop = func() { timer.Stop() }
-	} else {
+	default:
 		stop, err = c.attachStream(req, r.Stream, cancel)
 		if err != nil {
 			return nil, false, err

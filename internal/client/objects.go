@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 )
@@ -38,6 +39,8 @@ type Result struct {
 	Object json.RawMessage
 	// Task to follow, nil when the change is complete.
 	Task *api.Task
+	// TaskID is the task of a change whose answer is the object itself.
+	TaskID string
 	// Body is the whole answer.
 	Body []byte
 	// Created is set when the object is new.
@@ -128,6 +131,25 @@ func (c *Client) Get(ctx context.Context, kind api.Kind, project, name string) (
 		return nil, nil, api.Errorf(api.CodeInternal, "get %s %s: the answer of node %s is not JSON", kind, name, reply.Node)
 	}
 	return reply.Body, reply, nil
+}
+
+// AwaitTask is Get of a task that is answered when the task has ended, or after
+// the given time.
+func (c *Client) AwaitTask(ctx context.Context, project, id string, wait time.Duration) (json.RawMessage, error) {
+	path, err := objectPath(api.KindTask, id)
+	if err != nil {
+		return nil, err
+	}
+	query := projectQuery(api.KindTask, project)
+	query.Set("wait", wait.String())
+	reply, err := c.Do(ctx, Request{Method: http.MethodGet, Path: path, Query: query})
+	if err != nil {
+		return nil, err
+	}
+	if !json.Valid(reply.Body) {
+		return nil, api.Errorf(api.CodeInternal, "get task %s: the answer of node %s is not JSON", id, reply.Node)
+	}
+	return reply.Body, nil
 }
 
 // Create posts a new object.
@@ -246,8 +268,11 @@ func (c *Client) post(ctx context.Context, path string, q url.Values, body any) 
 }
 
 // resultOf tells an answer with a task from one that is the object itself.
+// headerTask names the task that carries out a change.
+const headerTask = "Muster-Task"
+
 func resultOf(reply *Reply) *Result {
-	r := &Result{Body: reply.Body}
+	r := &Result{Body: reply.Body, TaskID: reply.Header.Get(headerTask)}
 	var accepted struct {
 		Task   *api.Task       `json:"task"`
 		Object json.RawMessage `json:"object"`

@@ -21,13 +21,15 @@ const (
 	vncProtocol = "binary"
 )
 
-// VMCall makes a call below a VM, such as /agent. in and out may be nil.
+// VMCall makes a call below a VM, such as /agent. in and out may be nil. A call
+// with a body is sent once: what it does in a guest is not done again because an
+// answer was lost.
 func (c *Client) VMCall(ctx context.Context, method, project, vm, sub string, q url.Values, in, out any) error {
 	path, err := objectPath(api.KindVM, vm)
 	if err != nil {
 		return err
 	}
-	r := Request{Method: method, Path: path + sub, Query: projectQuery(api.KindVM, project)}
+	r := Request{Method: method, Path: path + sub, Query: projectQuery(api.KindVM, project), Once: in != nil}
 	for k, v := range q {
 		r.Query[k] = v
 	}

@@ -159,16 +159,33 @@ func decodeBody(o op, fields map[string]json.RawMessage) (any, *Error) {
 		return b, checkVM(b.VM)
 	case opStart:
 		var b StartRequest
+		var user json.RawMessage
 		e := fill(fields,
 			member{"vm", &b.VM, true}, member{"epoch", &b.Epoch, true}, member{"session", &b.Session, true},
 			member{"protected", &b.Protected, true}, member{"argv", &b.Argv, true}, member{"env", &b.Env, false},
-			member{"dir", &b.Dir, false}, member{"log_path", &b.LogPath, true}, member{"extra", &b.Extra, false})
+			member{"dir", &b.Dir, false}, member{"log_path", &b.LogPath, true}, member{"extra", &b.Extra, false}, member{"user", &user, false})
 		if e != nil {
 			return nil, e
+		}
+		if user != nil {
+			if b.User, e = decodeUser(user); e != nil {
+				return nil, e
+			}
 		}
 		return b, checkStart(b)
 	}
 	return nil, badRequest("unknown op %q", string(o))
+}
+
+// decodeUser is as strict as the request around it.
+func decodeUser(raw json.RawMessage) (*User, *Error) {
+	fields, err := splitObject(raw)
+	if err != nil {
+		return nil, badRequest("user: %v", err)
+	}
+	var u User
+	return &u, fill(fields, member{"uid", &u.UID, true}, member{"gid", &u.GID, true},
+		member{"groups", &u.Groups, false}, member{"memlock_bytes", &u.MemlockBytes, false})
 }
 
 // fill moves the given fields into the members and refuses what is left over.
@@ -235,11 +252,36 @@ func checkStart(b StartRequest) *Error {
 	if e := checkPath("log_path", b.LogPath, false); e != nil {
 		return e
 	}
+	if e := checkUser(b.User); e != nil {
+		return e
+	}
 	if len(b.Extra) > MaxExtraBytes {
 		return badRequest("extra is over %d bytes", MaxExtraBytes)
 	}
 	return nil
 }
+
+// checkUser keeps root out: a request that names a user must never end as root.
+func checkUser(u *User) *Error {
+	if u == nil {
+		return nil
+	}
+	if u.UID == 0 || u.GID == 0 {
+		return badRequest("user may not have uid or gid 0")
+	}
+	if len(u.Groups) > MaxGroups {
+		return badRequest("user has %d groups; at most %d are allowed", len(u.Groups), MaxGroups)
+	}
+	for _, id := range append([]uint32{u.UID, u.GID}, u.Groups...) {
+		if id == 0 || id == noID {
+			return badRequest("user has the id %d", id)
+		}
+	}
+	return nil
+}
+
+// noID is (uid_t)-1, which setuid(2) and chown(2) read as "unchanged".
+const noID = 1<<32 - 1
 
 func checkPath(field, path string, mayBeEmpty bool) *Error {
 	if path == "" && mayBeEmpty {

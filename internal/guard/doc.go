@@ -23,6 +23,10 @@
 //   - No VM outlives its guard: children carry PDEATHSIG=SIGKILL, and a new
 //     guard kills what an earlier one left in the same run directory before it
 //     serves. What cannot be killed blocks its VM id ([CodeStranger]).
+//   - A VM with a [User] never runs as root, not even for a moment after exec: ids
+//     and groups are set in the child before it executes the program, new
+//     privileges are forbidden, the environment is what the request says, and no
+//     descriptor but stdin (/dev/null), stdout and stderr (the log) is passed on.
 //   - One guard per run directory (flock on guard.lock).
 //   - A slow or stopped client never delays a kill: no lock is held across
 //     client I/O, queues are bounded, and a client that lets its queue fill up
@@ -36,8 +40,10 @@
 //     (level "process only") nothing can be done.
 //   - A stopped or starved guard keeps no promise by itself; only the hardware
 //     watchdog bites. SCHED_RR, mlockall and the OOM score are best effort.
-//   - The kernel clears PDEATHSIG when a child changes its user id (QEMU's own
-//     privilege drop). Such a child survives a SIGKILLed guard until the next
+//   - The kernel clears PDEATHSIG when a process changes its user id. A VM with a
+//     [User] is not concerned: its ids are set before PDEATHSIG, and it has no
+//     right to change them again. A program that runs as the guard's own user and
+//     drops its privileges by itself survives a SIGKILLed guard until the next
 //     guard on this run directory sweeps it up by environment or by cgroup.
 //   - Only the started process, its process group and its cgroup are killed.
 //   - Exited records live in memory: a new guard knows nothing of earlier VMs.

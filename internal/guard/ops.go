@@ -81,7 +81,7 @@ func (s *Server) do(cn *conn, req request) (any, *Error) {
 func (s *Server) hello(now int64) Hello {
 	h := Hello{
 		Protocol: ProtocolVersion, PID: os.Getpid(), Level: s.level, Hardening: s.hard,
-		NowNS: now, Session: s.tab.session, DeadlineNS: s.tab.deadlineNS, Lapsed: s.tab.lapsed,
+		NowNS: now, Features: []string{FeatureUser}, Session: s.tab.session, DeadlineNS: s.tab.deadlineNS, Lapsed: s.tab.lapsed,
 	}
 	for vm := range s.tab.strangers {
 		h.Strangers = append(h.Strangers, vm)

@@ -17,6 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// childFiles is the soft limit of open files of a VM: disks with their chains,
+// consoles, multi-queue network cards.
+const childFiles = 16384
+
 // process is a forked child that has not been reaped. Until then its pid cannot
 // be given to anybody else, so signals by pid are safe.
 type process struct {
@@ -54,6 +58,8 @@ type forker struct {
 	quit     chan struct{}
 	once     sync.Once
 	janitor  *janitor
+	// noNewPrivs is why children could gain privileges; of run only.
+	noNewPrivs error
 }
 
 type forkJob struct {
@@ -84,6 +90,8 @@ func newForker(guardDir string, cgroups *cgroupTree) *forker {
 // thread and the kernel kills the children that are left.
 func (f *forker) run() {
 	runtime.LockOSThread()
+	// A child inherits it from this thread; the rest of the guard is not touched.
+	f.noNewPrivs = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	for {
 		select {
 		case <-f.quit:
@@ -109,12 +117,56 @@ func (f *forker) fork(job forkJob) forkResult {
 		Dir: dir, Env: env, Files: job.files,
 		Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL},
 	}
+	if u := job.req.User; u != nil {
+		// The order in the child: ids, then chdir, then PDEATHSIG, which a change
+		// of ids would clear.
+		attr.Sys.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
+		if f.noNewPrivs != nil {
+			return forkResult{err: fmt.Errorf("forbid new privileges: %w", f.noNewPrivs)}
+		}
+	}
+	if err := limitChildren(job.req.User); err != nil {
+		return forkResult{err: err}
+	}
 	if job.cg != nil {
 		attr.Sys.UseCgroupFD = true
 		attr.Sys.CgroupFD = int(job.cg.dir.Fd())
 	}
 	pid, err := syscall.ForkExec(job.req.Argv[0], job.req.Argv, attr)
 	return forkResult{pid: pid, err: err}
+}
+
+// limitChildren sets the limits that the next child begins with. They are the
+// guard's own, too, which writes no core and needs few files; the limit of locked
+// memory is only ever raised, because the guard's own memory is locked. One child
+// is forked at a time.
+func limitChildren(u *User) error {
+	var files, locked unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	// Through the syscall package, which otherwise gives children the limit that
+	// the guard itself was started with.
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: min(files.Max, childFiles), Max: files.Max}); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("limit of core files: %w", err)
+	}
+	if u == nil || u.MemlockBytes == 0 {
+		return nil
+	}
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &locked); err != nil {
+		return fmt.Errorf("limit of locked memory: %w", err)
+	}
+	if locked.Cur >= u.MemlockBytes {
+		return nil
+	}
+	locked = unix.Rlimit{Cur: u.MemlockBytes, Max: max(locked.Max, u.MemlockBytes)}
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &locked); err != nil {
+		return fmt.Errorf("let the child lock %d bytes of memory: %w", u.MemlockBytes, err)
+	}
+	return nil
 }
 
 func (f *forker) start(req StartRequest, check func() error) (*process, error) {

@@ -28,6 +28,8 @@ const (
 	MaxExited = 1024
 	// MaxQueued bounds the messages queued for one connection.
 	MaxQueued = 256
+	// MaxGroups bounds the supplementary groups of one VM.
+	MaxGroups = 16
 	// MaxVMLen, MaxPathBytes and MaxExtraBytes bound single request fields.
 	MaxVMLen      = 64
 	MaxPathBytes  = 1024
@@ -176,6 +178,13 @@ type Hardening struct {
 	Watchdog string `json:"watchdog"`
 }
 
+// The features of a guard that one of an earlier version lacks. A guard lives as
+// long as its VMs, so a new daemon meets old guards.
+const (
+	// FeatureUser: a start may name the user that the VM runs as.
+	FeatureUser = "user"
+)
+
 // Hello is what the guard says about itself. Times are CLOCK_BOOTTIME ns.
 type Hello struct {
 	Protocol   int       `json:"protocol"`
@@ -186,9 +195,22 @@ type Hello struct {
 	Session    uint64    `json:"session"`     // 0: none yet
 	DeadlineNS int64     `json:"deadline_ns"` // 0: none yet
 	Lapsed     bool      `json:"lapsed"`
+	// Features are what this guard can do beyond the first version.
+	Features []string `json:"features,omitempty"`
 	// Strangers are VM ids whose earlier processes could not be killed. The
 	// empty id stands for a process that names no VM: it blocks every start.
 	Strangers []string `json:"strangers,omitempty"`
+}
+
+// User is who a VM process runs as. It has these ids only, no capability, and
+// can never gain any (PR_SET_NO_NEW_PRIVS).
+type User struct {
+	// UID, GID and Groups are never 0.
+	UID    uint32   `json:"uid"`
+	GID    uint32   `json:"gid"`
+	Groups []uint32 `json:"groups,omitempty"`
+	// MemlockBytes is how much it may lock at least; 0: whatever the host allows.
+	MemlockBytes uint64 `json:"memlock_bytes,omitempty"`
 }
 
 // StartRequest asks for one VM process.
@@ -203,6 +225,8 @@ type StartRequest struct {
 	Env []string `json:"env"`
 	// Dir is the working directory; "" means "/".
 	Dir string `json:"dir"`
+	// User is who it runs as; the guard's own user when nil.
+	User *User `json:"user,omitempty"`
 	// LogPath receives stdout and stderr (0600, appended).
 	LogPath string `json:"log_path"`
 	// Extra is any JSON value up to MaxExtraBytes, returned in the record.
@@ -239,19 +263,21 @@ const (
 
 // Record is what the guard knows of one VM. Times are CLOCK_BOOTTIME ns.
 type Record struct {
-	VM         string          `json:"vm"`
-	Epoch      uint64          `json:"epoch"`
-	PID        int             `json:"pid"`
-	StartTicks uint64          `json:"start_ticks"`
-	Protected  bool            `json:"protected"`
-	State      State           `json:"state"`
-	ExitCode   int             `json:"exit_code"` // -1 when a signal ended it
-	Signal     int             `json:"signal"`    // 0 when it exited by itself
-	Reason     Reason          `json:"reason,omitempty"`
-	StartedNS  int64           `json:"started_ns"`
-	ExitedNS   int64           `json:"exited_ns"`
-	LogPath    string          `json:"log_path"`
-	Extra      json.RawMessage `json:"extra,omitempty"`
+	VM         string `json:"vm"`
+	Epoch      uint64 `json:"epoch"`
+	PID        int    `json:"pid"`
+	StartTicks uint64 `json:"start_ticks"`
+	Protected  bool   `json:"protected"`
+	State      State  `json:"state"`
+	ExitCode   int    `json:"exit_code"` // -1 when a signal ended it
+	Signal     int    `json:"signal"`    // 0 when it exited by itself
+	Reason     Reason `json:"reason,omitempty"`
+	StartedNS  int64  `json:"started_ns"`
+	ExitedNS   int64  `json:"exited_ns"`
+	LogPath    string `json:"log_path"`
+	// UID is the user it runs as, 0 for the guard's own.
+	UID   uint32          `json:"uid,omitempty"`
+	Extra json.RawMessage `json:"extra,omitempty"`
 }
 
 // Outcome of a kill request.

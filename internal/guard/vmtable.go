@@ -168,6 +168,9 @@ func (t *table) beginStart(now int64, req StartRequest) (*instance, *Error) {
 		prev:    prev,
 		done:    make(chan struct{}),
 	}
+	if req.User != nil {
+		in.rec.UID = req.User.UID
+	}
 	t.vms[req.VM] = in
 	t.live++
 	return in, nil

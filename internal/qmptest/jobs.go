@@ -147,7 +147,7 @@ func (q *QEMU) executeJob(cmd string, raw json.RawMessage) (reply string, known 
 	_ = json.Unmarshal(raw, &a) // a command without arguments has none
 	if text, fails := q.snap.failCmd[cmd]; fails {
 		delete(q.snap.failCmd, cmd)
-		return refusal(text), true
+		return jobRefusal(text), true
 	}
 	switch cmd {
 	case "query-block":
@@ -177,14 +177,14 @@ func (q *QEMU) executeJob(cmd string, raw json.RawMessage) (reply string, known 
 	return "", false
 }
 
-func refusal(text string) string {
+func jobRefusal(text string) string {
 	return fmt.Sprintf(`"error": {"class": "GenericError", "desc": %q}`, text)
 }
 
 func returns(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil {
-		return refusal(err.Error())
+		return jobRefusal(err.Error())
 	}
 	if string(b) == "null" {
 		b = []byte("[]")
@@ -209,7 +209,7 @@ func (q *QEMU) queryBlock() string {
 func (q *QEMU) transaction(a jobArgs) string {
 	for _, act := range a.Actions {
 		if act.Type != "blockdev-snapshot-internal-sync" || q.disk(act.Data.Device) == nil {
-			return refusal("unknown action or device")
+			return jobRefusal("unknown action or device")
 		}
 	}
 	for _, act := range a.Actions {

@@ -32,6 +32,8 @@ type QEMU struct {
 	hang     bool
 	ended    bool
 	commands []string
+	dev      devices
+	trap     trap
 	qmp      map[net.Conn]struct{}
 	serial   map[net.Conn]struct{}
 	listen   []net.Listener
@@ -40,7 +42,7 @@ type QEMU struct {
 
 // Start listens on the sockets in argv (chardevs qmp0 and serial0).
 func Start(argv []string, exited func(code, signal int)) (*QEMU, error) {
-	q := &QEMU{Exited: exited, state: "running", qmp: map[net.Conn]struct{}{}, serial: map[net.Conn]struct{}{}}
+	q := &QEMU{Exited: exited, state: "running", dev: newDevices(argv), qmp: map[net.Conn]struct{}{}, serial: map[net.Conn]struct{}{}}
 	q.readDisks(argv)
 	for i, a := range argv {
 		if a == "-S" {
@@ -227,10 +229,19 @@ func (q *QEMU) monitor(c net.Conn) {
 			continue
 		}
 		q.commands = append(q.commands, cmd.Execute)
+		if q.sprung(cmd.Execute, c) {
+			q.mu.Unlock()
+			return
+		}
 		ret, after := "", func() {}
 		if reply, known := q.executeJob(cmd.Execute, cmd.Args); known {
 			ret = reply
 		} else {
+			var args map[string]any
+			_ = json.Unmarshal(cmd.Args, &args) // a command without arguments has none
+			ret = q.hardware(cmd.Execute, args)
+		}
+		if ret == "" {
 			ret, after = q.execute(cmd.Execute)
 		}
 		fmt.Fprintf(c, `{%s, "id": %s}`+"\r\n", ret, cmd.ID)
@@ -251,7 +262,7 @@ func (q *QEMU) execute(cmd string) (reply string, after func()) {
 	case "query-kvm":
 		return `"return": {"enabled": false, "present": true}`, nil
 	case "query-balloon":
-		return `"return": {"actual": 100663296}`, nil
+		return fmt.Sprintf(`"return": {"actual": %d}`, q.dev.balloon), nil
 	case "query-blockstats":
 		return `"return": [{"qdev": "/machine/a", "stats": {"rd_bytes": 1000, "wr_bytes": 20, "rd_operations": 3}}, {"stats": {"rd_bytes": 5, "wr_bytes": 7}}]`, nil
 	case "stop":

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package argv
+
+import "github.com/muster-vm/muster/api"
+
+// Seed is the CD-ROM with a guest's settings for its first boot.
+type Seed struct {
+	Path string
+	// SATA attaches it to the chipset's own controller, which Windows can read
+	// without a driver. Kernels for clouds have no driver for that, but for virtio.
+	SATA bool
+}
+
+// seed attaches the CD-ROM (QEMU's ide-cd, virtio-scsi, scsi-cd). It is the last
+// to take a place, so that no other drive changes its own.
+func (m *Machine) seed(p *places) ([]string, error) {
+	s := m.Seed
+	if s == nil {
+		return nil, nil
+	}
+	out := []string{
+		"-blockdev", "driver=file,node-name=seedfile,filename=" + escape(s.Path) + ",read-only=on",
+		"-blockdev", "driver=raw,node-name=seed,file=seedfile,read-only=on",
+	}
+	switch {
+	case !s.SATA:
+		return append(out, "-device", m.virtio("virtio-scsi")+",id=seedbus", "-device", "scsi-cd,id=seedcd,bus=seedbus.0,drive=seed"), nil
+	case !m.pci():
+		return nil, api.Invalid("spec.cloudInit.format", "is configdrive, which machine %s has no controller for; give nocloud", m.Type)
+	case p.disks+p.drives >= p.ports:
+		return nil, api.Invalid("spec.cloudInit.format", "is configdrive, which needs a place on the controller of SATA or IDE disks and drives, and all %d are taken", p.ports)
+	}
+	return append(out, "-device", "ide-cd,id=seedcd"+p.drive()+",drive=seed"), nil
+}

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package hypervisor
+
+import (
+	"context"
+	"maps"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/hypervisor/agent"
+	"github.com/muster-vm/muster/internal/contain"
+)
+
+// Times and limits of the looks at guest agents.
+const (
+	// agentTick is how often is looked which agents are due; it asks nobody.
+	agentTick = 10 * time.Second
+	// agentChecks is how many agents are asked at once.
+	agentChecks = 4
+	// agentLook bounds one look.
+	agentLook = 30 * time.Second
+	// summaryInterval is the least time between two changes of the status for
+	// what one guest says.
+	summaryInterval = time.Minute
+	// agentChardev is the channel's name in the argument vector, agentPort that
+	// of its device.
+	agentChardev = "ga0"
+	agentPort    = "agent0"
+)
+
+// openAgent returns the agent of an instance, which is made with the first call
+// after QEMU was attached.
+func (h *Hypervisor) openAgent(in *instance) *agent.Agent {
+	in.mu.Lock()
+	a := in.agent
+	in.mu.Unlock()
+	if a != nil {
+		return a
+	}
+	name := in.id
+	if vm, err := configdb.VMs.Get(h.cfg.DB.Local(), in.id); err == nil {
+		name = vm.Meta.Name
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.conn == nil {
+		return nil
+	}
+	if in.agent == nil {
+		path := h.pathsOf(in.id).agent
+		in.agent = agent.New(agent.Config{
+			VM: name, Log: h.log, Now: h.cfg.Now, Changed: func() { h.loop.Enqueue(in.id) },
+			Dial: func(ctx context.Context) (net.Conn, error) {
+				var d net.Dialer
+				return d.DialContext(ctx, "unix", path)
+			},
+		})
+	}
+	return in.agent
+}
+
+// portChanged takes note of QMP's VSERPORT_CHANGE (QAPI char.json): a program in
+// the guest opened or closed a channel.
+func (h *Hypervisor) portChanged(in *instance, data map[string]any) {
+	if id, _ := data["id"].(string); id != agentPort {
+		return
+	}
+	open, _ := data["open"].(bool)
+	in.mu.Lock()
+	in.portKnown, in.portNews = true, in.portNews+1
+	in.mu.Unlock()
+	if a := h.openAgent(in); a != nil {
+		a.SetOpen(open)
+		h.lookAtAgents()
+	}
+}
+
+// lookAtAgents makes the next look come at once.
+func (h *Hypervisor) lookAtAgents() {
+	select {
+	case h.agentWake <- struct{}{}:
+	default:
+	}
+}
+
+// watchAgents asks each agent what it knows, every agent.CheckInterval, and
+// seldom those that do not answer. A guest without an agent is not asked.
+func (h *Hypervisor) watchAgents(ctx context.Context) {
+	t := time.NewTicker(agentTick)
+	defer t.Stop()
+	for {
+		h.checkAgents(ctx)
+		select {
+		case <-t.C:
+		case <-h.agentWake:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (h *Hypervisor) checkAgents(ctx context.Context) {
+	h.mu.Lock()
+	all := slices.Collect(maps.Values(h.instances))
+	h.mu.Unlock()
+	places := make(chan struct{}, agentChecks)
+	group, ctx := contain.NewGroup(ctx)
+	for _, in := range all {
+		if in.openConn() == nil {
+			continue
+		}
+		a := h.openAgent(in)
+		if a == nil || in.knowsPort() && !a.Due() {
+			continue
+		}
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+		}
+		group.Go(func() {
+			defer func() { <-places }()
+			h.checkAgent(ctx, in, a)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		h.log.Error("guest agents are not looked at", "err", err)
+	}
+}
+
+func (in *instance) knowsPort() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.portKnown
+}
+
+// checkAgent looks at one agent. After QEMU was attached it first asks whether
+// there is one (QAPI query-chardev): events tell only of changes.
+func (h *Hypervisor) checkAgent(ctx context.Context, in *instance, a *agent.Agent) {
+	if !in.knowsPort() {
+		in.mu.Lock()
+		news := in.portNews
+		in.mu.Unlock()
+		var list []struct {
+			Label string `json:"label"`
+			Open  bool   `json:"frontend-open"`
+		}
+		if err := in.command(ctx, "query-chardev", &list); err != nil {
+			return // QEMU does not answer, or ends
+		}
+		in.mu.Lock()
+		if in.portNews == news { // else the event knows better
+			in.portKnown = true
+			for _, c := range list {
+				if c.Label == agentChardev {
+					a.SetOpen(c.Open)
+				}
+			}
+		}
+		in.mu.Unlock()
+	}
+	if !a.Due() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, agentLook)
+	defer cancel()
+	if err := a.Check(ctx); err != nil && ctx.Err() == nil {
+		h.log.Debug("guest agent", "vm", in.id, "err", err)
+	}
+}
+
+// agentSummary writes what a guest says of itself into the status: when it
+// changed, and not more often than every summaryInterval.
+func (s *step) agentSummary() {
+	s.in.mu.Lock()
+	a := s.in.agent
+	s.in.mu.Unlock()
+	if a == nil {
+		return
+	}
+	now := a.Summary()
+	if now == nil || sameAgent(now, s.vm.Status.Agent) {
+		return // an agent that is away for a while need not be forgotten
+	}
+	if wait := s.in.summaryAt.Add(summaryInterval).Sub(s.now); wait > 0 && s.vm.Status.Agent != nil {
+		if s.result.After == 0 || s.result.After > wait {
+			s.result.After = wait
+		}
+		return
+	}
+	s.in.summaryAt, s.vm.Status.Agent = s.now, now
+}
+
+func sameAgent(a, b *api.VMAgent) bool {
+	return b != nil && a.Version == b.Version && a.Hostname == b.Hostname && a.OS == b.OS && slices.Equal(a.Addresses, b.Addresses)
+}
+
+// GuestAgent returns the agent of a VM that runs on this node.
+func (h *Hypervisor) GuestAgent(vmID string) (*agent.Agent, error) {
+	in, name, err := h.runningInstance(vmID, "guest agent")
+	if err != nil {
+		return nil, err
+	}
+	a := h.openAgent(in)
+	if a == nil {
+		return nil, api.Errorf(api.CodeRefused, "vm %s has stopped", name)
+	}
+	return a, nil
+}
+
+// Freeze stops the writes to a VM's file systems for at most a time, through its
+// guest agent, and returns how many file systems there are. Without an agent it
+// fails with api.CodeRefused or api.CodeUnsupported and nothing is frozen.
+func (h *Hypervisor) Freeze(ctx context.Context, vmID string, most time.Duration) (int, error) {
+	a, err := h.GuestAgent(vmID)
+	if err != nil {
+		return 0, err
+	}
+	n, _, err := a.Freeze(ctx, most)
+	return n, err
+}
+
+// Thaw ends a Freeze.
+func (h *Hypervisor) Thaw(ctx context.Context, vmID string) error {
+	a, err := h.GuestAgent(vmID)
+	if err != nil {
+		return err
+	}
+	_, err = a.Thaw(ctx)
+	return err
+}

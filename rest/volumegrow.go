@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package rest
+
+import (
+	"github.com/muster-vm/muster/api"
+)
+
+// change carries out a PUT or PATCH: of a volume only the size changes, and only
+// upwards.
+func (r *volumeResource) change(c *change, old, want *api.Volume) (*effect, error) {
+	size := want.Spec.Size
+	if size == old.Spec.Size {
+		return r.updateLabels(c, old, want)
+	}
+	have := max(old.Spec.Size, old.Status.Size)
+	if size < have {
+		return nil, api.Invalid("spec.size", "is %s, but volume %s has %s, and volumes never shrink; give more, or copy the data to a smaller one", size, old.Meta.Name, have)
+	}
+	if err := usable(api.KindVolume, &old.Meta, old.Status.Phase); err != nil {
+		return nil, err
+	}
+	if old.Status.Phase != api.StorageReady {
+		return nil, api.Errorf(api.CodeRefused, "volume %s is %s; enlarge it when it is ready", old.Meta.Name, old.Status.Phase)
+	}
+	before := old.Clone()
+	before.Spec.Size = size
+	if _, err := r.updateLabels(c, &before, want); err != nil { // nothing else
+		return nil, err
+	}
+	e, err := r.store(c, want)
+	if err != nil || size == have {
+		return e, err
+	}
+	e.task, err = c.newTask(want.Meta.Project, api.TaskSpec{
+		Action: api.ActionVolumeResize, TargetKind: api.KindVolume, TargetID: want.Meta.ID, Target: want.Meta.Name, TargetGeneration: want.Meta.Generation,
+	}, storageDeadline)
+	return e, err
+}
