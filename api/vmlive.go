@@ -66,16 +66,13 @@ func (s *VMSpec) PowerOn() *VMSpec {
 		h.NICs[i].Link = ""
 	}
 	b := &VMBoot{Memory: h.Memory, MaxMemory: h.MaxMemory, MaxCPUs: h.MaxCPUs}
-	if s.fixedMemory() {
-		b.MaxMemory = h.Memory
-	}
 	if s.fixedCPUs() {
 		b.MaxCPUs = h.CPUs
 	}
-	if b.MaxMemory == 0 && h.Memory < MinHotMemory {
+	switch {
+	case s.fixedMemory(), b.MaxMemory == 0 && h.Memory < MinHotMemory:
 		b.MaxMemory = h.Memory
-	}
-	if b.MaxMemory == 0 {
+	case b.MaxMemory == 0:
 		b.MaxMemory = h.Memory + min((HotplugFactor-1)*h.Memory, MaxHotMemory, MaxMemory-h.Memory)
 	}
 	b.MaxMemory = h.Memory + max(b.MaxMemory-h.Memory, 0)/MemoryBlock*MemoryBlock

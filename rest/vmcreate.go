@@ -110,8 +110,8 @@ func (c *change) resolveDisks(vm *api.VM) ([]newVolume, error) {
 	for i := range vm.Spec.Disks {
 		d, field := &vm.Spec.Disks[i], fmt.Sprintf("spec.disks[%d]", i)
 		if d.Volume != "" {
-			if d.Image != "" || d.Size != 0 || d.Pool != "" {
-				return nil, api.Invalid(field, "names the volume %q and what to make a new one of; give one of them", d.Volume)
+			if err := onlyVolume(d, field); err != nil {
+				return nil, err
 			}
 			if err := c.attach(vm, d.Volume, field+".volume"); err != nil {
 				return nil, err
@@ -123,13 +123,21 @@ func (c *change) resolveDisks(vm *api.VM) ([]newVolume, error) {
 		if err != nil {
 			return nil, err
 		}
-		d.Volume, d.Image, d.Size, d.Pool = name, "", 0, ""
 		out = append(out, n)
 	}
 	return out, nil
 }
 
-// newDisk prepares the volume of a disk that is made for its VM.
+// onlyVolume refuses a disk that names a volume and says how to make one.
+func onlyVolume(d *api.VMDisk, field string) error {
+	if d.Image != "" || d.Size != 0 || d.Pool != "" {
+		return api.Invalid(field, "names the volume %q and what to make a new one of; give one of them", d.Volume)
+	}
+	return nil
+}
+
+// newDisk prepares the volume of a disk that is made for its VM, and leaves its
+// name in the disk.
 func (c *change) newDisk(vm *api.VM, d *api.VMDisk, name, field string) (n newVolume, err error) {
 	if len(name) > api.MaxNameLength {
 		return n, api.Invalid("meta.name", "is too long: the name of its volume %q would have more than %d characters", name, api.MaxNameLength)
@@ -145,6 +153,7 @@ func (c *change) newDisk(vm *api.VM, d *api.VMDisk, name, field string) (n newVo
 	if _, taken := c.v.Get(configdb.Volumes.NameKey(vm.Meta.Project, name)); taken {
 		return n, api.Errorf(api.CodeExists, "volume %q, which %s would be, exists already; attach it with volume, or remove it", name, field)
 	}
+	d.Volume, d.Image, d.Size, d.Pool = name, "", 0, ""
 	return n, nil
 }
 

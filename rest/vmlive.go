@@ -76,9 +76,12 @@ func (c *change) replaceDisks(old *api.VM, st *vmState, want []api.VMDisk) ([]ne
 	var made []newVolume
 	for i := range vm.Spec.Disks {
 		d, field := &vm.Spec.Disks[i], fmt.Sprintf("spec.disks[%d]", i)
+		if d.Volume != "" {
+			if err := onlyVolume(d, field); err != nil {
+				return nil, err
+			}
+		}
 		switch {
-		case d.Volume != "" && (d.Image != "" || d.Size != 0 || d.Pool != ""):
-			return nil, api.Invalid(field, "names the volume %q and what to make a new one of; give one of them", d.Volume)
 		case d.Volume != "" && hasVolume(old.Spec.Disks, d.Volume):
 		case d.Volume != "":
 			if err := c.attachAgain(vm, d, field+".volume"); err != nil {
@@ -93,7 +96,6 @@ func (c *change) replaceDisks(old *api.VM, st *vmState, want []api.VMDisk) ([]ne
 				return nil, err
 			}
 			made = append(made, n)
-			d.Volume, d.Image, d.Size, d.Pool = n.volume.Meta.Name, "", 0, ""
 		}
 	}
 	for _, d := range old.Spec.Disks {

@@ -41,10 +41,14 @@ func (h *Host) EnsureTap(name, alias string, mtu int) error {
 	return h.finish(l, mtu)
 }
 
-func makeTap(name string) error {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+func makeTap(name string) error { return setTap(name, unix.TUNSETPERSIST, 1) }
+
+// setTap makes or opens a tap device, which no process has open, and sets one
+// thing of it (tun.rst of the kernel).
+func setTap(name string, request uint, value int) error {
+	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open /dev/net/tun (load the kernel module tun): %w", err)
+		return fmt.Errorf("open %s (load the kernel module tun): %w", tunDevice, err)
 	}
 	defer func() { _ = unix.Close(fd) }()
 	req, err := unix.NewIfreq(name)
@@ -55,7 +59,7 @@ func makeTap(name string) error {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		return err
 	}
-	return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
+	return unix.IoctlSetInt(fd, request, value)
 }
 
 // VXLAN is one VXLAN device: one network, with the nodes that it reaches.

@@ -28,22 +28,7 @@ func (h *Host) OwnTap(name string, uid int) error {
 	if t, ok := l.(*netlink.Tuntap); ok && t.Owner == uint32(uid) {
 		return openTunDevice()
 	}
-	err = h.in(func() error {
-		fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = unix.Close(fd) }()
-		req, err := unix.NewIfreq(name)
-		if err != nil {
-			return err
-		}
-		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-			return err
-		}
-		return unix.IoctlSetInt(fd, unix.TUNSETOWNER, uid)
-	})
+	err = h.in(func() error { return setTap(name, unix.TUNSETOWNER, uid) })
 	if err != nil {
 		return fmt.Errorf("give tap device %s to user %d: %w", name, uid, err)
 	}
