@@ -334,6 +334,9 @@ func (s *step) forgetTags(ctx context.Context) {
 	snaps, _ := configdb.SnapshotsOf(s.v, s.vm.Meta.ID) // one that cannot be read says nothing of its disks
 	for i := range snaps {
 		all = append(all, tagged{api.SnapshotTag(snaps[i].Meta.ID), snaps[i].Status.Disks})
+		if snaps[i].Status.Undo {
+			all = append(all, tagged{undoTag, snaps[i].Status.Disks})
+		}
 	}
 	if st, err := configdb.SavedStates.Get(s.v, s.vm.Meta.ID); err == nil && st.Spec.SnapshotID == "" {
 		all = append(all, tagged{st.Spec.Tag, st.Spec.Disks})
