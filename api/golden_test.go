@@ -64,7 +64,7 @@ func goldenObjects() goldens {
 			Meta: goldenMeta(KindNode),
 			Spec: NodeSpec{Address: "10.0.0.1:7600", Role: RoleVoter, Maintenance: true, Accelerator: AccelTCG, ReservedMemory: GiB},
 			Status: NodeStatus{
-				ObservedGeneration: 3, Phase: NodeReady, Version: "0.1", FeatureLevels: &FeatureLevels{Min: 1, Max: 2}, BootID: "b", LostAt: &at, LostTerm: 4, Accelerator: AccelTCG,
+				ObservedGeneration: 3, Phase: NodeReady, Version: "0.1", FeatureLevels: &FeatureLevels{Min: 1, Max: 2}, BootID: "b", LostAt: &at, LostTerm: 4, LostAction: "a", Fencing: "f", Stopping: true, SystemUUID: "u", Accelerator: AccelTCG,
 				AcceleratorReason: "asked for", QEMUVersion: "7.2", GuardLevel: "softdog", CPUs: 8, Memory: 32 * GiB, Message: "m", Conditions: cond,
 				Certificate: &CertificateStatus{
 					Serial: "a1", NotBefore: goldenTime, NotAfter: goldenTime, RenewsAt: goldenTime, Signer: "f1", Trusts: []string{"f1", "f2"}, Message: "m",

@@ -130,6 +130,7 @@ func (s *Server) routes() []route {
 	out = append(out, rules.routes()...)
 	out = append(out, s.receiverRoutes(receivers)...)
 	out = append(out, s.metricsRoute())
+	out = append(out, s.powerRoutes(nodes)...)
 
 	users := newUsers()
 	s.kinds[api.KindUser] = users

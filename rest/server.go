@@ -41,6 +41,8 @@ type Config struct {
 	Disaster  Disaster
 	// Monitor may be nil: then there are no metrics but the server's own.
 	Monitor Monitor
+	// Power may be nil: then no device switches nodes.
+	Power Power
 	// PeerName returns the name of the node whose verified certificate came
 	// with a request.
 	PeerName func(*http.Request) (node string, ok bool)
