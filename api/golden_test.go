@@ -40,6 +40,8 @@ type goldens struct {
 	poolState PoolState
 	task      Task
 	token     Token
+	snapshot  Snapshot
+	saved     SavedState
 }
 
 // goldenObjects has every field of every kind set, so that a renamed or lost
@@ -75,7 +77,7 @@ func goldenObjects() goldens {
 			Spec: goldenMachine(VMSpec{
 				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local", Slot: 1, Limit: DiskLimit{IOPS: 1, IOPSRead: 2, IOPSWrite: 3, BPS: 4, BPSRead: 5, BPSWrite: 6, Burst: 7, BurstSeconds: 8}}},
 				NICs:    []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5", Slot: 2, Link: LinkDown}},
-				MaxCPUs: 8, MaxMemory: 4 * GiB, MemoryMin: 512 * MiB, Boot: &VMBoot{Memory: GiB, MaxMemory: 4 * GiB, MaxCPUs: 8, DiskPorts: 4, NICPorts: 2},
+				MaxCPUs: 8, MaxMemory: 4 * GiB, MemoryMin: 512 * MiB, Boot: &VMBoot{Memory: GiB, MaxMemory: 4 * GiB, MaxCPUs: 8, DiskPorts: 4, NICPorts: 2, Queues: 2},
 				HA: HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
 				Display: DisplayNone,
 				CloudInit: &CloudInit{
@@ -94,7 +96,7 @@ func goldenObjects() goldens {
 		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true}},
 		operation: Operation{
 			Meta:   goldenMeta(KindOperation),
-			Spec:   OperationSpec{Action: "vm.test", VM: "web1", TaskID: "t", NodeID: "n", Epoch: 2, Cancel: true},
+			Spec:   OperationSpec{Action: "vm.test", VM: "web1", TaskID: "t", NodeID: "n", Epoch: 2, SnapshotID: "s", Start: true, Cancel: true},
 			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout},
 		},
 		image: Image{
@@ -107,8 +109,8 @@ func goldenObjects() goldens {
 		},
 		volume: Volume{
 			Meta:   goldenMeta(KindVolume),
-			Spec:   VolumeSpec{Pool: "local", Image: "i", Size: GiB, Node: "n1", Content: ContentTPM},
-			Status: VolumeStatus{ObservedGeneration: 3, Phase: StorageReady, Format: "qcow2", Size: GiB, Message: "m", Conditions: cond},
+			Spec:   VolumeSpec{Pool: "local", Image: "i", Size: GiB, SourceVolume: "s", SourceSnapshot: "t", Node: "n1", Content: ContentTPM},
+			Status: VolumeStatus{ObservedGeneration: 3, Phase: StorageReady, Format: "qcow2", Size: GiB, Progress: 50, Message: "m", Conditions: cond},
 		},
 		pool: Pool{
 			Meta: goldenMeta(KindPool), Spec: PoolSpec{Type: PoolShared, Path: "/srv"}, Status: PoolStatus{Nodes: []PoolStateStatus{state}},
@@ -121,6 +123,24 @@ func goldenObjects() goldens {
 				TargetReboots: 5, Actor: "me", Deadline: goldenTime,
 			},
 			Status: TaskStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, StartedAt: &at, FinishedAt: &at},
+		},
+		snapshot: Snapshot{
+			Meta: goldenMeta(KindSnapshot),
+			Spec: SnapshotSpec{VM: "web1", VMID: "v", Memory: true, Description: "d", Temporary: true, Parent: "p"},
+			Status: SnapshotStatus{
+				Phase: SnapshotReady, Message: "m", Tag: "t", Disks: []SnapshotDisk{{Volume: "v", VolumeID: "id", Slot: 1, Size: GiB}}, Hardware: &VMSpec{CPUs: 2, Memory: GiB},
+				Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud},
+				Power:   PowerRunning, MemorySize: MiB, Consistency: ConsistencyMemory, TakenAt: &at, Current: true, Undo: true,
+			},
+		},
+		saved: SavedState{
+			Meta: goldenMeta(KindSavedState),
+			Spec: SavedStateSpec{
+				Tag: "t", Disks: []SnapshotDisk{{Volume: "v", VolumeID: "id", Slot: 1, Size: GiB}}, Hardware: &VMSpec{CPUs: 2, Memory: GiB}, SnapshotID: "s", Size: MiB,
+				Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud},
+				SavedAt: goldenTime, Discard: true,
+			},
+			Status: SavedStateStatus{Message: "m"},
 		},
 		token: Token{
 			Meta: goldenMeta(KindToken),
@@ -146,6 +166,8 @@ func TestGoldenEncodings(t *testing.T) {
 	golden(t, g.token)
 	golden(t, goldenFacts())
 	golden(t, goldenBaseline())
+	golden(t, g.snapshot)
+	golden(t, g.saved)
 }
 
 // stored is one golden file.

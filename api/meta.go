@@ -28,6 +28,9 @@ const (
 	KindTask      Kind = "task"
 	KindToken     Kind = "token"
 
+	KindSnapshot   Kind = "snapshot"
+	KindSavedState Kind = "savedstate"
+
 	KindNetwork     Kind = "network"
 	KindSwitchState Kind = "switchstate"
 	KindNodeFacts   Kind = "nodefacts"

@@ -21,6 +21,10 @@ type OperationSpec struct {
 	// for. Epoch is that binding's.
 	NodeID string `json:"nodeID"`
 	Epoch  uint64 `json:"epoch"`
+	// SnapshotID is the snapshot that a snapshot's making, revert or deletion is
+	// about. Start starts the VM after a revert to a snapshot without memory.
+	SnapshotID string `json:"snapshotID,omitempty"`
+	Start      bool   `json:"start,omitempty"`
 	// Cancel asks the owner to give up if that is still possible.
 	Cancel bool `json:"cancel,omitempty"`
 }
@@ -53,4 +57,9 @@ func (s *OperationSpec) Doing() string {
 }
 
 // doing has the participle of every action that is an operation.
-var doing = map[Action]string{}
+var doing = map[Action]string{
+	ActionVMSuspend:  "suspended",
+	ActionVMSnapshot: "snapshotted",
+	ActionVMRevert:   "reverted to a snapshot",
+	ActionVMForget:   "relieved of a snapshot",
+}

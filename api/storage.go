@@ -188,6 +188,11 @@ type VolumeSpec struct {
 	Image string `json:"image,omitempty"`
 	// Size a guest sees. With an image, 0 means the image's.
 	Size Size `json:"size,omitempty"`
+	// SourceVolume is the name of a volume that the content is copied from, as a
+	// snapshot of its VM has it: SourceSnapshot is the ID of that. With an image,
+	// which must be the source's own, only what differs from the image is copied.
+	SourceVolume   string `json:"sourceVolume,omitempty" readOnly:"true"`
+	SourceSnapshot string `json:"sourceSnapshot,omitempty" readOnly:"true"`
 	// Node is the name of the node that creates and deletes the file and, in a
 	// dir pool, keeps it.
 	Node string `json:"node,omitempty"`
@@ -248,6 +253,8 @@ type VolumeStatus struct {
 	Phase              StoragePhase `json:"phase,omitempty"`
 	Format             string       `json:"format,omitempty"`
 	Size               Size         `json:"size,omitempty"`
-	Message            string       `json:"message,omitempty"`
-	Conditions         []Condition  `json:"conditions,omitempty"`
+	// Progress of a copy in percent.
+	Progress   int         `json:"progress,omitempty"`
+	Message    string      `json:"message,omitempty"`
+	Conditions []Condition `json:"conditions,omitempty"`
 }

@@ -19,6 +19,8 @@ const (
 	PowerStopped PowerState = "stopped"
 	PowerRunning PowerState = "running"
 	PowerPaused  PowerState = "paused"
+	// PowerSuspended: the memory is on disk. Only a suspend makes it so.
+	PowerSuspended PowerState = "suspended"
 )
 
 // HAPolicy says what happens to a VM when its node is lost.
@@ -90,8 +92,9 @@ type VMSpec struct {
 	Boot *VMBoot `json:"boot,omitempty" doc:"what is fixed while the VM runs; in status.hardware only"`
 	// HA is "none" (default) or "restart".
 	HA HAPolicy `json:"ha,omitempty" enum:"none,restart"`
-	// Power is the wished power state: stopped (default), running or paused.
-	Power PowerState `json:"power,omitempty" enum:"stopped,running,paused"`
+	// Power is the wished power state: stopped (default), running or paused;
+	// suspended is set by POST /vms/{name}/suspend only.
+	Power PowerState `json:"power,omitempty" enum:"stopped,running,paused,suspended"`
 	// ForceStop makes a stop immediate, like pulling the plug, instead of the
 	// ACPI power button. Meaningful with power "stopped".
 	ForceStop bool `json:"forceStop,omitempty"`
@@ -173,7 +176,7 @@ func (s *VMSpec) Validate() error {
 		return Invalid("spec.ha", "is %q; give none or restart", clip(string(s.HA)))
 	}
 	switch s.Power {
-	case PowerStopped, PowerRunning, PowerPaused:
+	case PowerStopped, PowerRunning, PowerPaused, PowerSuspended:
 	default:
 		return Invalid("spec.power", "is %q; give stopped, running or paused", clip(string(s.Power)))
 	}
@@ -262,6 +265,8 @@ const (
 	VMFailed   VMPhase = "failed"
 	VMUnknown  VMPhase = "unknown"
 	VMDeleting VMPhase = "deleting"
+	// VMSuspended: the memory is on disk and takes none on the node.
+	VMSuspended VMPhase = "suspended"
 )
 
 // VMStatus is written by the hypervisor module of the node that the VM is

@@ -42,6 +42,9 @@ var (
 
 	NodeFacts    = Table[api.NodeFactsSpec, api.NodeFactsStatus]{api.KindNodeFacts}
 	CPUBaselines = Table[api.CPUBaselineSpec, struct{}]{api.KindCPUBaseline}
+	Snapshots    = Table[api.SnapshotSpec, api.SnapshotStatus]{api.KindSnapshot}
+	SavedStates  = Table[api.SavedStateSpec, api.SavedStateStatus]{api.KindSavedState}
+
 	Networks     = Table[api.NetworkSpec, api.NetworkStatus]{api.KindNetwork}
 	SwitchStates = Table[api.SwitchStateSpec, api.SwitchStateStatus]{api.KindSwitchState}
 	Uplinks      = Table[api.UplinkSpec, api.UplinkStatus]{api.KindUplink}

@@ -172,12 +172,16 @@ func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, nodeID,
 	if err := configdb.Bindings.UpdateSpec(v, tx, &c.binding); err != nil {
 		return err
 	}
-	wantsRun := c.vm.Spec.Power != api.PowerStopped && !c.vm.Meta.Deleting()
+	suspended := c.vm.Spec.Power == api.PowerSuspended
+	wantsRun := c.vm.Spec.Power != api.PowerStopped && !suspended && !c.vm.Meta.Deleting()
 	// Whoever raises the epoch hands the status over to the new owner.
 	message := fmt.Sprintf("moved from the lost node %s", c.node.Meta.Name)
 	c.vm.Status = api.VMStatus{
 		ObservedGeneration: c.vm.Status.ObservedGeneration, RebootsDone: c.vm.Status.RebootsDone,
 		Phase: api.VMStopped, Node: node, Epoch: c.binding.Spec.Epoch, Message: message,
+	}
+	if suspended {
+		c.vm.Status.Phase = api.VMSuspended
 	}
 	if wantsRun {
 		c.vm.Status.Phase = api.VMStarting
@@ -194,7 +198,7 @@ func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, nodeID,
 // markUnknown says of an unprotected VM that nobody knows whether it runs. One
 // that its owner had reported stopped stays so.
 func (c *lossCase) markUnknown(v *configdb.View, tx *configdb.Txn, term uint64) error {
-	reportedStopped := c.vm.Status.Phase == api.VMStopped && c.vm.Status.Epoch == c.binding.Spec.Epoch &&
+	reportedStopped := (c.vm.Status.Phase == api.VMStopped || c.vm.Status.Phase == api.VMSuspended) && c.vm.Status.Epoch == c.binding.Spec.Epoch &&
 		c.vm.Status.ObservedGeneration == c.vm.Meta.Generation
 	if reportedStopped || c.vm.Status.Phase == api.VMUnknown {
 		return nil

@@ -14,6 +14,10 @@
 //     by it; they go on when Run ends.
 //   - Every call to QEMU and to the guard has a deadline; one stuck QEMU delays
 //     no other VM by more than that.
+//   - While a VM has saved memory (api.SavedState) its guest does not run: it goes
+//     on only after the memory was loaded and that was committed.
+//   - A snapshot or revert is of all disks or of none; what was interrupted is
+//     undone or finished by the next life, or kept from starting by name.
 //   - Status is written only when it changed and only by the binding's owner.
 //
 // Non-guarantees: a reboot asked for while the daemon dies may be carried out
@@ -21,7 +25,8 @@
 // from one whose QEMU was ended with SIGTERM.
 //
 // Goroutines: Run owns the workers of its loop, one for the slow look every
-// ResyncInterval, one while the accelerator is being found out, and per running
+// ResyncInterval, one while the accelerator is being found out, one per VM that is
+// being snapshotted, reverted, suspended or resumed (work.go), and per running
 // VM one that follows QMP events, one reader of the QMP connection and one of
 // the console. All end with Run.
 //

@@ -99,9 +99,8 @@ func (s *step) exited(ctx context.Context) error {
 func (s *step) sentence(tx *configdb.Txn, why verdict) error {
 	p := s.proc
 	s.h.log.Info("QEMU ended", "vm", s.vm.Meta.ID, "pid", p.PID, "exit", p.ExitCode, "signal", p.Signal, "reason", p.Reason)
-	if s.vm.Spec.Power == api.PowerStopped {
-		s.vm.Status.RebootsDone = s.vm.Spec.Reboots
-		s.report(api.VMStopped, "")
+	if s.vm.Spec.Power == api.PowerStopped || s.vm.Spec.Power == api.PowerSuspended {
+		s.atRest()
 		return nil
 	}
 	switch why {

@@ -184,6 +184,10 @@ type Config struct {
 	Volumes Volumes
 	// Ports may be nil: then VMs with network cards do not start.
 	Ports Ports
+	// Snapshots may be nil: then disks of stopped VMs have none.
+	Snapshots DiskSnapshots
+	// Quiesce is by the guest agents that this module talks to, if it is nil.
+	Quiesce Quiesce
 	// Users are the users that VMs run as; with none they run as the daemon's own.
 	Users Users
 	// Limits may be nil: then limits of VMs are not put into force.
@@ -262,12 +266,17 @@ func New(cfg Config) (*Hypervisor, error) {
 		tell: make(chan struct{}, 1), agentWake: make(chan struct{}, 1),
 		starting: map[string]api.Size{}, hurry: make(chan struct{}, 1),
 	}
+	if h.cfg.Quiesce == nil {
+		h.cfg.Quiesce = h
+	}
 	h.loop = reconcile.New(reconcile.Config{
 		Name: "hypervisor", DB: cfg.DB, Reconcile: h.reconcile, Workers: Workers, Log: cfg.Log,
 		Sources: []reconcile.Source{
 			{Prefix: configdb.VMs.SpecPrefix(), IDs: idsOf(configdb.VMs.IDOf)},
 			{Prefix: configdb.VMs.StatusPrefix(), IDs: idsOf(configdb.VMs.IDOf)},
 			{Prefix: configdb.Bindings.SpecPrefix(), IDs: idsOf(configdb.Bindings.IDOf)},
+			{Prefix: configdb.Operations.SpecPrefix(), IDs: idsOf(configdb.Operations.IDOf)},
+			{Prefix: configdb.SavedStates.SpecPrefix(), IDs: idsOf(configdb.SavedStates.IDOf)},
 			{Prefix: configdb.Volumes.SpecPrefix(), IDs: h.volumeUsers},
 			{Prefix: configdb.Volumes.StatusPrefix(), IDs: h.volumeUsers},
 			{Prefix: configdb.Nodes.SpecKey(cfg.NodeID), IDs: h.nodeChanged},
@@ -296,6 +305,12 @@ func (h *Hypervisor) volumeUsers(v *configdb.View, c configdb.Change) []string {
 	for _, by := range configdb.Volumes.Referrers(v, id) {
 		if vm, ok := strings.CutPrefix(by, string(api.KindVM)+"/"); ok {
 			out = append(out, vm)
+		}
+	}
+	if vol, err := configdb.Volumes.Get(v, id); err == nil && vol.Spec.SourceSnapshot != "" {
+		// The VM that it is copied from may have kept a snapshot for it.
+		if snap, err := configdb.Snapshots.Get(v, vol.Spec.SourceSnapshot); err == nil {
+			out = append(out, snap.Spec.VMID)
 		}
 	}
 	h.mu.Lock()

@@ -231,6 +231,7 @@ type fakes struct {
 	last   *qmptest.QEMU
 	broken string // written to the log instead of starting
 	dumb   bool   // guests ignore the power button
+	tune   func(*qmptest.QEMU)
 }
 
 func (f *fakes) launch(r StartRequest, exited func(code, signal int)) (int, func(), error) {
@@ -249,6 +250,9 @@ func (f *fakes) launch(r StartRequest, exited func(code, signal int)) (int, func
 		return 0, nil, err
 	}
 	q.IgnorePowerButton = f.dumb
+	if f.tune != nil {
+		f.tune(q)
+	}
 	f.last = q
 	return 1000 + f.n, func() { q.Exit(-1, 9) }, nil
 }
@@ -318,6 +322,7 @@ type env struct {
 	fakes  *fakes
 	vols   *testVolumes
 	ports  *testPorts
+	snaps  *testSnapshots
 	runDir string
 	h      *Hypervisor
 	stop   func()
@@ -352,6 +357,7 @@ func newEnv(t *testing.T, real bool) *env {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	e := &env{t: t, db: storetest.New(t), fakes: &fakes{}, vols: &testVolumes{paths: map[string]string{}}, ports: &testPorts{}, runDir: dir, clock: &clock{}}
+	e.snaps = &testSnapshots{vols: e.vols, fail: map[string]error{}}
 	e.guard = &testGuard{launch: e.fakes.launch, session: 1, procs: map[string]*testProc{}}
 	if real {
 		if _, _, err := accel.FindQEMU(t.Context(), ""); err != nil {
@@ -374,7 +380,7 @@ func newEnv(t *testing.T, real bool) *env {
 func (e *env) begin() {
 	e.t.Helper()
 	h, err := New(Config{
-		DB: e.db, NodeID: "node-1", NodeName: "n1", RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Ports: e.ports, Users: e.users, Limits: e.limits,
+		DB: e.db, NodeID: "node-1", NodeName: "n1", RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Ports: e.ports, Snapshots: e.snaps, Users: e.users, Limits: e.limits,
 		Log: slog.New(slog.NewTextHandler(e.t.Output(), nil)), Now: e.clock.now,
 		HostMemory: func() (total, available api.Size) { return 64 * api.GiB, 60 * api.GiB },
 	})

@@ -25,6 +25,7 @@ func (s *step) remove(ctx context.Context) error {
 			return fmt.Errorf("end vm %s before its deletion: %w", s.vm.Meta.Name, err)
 		}
 	}
+	s.in.stopWork()
 	s.in.detach()
 	s.ended()
 	if err := s.h.endTPM(ctx, id); err != nil {
@@ -34,6 +35,7 @@ func (s *step) remove(ctx context.Context) error {
 		s.report(api.VMDeleting, "waiting for "+strings.Join(s.vm.Meta.Finalizers, ", "))
 		return nil
 	}
+	s.forgetTags(ctx)
 	left, err := s.giveBack(ctx)
 	if err != nil {
 		return err
@@ -50,6 +52,9 @@ func (s *step) remove(ctx context.Context) error {
 	tx := &configdb.Txn{Actor: actor}
 	configdb.ReleaseNICs(s.v, tx, &s.vm)
 	configdb.ReleaseMachine(s.v, tx, &s.vm)
+	if err := s.dropSnapshots(tx); err != nil {
+		return err
+	}
 	configdb.ForgetDetached(s.v, tx, id)
 	configdb.VMs.Delete(tx, &s.vm)
 	configdb.Bindings.DeleteUnnamed(tx, &s.b)

@@ -35,6 +35,10 @@ func (s *step) down(ctx context.Context) error {
 	if err := s.h.endTPM(ctx, s.vm.Meta.ID); err != nil {
 		return err
 	}
+	if s.vm.Spec.Power == api.PowerSuspended {
+		s.atRest()
+		return s.protect(ctx, false)
+	}
 	if s.vm.Spec.Power == api.PowerStopped {
 		s.h.notStarting(s.vm.Meta.ID)
 		s.vm.Status.RebootsDone = s.vm.Spec.Reboots
@@ -74,13 +78,17 @@ func (s *step) start(ctx context.Context) error {
 	if !s.makeRoom() {
 		return nil
 	}
+	saved, ok := s.beforeStart()
+	if !ok {
+		return nil
+	}
 	user, ok := s.user()
 	if !ok {
 		return nil
 	}
-	hw := s.vm.Spec.PowerOn()
+	hw := s.powerOn(saved)
 	m, ok := s.machine(hw)
-	if !ok || !s.board(&m) || !s.grant(ctx, user) || !s.plug(ctx, &m) {
+	if !ok || !s.board(&m) || !s.asSaved(&m, saved) || !s.grant(ctx, user) || !s.plug(ctx, &m) {
 		return nil
 	}
 	args, err := argv.Build(m)
@@ -283,6 +291,7 @@ func (s *step) launch(ctx context.Context, r StartRequest) error {
 	}
 	s.h.log.Info("QEMU started", "vm", s.vm.Meta.ID, "pid", p.PID, "epoch", r.Epoch, "protected", r.Protected)
 	s.in.begin(p.PID, s.now)
+	s.in.noteLoad(s)
 	s.in.isOf(p.PID, p.UID)
 	s.in.reset = s.vm.Spec.Reboots // a start is as good as any reboot asked for before
 	s.silent = true                // QEMU opens its sockets in some 0.1 s; one status says it all

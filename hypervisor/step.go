@@ -41,6 +41,7 @@ type step struct {
 	problems []api.Condition
 	result   reconcile.Result
 	silent   bool // write no status this time
+	settling bool // an operation waits until the hardware is known
 }
 
 // reconcile takes one step towards the wish for one VM.
@@ -165,15 +166,19 @@ func (s *step) act(ctx context.Context, caughtUp bool) error {
 	switch {
 	case s.vm.Meta.Deleting():
 		return s.remove(ctx)
-	case s.proc == nil:
-		s.in.detach()
-		return s.down(ctx)
-	case s.proc.State == ProcessExited:
+	case s.proc != nil && s.proc.State == ProcessExited:
 		return s.exited(ctx)
-	case s.proc.State == ProcessKilling, s.proc.PID == 0: // dying, or being forked
+	case s.proc != nil && (s.proc.State == ProcessKilling || s.proc.PID == 0): // dying, or being forked
 		s.silent = true
 		s.result.After = lookSoon
 		return nil
+	}
+	if held, err := s.held(ctx); held || err != nil {
+		return err
+	}
+	if s.proc == nil {
+		s.in.detach()
+		return s.down(ctx)
 	}
 	return s.up(ctx)
 }

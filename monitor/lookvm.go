@@ -90,7 +90,7 @@ func (l *vmLook) advance(now time.Time) []api.Event {
 	}
 	l.phaseEvents(was, next, add)
 	switch st.Phase {
-	case api.VMRunning, api.VMPaused, api.VMStopped:
+	case api.VMRunning, api.VMPaused, api.VMStopped, api.VMSuspended:
 		next.Recovering = false
 	}
 	l.mark = next
@@ -110,7 +110,7 @@ func (l *vmLook) takenFor(was api.VMPhase) (loss time.Time, lost bool) {
 	}
 	// The node is back already: the VM was moved for that loss if it was last
 	// seen running there, which a stopped one was not.
-	return loss, was != api.VMStopped && l.vm.Meta.CreatedAt.Before(loss) && l.binding.Meta.CreatedAt.Before(loss)
+	return loss, was != api.VMStopped && was != api.VMSuspended && l.vm.Meta.CreatedAt.Before(loss) && l.binding.Meta.CreatedAt.Before(loss)
 }
 
 func (l *vmLook) phaseEvents(was, next vmMark, add func(string, api.Severity, map[string]string, string, ...any)) {
@@ -132,6 +132,8 @@ func (l *vmLook) phaseEvents(was, next vmMark, add func(string, api.Severity, ma
 		if was.Phase != "" && was.Phase != api.VMCreating {
 			add("vm.stopped", api.SeverityInfo, nil, "vm %s is stopped", name)
 		}
+	case api.VMSuspended:
+		add("vm.suspended", api.SeverityInfo, nil, "vm %s is suspended: %s", name, why)
 	case api.VMFailed:
 		add("vm.failed", api.SeverityWarning, nil, "vm %s has failed on node %s: %s", name, node, why)
 	case api.VMUnknown:

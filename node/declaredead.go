@@ -63,6 +63,10 @@ func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uin
 		Phase: api.VMStopped, Node: node, Epoch: b.Spec.Epoch, RebootsDone: vm.Status.RebootsDone,
 		Message: fmt.Sprintf("taken over from node %s, which was declared dead; start it when its disks are there", n.Meta.Name),
 	}
+	if _, saved := v.Get(configdb.SavedStates.SpecKey(vmID)); saved {
+		// Its memory is on the disks and still good.
+		vm.Spec.Power, vm.Status.Phase = api.PowerSuspended, api.VMSuspended
+	}
 	if err := configdb.Bindings.UpdateSpec(v, tx, &b); err != nil {
 		return err
 	}

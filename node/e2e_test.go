@@ -105,6 +105,9 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 		}
 	})
 
+	t.Run("memory and disks are saved, copied and taken back", func(t *testing.T) { c = f.savedAndCopied(t) })
+	vm = f.nodes[0].vm("web1")
+
 	t.Run("a daemon that is stopped loses its guest, which runs elsewhere, once", func(t *testing.T) {
 		old := f.byName(vm.Status.Node)
 		rest := f.others(old)

@@ -137,7 +137,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	}
 	m.hyper, err = hypervisor.New(hypervisor.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, RunDir: m.cfg.RunDir,
-		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, Ports: m.vswitch, QEMU: m.cfg.QEMU, Users: m.cfg.users(), Limits: findLimits(m.log), Log: m.log.With("module", "hypervisor"),
+		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, Ports: m.vswitch, Snapshots: m.storage, QEMU: m.cfg.QEMU, Users: m.cfg.users(), Limits: findLimits(m.log), Log: m.log.With("module", "hypervisor"),
 	})
 	if err != nil {
 		return err

@@ -199,7 +199,7 @@ func loadWith(v *configdb.View, bindings []api.Binding, vmOf func(id string) (ap
 			return nil, err // an unreadable VM may use memory: do not guess
 		}
 		h.vms++
-		if usesMemory(&vm) {
+		if usesMemory(&vm) || reverting(v, b.Meta.ID) {
 			h.used += vm.Status.HeldMemory(&vm.Spec) + OverheadPerVM
 			h.bound = append(h.bound, &vm)
 		}
@@ -209,7 +209,7 @@ func loadWith(v *configdb.View, bindings []api.Binding, vmOf func(id string) (ap
 
 // usesMemory reports whether a bound VM takes memory now or is about to.
 func usesMemory(vm *api.VM) bool {
-	if vm.Spec.Power != api.PowerStopped {
+	if vm.Spec.Power != api.PowerStopped && vm.Spec.Power != api.PowerSuspended {
 		return true
 	}
 	switch vm.Status.Phase {
@@ -222,6 +222,13 @@ func usesMemory(vm *api.VM) bool {
 // canRun reports whether the node is one whose machine is worth a look.
 func (h *host) canRun() bool {
 	return h.node.Spec.Role != api.RoleWitness && h.node.Status.Phase == api.NodeReady
+}
+
+// reverting reports whether a stopped VM is being reverted to a snapshot: it may
+// be about to run.
+func reverting(v *configdb.View, vmID string) bool {
+	op, err := configdb.Operations.Get(v, vmID)
+	return err == nil && op.Spec.Action == api.ActionVMRevert
 }
 
 // free is what VMs may still take.

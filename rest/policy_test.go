@@ -55,7 +55,7 @@ func TestEveryRouteChecksTheRole(t *testing.T) {
 		if got := wantNeed(rt.method, rt.path); rt.need != got {
 			t.Errorf("%s %s needs access %d, the policy says %d", rt.method, rt.path, rt.need, got)
 		}
-		path := strings.NewReplacer("{name}", "no-such", "{key}", "no/such").Replace(rt.path)
+		path := strings.NewReplacer("{name}", "no-such", "{key}", "no/such", "{snapshot}", "no-such").Replace(rt.path)
 		for _, role := range roles {
 			allowed := rt.need == needNothing || rt.need != needLocal && rank[role] >= rt.need || rt.need == needLoopback
 			check := func(how string, status int) {
@@ -161,6 +161,9 @@ func changes(f *fixture) []step {
 	alert := f.addAlert()
 	withCluster(f)
 	f.newVM("web1", api.VMStopped)
+	f.newVM("web3", api.VMStopped, api.VMDisk{Size: api.GiB})
+	f.newVM("web4", api.VMStopped, api.VMDisk{Size: api.GiB})
+	f.readyDisks()
 	begun := f.begin()
 	if vm, err := configdb.VMs.Find(f.db.Local(), "", "web1"); err == nil {
 		f.console.rings[vm.Meta.ID] = []byte("x")
@@ -180,6 +183,11 @@ func changes(f *fixture) []step {
 		{"POST vms/{name}/agent/freeze", "vms/web1/agent/freeze", ``},
 		{"POST vms/{name}/agent/thaw", "vms/web1/agent/thaw", ``},
 		{"POST vms/{name}/stop", "vms/web1/stop", ``},
+		{"POST vms/{name}/snapshots", "vms/web3/snapshots", `{"name":"a"}`},
+		{"DELETE vms/{name}/snapshots/{snapshot}", "vms/web3/snapshots/a", ``},
+		{"POST vms/{name}/snapshots/{snapshot}/revert", "vms/web3/snapshots/a/revert", ``},
+		{"POST vms/{name}/clone", "vms/web3/clone", `{"name":"web5","snapshot":"a"}`},
+		{"POST vms/{name}/suspend", "vms/web4/suspend", ``},
 		{"DELETE vms/{name}", "vms/web2", ``},
 		{"POST volumes", "volumes", `{"meta":{"name":"data"},"spec":{"size":"1G","pool":"shared"}}`},
 		{"PATCH volumes/{name}", "volumes/data", `{"meta":{"labels":{"a":"b"}}}`},
@@ -301,6 +309,16 @@ func TestEveryRouteThatChangesSomethingIsAudited(t *testing.T) {
 
 // settleFor does what nodes do between two changes.
 func (f *fixture) settleFor(route string) {
+	switch route {
+	case "POST vms/{name}/snapshots":
+		f.reportNamed("web3", api.VMStopped)
+	case "POST vms/{name}/clone", "DELETE vms/{name}/snapshots/{snapshot}", "POST vms/{name}/snapshots/{snapshot}/revert":
+		f.endOperation("web3")
+		f.takenSnapshot("web3", "a")
+	case "POST vms/{name}/suspend":
+		f.do(call{method: "POST", path: "vms/web4/start"})
+		f.reportNamed("web4", api.VMRunning)
+	}
 	phase := map[string]api.VMPhase{
 		"POST vms/{name}/pause": api.VMRunning, "POST vms/{name}/resume": api.VMPaused, "POST vms/{name}/reboot": api.VMRunning, "POST vms/{name}/stop": api.VMRunning,
 	}[route]

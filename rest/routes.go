@@ -77,6 +77,9 @@ func (s *Server) routes() []route {
 	out = append(out, reads(&vms.resource)...)
 	out = append(out, writes(&vms.resource, needOperator)...)
 	out = append(out, vms.routes()...)
+	snapshots := newSnapshots(vms)
+	s.kinds[api.KindSnapshot] = snapshots
+	out = append(out, snapshots.routes()...)
 
 	out = append(out, reads(&images.resource)...)
 	out = append(out, writes(&images.resource, needOperator)...)
@@ -199,6 +202,10 @@ func (r *vmResource) routes() []route {
 	out = append(out, r.consoleRoutes()...)
 	out = append(out, r.agentRoutes()...)
 	return append(out,
+		route{method: http.MethodPost, path: one + "/clone", need: needOperator, handle: r.clone, summary: "Make a new VM with copies of the disks of a VM",
+			params: longParams, in: typeOf[CloneRequest](), out: typeOf[TaskReply](), status: http.StatusAccepted},
+		route{method: http.MethodPost, path: one + "/suspend", need: needOperator, handle: r.suspend, summary: "Save the memory of a VM to disk and end it",
+			params: longParams, out: typeOf[TaskReply](), status: http.StatusAccepted},
 		// Typing into a guest changes it: more than a viewer may do.
 		route{method: http.MethodGet, path: one + "/console", need: needOperator, handle: r.console, stream: true, ticket: api.ConsoleSerial, verb: "console",
 			summary: "The serial console as a WebSocket of binary frames", params: append(slices.Clone(oneParams), "history", "ticket"),

@@ -15,6 +15,8 @@ import (
 // vmRequest is the body of /vms/{name}/stop.
 type vmRequest struct {
 	Force bool `json:"force,omitempty" doc:"pull the plug instead of pressing the power button"`
+	// DiscardSuspend throws the saved memory of a suspended VM away.
+	DiscardSuspend bool `json:"discardSuspend,omitempty" doc:"throw the saved memory of a suspended VM away (start, stop)"`
 }
 
 type vmResource struct {
@@ -55,8 +57,6 @@ func (c *change) idle(vm *api.VM) error {
 	return nil
 }
 
-var _ = (*change).begin // until its first user comes
-
 // begin adds an operation with its task: the VM's only one.
 func (c *change) begin(st *vmState, action api.Action, fill func(*api.OperationSpec)) (string, error) {
 	if err := c.idle(&st.vm); err != nil {
@@ -85,6 +85,9 @@ func (c *change) begin(st *vmState, action api.Action, fill func(*api.OperationS
 func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 	if n := want.Spec.Reboots; n != 0 && n != old.Spec.Reboots {
 		return nil, api.Invalid("spec.reboots", "is changed by POST %svms/%s/reboot only", base, old.Meta.Name)
+	}
+	if err := sameIfSuspended(old, want); err != nil {
+		return nil, err
 	}
 	st, err := c.load(old.Clone())
 	if err != nil {
@@ -128,6 +131,12 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 func (c *change) wish(st *vmState, power api.PowerState, force bool) (api.Action, error) {
 	old := st.vm.Spec.Power
 	switch {
+	case power == api.PowerSuspended && old != power:
+		return "", api.Invalid("spec.power", "is changed to suspended by POST %svms/%s/suspend only", base, st.vm.Meta.Name)
+	case old == api.PowerSuspended && power == api.PowerStopped:
+		return "", errSuspended(&st.vm, "it is not stopped")
+	case old == api.PowerSuspended && power == api.PowerPaused:
+		return "", errSuspended(&st.vm, "it is not paused")
 	case power == api.PowerStopped && old == api.PowerStopped && (!force || st.vm.Spec.ForceStop):
 		return "", nil
 	case power == api.PowerStopped:
@@ -179,7 +188,10 @@ func (r *vmResource) action(action api.Action) func(*request) error {
 		if in.Force && action != api.ActionVMStop {
 			return api.Invalid("force", "has a meaning for stop only")
 		}
-		out, err := q.change(body, func(c *change) (*effect, error) { return r.act(c, action, in.Force) })
+		if in.DiscardSuspend && action != api.ActionVMStop && action != api.ActionVMStart {
+			return api.Invalid("discardSuspend", "has a meaning for start and stop only")
+		}
+		out, err := q.change(body, func(c *change) (*effect, error) { return r.act(c, action, in.Force, in.DiscardSuspend) })
 		if err != nil {
 			return err
 		}
@@ -187,7 +199,7 @@ func (r *vmResource) action(action api.Action) func(*request) error {
 	}
 }
 
-func (r *vmResource) act(c *change, action api.Action, force bool) (*effect, error) {
+func (r *vmResource) act(c *change, action api.Action, force, discard bool) (*effect, error) {
 	vm, err := r.find(c.q, c.v)
 	if err != nil {
 		return nil, err
@@ -203,6 +215,9 @@ func (r *vmResource) act(c *change, action api.Action, force bool) (*effect, err
 		if err := c.idle(&st.vm); err != nil {
 			return nil, err
 		}
+	}
+	if err := c.respectSaved(st, action, discard); err != nil {
+		return nil, err
 	}
 	switch action {
 	case api.ActionVMStart:
@@ -241,8 +256,11 @@ func (c *change) vmTask(st *vmState, action api.Action) (string, error) {
 		spec.TargetReboots = st.vm.Spec.Reboots
 	}
 	within := vmPowerDeadline
-	if action == api.ActionVMCreate {
+	switch action {
+	case api.ActionVMCreate:
 		within = vmCreateDeadline
+	case api.ActionVMClone:
+		within = vmOperationDeadline // it copies disks
 	}
 	return c.newTask(st.vm.Meta.Project, spec, within)
 }
@@ -277,6 +295,7 @@ func (r *vmResource) delete(q *request) error {
 		switch {
 		case atRest(&st.vm):
 		case force:
+			c.discardSaved(&st.vm)
 			st.vm.Spec.Power, st.vm.Spec.ForceStop = api.PowerStopped, true
 		case !st.vm.Meta.Deleting():
 			return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop it first, or force it (--force, ?force=true)", vm.Meta.Name, phaseText(&vm))

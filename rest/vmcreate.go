@@ -17,8 +17,8 @@ func (r *vmResource) create(q *request) error {
 	if err != nil {
 		return err
 	}
-	if o.Spec.Power == api.PowerPaused {
-		return api.Invalid("spec.power", "is paused; a new VM is stopped or running")
+	if o.Spec.Power == api.PowerPaused || o.Spec.Power == api.PowerSuspended {
+		return api.Invalid("spec.power", "is %s; a new VM is stopped or running", o.Spec.Power)
 	}
 	o.Spec.ForceStop, o.Spec.Reboots = false, 0
 	out, err := q.change(body, func(c *change) (*effect, error) {
@@ -51,6 +51,11 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 	if err != nil {
 		return nil, err
 	}
+	return r.build(c, vm, volumes, "", api.ActionVMCreate)
+}
+
+// build adds a VM whose disks are known, on the node only if that is named.
+func (r *vmResource) build(c *change, vm *api.VM, volumes []newVolume, only string, action api.Action) (*effect, error) {
 	if err := c.addNICs(vm, nil); err != nil {
 		return nil, err
 	}
@@ -60,7 +65,7 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 	}
 	volumes = append(volumes, state...)
 	vm.Spec.AssignSlots(nil)
-	nodeID, node, err := c.placeNew(vm, volumes)
+	nodeID, node, err := c.placeNew(vm, volumes, only)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +95,7 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 	if err := r.resource.create(c, &st.vm); err != nil {
 		return nil, err
 	}
-	task, err := c.vmTask(&st, api.ActionVMCreate)
+	task, err := c.vmTask(&st, action)
 	e := &effect{status: http.StatusAccepted, kind: api.KindVM, id: vm.Meta.ID, task: task, object: &st.vm}
 	if len(vm.Spec.ExtraArgs) > 0 {
 		e.changed = "spec.extraArgs: " + argNames(vm.Spec.ExtraArgs)
@@ -210,9 +215,9 @@ func (c *change) source(vol *api.Volume, field string) (*api.Image, api.Pool, er
 
 // placeNew asks for a node, showing the placer the existing volumes and the
 // new disks apart.
-func (c *change) placeNew(vm *api.VM, volumes []newVolume) (nodeID, node string, err error) {
+func (c *change) placeNew(vm *api.VM, volumes []newVolume, only string) (nodeID, node string, err error) {
 	shown, disks := shownTo(vm, volumes)
-	return c.q.s.cfg.Placer.Choose(c.v, shown, disks, "")
+	return c.q.s.cfg.Placer.Choose(c.v, shown, disks, only)
 }
 
 // shownTo shows the placer the existing volumes of a VM and its new disks apart.

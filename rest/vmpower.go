@@ -20,6 +20,9 @@ func (c *change) wishRunning(st *vmState) error {
 	case api.PowerPaused:
 		return api.Errorf(api.CodeRefused, "vm %s is paused; resume it", vm.Meta.Name)
 	}
+	if name := configdb.UnfinishedRevert(c.v, vm.Meta.ID); name != "" {
+		return api.Errorf(api.CodeRefused, "a revert of vm %s to snapshot %s was interrupted, so its disks are not of one moment; revert again: muster vm snapshot revert %s %s", vm.Meta.Name, name, vm.Meta.Name, name)
+	}
 	// Before the spec is touched: the word counts for the stored generation.
 	said := ownerSaysStopped(st)
 	vm.Spec.Power, vm.Spec.ForceStop = api.PowerRunning, false
@@ -47,7 +50,8 @@ func (c *change) wishRunning(st *vmState) error {
 // states one gives the binding away, or keeps it, in the same step.
 func ownerSaysStopped(st *vmState) bool {
 	s := &st.vm.Status
-	return st.vm.Spec.Power == api.PowerStopped && s.Phase == api.VMStopped && s.PID == 0 &&
+	down := st.vm.Spec.Power == api.PowerStopped && s.Phase == api.VMStopped || st.vm.Spec.Power == api.PowerSuspended && s.Phase == api.VMSuspended
+	return down && s.PID == 0 &&
 		s.Epoch == st.binding.Spec.Epoch && s.ObservedGeneration == st.vm.Meta.Generation
 }
 
@@ -105,6 +109,11 @@ func (c *change) handOver(st *vmState, nodeID, node string) error {
 // wishStopped makes a VM stop; force also hastens a stop under way.
 func (c *change) wishStopped(st *vmState, force bool) {
 	spec := &st.vm.Spec
+	if spec.Power == api.PowerSuspended {
+		if _, saved := c.saved(st.vm.Meta.ID); saved {
+			return
+		}
+	}
 	if spec.Power == api.PowerStopped {
 		if force && !atRest(&st.vm) {
 			spec.ForceStop = true
@@ -126,6 +135,9 @@ func (c *change) wishPaused(st *vmState) error {
 }
 
 func (c *change) wishResumed(st *vmState) error {
+	if st.vm.Spec.Power == api.PowerSuspended {
+		return c.wishRunning(st)
+	}
 	if st.vm.Spec.Power == api.PowerPaused {
 		err := held(&st.vm)
 		st.vm.Spec.Power = api.PowerRunning

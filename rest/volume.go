@@ -33,6 +33,9 @@ func (r *volumeResource) create(q *request) error {
 	if err := decode(body, &in); err != nil {
 		return err
 	}
+	if in.Spec.SourceVolume != "" || in.Spec.SourceSnapshot != "" {
+		return api.Invalid("spec.sourceVolume", "is set when a VM is cloned only: POST %svms/{name}/clone", base)
+	}
 	if in.Spec.Image != "" && in.Spec.Pool == "" {
 		o.Spec.Pool = "" // the default of a clone is its image's pool
 	}

@@ -16,6 +16,8 @@
 //     executors of one volume cannot overwrite each other.
 //   - Unfinished work is below tmp/ under names with the node's ID and is
 //     removed on failure and at the next start.
+//   - A volume that is copied comes from an internal snapshot of its source, which
+//     never changes, and is put in its place when it is complete.
 //   - Status is written on change only; an idle pool writes nothing.
 //   - Every call into a pool's file system has a deadline and a goroutine of
 //     its own, so that a hung NFS server stalls its own pool only.

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -56,6 +57,11 @@ type exitError struct {
 
 func (e *exitError) Error() string { return fmt.Sprintf("qemu-img %s: %s", e.verb, e.text) }
 
+// locked reports that another process has the file open.
+func (e *exitError) locked() bool {
+	return strings.Contains(e.text, "Is another process using the image")
+}
+
 // Is makes a full disk, which qemu-img only tells in words, look like itself.
 func (e *exitError) Is(target error) bool {
 	switch target {
@@ -69,11 +75,25 @@ func (e *exitError) Is(target error) bool {
 
 // run starts qemu-img with limits and returns what it printed.
 func (q *qemuImg) run(ctx context.Context, deadline time.Duration, cpuSeconds int, args ...string) ([]byte, error) {
+	out := &clipped{most: maxOutput}
+	err := q.runTo(ctx, deadline, cpuSeconds, out, args...)
+	var exit *exitError
+	switch {
+	case err == nil && out.cut:
+		return nil, fmt.Errorf("qemu-img %s printed more than %d bytes", args[0], maxOutput)
+	case err == nil, errors.As(err, &exit):
+		return out.b.Bytes(), err
+	}
+	return nil, err
+}
+
+// runTo is run for a program whose output somebody follows.
+func (q *qemuImg) runTo(ctx context.Context, deadline time.Duration, cpuSeconds int, out io.Writer, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	name, verb := q.program, args[0]
 	if _, err := exec.LookPath(q.program); err != nil {
-		return nil, api.Errorf(api.CodeUnsupported, "qemu-img cannot be used on this node (%w); install the package qemu-utils", err)
+		return api.Errorf(api.CodeUnsupported, "qemu-img cannot be used on this node (%w); install the package qemu-utils", err)
 	}
 	if q.prlimit != "" {
 		limits := []string{"--as=" + strconv.FormatInt(addressSpace, 10), "--core=0"}
@@ -83,7 +103,7 @@ func (q *qemuImg) run(ctx context.Context, deadline time.Duration, cpuSeconds in
 		args = append(append(limits, q.program), args...)
 		name = q.prlimit
 	}
-	out, errText := &clipped{most: maxOutput}, &clipped{most: maxErrorText}
+	errText := &clipped{most: maxErrorText}
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdout, cmd.Stderr = out, errText
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
@@ -92,22 +112,20 @@ func (q *qemuImg) run(ctx context.Context, deadline time.Duration, cpuSeconds in
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
-	case err == nil && out.cut:
-		return nil, fmt.Errorf("qemu-img %s printed more than %d bytes", verb, maxOutput)
 	case err == nil:
-		return out.b.Bytes(), nil
+		return nil
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return nil, api.Errorf(api.CodeTimeout, "qemu-img %s did not end within %s", verb, deadline)
+		return api.Errorf(api.CodeTimeout, "qemu-img %s did not end within %s", verb, deadline)
 	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
+		return context.Cause(ctx)
 	case !errors.As(err, &exit):
-		return nil, fmt.Errorf("run qemu-img %s: %w", verb, err)
+		return fmt.Errorf("run qemu-img %s: %w", verb, err)
 	}
 	text := strings.Join(strings.Fields(errText.b.String()), " ")
 	if text == "" {
 		text = exit.String()
 	}
-	return out.b.Bytes(), &exitError{verb: verb, code: exit.ExitCode(), text: text}
+	return &exitError{verb: verb, code: exit.ExitCode(), text: text}
 }
 
 // clipped keeps the first bytes and swallows the rest, so that the program
@@ -129,17 +147,17 @@ func (c *clipped) Write(p []byte) (int, error) {
 
 // imageInfo is what "qemu-img info --output=json" says (QAPI ImageInfo).
 type imageInfo struct {
-	Format      string        `json:"format"`
-	VirtualSize int64         `json:"virtual-size"`
-	ActualSize  int64         `json:"actual-size"`
-	ClusterSize int64         `json:"cluster-size"`
-	Backing     string        `json:"backing-filename"`
-	FullBacking string        `json:"full-backing-filename"`
-	BackingFmt  string        `json:"backing-filename-format"`
-	Encrypted   bool          `json:"encrypted"`
-	Dirty       bool          `json:"dirty-flag"`
-	Snapshots   []any         `json:"snapshots"`
-	Specific    *specificInfo `json:"format-specific"`
+	Format      string         `json:"format"`
+	VirtualSize int64          `json:"virtual-size"`
+	ActualSize  int64          `json:"actual-size"`
+	ClusterSize int64          `json:"cluster-size"`
+	Backing     string         `json:"backing-filename"`
+	FullBacking string         `json:"full-backing-filename"`
+	BackingFmt  string         `json:"backing-filename-format"`
+	Encrypted   bool           `json:"encrypted"`
+	Dirty       bool           `json:"dirty-flag"`
+	Snapshots   []snapshotInfo `json:"snapshots"`
+	Specific    *specificInfo  `json:"format-specific"`
 }
 
 type specificInfo struct {

@@ -64,6 +64,7 @@ type Service struct {
 	log     *slog.Logger
 	img     *qemuImg
 	sources *lane // files that are imported by path
+	copies  copySlots
 	images  *reconcile.Loop
 	volumes *reconcile.Loop
 
@@ -90,7 +91,7 @@ func New(cfg Config) *Service {
 	s := &Service{
 		cfg: cfg, log: cfg.Log, img: newQemuImg(cfg.QemuImg),
 		sources: newLane("the file to import", maxWorkCalls),
-		pools:   map[string]*localPool{}, active: map[string]bool{},
+		copies:  make(copySlots, maxCopies), pools: map[string]*localPool{}, active: map[string]bool{},
 	}
 	s.images = reconcile.New(reconcile.Config{
 		Name: "images", DB: cfg.DB, Log: cfg.Log, Workers: workers, Reconcile: s.reconcileImage,
@@ -106,6 +107,8 @@ func New(cfg Config) *Service {
 			own(configdb.Volumes), status(configdb.Volumes),
 			{Prefix: configdb.PoolStates.StatusPrefix(), IDs: s.volumesOfPoolState},
 			{Prefix: configdb.Images.StatusPrefix(), IDs: s.volumesOfImage},
+			{Prefix: configdb.Snapshots.StatusPrefix(), IDs: s.volumesOfSnapshot},
+			{Prefix: configdb.Snapshots.SpecPrefix(), IDs: s.volumesOfSnapshot},
 			released(configdb.Volumes.RefPrefix("")),
 		},
 	})

@@ -7,9 +7,11 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -73,8 +75,18 @@ func (s *Service) reconcileVolume(ctx context.Context, id string) (reconcile.Res
 		return s.volumeWaits(ctx, id, err)
 	}
 	plan, err := s.plan(v, pool, vol)
+	if err == nil && vol.Spec.SourceVolume != "" {
+		plan.source, err = s.copySource(v, vol)
+	}
 	if errors.Is(err, errImagePending) {
 		return s.volumeWaits(ctx, id, err)
+	}
+	if err == nil && plan.source != nil {
+		if !s.copies.tryTake() {
+			_, err := s.volumeWaits(ctx, id, pendingError{fmt.Sprintf("waiting: node %s copies %d volumes already", s.cfg.NodeName, maxCopies)})
+			return reconcile.Result{After: copyRetry}, err
+		}
+		defer s.copies.give()
 	}
 	if err != nil {
 		return reconcile.Result{}, s.volumeFailed(ctx, id, err, false)
@@ -82,6 +94,9 @@ func (s *Service) reconcileVolume(ctx context.Context, id string) (reconcile.Res
 	if err := s.makeVolume(ctx, lp, id, plan); err != nil {
 		if ctx.Err() != nil {
 			return reconcile.Result{}, context.Cause(ctx)
+		}
+		if errors.Is(err, errUnwanted) {
+			return reconcile.Result{After: time.Millisecond}, nil // its deletion is next
 		}
 		err = diskError(lp, "create the volume", err)
 		return reconcile.Result{}, s.volumeFailed(ctx, id, err, api.CodeOf(err) != api.CodeRefused)
@@ -94,6 +109,7 @@ type volumePlan struct {
 	content                api.VolumeContent
 	size                   int64
 	backing, backingFormat string
+	source                 *copySource // nil: nothing to copy
 }
 
 var errImagePending = errors.New("image is not ready")
@@ -163,9 +179,12 @@ func (s *Service) makeVolume(ctx context.Context, lp *localPool, id string, p vo
 	}
 	tmp := filepath.Join(lp.path, "tmp", s.cfg.NodeID+"."+id+"."+rand.Text())
 	defer s.discard(lp, tmp)
-	if err := s.tool(ctx, lp, createDeadline, func(ctx context.Context) error {
-		return s.fill(ctx, tmp, p)
-	}); err != nil {
+	if p.source != nil {
+		err = s.copyInto(ctx, id, tmp, p)
+	} else {
+		err = s.tool(ctx, lp, createDeadline, func(ctx context.Context) error { return s.fill(ctx, tmp, p) })
+	}
+	if err != nil {
 		return err
 	}
 	err = lp.work.do(ctx, createDeadline, func() error {
@@ -202,7 +221,7 @@ func (s *Service) adoptVolume(ctx context.Context, lp *localPool, path string, p
 func (s *Service) volumeReady(ctx context.Context, lp *localPool, id string, p volumePlan) error {
 	err := s.setVolume(ctx, id, func(vol *api.Volume) error {
 		vol.Status.Phase, vol.Status.Message = api.StorageReady, ""
-		vol.Status.Format, vol.Status.Size = p.format(), api.Size(p.size)
+		vol.Status.Format, vol.Status.Size, vol.Status.Progress = p.format(), api.Size(p.size), 0
 		vol.Status.Conditions = api.SetCondition(vol.Status.Conditions, success(), s.cfg.Now())
 		return nil
 	})

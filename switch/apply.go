@@ -329,7 +329,7 @@ func (p *pass) bridgeIn() {
 func (p *pass) cards() {
 	for _, t := range p.w.taps() {
 		l, ok := p.links[t.name]
-		if !ok || l.Alias != p.s.tapAlias(t) || t.vm.Spec.Power == api.PowerStopped && !l.Carrier {
+		if !ok || l.Alias != p.s.tapAlias(t) || (t.vm.Spec.Power == api.PowerStopped || t.vm.Spec.Power == api.PowerSuspended) && !l.Carrier {
 			continue // not plugged, or the left-over of a VM that stopped
 		}
 		p.keep[t.name] = true

@@ -30,6 +30,7 @@ type disk struct {
 	name       string
 	phase      api.StoragePhase
 	message    string
+	progress   int // of a copy, in percent
 	conditions []api.Condition
 }
 
@@ -112,7 +113,7 @@ func judge(s api.TaskSpec, what target) verdict {
 		return judgeStorage(s, i.Meta.Deleting(), i.Status.ObservedGeneration, i.Status.Phase, i.Status.Progress, i.Status.Message, i.Status.Conditions)
 	case what.volume != nil:
 		o := what.volume
-		return judgeStorage(s, o.Meta.Deleting(), o.Status.ObservedGeneration, o.Status.Phase, 0, o.Status.Message, o.Status.Conditions)
+		return judgeStorage(s, o.Meta.Deleting(), o.Status.ObservedGeneration, o.Status.Phase, o.Status.Progress, o.Status.Message, o.Status.Conditions)
 	}
 	return failed(api.CodeInternal, fmt.Sprintf("nobody knows how to judge a task about a %s", s.TargetKind))
 }
@@ -179,10 +180,17 @@ func judgeVM(s api.TaskSpec, what target) verdict {
 	if vm.Meta.Deleting() {
 		return cancelled(fmt.Sprintf("vm %q is being deleted", s.Target))
 	}
+	if starts(s.Action) && vm.Meta.Generation > s.TargetGeneration && vm.Spec.Power == api.PowerSuspended {
+		// Its node took the wish back; the status that says why comes a moment later.
+		if st.ObservedGeneration < vm.Meta.Generation {
+			return running(progressBusy, st.Message)
+		}
+		return failed(api.CodeInternal, st.Message)
+	}
 	if vm.Meta.Generation > s.TargetGeneration && contrary(s.Action, vm.Spec.Power) {
 		return cancelled("overtaken by a later change")
 	}
-	if s.Action == api.ActionVMCreate {
+	if makes(s.Action) {
 		if v, ok := judgeDisks(what.disks); ok {
 			return v
 		}
@@ -201,7 +209,7 @@ func judgeVM(s api.TaskSpec, what target) verdict {
 	case api.VMStarting, api.VMStopping:
 		return running(progressBusy, st.Message)
 	}
-	if s.Action == api.ActionVMCreate {
+	if makes(s.Action) {
 		return running(progressDisks, st.Message)
 	}
 	return running(0, st.Message)
@@ -235,7 +243,7 @@ func judgeOperation(s api.TaskSpec, what target) verdict {
 func reached(s api.TaskSpec, what target) bool {
 	st := &what.vm.Status
 	switch s.Action {
-	case api.ActionVMCreate:
+	case api.ActionVMCreate, api.ActionVMClone:
 		switch what.vm.Spec.Power {
 		case api.PowerRunning:
 			return st.Phase == api.VMRunning
@@ -249,7 +257,8 @@ func reached(s api.TaskSpec, what target) bool {
 	case api.ActionVMResume:
 		return st.Phase == api.VMRunning
 	case api.ActionVMStop:
-		return st.Phase == api.VMStopped
+		// One whose memory was being loaded keeps it.
+		return st.Phase == api.VMStopped || st.Phase == api.VMSuspended && what.vm.Spec.Power == api.PowerSuspended
 	case api.ActionVMPause:
 		return st.Phase == api.VMPaused
 	case api.ActionVMChange:
@@ -258,6 +267,14 @@ func reached(s api.TaskSpec, what target) bool {
 		return st.RebootsDone >= s.TargetReboots
 	}
 	return false
+}
+
+// makes reports whether an action makes a VM with its disks.
+func makes(a api.Action) bool { return a == api.ActionVMCreate || a == api.ActionVMClone }
+
+// starts reports whether an action makes a guest run.
+func starts(a api.Action) bool {
+	return a == api.ActionVMStart || a == api.ActionVMResume || a == api.ActionVMRecover
 }
 
 // contrary reports whether a newer power state undoes an action's wish.
@@ -292,7 +309,7 @@ func allReady(disks []disk) bool {
 // judgeDisks says how far the disks of a new VM are; ok is false when they are
 // all ready.
 func judgeDisks(disks []disk) (verdict, bool) {
-	ready := 0
+	ready, copied := 0, 0
 	var waits *disk
 	for i := range disks {
 		d := &disks[i]
@@ -303,6 +320,7 @@ func judgeDisks(disks []disk) (verdict, bool) {
 		case api.StorageFailed:
 			return failed(codeOf(d.conditions), fmt.Sprintf("volume %q: %s", d.name, d.message)), true
 		}
+		copied += min(d.progress, 99)
 		if waits == nil {
 			waits = d
 		}
@@ -314,6 +332,6 @@ func judgeDisks(disks []disk) (verdict, bool) {
 	if waits.message != "" {
 		msg = fmt.Sprintf("volume %q: %s", waits.name, waits.message)
 	}
-	done := ready * progressDisks / len(disks)
+	done := (100*ready + copied) * progressDisks / (100 * len(disks))
 	return running(done-done%10, msg), true
 }

@@ -263,7 +263,7 @@ func disksOf(v *configdb.View, vm *api.VM) []disk {
 			out = append(out, disk{name: d.Volume, message: err.Error()})
 			continue
 		}
-		out = append(out, disk{name: d.Volume, phase: vol.Status.Phase, message: vol.Status.Message, conditions: vol.Status.Conditions})
+		out = append(out, disk{name: d.Volume, phase: vol.Status.Phase, message: vol.Status.Message, progress: vol.Status.Progress, conditions: vol.Status.Conditions})
 	}
 	return out
 }

@@ -24,12 +24,15 @@ const (
 	// History: each change of configuration is recorded in its transaction. An
 	// older node records nothing, so that the history would have holes.
 	History Feature = "history"
+	// Snapshots: snapshots, saved memory and clones of VMs. An older node would
+	// start a suspended VM from its disks, and a VM whose revert was interrupted.
+	Snapshots Feature = "snapshots"
 )
 
 // Level is the level that brings a feature.
 func (f Feature) Level() int {
 	switch f {
-	case Levels, History:
+	case Levels, History, Snapshots:
 		return 2
 	}
 	return math.MaxInt

@@ -143,6 +143,8 @@ func checked(kind api.Kind, doc []byte) (api.Meta, json.RawMessage, error) {
 	switch kind {
 	case api.KindVM:
 		return codec[api.VMSpec, api.VMStatus](kind, doc)
+	case api.KindSnapshot:
+		return codec[api.SnapshotSpec, api.SnapshotStatus](kind, doc)
 	case api.KindImage:
 		return codec[api.ImageSpec, api.ImageStatus](kind, doc)
 	case api.KindVolume:

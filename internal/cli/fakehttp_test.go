@@ -295,6 +295,8 @@ func (f *fakeCluster) serveSub(w http.ResponseWriter, r *http.Request, node stri
 	case f.serveGuest(w, r, sub):
 	case sub == "content" && r.Method == http.MethodPut:
 		f.content(w, r, o)
+	case sub == "snapshots" || strings.HasPrefix(sub, "snapshots/"):
+		f.serveSnapshots(w, r, o, strings.TrimPrefix(strings.TrimPrefix(sub, "snapshots"), "/"))
 	case sub == "console":
 		f.serveConsole(w, r, node)
 	case sub == "console/log":

@@ -86,7 +86,7 @@ func failedHint(t *api.Task) string {
 		return ""
 	}
 	switch t.Spec.Action {
-	case api.ActionVMCreate, api.ActionVolumeCreate:
+	case api.ActionVMCreate, api.ActionVMClone, api.ActionVolumeCreate:
 	default:
 		return ""
 	}

@@ -66,6 +66,7 @@ func kinds() []*kindView {
 		view(api.KindAlert, "ID STATUS SEVERITY RULE TARGET SINCE ACK MESSAGE", alertRow, alertShow),
 		view(api.KindRule, "NAME STATUS CHECK SEVERITY THRESHOLD FOR METRIC AGE", ruleRow, ruleShow),
 		view(api.KindReceiver, "NAME STATUS TYPE ADDRESS MIN-SEVERITY QUEUED LAST-SENT LAST-ERROR", receiverRow, receiverShow),
+		view(api.KindSnapshot, "NAME VM STATUS TAKEN MEMORY CONSISTENCY DESCRIPTION", snapshotRow, snapshotShow),
 		view(api.KindPowerDevice, "NAME NODE ORDER DRIVER ADDRESS USER PASSWORD TIMEOUT", powerDeviceRow, powerDeviceShow),
 		view(api.KindPowerAction, "AGE NODE ACTION STATUS TRIGGER VIA ACTOR MESSAGE", powerActionRow, powerActionShow),
 		view(api.KindUser, "NAME STATUS ROLE KEYS FULL-NAME AGE", userRow, userShow),
@@ -300,6 +301,7 @@ func volumeShow(s *sections, o *api.Volume, now time.Time) {
 	s.field("Format", o.Status.Format)
 	s.field("Size", sizeOr(max(o.Status.Size, o.Spec.Size)))
 	s.field("Clone of", o.Spec.Image)
+	s.field("Copied from", o.Spec.SourceVolume)
 	s.field("Content", string(o.Spec.Content))
 	s.field("Owner", o.Meta.Owner)
 	s.title("Place")

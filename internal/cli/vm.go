@@ -15,15 +15,21 @@ import (
 func (a *app) vmCmd() *cobra.Command {
 	stop := a.vmAction("stop", "stopped", "Shut VMs down", "Presses the ACPI power button and waits until the guest has shut down.\nWith --force the VM ends at once, like pulling the plug.")
 	stop.Flags().Bool("force", false, "end at once, like pulling the plug")
+	start := a.vmAction("start", "started", "Start VMs", "A VM that runs already is left as it is. A suspended VM goes on from its saved memory;\nwith --discard-suspend it starts without it.")
+	for _, cmd := range []*cobra.Command{start, stop} {
+		cmd.Flags().Bool("discard-suspend", false, "throw the saved memory of a suspended VM away")
+	}
 	rm := a.rmCmd(api.KindVM, "Removes VMs with the disks that were made for them. A running VM is refused;\nwith --force it ends at once, like pulling the plug, and is removed.")
 	rm.Flags().Bool("force", false, "end a running VM at once and remove it")
 	return group("vm", "Virtual machines",
 		a.vmCreate(), a.lsCmd(api.KindVM), a.showCmd(api.KindVM), a.vmSet(),
-		a.vmAction("start", "started", "Start VMs", "A VM that runs already is left as it is."),
+		start,
 		stop,
 		a.vmAction("reboot", "rebooted", "Reset running VMs", "Resets the VM like the reset button."),
 		a.vmAction("pause", "paused", "Stop the virtual CPUs of running VMs", "Memory and devices stay as they are until the VM is resumed."),
-		a.vmAction("resume", "resumed", "Let paused VMs go on", ""),
+		a.vmAction("resume", "resumed", "Let paused or suspended VMs go on", "A suspended VM goes on from its saved memory."),
+		a.vmAction("suspend", "suspended", "Save the memory of VMs to disk and end them", "The guest halts while its memory is written into the first disk; then the VM takes no\nmemory of its node. Start or resume lets it go on where it was."),
+		a.snapshotCmd(), a.vmClone(),
 		a.consoleCmd(), a.vncCmd(), a.screenshotCmd(), a.vmQEMU(),
 		a.vmDiskCmd(), a.vmNICCmd(),
 		a.agentCmd(), a.execCmd(), a.passwordCmd(), a.freezeCmd(), a.thawCmd(),
@@ -191,9 +197,11 @@ func (a *app) vmAction(verb, done, short, long string) *cobra.Command {
 		Example:           "  muster vm " + verb + " web1",
 		ValidArgsFunction: a.completeNames(api.KindVM),
 		RunE: func(cmd *cobra.Command, names []string) error {
-			var body any
-			if f := cmd.Flags().Lookup("force"); f != nil {
-				body = map[string]any{"force": f.Value.String() == "true"}
+			body := map[string]any{}
+			for flag, field := range map[string]string{"force": "force", "discard-suspend": "discardSuspend"} {
+				if f := cmd.Flags().Lookup(flag); f != nil && f.Value.String() == "true" {
+					body[field] = true
+				}
 			}
 			return a.eachAtOnce(names, func(a *app, c *client.Client, name string) error {
 				r, err := c.Action(cmd.Context(), api.KindVM, a.project, name, verb, body)

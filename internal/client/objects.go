@@ -155,7 +155,7 @@ func (c *Client) AwaitTask(ctx context.Context, project, id string, wait time.Du
 
 // Create posts a new object.
 func (c *Client) Create(ctx context.Context, kind api.Kind, project string, body any) (*Result, error) {
-	r, err := c.change(ctx, http.MethodPost, "/"+kind.Plural(), projectQuery(kind, project), jsonType, body)
+	r, err := c.post(ctx, "/"+kind.Plural(), projectQuery(kind, project), body)
 	if r != nil {
 		r.Created = true
 	}
@@ -208,7 +208,7 @@ func (c *Client) Action(ctx context.Context, kind api.Kind, project, name, verb 
 	if err != nil {
 		return nil, err
 	}
-	return c.change(ctx, http.MethodPost, path+"/"+verb, projectQuery(kind, project), jsonType, body)
+	return c.post(ctx, path+"/"+verb, projectQuery(kind, project), body)
 }
 
 // Upload delivers the content of an image and returns the image when it is
@@ -252,14 +252,14 @@ func (c *Client) Call(ctx context.Context, method, path string, body, out any) (
 	return reply, nil
 }
 
-func (c *Client) change(ctx context.Context, method, path string, q url.Values, contentType string, body any) (*Result, error) {
-	r := Request{Method: method, Path: path, Query: q}
+func (c *Client) post(ctx context.Context, path string, q url.Values, body any) (*Result, error) {
+	r := Request{Method: http.MethodPost, Path: path, Query: q}
 	if body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
 			return nil, fmt.Errorf("encode body for %s: %w", path, err)
 		}
-		r.Body, r.Header = b, http.Header{"Content-Type": {contentType}}
+		r.Body, r.Header = b, http.Header{"Content-Type": {jsonType}}
 	}
 	reply, err := c.Do(ctx, r)
 	if err != nil {

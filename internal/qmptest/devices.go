@@ -153,6 +153,9 @@ func (q *QEMU) hardware(cmd string, args map[string]any) (reply string) {
 		}
 		return `"return": ` + quote(list)
 	case "qom-get":
+		if text("path") == "/machine" && text("property") == "type" {
+			return `"return": "pc-q35-7.2-machine"`
+		}
 		props, ok := d.ids[strings.TrimPrefix(text("path"), "/machine/peripheral/")]
 		if !ok {
 			return refusal("DeviceNotFound", "Device '%s' not found", text("path"))
@@ -195,7 +198,11 @@ func (q *QEMU) hardware(cmd string, args map[string]any) (reply string) {
 			return refusal("GenericError", "Duplicate nodes with node-name='%s'", text("node-name"))
 		}
 		d.nodes[text("node-name")] = text("filename") + d.nodes[text("file")]
+		if text("driver") == "qcow2" {
+			q.snap.disks = append(q.snap.disks, &disk{Node: text("node-name"), File: d.nodes[text("file")], Tags: map[string]int64{}})
+		}
 	case "blockdev-del":
+		q.snap.disks = slices.DeleteFunc(q.snap.disks, func(o *disk) bool { return o.Node == text("node-name") })
 		return d.dropNode(text("node-name"))
 	case "netdev_add":
 		if d.netdevs[text("id")] {

@@ -37,11 +37,13 @@ type QEMU struct {
 	qmp      map[net.Conn]struct{}
 	serial   map[net.Conn]struct{}
 	listen   []net.Listener
+	snap     snapshots
 }
 
 // Start listens on the sockets in argv (chardevs qmp0 and serial0).
 func Start(argv []string, exited func(code, signal int)) (*QEMU, error) {
 	q := &QEMU{Exited: exited, state: "running", dev: newDevices(argv), qmp: map[net.Conn]struct{}{}, serial: map[net.Conn]struct{}{}}
+	q.readDisks(argv)
 	for i, a := range argv {
 		if a == "-S" {
 			q.state = "prelaunch"
@@ -215,8 +217,8 @@ func (q *QEMU) monitor(c net.Conn) {
 	for s := bufio.NewScanner(c); s.Scan(); {
 		var cmd struct {
 			Execute string          `json:"execute"`
-			Args    map[string]any  `json:"arguments"`
 			ID      json.RawMessage `json:"id"`
+			Args    json.RawMessage `json:"arguments"`
 		}
 		if json.Unmarshal(s.Bytes(), &cmd) != nil {
 			return
@@ -231,7 +233,14 @@ func (q *QEMU) monitor(c net.Conn) {
 			q.mu.Unlock()
 			return
 		}
-		ret, after := q.hardware(cmd.Execute, cmd.Args), func() {}
+		ret, after := "", func() {}
+		if reply, known := q.executeJob(cmd.Execute, cmd.Args); known {
+			ret = reply
+		} else {
+			var args map[string]any
+			_ = json.Unmarshal(cmd.Args, &args) // a command without arguments has none
+			ret = q.hardware(cmd.Execute, args)
+		}
 		if ret == "" {
 			ret, after = q.execute(cmd.Execute)
 		}

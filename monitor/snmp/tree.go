@@ -65,7 +65,7 @@ func (t *tree) truth(name string, b bool) {
 
 var (
 	nodePhases  = []api.NodePhase{"", api.NodeJoining, api.NodeReady, api.NodeLost, api.NodeLeaving}
-	vmPhases    = []api.VMPhase{"", api.VMCreating, api.VMStopped, api.VMStarting, api.VMRunning, api.VMPaused, api.VMStopping, api.VMFailed, api.VMUnknown, api.VMDeleting}
+	vmPhases    = []api.VMPhase{"", api.VMCreating, api.VMStopped, api.VMStarting, api.VMRunning, api.VMPaused, api.VMStopping, api.VMFailed, api.VMUnknown, api.VMDeleting, api.VMSuspended}
 	alertPhases = []api.AlertPhase{"", api.AlertPending, api.AlertFiring, api.AlertResolved}
 )
 

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+)
+
+// savedAndCopied takes the running guest web1, in its first boot, through a
+// snapshot with memory, a suspend that it resumes from on another node, a clone
+// and a revert, and returns its counter after that.
+func (f *flock) savedAndCopied(t *testing.T) int {
+	at := f.nodes[0]
+	at.run("vm", "snapshot", "create", "web1", "base", "--memory")
+	_, base := f.counting(at, 30*time.Second, 1, 0)
+	_, later := f.counting(at, 30*time.Second, 1, base+3)
+
+	was := at.vm("web1")
+	at.run("vm", "suspend", "web1")
+	if vm := at.vm("web1"); vm.Status.Phase != api.VMSuspended {
+		f.eventually(30*time.Second, "suspended", func() error {
+			vm = at.vm("web1")
+			if vm.Status.Phase != api.VMSuspended || vm.Status.PID != 0 {
+				return api.Errorf(api.CodeInternal, "phase %s: %s", vm.Status.Phase, vm.Status.Message)
+			}
+			return nil
+		})
+	}
+	if pids := qemus(t, was.Meta.ID); len(pids) != 0 {
+		t.Errorf("a suspended VM has the processes %v", pids)
+	}
+	at.refuse(4, "suspended", "vm", "stop", "--force", "web1")
+	at.run("node", "maintenance", "on", was.Status.Node)
+	at.run("vm", "resume", "web1")
+	at.run("node", "maintenance", "off", was.Status.Node)
+	boot, resumed := f.counting(at, 60*time.Second, 1, later)
+	now := at.vm("web1")
+	if boot != 1 || now.Status.Node == was.Status.Node {
+		t.Errorf("resumed in boot %d on node %s, was on %s", boot, now.Status.Node, was.Status.Node)
+	}
+
+	at.run("vm", "clone", "web1", "web2", "--start")
+	clone := at.vm("web2")
+	if clone.Meta.ID == now.Meta.ID || clone.Status.Phase != api.VMRunning {
+		t.Errorf("%+v", clone)
+	}
+	f.eventually(90*time.Second, "the clone boots under its own name", func() error {
+		if out := at.try("vm", "console", "web2", "--log").stdout; !strings.Contains(out, "muster-guest name=web2 boot=2 ") {
+			return api.Errorf(api.CodeInternal, "%s", out[max(0, len(out)-200):])
+		}
+		return nil
+	})
+	f.eventually(30*time.Second, "the temporary snapshot is gone", func() error {
+		if out := at.run("vm", "snapshot", "ls", "web1"); strings.Contains(out, "clone-") {
+			return api.Errorf(api.CodeInternal, "%s", out)
+		}
+		return nil
+	})
+	at.run("vm", "rm", "--force", "web2")
+
+	at.run("vm", "snapshot", "revert", "web1", "base", "--force")
+	f.eventually(30*time.Second, "the guest is back where it was", func() error {
+		if b, c := at.counter(); b != 1 || c > resumed {
+			return api.Errorf(api.CodeInternal, "boot %d, counter %d", b, c)
+		}
+		return nil
+	})
+	at.run("vm", "snapshot", "rm", "web1", "base")
+	_, c := f.counting(at, 30*time.Second, 1, 0)
+	return c
+}

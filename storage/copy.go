@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package storage
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"regexp"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
+)
+
+// Limits of copies of volumes.
+const (
+	// maxCopies is how many copies a node makes at a time; copyRetry is when
+	// another one asks again for its turn.
+	maxCopies = 2
+	copyRetry = 2 * time.Second
+	// copyLook is how often a copy looks whether its volume is still wanted.
+	copyLook = time.Second
+)
+
+// copySlots are the turns of copies.
+type copySlots chan struct{}
+
+func (c copySlots) tryTake() bool {
+	select {
+	case c <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (c copySlots) give() { <-c }
+
+// copySource is what a volume is copied from: an internal snapshot, which never
+// changes, whatever a guest writes to the volume meanwhile.
+type copySource struct {
+	path, tag string
+	volume    api.Volume
+}
+
+func (s *Service) volumesOfSnapshot(v *configdb.View, c configdb.Change) []string {
+	id, _ := configdb.Snapshots.IDOf(c.Key)
+	return s.volumesWhere(v, func(vol *api.Volume) bool { return vol.Spec.SourceSnapshot == id })
+}
+
+// copySource finds what a volume is copied from, or says what it waits for.
+func (s *Service) copySource(v *configdb.View, vol api.Volume) (*copySource, error) {
+	snap, err := configdb.Snapshots.Get(v, vol.Spec.SourceSnapshot)
+	if err != nil {
+		return nil, api.Errorf(api.CodeRefused, "the snapshot of volume %q that it was to be copied from is gone, or could not be taken", vol.Spec.SourceVolume)
+	}
+	switch snap.Status.Phase {
+	case api.SnapshotCreating:
+		return nil, pendingError{"waiting for snapshot " + snap.Meta.Name + " of vm " + snap.Spec.VM}
+	case api.SnapshotReady, api.SnapshotReverting:
+	default:
+		return nil, api.Errorf(api.CodeRefused, "snapshot %q of vm %q, which it was to be copied from, is %s", snap.Meta.Name, snap.Spec.VM, snap.Status.Phase)
+	}
+	for _, d := range snap.Status.Disks {
+		if d.Volume != vol.Spec.SourceVolume {
+			continue
+		}
+		now, err := configdb.Volumes.Get(v, d.VolumeID)
+		if err != nil || now.Meta.Name != d.Volume {
+			return nil, api.Errorf(api.CodeRefused, "volume %q, which it was to be copied from, is gone", d.Volume)
+		}
+		path, format, err := s.Resolve(v, vol.Meta.Project, d.Volume)
+		if err != nil {
+			return nil, err
+		}
+		if format != formatQcow2 {
+			return nil, api.Errorf(api.CodeRefused, "volume %q has the format %s and no snapshots to copy from", d.Volume, format)
+		}
+		return &copySource{path: path, tag: snap.Status.Tag, volume: now}, nil
+	}
+	return nil, api.Errorf(api.CodeRefused, "snapshot %q of vm %q does not have volume %q", snap.Meta.Name, snap.Spec.VM, vol.Spec.SourceVolume)
+}
+
+var errUnwanted = errors.New("the volume was deleted while it was copied")
+
+// copyInto copies the source into a new file that is not in its place yet. It
+// ends early when the volume is to be deleted.
+func (s *Service) copyInto(ctx context.Context, id, to string, p volumePlan) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watch := &progressReader{}
+	group, follow := contain.NewGroup(ctx)
+	group.Go(func() { s.followCopy(follow, id, watch, func() { cancel(errUnwanted) }) })
+	// Not through the lane: its slots are for short calls. The number of copies
+	// has a bound of its own, and the process its deadline.
+	err := s.copyFrom(ctx, p, to, watch)
+	if stopErr := group.Stop(); err == nil {
+		err = stopErr
+	}
+	if err != nil && errors.Is(context.Cause(ctx), errUnwanted) {
+		return errUnwanted
+	}
+	return err
+}
+
+// copyFrom looks at the source's header, then copies. QEMU may have it open and
+// may have changed its header since: the backing file is named by this program.
+func (s *Service) copyFrom(ctx context.Context, p volumePlan, to string, progress io.Writer) error {
+	src := &p.source.volume
+	v := s.cfg.DB.Local()
+	_, lp, err := s.readyPool(v, src.Spec.Pool)
+	if err != nil {
+		return err
+	}
+	back, err := s.honest(ctx, v, lp, p.source.path, src.Meta.Project, src.Meta.Name)
+	if err != nil {
+		return err
+	}
+	err = s.img.copySnapshot(ctx, qcow2Source(p.source.path, back), p.source.tag, to, p.backing, p.backingFormat, progress)
+	if err != nil {
+		return err
+	}
+	if size, err := s.img.sizeOf(ctx, to); err != nil || size >= p.size {
+		return err
+	}
+	return s.img.grow(ctx, to, p.size) // the source was enlarged after the snapshot
+}
+
+// qcow2Source names a file and what is behind it (QAPI BlockdevOptionsQcow2), so
+// that the header's own word for it does not count.
+func qcow2Source(path string, back *backingFile) string {
+	type options map[string]any
+	file := func(path string) options { return options{"driver": "file", "filename": path} }
+	o := options{"driver": formatQcow2, "file": file(path), "backing": nil}
+	if back != nil {
+		o["backing"] = options{"driver": back.format, "file": file(back.path)}
+	}
+	b, err := json.Marshal(o)
+	if err != nil {
+		return fileArg(path) // strings only: it cannot fail
+	}
+	return "json:" + string(b)
+}
+
+// followCopy writes the progress in coarse steps and looks for the wish to
+// delete the volume.
+func (s *Service) followCopy(ctx context.Context, id string, p *progressReader, stop func()) {
+	tick := time.NewTicker(copyLook)
+	defer tick.Stop()
+	shown := -1
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		vol, err := configdb.Volumes.Get(s.cfg.DB.Local(), id)
+		if err != nil && api.CodeOf(err) == api.CodeNotFound || err == nil && vol.Meta.Deleting() {
+			stop()
+			return
+		}
+		if now := p.percent() / progressStep * progressStep; now != shown {
+			shown = now
+			err := s.setVolume(ctx, id, func(vol *api.Volume) error {
+				vol.Status.Phase, vol.Status.Progress, vol.Status.Message = api.StoragePending, now, "copying volume "+vol.Spec.SourceVolume
+				return nil
+			})
+			if ignore(err) != nil && ctx.Err() == nil {
+				s.log.Warn("progress of a copy not written", "volume", id, "err", err)
+			}
+		}
+	}
+}
+
+// copySnapshot writes what an internal snapshot of a source holds into a new
+// file: all of it, or with a backing image what differs from that. Another
+// process may have the source open and write to it: what a snapshot refers to is
+// never written again while the snapshot is there.
+func (q *qemuImg) copySnapshot(ctx context.Context, from, tag, to, backing, backingFormat string, progress io.Writer) error {
+	args := []string{"convert", "-p", "-U", "-O", formatQcow2, "-l", "snapshot.name=" + tag}
+	if backing != "" {
+		args = append(args, "-B", backing, "-F", backingFormat)
+	}
+	return q.runTo(ctx, convertDeadline, 0, progress, append(args, from, fileArg(to))...)
+}
+
+// progressReader takes "(12.34/100%)" out of what qemu-img prints.
+type progressReader struct {
+	mu   sync.Mutex
+	rest []byte
+	last float64
+}
+
+var percentText = regexp.MustCompile(`\((\d+(?:\.\d+)?)/100%\)`)
+
+const maxProgressLine = 256
+
+func (p *progressReader) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rest = append(p.rest, b...)
+	if all := percentText.FindAllSubmatchIndex(p.rest, -1); len(all) > 0 {
+		m := all[len(all)-1]
+		if f, err := strconv.ParseFloat(string(p.rest[m[2]:m[3]]), 64); err == nil {
+			p.last = max(0, min(f, 100))
+		}
+		p.rest = bytes.Clone(p.rest[m[1]:])
+	}
+	if len(p.rest) > maxProgressLine {
+		p.rest = bytes.Clone(p.rest[len(p.rest)-maxProgressLine:])
+	}
+	return len(b), nil
+}
+
+func (p *progressReader) percent() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return min(int(p.last), 99)
+}
