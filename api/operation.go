@@ -23,6 +23,8 @@ type OperationSpec struct {
 	Epoch  uint64 `json:"epoch"`
 	// Cancel asks the owner to give up if that is still possible.
 	Cancel bool `json:"cancel,omitempty"`
+	// Migration is set for vm.migrate.
+	Migration *MigrationSpec `json:"migration,omitempty"`
 }
 
 // OperationStatus is written by the hypervisor module of the node that owns the
@@ -36,6 +38,8 @@ type OperationStatus struct {
 	Message string `json:"message,omitempty"`
 	// Code of the failure.
 	Code Code `json:"code,omitempty"`
+	// Begun is set before QEMU is told to do anything for the operation.
+	Begun bool `json:"begun,omitempty"`
 }
 
 // IsOperation reports whether an action is carried out as an operation.
@@ -53,4 +57,6 @@ func (s *OperationSpec) Doing() string {
 }
 
 // doing has the participle of every action that is an operation.
-var doing = map[Action]string{}
+var doing = map[Action]string{
+	ActionVMMigrate: "migrated",
+}

@@ -21,6 +21,8 @@ const (
 	ActionVMResume     Action = "vm.resume"
 	ActionVMDelete     Action = "vm.delete"
 	ActionVMRecover    Action = "vm.recover"
+	ActionVMMigrate    Action = "vm.migrate"
+	ActionNodeEvacuate Action = "node.evacuate"
 	ActionImageCreate  Action = "image.create"
 	ActionImageDelete  Action = "image.delete"
 	ActionVolumeCreate Action = "volume.create"

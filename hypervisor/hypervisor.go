@@ -168,6 +168,10 @@ type Config struct {
 	Volumes Volumes
 	// Ports may be nil: then VMs with network cards do not start.
 	Ports Ports
+	// Streams may be nil: then VMs cannot be migrated.
+	Streams Streams
+	// Copies may be nil: then VMs move on shared storage only.
+	Copies Copies
 	// QEMU is the program; qemu-system-x86_64 when empty.
 	QEMU string
 	// FirmwareDirs have the descriptors of UEFI firmwares; uefi.Dirs() when nil.
@@ -236,6 +240,9 @@ func New(cfg Config) (*Hypervisor, error) {
 			{Prefix: configdb.VMs.SpecPrefix(), IDs: idsOf(configdb.VMs.IDOf)},
 			{Prefix: configdb.VMs.StatusPrefix(), IDs: idsOf(configdb.VMs.IDOf)},
 			{Prefix: configdb.Bindings.SpecPrefix(), IDs: idsOf(configdb.Bindings.IDOf)},
+			{Prefix: configdb.Operations.SpecPrefix(), IDs: idsOf(configdb.Operations.IDOf)},
+			{Prefix: configdb.Operations.StatusPrefix(), IDs: idsOf(configdb.Operations.IDOf)},
+			{Prefix: configdb.Arrivals.StatusPrefix(), IDs: idsOf(configdb.Arrivals.IDOf)},
 			{Prefix: configdb.Volumes.SpecPrefix(), IDs: h.volumeUsers},
 			{Prefix: configdb.Volumes.StatusPrefix(), IDs: h.volumeUsers},
 			{Prefix: configdb.Nodes.SpecKey(cfg.NodeID), IDs: h.nodeChanged},
@@ -399,7 +406,7 @@ func (h *Hypervisor) Console(vmID string) (*console.Console, error) {
 }
 
 // paths are the files of one VM.
-type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot, tpm, tpmLog string }
+type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot, tpm, tpmLog, out, in, mark, nbd, nbdOut string }
 
 // pathsOf shortens the ID by its hash, because paths of sockets are limited.
 func (h *Hypervisor) pathsOf(id string) paths {
@@ -410,6 +417,8 @@ func (h *Hypervisor) pathsOf(id string) paths {
 		serialLog: filepath.Join(dir, "log"), qemuLog: filepath.Join(dir, "qemu.log"),
 		vnc: filepath.Join(dir, "vnc"), shot: filepath.Join(dir, "shot"),
 		tpm: filepath.Join(dir, "tpm"), tpmLog: filepath.Join(dir, "swtpm.log"),
+		out: filepath.Join(dir, "out"), in: filepath.Join(dir, "in"), mark: filepath.Join(dir, "incoming"),
+		nbd: filepath.Join(dir, "nbd"), nbdOut: filepath.Join(dir, "nbdout"),
 	}
 }
 

@@ -39,6 +39,8 @@ type instance struct {
 	unsure     bool      // a start was sent and its outcome is not known
 	accel      string    // kvm or tcg, as QEMU says
 	said       qmp.Log   // what was said on the monitor; has its own lock
+	out        *departure
+	strayAsked bool // whether QEMU was asked for a migration that nobody wants
 
 	mu       sync.Mutex
 	conn     *qmp.Conn
@@ -124,7 +126,7 @@ func (in *instance) detach() {
 // begin takes note of a process that this life of the daemon has not seen.
 func (in *instance) begin(pid int, now time.Time) {
 	in.detach()
-	in.pid, in.startedAt, in.wasUp = pid, now, false
+	in.pid, in.startedAt, in.wasUp, in.strayAsked = pid, now, false, false
 	in.quietUntil, in.buttonAt, in.stopSince, in.askedOff = time.Time{}, time.Time{}, time.Time{}, false
 	in.mu.Lock()
 	in.shutdown, in.panicked, in.followed = nil, false, nil
@@ -201,7 +203,7 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 			in.mu.Lock()
 			in.panicked = false
 			in.mu.Unlock()
-		case "STOP", "RESUME", "POWERDOWN", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP":
+		case "STOP", "RESUME", "POWERDOWN", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP", "MIGRATION":
 		default:
 			continue // nothing that the status shows
 		}
@@ -231,13 +233,29 @@ func (in *instance) settled(ctx context.Context) *shutdownEvent {
 
 // command runs one QMP command without arguments under QMPDeadline.
 func (in *instance) command(ctx context.Context, cmd string, result any) error {
+	return in.call(ctx, cmd, nil, result)
+}
+
+// call runs one QMP command under QMPDeadline.
+func (in *instance) call(ctx context.Context, cmd string, args, result any) error {
 	conn := in.openConn()
 	if conn == nil {
 		return fmt.Errorf("QMP %s: %w", cmd, qmp.ErrClosed)
 	}
 	ctx, cancel := context.WithTimeout(ctx, QMPDeadline)
 	defer cancel()
-	return conn.Execute(ctx, cmd, nil, result)
+	return conn.Execute(ctx, cmd, args, result)
+}
+
+// slowCall is call for a command during which QEMU waits for somebody else.
+func (in *instance) slowCall(ctx context.Context, cmd string, args any) error {
+	conn := in.openConn()
+	if conn == nil {
+		return fmt.Errorf("QMP %s: %w", cmd, qmp.ErrClosed)
+	}
+	ctx, cancel := context.WithTimeout(ctx, SlowDeadline)
+	defer cancel()
+	return conn.Execute(ctx, cmd, args, nil)
 }
 
 // runState asks for QEMU's RunState (QAPI query-status).

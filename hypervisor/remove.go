@@ -55,6 +55,9 @@ func (s *step) remove(ctx context.Context) error {
 	if op, err := configdb.Operations.Get(s.v, id); err == nil {
 		configdb.Operations.DeleteUnnamed(tx, &op)
 	}
+	if a, err := configdb.Arrivals.Get(s.v, id); err == nil {
+		configdb.Arrivals.DeleteUnnamed(tx, &a)
+	}
 	if err := s.commit(ctx, tx); err != nil {
 		return err
 	}

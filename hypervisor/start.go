@@ -153,6 +153,11 @@ func (s *step) machine() (m argv.Machine, ok bool) {
 func (s *step) disks() (out []argv.Disk, ok bool) {
 	s.vm.Spec.AssignSlots(nil)
 	for _, d := range s.vm.Spec.Disks {
+		if c, ok := s.copies[d.Slot]; ok {
+			c.Options = d
+			out = append(out, c)
+			continue
+		}
 		path, format, ok := s.resolved(d.Volume)
 		if !ok {
 			return nil, false
@@ -229,7 +234,7 @@ func (s *step) prepare(p paths) error {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return fmt.Errorf("make the run directory of vm %s: %w", s.vm.Meta.Name, err)
 	}
-	for _, sock := range []string{p.qmp, p.agent, p.serial, p.vnc} {
+	for _, sock := range []string{p.qmp, p.agent, p.serial, p.vnc, p.in, p.out, p.nbd, p.nbdOut, p.mark} {
 		if err := os.Remove(sock); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("remove an old socket of vm %s: %w", s.vm.Meta.Name, err)
 		}

@@ -39,7 +39,7 @@ func wantNeed(method, path string) access {
 		return needOperator // what is said to a guest's devices may be a guest's
 	case method == http.MethodGet:
 		return needViewer
-	case slices.Contains([]string{"vms", "images", "volumes", "alerts"}, kind):
+	case slices.Contains([]string{"vms", "images", "volumes", "alerts", "tasks"}, kind):
 		return needOperator
 	}
 	return needAdministrator
@@ -158,6 +158,7 @@ func changes(f *fixture) []step {
 	alert := f.addAlert()
 	withCluster(f)
 	f.newVM("web1", api.VMStopped)
+	f.runningVM("mover")
 	begun := f.begin()
 	return []step{
 		{"POST vms", "vms", `{"meta":{"name":"web2"},"spec":{"cpus":1,"memory":"64M"}}`},
@@ -170,6 +171,8 @@ func changes(f *fixture) []step {
 		{"POST vms/{name}/resume", "vms/web1/resume", ``},
 		{"POST vms/{name}/reboot", "vms/web1/reboot", ``},
 		{"POST vms/{name}/stop", "vms/web1/stop", ``},
+		{"POST vms/{name}/migrate", "vms/mover/migrate", ``},
+		{"POST tasks/{name}/cancel", "tasks/MIGRATION/cancel", ``},
 		{"DELETE vms/{name}", "vms/web2", ``},
 		{"POST volumes", "volumes", `{"meta":{"name":"data"},"spec":{"size":"1G","pool":"shared"}}`},
 		{"PATCH volumes/{name}", "volumes/data", `{"meta":{"labels":{"a":"b"}}}`},
@@ -184,6 +187,7 @@ func changes(f *fixture) []step {
 		{"PATCH pools/{name}", "pools/nfs", `{"meta":{"labels":{"a":"b"}}}`},
 		{"PUT pools/{name}", "pools/nfs", `{"spec":{"type":"shared","path":"/srv/nfs"}}`},
 		{"DELETE pools/{name}", "pools/nfs", ``},
+		{"POST nodes/{name}/evacuate", "nodes/m2/evacuate", `{"level":"live"}`},
 		{"PATCH nodes/{name}", "nodes/m2", `{"spec":{"maintenance":true}}`},
 		{"PUT nodes/{name}", "nodes/m2", `{"spec":{"role":"voter","accelerator":"tcg"}}`},
 		{"DELETE nodes/{name}", "nodes/m2", ``},
@@ -256,6 +260,7 @@ func TestEveryRouteThatChangesSomethingIsAudited(t *testing.T) {
 		if st.body == "VOLUME" { // as it is, with another label
 			st.body = f.volumeBody("data")
 		}
+		st.path = strings.Replace(st.path, "MIGRATION", f.migrationTask("mover"), 1)
 		fresh()
 		rec := httptest.NewRecorder()
 		r := httptest.NewRequest(method, base+st.path, strings.NewReader(st.body))

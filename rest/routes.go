@@ -108,12 +108,13 @@ func (s *Server) routes() []route {
 	out = append(out, writes(&nodes.resource, needAdministrator)...)
 	node := removes(&nodes.resource, nodes.delete)
 	node.params = append(slices.Clone(node.params), "force")
-	out = append(out, node, route{method: http.MethodGet, path: base + "nodes/{name}/facts", need: needViewer, handle: nodes.facts,
+	out = append(out, node, nodes.evacuateRoute(), route{method: http.MethodGet, path: base + "nodes/{name}/facts", need: needViewer, handle: nodes.facts,
 		summary: "What a node can give its VMs: CPU, NUMA, memory, devices, QEMU", params: oneParams, out: typeOf[api.NodeFacts](), status: http.StatusOK})
 
 	task := reads(&tasks.resource)
 	task[1].handle, task[1].params = tasks.get, append(slices.Clone(oneParams), "wait")
 	out = append(out, task...)
+	out = append(out, tasks.cancelRoute())
 
 	out = append(out, reads(&tokens.resource)...)
 	token := makes(&tokens.resource, needAdministrator, tokens.create)
@@ -195,6 +196,7 @@ func (r *vmResource) routes() []route {
 			summary: a.summary, params: longParams, in: typeOf[vmRequest](), out: typeOf[TaskReply](), status: http.StatusAccepted})
 	}
 	out = append(out, r.consoleRoutes()...)
+	out = append(out, r.migrationRoutes()...)
 	return append(out,
 		// Typing into a guest changes it: more than a viewer may do.
 		route{method: http.MethodGet, path: one + "/console", need: needOperator, handle: r.console, stream: true, ticket: api.ConsoleSerial, verb: "console",

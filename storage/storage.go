@@ -67,6 +67,8 @@ type Service struct {
 	images  *reconcile.Loop
 	volumes *reconcile.Loop
 
+	copies sync.Mutex // who makes or removes copies of volumes, see copy.go
+
 	mu     sync.Mutex
 	pools  map[string]*localPool // by pool ID
 	active map[string]bool       // images with an upload in this process
@@ -107,6 +109,7 @@ func New(cfg Config) *Service {
 			{Prefix: configdb.PoolStates.StatusPrefix(), IDs: s.volumesOfPoolState},
 			{Prefix: configdb.Images.StatusPrefix(), IDs: s.volumesOfImage},
 			released(configdb.Volumes.RefPrefix("")),
+			{Prefix: configdb.Operations.SpecPrefix(), IDs: volumesOfVM},
 		},
 	})
 	return s
@@ -126,7 +129,7 @@ func (s *Service) Run(ctx context.Context) error {
 			{Prefix: configdb.PoolStates.StatusPrefix(), IDs: poolOfState},
 		},
 	})
-	loops := []*reconcile.Loop{pools, s.images, s.volumes}
+	loops := []*reconcile.Loop{pools, s.images, s.volumes, s.copiesLoop()}
 	group, ctx := contain.NewGroup(ctx)
 	errs := make([]error, len(loops))
 	for i, l := range loops {

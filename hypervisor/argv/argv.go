@@ -71,6 +71,8 @@ type Machine struct {
 	Accelerator api.Accelerator
 	// Paused starts QEMU without running the guest.
 	Paused bool
+	// Incoming starts QEMU waiting for the memory of a guest that runs elsewhere.
+	Incoming bool
 	// QMP, Agent and Serial are paths of unix sockets that QEMU makes; Log
 	// receives a copy of the serial output.
 	QMP, Agent, Serial, Log string
@@ -137,8 +139,11 @@ func Build(m Machine) ([]string, error) {
 	a = append(a, display(m)...) // no device before it changes its slot
 	a = append(a, m.extras()...)
 	a = append(a, m.Extra...)
-	if m.Paused {
+	if m.Paused || m.Incoming {
 		a = append(a, "-S")
+	}
+	if m.Incoming {
+		a = append(a, "-incoming", "defer")
 	}
 	return a, nil
 }

@@ -24,6 +24,7 @@ func (a *app) vmCmd() *cobra.Command {
 		a.vmAction("reboot", "rebooted", "Reset running VMs", "Resets the VM like the reset button."),
 		a.vmAction("pause", "paused", "Stop the virtual CPUs of running VMs", "Memory and devices stay as they are until the VM is resumed."),
 		a.vmAction("resume", "resumed", "Let paused VMs go on", ""),
+		a.vmMigrate(),
 		a.consoleCmd(), a.vncCmd(), a.screenshotCmd(), a.vmQEMU(),
 		rm)
 }

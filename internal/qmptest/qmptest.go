@@ -26,8 +26,16 @@ type QEMU struct {
 	IgnorePowerButton bool
 	// Exited is called once with exit code and signal.
 	Exited func(code, signal int)
+	// Running, if set, is told when the guest begins and ends to run. It must not
+	// call q.
+	Running func(on bool)
 
 	mu       sync.Mutex
+	mig      migration
+	jobs     map[string]*job
+	hold     chan struct{}
+	refuse   map[string]string
+	on       map[string]func()
 	state    string
 	hang     bool
 	ended    bool
@@ -43,6 +51,9 @@ func Start(argv []string, exited func(code, signal int)) (*QEMU, error) {
 	for i, a := range argv {
 		if a == "-S" {
 			q.state = "prelaunch"
+		}
+		if a == "-incoming" {
+			q.state = "inmigrate"
 		}
 		if i == 0 || argv[i-1] != "-chardev" {
 			continue
@@ -101,6 +112,24 @@ func (q *QEMU) State() string {
 func (q *QEMU) SetState(s string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.setState(s)
+}
+
+// Watch calls f when the guest begins and ends to run, and now if it runs. f must
+// not call q.
+func (q *QEMU) Watch(f func(on bool)) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.Running = f
+	if q.state == "running" && !q.ended {
+		f(true)
+	}
+}
+
+func (q *QEMU) setState(s string) {
+	if q.Running != nil && (s == "running") != (q.state == "running") {
+		q.Running(s == "running")
+	}
 	q.state = s
 }
 
@@ -161,6 +190,12 @@ func (q *QEMU) Exit(code, signal int) {
 		return
 	}
 	q.ended = true
+	if q.Running != nil && q.state == "running" {
+		q.Running(false)
+	}
+	if q.mig.conn != nil {
+		_ = q.mig.conn.Close()
+	}
 	for _, l := range q.listen {
 		_ = l.Close()
 	}
@@ -214,6 +249,7 @@ func (q *QEMU) monitor(c net.Conn) {
 		var cmd struct {
 			Execute string          `json:"execute"`
 			ID      json.RawMessage `json:"id"`
+			Args    json.RawMessage `json:"arguments"`
 		}
 		if json.Unmarshal(s.Bytes(), &cmd) != nil {
 			return
@@ -224,7 +260,20 @@ func (q *QEMU) monitor(c net.Conn) {
 			continue
 		}
 		q.commands = append(q.commands, cmd.Execute)
-		ret, after := q.execute(cmd.Execute)
+		if f := q.on[cmd.Execute]; f != nil {
+			delete(q.on, cmd.Execute)
+			f()
+		}
+		if q.ended {
+			q.mu.Unlock()
+			return
+		}
+		ret, after, known := "", func() {}, false
+		if text := q.refuse[cmd.Execute]; text != "" {
+			ret, known = fail(text), true
+		} else if ret, after, known = q.migrateCommand(cmd.Execute, cmd.Args); !known {
+			ret, after = q.execute(cmd.Execute)
+		}
 		fmt.Fprintf(c, `{%s, "id": %s}`+"\r\n", ret, cmd.ID)
 		q.mu.Unlock()
 		if after != nil {
@@ -247,10 +296,10 @@ func (q *QEMU) execute(cmd string) (reply string, after func()) {
 	case "query-blockstats":
 		return `"return": [{"qdev": "/machine/a", "stats": {"rd_bytes": 1000, "wr_bytes": 20, "rd_operations": 3}}, {"stats": {"rd_bytes": 5, "wr_bytes": 7}}]`, nil
 	case "stop":
-		q.state = "paused"
+		q.setState("paused")
 		q.emit("STOP", "{}")
 	case "cont":
-		q.state = "running"
+		q.setState("running")
 		q.emit("RESUME", "{}")
 	case "system_reset":
 		q.emit("RESET", `{"guest": false, "reason": "host-qmp-system-reset"}`)
