@@ -84,7 +84,7 @@ func goldenObjects() goldens {
 				RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
 			},
 		},
-		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true, Resumes: &Resumption{Process: 1, Epoch: 2}}},
+		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true, Resumes: &Resumption{Process: 1, Epoch: 2}, BroughtBy: "t"}},
 		operation: Operation{
 			Meta: goldenMeta(KindOperation),
 			Spec: OperationSpec{

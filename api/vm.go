@@ -286,6 +286,9 @@ type BindingSpec struct {
 	// Resumes is set when a migration was taken back: the process that had handed
 	// its guest over may go on.
 	Resumes *Resumption `json:"resumes,omitempty"`
+	// BroughtBy is the task of the last migration that was committed. It tells a
+	// binding that came with the guest's memory from one that ha made.
+	BroughtBy string `json:"broughtBy,omitempty"`
 }
 
 // Resumption lets a process of an earlier epoch go on. It counts under one epoch

@@ -173,15 +173,17 @@ func (s *step) writeArrival(ctx context.Context, arr api.Arrival, f func(*api.Ar
 func (s *step) arrived(ctx context.Context, mark string) (done bool, err error) {
 	id := s.vm.Meta.ID
 	op := liveMigration(s.v, id)
-	if op != nil && (op.Spec.TaskID != mark || op.Spec.Migration.NodeID != s.h.cfg.NodeID || op.Spec.Epoch+1 != s.b.Spec.Epoch) {
+	if op != nil && (op.Spec.TaskID != mark || !gaveAway(op, &s.b)) {
 		op = nil // of another time
 	}
+	// Bound here by ha, or by a start: what was loaded may be older than the disk.
+	brought := s.b.Spec.BroughtBy == mark
 	alive := s.proc != nil && s.proc.State != ProcessExited
 	switch {
 	case alive && (s.proc.State == ProcessKilling || s.proc.PID == 0):
 		s.result.After = lookSoon
 		return true, nil
-	case alive && s.proc.Epoch == s.b.Spec.Epoch:
+	case alive && brought && s.proc.Epoch == s.b.Spec.Epoch:
 		return s.takeOver(ctx, op)
 	case op != nil:
 		return true, s.lostArrival(ctx, op, "QEMU ended there"+s.endOf())
@@ -189,6 +191,7 @@ func (s *step) arrived(ctx context.Context, mark string) (done bool, err error) 
 	// The migration is over, and what it brought is gone or of another epoch: the
 	// VM starts anew.
 	s.in.detach()
+	s.result.After = attachRetry
 	return true, s.h.sweep(ctx, id, s.proc)
 }
 
@@ -222,6 +225,7 @@ func (s *step) takeOver(ctx context.Context, op *api.Operation) (done bool, err 
 		if op != nil {
 			return true, s.lostArrival(ctx, op, err.Error())
 		}
+		s.result.After = attachRetry
 		return true, s.h.sweep(ctx, id, s.proc)
 	}
 	// From here on the word that it never ran here is not given any more.

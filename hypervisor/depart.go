@@ -546,6 +546,7 @@ func (s *step) handOverTxn(op *api.Operation, arr api.Arrival) (*configdb.Txn, e
 	b := s.b.Clone()
 	b.Meta.Revision = s.b.Meta.Revision
 	b.Spec.NodeID, b.Spec.Node, b.Spec.Epoch, b.Spec.Resumes = to.NodeID, to.Node, op.Spec.Epoch+1, nil
+	b.Spec.BroughtBy = op.Spec.TaskID
 	if err := configdb.Bindings.UpdateSpec(s.v, tx, &b); err != nil {
 		return nil, err
 	}

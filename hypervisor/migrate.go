@@ -190,11 +190,16 @@ func (s *step) passing(ctx context.Context, caughtUp bool) (done bool, err error
 	case mark != "":
 		s.h.drop(id)
 		return true, s.h.sweep(ctx, id, s.proc)
-	case op != nil && op.Spec.NodeID == me && s.b.Spec.NodeID == op.Spec.Migration.NodeID && s.b.Spec.Epoch == op.Spec.Epoch+1:
+	case op != nil && op.Spec.NodeID == me && gaveAway(op, &s.b):
 		return true, s.handedOver(ctx, op)
 	}
 	s.endDeparture()
 	return false, nil
+}
+
+// gaveAway reports that a binding is the one that a migration committed.
+func gaveAway(op *api.Operation, b *api.Binding) bool {
+	return b.Spec.NodeID == op.Spec.Migration.NodeID && b.Spec.Epoch == op.Spec.Epoch+1 && b.Spec.BroughtBy == op.Spec.TaskID
 }
 
 // moving handles a VM that is bound here, as far as a migration changes what is
@@ -227,6 +232,7 @@ func (s *step) endOperation(ctx context.Context, op *api.Operation, phase api.Ta
 	}
 	s.h.log.Info("migration ended", "vm", s.vm.Meta.ID, "task", op.Spec.TaskID, "phase", phase, "reason", message)
 	s.endDeparture()
+	s.in.strayAsked = false                         // QEMU may still be at it
 	s.result = reconcile.Result{After: attachRetry} // the guest may have to go on
 	return nil
 }

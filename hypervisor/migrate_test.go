@@ -443,6 +443,34 @@ func TestHandedOverGuestGivesWayToALaterEpoch(t *testing.T) {
 	}
 }
 
+// ha may choose the very node where a migration that came to nothing has left a
+// loaded guest: that is older than the disk, and must not run.
+func TestLoadedGuestIsNotRunAfterALaterMove(t *testing.T) {
+	p := newPair(t, false)
+	id := p.begun(api.VMSpec{})
+	q := p.fakes.qemu()
+	q.Hold()
+	p.migrate(id, nil)
+	p.atStep("active")
+	q.On("migrate-continue", func() { p.cancel(id) }) // too late for QEMU, in time for the commit
+	q.Release()
+	p.until("loaded there", func() bool { o := p.other.fakes.qemu(); return o != nil && o.Migration() == "completed" }, nothing)
+	loaded := p.other.fakes.qemu()
+	p.other.stop() // its daemon does not see the end
+	p.over(id, "cancelled")
+	p.stop()
+	p.guard.killAll() // the source is lost
+	p.rebind(id, "node-2", 2)
+	p.other.begin()
+	p.until("started anew", func() bool {
+		pr, ok := p.other.guard.get(id)
+		return ok && pr.Epoch == 2 && p.other.guard.startCount() == 2 && pr.State == ProcessRunning
+	}, nothing)
+	if loaded.Count("cont") != 0 {
+		t.Error("the old guest ran")
+	}
+}
+
 // copying makes a migration copy the VM's disk along.
 func (p *pair) copying(id string) func(*api.MigrationSpec) {
 	vm := p.vm(id)

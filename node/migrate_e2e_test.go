@@ -5,6 +5,7 @@ package node_test
 
 import (
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -105,6 +106,68 @@ func TestGuestCountsThroughMigrations(t *testing.T) {
 		if now := f.nodes[0].vm("web1").Status.Node; now != from {
 			t.Errorf("it is on %s, was on %s", now, from)
 		}
+	})
+
+	t.Run("an evacuated node is empty", func(t *testing.T) {
+		from := f.byName(f.nodes[0].vm("web1").Status.Node)
+		asked := f.others(from)[0]
+		asked.run("node", "evacuate", from.name)
+		if now := asked.vm("web1").Status.Node; now == from.name {
+			t.Errorf("it is still on %s", now)
+		}
+		asked.refuse(4, "maintenance", "vm", "migrate", "web1", "--to", from.name)
+		asked.run("node", "maintenance", "off", from.name)
+		if boot, n := f.counting(asked, 30*time.Second, 1, c); boot != 1 {
+			t.Errorf("the guest booted %d times", boot)
+		} else {
+			c = n
+		}
+	})
+
+	t.Run("a disk goes along", func(t *testing.T) {
+		at := f.nodes[0]
+		at.run("image", "create", "own", "--pool", "local", "--file", tinyImage(t))
+		at.run("vm", "create", "web2", "--cpu", "1", "--memory", "128M", "--image", "own", "--start")
+		counted := func() int {
+			all := regexp.MustCompile(`muster-guest name=web2 boot=1 counter=(\d+)`).FindAllStringSubmatch(at.try("vm", "console", "web2", "--log").stdout, -1)
+			if len(all) == 0 {
+				return 0
+			}
+			n, _ := strconv.Atoi(all[len(all)-1][1])
+			return n
+		}
+		beyond := func(least int) (n int) {
+			f.eventually(90*time.Second, "web2 counts on", func() error {
+				if n = counted(); n <= least {
+					return fmt.Errorf("%d", n)
+				}
+				return nil
+			})
+			return n
+		}
+		n := beyond(0)
+		from := f.byName(at.vm("web2").Status.Node)
+		at.refuse(4, "--with-storage", "vm", "migrate", "web2")
+		at.run("vm", "migrate", "web2", "--with-storage")
+		to := f.byName(at.vm("web2").Status.Node)
+		if to == from {
+			t.Fatal("it did not move")
+		}
+		beyond(n)
+		f.eventually(30*time.Second, "only the target has the disk", func() error {
+			old, _ := filepath.Glob(from.dataDir + "/pool/volumes/*")
+			now, _ := filepath.Glob(to.dataDir + "/pool/volumes/*")
+			if len(old) != 0 || len(now) != 1 {
+				return fmt.Errorf("%v and %v", old, now)
+			}
+			return nil
+		})
+		f.eventually(30*time.Second, "the image is free", func() error {
+			if r := at.try("image", "rm", "own"); r.code != 0 {
+				return fmt.Errorf("%s", r.stderr)
+			}
+			return nil
+		})
 	})
 
 	t.Run("no counter was lost", func(t *testing.T) {

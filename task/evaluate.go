@@ -21,9 +21,8 @@ type target struct {
 	operation *api.Operation
 	epoch     uint64
 	ownerLost bool
-	// boundTo is the node of the binding, arrival the target's word, of a
-	// migration.
-	boundTo    string
+	// broughtBy is the binding's, arrival the target's word, of a migration.
+	broughtBy  string
 	arrival    *api.Arrival
 	targetLost bool
 	// evacuation of a node, if it is the task's.

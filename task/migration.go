@@ -16,7 +16,7 @@ import (
 // never given away, or ha has it.
 func judgeMigration(s api.TaskSpec, what target) verdict {
 	op := what.operation
-	given := what.epoch == op.Spec.Epoch+1 && what.boundTo == op.Spec.Migration.NodeID
+	given := what.epoch == op.Spec.Epoch+1 && what.broughtBy == op.Spec.TaskID
 	switch {
 	case what.epoch > op.Spec.Epoch && !given:
 		return failed(api.CodeConflict, fmt.Sprintf("vm %q was bound anew meanwhile", s.Target))

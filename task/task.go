@@ -266,7 +266,7 @@ func (o *target) lookOperation(v *configdb.View, t api.Task) error {
 	if err != nil {
 		return api.IgnoreNotFound(err)
 	}
-	o.epoch, o.boundTo = b.Spec.Epoch, b.Spec.NodeID
+	o.epoch, o.broughtBy = b.Spec.Epoch, b.Spec.BroughtBy
 	if a, err := configdb.Arrivals.Get(v, t.Spec.TargetID); err == nil {
 		o.arrival = &a
 	}
