@@ -336,7 +336,7 @@ func TestMigrationSurvivesHarmAtEveryStep(t *testing.T) {
 		{name: "the streams break", held: func(p *pair, _ string) { p.flows(); p.links.sever(false) }, ends: "failed", at: "node-1"},
 		{name: "the target cannot be reached", before: func(p *pair, _ string) { p.links.sever(true) }, ends: "failed: the transfer was broken off", at: "node-1"},
 		{name: "the source's daemon dies while memory flows", held: func(p *pair, _ string) { restart(p.env) }, ends: "failed", at: "node-1"},
-		{name: "the target's daemon dies while memory flows", held: func(p *pair, _ string) { p.other.stop(); p.links.sever(false); p.other.begin() }, ends: "failed", at: "node-1"},
+		{name: "the target's daemon dies while memory flows", held: func(p *pair, _ string) { p.flows(); p.other.stop(); p.links.sever(false); p.other.begin() }, ends: "failed", at: "node-1"},
 		{name: "the target's QEMU dies while memory flows", held: func(p *pair, _ string) { target(p).Exit(-1, 9) }, ends: "failed", at: "node-1"},
 		{name: "the source's QEMU dies while memory flows", held: func(p *pair, _ string) { source(p).Exit(-1, 9) }, ends: "failed: QEMU of vm web1 ended", at: "node-1", newlife: true},
 		{name: "the target cannot plug", before: func(p *pair, _ string) { p.other.ports.set(fmt.Errorf("no bridge")) }, ends: "cancelled", at: "node-1"},
@@ -452,12 +452,12 @@ func TestLoadedGuestIsNotRunAfterALaterMove(t *testing.T) {
 	q.Hold()
 	p.migrate(id, nil)
 	p.atStep("active")
-	q.On("migrate-continue", func() { p.cancel(id) }) // too late for QEMU, in time for the commit
+	q.On("migrate-continue", func() { p.guard.lease(0) }) // too late for QEMU, in time for the commit
 	q.Release()
 	p.until("loaded there", func() bool { o := p.other.fakes.qemu(); return o != nil && o.Migration() == "completed" }, nothing)
 	loaded := p.other.fakes.qemu()
 	p.other.stop() // its daemon does not see the end
-	p.over(id, "cancelled")
+	p.over(id, "failed")
 	p.stop()
 	p.guard.killAll() // the source is lost
 	p.rebind(id, "node-2", 2)

@@ -86,7 +86,7 @@ func (e *evacuation) step(ctx context.Context, ev *api.Evacuation) error {
 	if err != nil {
 		return err
 	}
-	guests, err := guestsOf(v, ev.Meta.ID)
+	guests, err := vmsLeftOn(v, ev.Meta.ID)
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func (e *evacuation) step(ctx context.Context, ev *api.Evacuation) error {
 	return e.report(ctx, ev, st, guests, moving)
 }
 
-func guestsOf(v *configdb.View, nodeID string) (out []guest, err error) {
+func vmsLeftOn(v *configdb.View, nodeID string) (out []guest, err error) {
 	bindings, err := configdb.Bindings.List(v)
 	if err != nil {
 		return nil, err
