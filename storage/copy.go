@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -28,8 +29,12 @@ import (
 // on its way.
 const copyMark = ".copy"
 
-// sweepRetry is the pause before another try of a sweep.
-const sweepRetry = retryPool
+// The pauses before another try of a sweep: without a quorum, and while the pool
+// is not known to be usable in this life of the daemon.
+const (
+	sweepRetry = retryPool
+	sweepSoon  = 2 * time.Second
+)
 
 // MakeCopy makes an empty file for a volume of another node that a migration
 // brings here. What an earlier attempt left is replaced.
@@ -126,7 +131,7 @@ func (s *Service) sweepCopies(ctx context.Context, poolID string) (reconcile.Res
 	}
 	lp := s.local(pool)
 	if !lp.usable() {
-		return reconcile.Result{}, nil // its state wakes us
+		return reconcile.Result{After: sweepSoon}, nil // its stored state may tell nothing new
 	}
 	s.copies.Lock()
 	defer s.copies.Unlock()
