@@ -295,6 +295,12 @@ func (s *step) makeRoom() bool {
 	if s.vm.Spec.Elastic() {
 		need = s.vm.Spec.MemoryMin
 	}
+	if s.b.Spec.NodeID != h.cfg.NodeID { // it arrives with what it has now
+		need = s.vm.Spec.Memory
+		if m := s.vm.Status.Memory; m != nil {
+			need = min(need, m.Target)
+		}
+	}
 	need += api.OverheadPerVM
 	held := api.Size(0)
 	h.mu.Lock()

@@ -38,6 +38,7 @@ type step struct {
 	in    *instance
 	now   time.Time
 
+	copies   map[string]copiedFile // of an arriving VM, in place of its volumes
 	problems []api.Condition
 	result   reconcile.Result
 	silent   bool // write no status this time
@@ -67,10 +68,16 @@ func (h *Hypervisor) reconcile(ctx context.Context, id string) (reconcile.Result
 	if err != nil && !missing {
 		return reconcile.Result{}, err
 	}
-	if missing || b.Spec.NodeID != h.cfg.NodeID {
+	if missing {
 		return h.foreign(ctx, id, proc, b, missing, caughtUp)
 	}
 	s := &step{h: h, v: v, vm: vm, b: b, proc: proc, procs: procs, in: h.instance(id), now: h.cfg.Now()}
+	if b.Spec.NodeID != h.cfg.NodeID {
+		if done, err := s.passing(ctx, caughtUp); done || err != nil {
+			return s.result, err
+		}
+		return h.foreign(ctx, id, proc, b, missing, caughtUp)
+	}
 	if s.in.generation != vm.Meta.Generation { // a new wish is tried at once
 		s.in.generation, s.in.failures, s.in.notBefore = vm.Meta.Generation, 0, time.Time{}
 	}
@@ -98,6 +105,9 @@ func (h *Hypervisor) unknown(ctx context.Context, id string, proc *Process, caug
 		return reconcile.Result{After: lookSoon}, nil
 	}
 	h.drop(id)
+	if h.marked(id) != "" {
+		return reconcile.Result{}, h.sweep(ctx, id, proc)
+	}
 	if proc == nil || proc.State == ProcessExited {
 		if err := h.endTPM(ctx, id); proc == nil || err != nil {
 			return reconcile.Result{}, err
@@ -159,6 +169,10 @@ func (s *step) act(ctx context.Context, caughtUp bool) error {
 		if err := s.settleStart(ctx); err != nil {
 			return err
 		}
+	}
+	if done, err := s.moving(ctx); done || err != nil {
+		s.silent = true
+		return err
 	}
 	s.vm.Status.ObservedGeneration = s.vm.Meta.Generation
 	s.vm.Status.Node, s.vm.Status.Epoch = s.b.Spec.Node, s.b.Spec.Epoch

@@ -1,0 +1,698 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/hypervisor/qmp"
+)
+
+// departure is what this life of the daemon remembers of a migration from here.
+// Everything that must not be forgotten is in the database or in QEMU.
+type departure struct {
+	task    string
+	since   time.Time // first seen by this life
+	begun   bool      // this life wrote that it begins
+	started bool      // this life told QEMU to begin
+	loaded  bool      // the target has everything
+	// committing: a commit was sent, whatever became of it.
+	committing bool
+	// reason why this life told QEMU to give up.
+	phase  api.TaskPhase
+	code   api.Code
+	reason string
+
+	wroteAt     time.Time // last progress
+	stoodAt     time.Time // the guest stands still since
+	completedAt time.Time // QEMU has sent everything
+	handedAt    time.Time // the binding was seen to be the target's
+	info        migrateInfo
+	sending     *sender
+	copying     *sender // disks
+	mirrored    bool    // this life told QEMU to copy the disks
+	ending      bool    // and to end that
+	finished    bool    // everything that the guest wrote is at the target
+	limit       int64   // bytes per second that QEMU was told
+}
+
+// departure returns the memory of an operation.
+func (s *step) departure(op *api.Operation) *departure {
+	if s.in.out == nil || s.in.out.task != op.Spec.TaskID {
+		s.endDeparture()
+		out := &departure{task: op.Spec.TaskID, since: s.now}
+		s.in.mu.Lock()
+		s.in.out = out
+		s.in.mu.Unlock()
+	}
+	return s.in.out
+}
+
+// endDeparture forgets the migration and closes its sockets.
+func (s *step) endDeparture() {
+	s.in.mu.Lock()
+	out := s.in.out
+	s.in.out = nil
+	s.in.mu.Unlock()
+	if out == nil {
+		return
+	}
+	for _, s := range []*sender{out.sending, out.copying} {
+		if s != nil {
+			s.close()
+		}
+	}
+}
+
+// depart takes one step of a migration from here and returns QEMU's run state
+// after it.
+func (s *step) depart(ctx context.Context, state string) (string, error) {
+	op := liveMigration(s.v, s.vm.Meta.ID)
+	if op == nil || op.Spec.NodeID != s.h.cfg.NodeID || op.Spec.Epoch != s.b.Spec.Epoch {
+		return s.stay(ctx, state)
+	}
+	out := s.departure(op)
+	m, err := s.in.queryMigrate(ctx)
+	if err != nil {
+		return state, err
+	}
+	s.in.mu.Lock()
+	out.info = m
+	s.in.mu.Unlock()
+	s.result.After = transferLook
+	switch {
+	case !op.Status.Begun:
+		err = s.prepareDeparture(ctx, op, out)
+	case out.begun && !out.started, m.Status == migNone && !out.started:
+		err = s.sendAll(ctx, op, out)
+	default:
+		err = s.watchTransfer(ctx, op, out, m, state)
+	}
+	if err != nil {
+		return state, err
+	}
+	return s.in.runState(ctx)
+}
+
+// stay makes a guest go on that has no migration any more. It is called for
+// every VM at every look, so it asks QEMU only when there is a reason.
+func (s *step) stay(ctx context.Context, state string) (string, error) {
+	stray := !s.in.strayAsked || s.in.out != nil
+	s.endDeparture()
+	if state == runPostMigrate {
+		return s.goOn(ctx, state)
+	}
+	if !stray && state != runFinishMigrate {
+		return state, nil
+	}
+	m, err := s.in.queryMigrate(ctx)
+	if err != nil {
+		return state, err
+	}
+	s.in.strayAsked = true
+	switch m.Status {
+	case migNone, migCompleted, migFailed, migCancelled:
+		if done, err := s.clearMirrors(ctx); !done || err != nil {
+			s.in.strayAsked = false
+			s.result.After = lookSoon
+			return state, err
+		}
+		return state, nil
+	case migCancelling:
+	default:
+		s.h.log.Info("a migration that nobody wants any more is given up", "vm", s.vm.Meta.ID)
+		if err := s.in.command(ctx, "migrate_cancel", nil); err != nil {
+			return state, err
+		}
+	}
+	s.in.strayAsked = false // until it is over
+	s.result.After = lookSoon
+	return s.in.runState(ctx)
+}
+
+// goOn continues a guest whose memory was sent away although it stays. Under
+// another epoch than its own, and without leave, it may be an old copy.
+func (s *step) goOn(ctx context.Context, state string) (string, error) {
+	if !s.b.Spec.LetsGoOn(s.proc.Epoch) {
+		s.h.log.Warn("a QEMU that handed its guest over is not the one that may run; it is killed", "vm", s.vm.Meta.ID, "pid", s.proc.PID, "epoch", s.proc.Epoch, "bound", s.b.Spec.Epoch)
+		s.silent = true
+		if err := s.h.kill(ctx, s.vm.Meta.ID); err != nil {
+			return state, err
+		}
+		return state, qmp.ErrClosed
+	}
+	if s.vm.Spec.Power == api.PowerPaused {
+		return state, nil
+	}
+	if _, _, ok := s.h.cfg.Lease.Current(); !ok {
+		s.result.After = lookSoon
+		return state, nil
+	}
+	if err := s.in.command(ctx, "cont", nil); err != nil {
+		return state, err
+	}
+	s.h.log.Info("the guest goes on here after a migration that came to nothing", "vm", s.vm.Meta.ID)
+	return s.in.runState(ctx)
+}
+
+// prepareDeparture waits for the target, then notes that it begins.
+func (s *step) prepareDeparture(ctx context.Context, op *api.Operation, out *departure) error {
+	arr, err := s.arrivalOf(op)
+	if err != nil {
+		return err
+	}
+	if done, err := s.refuse(ctx, op, arr); done || err != nil {
+		return err
+	}
+	if why := waitsFor(s.v, op); why != "" {
+		out.since = s.now
+		s.result.After = waitLook
+		return s.updateOperation(ctx, op, func(st *api.OperationStatus) { st.Phase, st.Message = api.TaskPending, why })
+	}
+	if arr.Status.Phase != api.ArrivalReady {
+		if s.now.Sub(out.since) > PrepareTime {
+			why := fmt.Sprintf("node %s was not ready within %v", op.Spec.Migration.Node, PrepareTime)
+			if arr.Status.Message != "" {
+				why += ": " + arr.Status.Message
+			}
+			return s.endOperation(ctx, op, api.TaskFailed, api.CodeTimeout, why)
+		}
+		s.result.After = waitLook
+		return nil
+	}
+	if s.h.cfg.Streams == nil {
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeUnsupported, "this node has no way to send memory to another one")
+	}
+	out.begun = true
+	return s.updateOperation(ctx, op, func(st *api.OperationStatus) {
+		st.Phase, st.Begun, st.Progress = api.TaskRunning, true, 1
+		st.Message = "memory goes to node " + op.Spec.Migration.Node
+	})
+}
+
+// waitsFor says what a migration has to wait for before it begins, by its turn at
+// both nodes. The oldest never waits.
+func waitsFor(v *configdb.View, op *api.Operation) string {
+	all, _ := configdb.Operations.List(v) // one that cannot be read does not move
+	from, to := 0, 0
+	for i := range all {
+		o := &all[i]
+		if o.Spec.Migration == nil || o.Meta.ID == op.Meta.ID || o.Status.Phase.Final() || !o.Status.Begun && o.Spec.TaskID > op.Spec.TaskID {
+			continue
+		}
+		if o.Spec.NodeID == op.Spec.NodeID {
+			from++
+		}
+		if o.Spec.Migration.NodeID == op.Spec.Migration.NodeID {
+			to++
+		}
+	}
+	switch {
+	case from >= MaxMigrations:
+		return fmt.Sprintf("waiting: %d other VMs leave the node, at most %d do at once", from, MaxMigrations)
+	case to >= MaxMigrations:
+		return fmt.Sprintf("waiting: %d other VMs move to node %s, at most %d do at once", to, op.Spec.Migration.Node, MaxMigrations)
+	}
+	return ""
+}
+
+// bandwidth is what a migration may take, in bytes per second: its own limit, and
+// its share of the node's; 0 is no bound.
+func (s *step) bandwidth(op *api.Operation) int64 {
+	limit := int64(op.Spec.Migration.Bandwidth)
+	node, err := configdb.Nodes.Get(s.v, s.h.cfg.NodeID)
+	if err != nil || node.Spec.MigrationBandwidth == 0 {
+		return limit
+	}
+	all, _ := configdb.Operations.List(s.v) // as in waitsFor
+	sharers := 0
+	for i := range all {
+		if o := &all[i]; o.Spec.Migration != nil && o.Spec.NodeID == s.h.cfg.NodeID && o.Status.Begun && !o.Status.Phase.Final() {
+			sharers++
+		}
+	}
+	share := int64(node.Spec.MigrationBandwidth) / int64(max(sharers, 1))
+	if limit == 0 || share < limit {
+		return share
+	}
+	return limit
+}
+
+// sendAll copies the disks that have to be copied, then sends the memory.
+func (s *step) sendAll(ctx context.Context, op *api.Operation, out *departure) error {
+	all, err := s.copied(op)
+	if err != nil {
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeRefused, err.Error())
+	}
+	if len(all) == 0 {
+		return s.send(ctx, op, out)
+	}
+	arr, err := s.arrivalOf(op)
+	if err != nil {
+		return err
+	}
+	if phase, code, why := s.reasonAgainst(op, arr); why != "" && out.reason == "" {
+		out.phase, out.code, out.reason = phase, code, why
+	}
+	if !out.begun && !out.mirrored && out.reason == "" {
+		// An earlier life of the daemon copied, and its streams ended with it.
+		out.phase, out.code, out.reason = api.TaskFailed, api.CodeInternal, "the daemon of node "+s.h.cfg.NodeName+" was restarted while the disks were copied"
+	}
+	if out.reason != "" {
+		return s.giveUpCopy(ctx, op, out)
+	}
+	if done, err := s.copyDisks(ctx, op, out, all); !done || err != nil {
+		return err
+	}
+	return s.send(ctx, op, out)
+}
+
+func (s *step) arrivalOf(op *api.Operation) (api.Arrival, error) {
+	arr, err := configdb.Arrivals.Get(s.v, s.vm.Meta.ID)
+	if err != nil {
+		return arr, err
+	}
+	if arr.Spec.TaskID != op.Spec.TaskID {
+		return arr, fmt.Errorf("the arrival of vm %s belongs to task %s, the operation to task %s", s.vm.Meta.Name, arr.Spec.TaskID, op.Spec.TaskID)
+	}
+	return arr, nil
+}
+
+// refuse ends a migration before anything was given away, if there is a reason.
+func (s *step) refuse(ctx context.Context, op *api.Operation, arr api.Arrival) (bool, error) {
+	phase, code, why := s.reasonAgainst(op, arr)
+	if why == "" {
+		return false, nil
+	}
+	return true, s.endOperation(ctx, op, phase, code, why)
+}
+
+// reasonAgainst says why a migration that has not given anything away must not
+// go on.
+func (s *step) reasonAgainst(op *api.Operation, arr api.Arrival) (api.TaskPhase, api.Code, string) {
+	to := op.Spec.Migration
+	node, err := configdb.Nodes.Get(s.v, to.NodeID)
+	switch {
+	case op.Spec.Cancel:
+		return api.TaskCancelled, "", "cancelled as wished; the vm stays on node " + s.h.cfg.NodeName
+	case arr.Status.Phase == api.ArrivalFailed:
+		code := arr.Status.Code
+		if code == "" {
+			code = api.CodeInternal
+		}
+		return api.TaskFailed, code, fmt.Sprintf("node %s: %s", to.Node, arr.Status.Message)
+	case err != nil:
+		return api.TaskFailed, api.CodeRefused, fmt.Sprintf("node %s: %v", to.Node, err)
+	case node.Meta.Deleting():
+		return api.TaskFailed, api.CodeRefused, fmt.Sprintf("node %s leaves the cluster", to.Node)
+	case node.Status.Phase != api.NodeReady:
+		return api.TaskFailed, api.CodeRefused, fmt.Sprintf("node %s is %s", to.Node, node.Status.Phase)
+	}
+	return "", "", ""
+}
+
+// send tells QEMU to send its memory.
+func (s *step) send(ctx context.Context, op *api.Operation, out *departure) error {
+	to := op.Spec.Migration
+	if out.sending != nil {
+		out.sending.close()
+	}
+	var err error
+	path := s.h.pathsOf(s.vm.Meta.ID).out
+	if out.sending, err = s.h.newSender(path, to.NodeID, streamHello{VM: s.vm.Meta.ID, Task: op.Spec.TaskID, Purpose: purposeMemory}); err != nil {
+		return err
+	}
+	out.begun, out.started = true, true
+	bandwidth, downtime := s.bandwidth(op), api.DefaultDowntimeMillis
+	if out.limit = bandwidth; bandwidth == 0 {
+		bandwidth = noBandwidthLimit
+	}
+	if to.MaxDowntimeMillis > 0 {
+		downtime = to.MaxDowntimeMillis
+	}
+	err = s.in.setCapabilities(ctx, "auto-converge", "events", capPauseSwitch)
+	if err == nil {
+		err = s.in.execute(ctx, "migrate-set-parameters", map[string]any{"max-bandwidth": bandwidth, "downtime-limit": downtime}, nil)
+	}
+	if err == nil {
+		err = s.in.execute(ctx, "migrate", map[string]any{"uri": "unix:" + path}, nil)
+	}
+	var refused *qmp.CommandError
+	if errors.As(err, &refused) {
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeRefused, "QEMU refuses to send: "+refused.Error())
+	}
+	return err
+}
+
+// watchTransfer looks at a transfer that QEMU was told to begin.
+func (s *step) watchTransfer(ctx context.Context, op *api.Operation, out *departure, m migrateInfo, state string) error {
+	arr, err := s.arrivalOf(op)
+	if err != nil {
+		return err
+	}
+	phase, code, against := s.reasonAgainst(op, arr)
+	if against != "" && out.reason == "" {
+		out.phase, out.code, out.reason = phase, code, against
+	}
+	switch m.Status {
+	case migFailed, migCancelled:
+		return s.gaveUp(ctx, op, out, m)
+	case migCancelling:
+		s.result.After = switchLook
+		return nil
+	case migCompleted:
+		return s.giveAway(ctx, op, out, arr, state)
+	case migDevice: // QEMU says itself how that ends
+		s.result.After = switchLook
+		return nil
+	case migPreSwitch:
+		return s.switchOver(ctx, op, out)
+	}
+	if out.reason != "" {
+		s.result.After = switchLook
+		return s.in.command(ctx, "migrate_cancel", nil)
+	}
+	if limit := s.bandwidth(op); limit != out.limit && out.started {
+		out.limit = limit
+		if limit == 0 {
+			limit = noBandwidthLimit
+		}
+		if err := s.in.execute(ctx, "migrate-set-parameters", map[string]any{"max-bandwidth": limit}, nil); err != nil {
+			return err
+		}
+	}
+	return s.progress(ctx, op, out, m)
+}
+
+// switchOver lets QEMU send the last of the memory, while the guest stands
+// still, if nothing speaks against it.
+func (s *step) switchOver(ctx context.Context, op *api.Operation, out *departure) error {
+	s.result.After = switchLook
+	if _, _, ok := s.h.cfg.Lease.Current(); !ok && out.reason == "" {
+		out.phase, out.code, out.reason = api.TaskFailed, api.CodeInternal, "this node lost its lease meanwhile"
+	}
+	all, err := s.copied(op)
+	if err != nil {
+		return err
+	}
+	if len(all) > 0 && out.reason == "" && !out.finished {
+		done, err := s.finishMirrors(ctx, out, all)
+		switch {
+		case err != nil && s.in.openConn() == nil:
+			return err
+		case err != nil:
+			out.phase, out.code, out.reason = api.TaskFailed, api.CodeInternal, err.Error()
+		case !done:
+			s.result.After = switchLook / 4
+			return nil
+		}
+		out.finished = done
+	}
+	if out.reason != "" {
+		return s.in.command(ctx, "migrate_cancel", nil)
+	}
+	if out.stoodAt.IsZero() {
+		out.stoodAt = s.now
+	}
+	return s.in.execute(ctx, "migrate-continue", map[string]any{"state": migPreSwitch}, nil)
+}
+
+// gaveUp reports why QEMU sends no more. The guest goes on by itself.
+func (s *step) gaveUp(ctx context.Context, op *api.Operation, out *departure, m migrateInfo) error {
+	if out.reason != "" {
+		return s.endOperation(ctx, op, out.phase, out.code, out.reason)
+	}
+	why := "the transfer was broken off"
+	if m.Error != "" {
+		why += ": " + m.Error
+	}
+	if out.sending != nil {
+		if err := out.sending.err(); err != nil {
+			why += ": " + err.Error()
+		}
+	}
+	return s.endOperation(ctx, op, api.TaskFailed, api.CodeInternal, why+"; the vm runs on on node "+s.h.cfg.NodeName)
+}
+
+// progress writes how far the transfer is, in coarse steps.
+func (s *step) progress(ctx context.Context, op *api.Operation, out *departure, m migrateInfo) error {
+	if m.RAM.Total <= 0 || s.now.Sub(out.wroteAt) < progressPause {
+		return nil
+	}
+	done := int((m.RAM.Total - m.RAM.Remaining) * 100 / m.RAM.Total)
+	if len(op.Spec.Migration.Volumes) > 0 {
+		done = 50 + done/2
+	}
+	done = min(max(done-done%progressStep, 1), 95)
+	if done <= op.Status.Progress {
+		return nil
+	}
+	out.wroteAt = s.now
+	return s.updateOperation(ctx, op, func(st *api.OperationStatus) { st.Progress = done })
+}
+
+// giveAway hands the VM over to the target, which has all of it. Until the
+// transaction is committed the guest may go on here, after that only there.
+func (s *step) giveAway(ctx context.Context, op *api.Operation, out *departure, arr api.Arrival, state string) error {
+	s.result.After = switchLook
+	if state == runFinishMigrate { // it was asked before
+		var err error
+		if state, err = s.in.runState(ctx); err != nil || state == runFinishMigrate {
+			return err
+		}
+	}
+	if state != runPostMigrate {
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeInternal, "the guest went on here; it was not handed over")
+	}
+	if out.completedAt.IsZero() {
+		out.completedAt = s.now
+	}
+	if out.reason == "" && s.now.Sub(out.completedAt) > LoadTime && !out.loaded {
+		out.phase, out.code, out.reason = api.TaskFailed, api.CodeTimeout, fmt.Sprintf("node %s did not say within %v that it has the guest", op.Spec.Migration.Node, LoadTime)
+	}
+	_, _, lease := s.h.cfg.Lease.Current()
+	switch {
+	case out.reason != "":
+		return s.endOperation(ctx, op, out.phase, out.code, out.reason)
+	case !lease && out.started && !out.committing:
+		// No commit of this migration is under way, nor will one be: the guest
+		// need not wait for the database.
+		out.phase, out.code, out.reason = api.TaskFailed, api.CodeInternal, "this node lost its lease meanwhile"
+		return s.resumeUnsent(ctx)
+	case !lease:
+		s.result.After = lookSoon
+		return nil
+	}
+	if !out.loaded {
+		if err := s.h.askLoaded(ctx, s.vm.Meta.ID, op); err != nil {
+			s.h.log.Info("the target does not say that it has the guest", "vm", s.vm.Meta.ID, "err", err)
+			s.result.After = lookSoon
+			return nil
+		}
+		out.loaded = true
+	}
+	return s.commitHandOver(ctx, op, out, arr)
+}
+
+func (s *step) resumeUnsent(ctx context.Context) error {
+	if s.vm.Spec.Power == api.PowerPaused {
+		return nil
+	}
+	return s.in.command(ctx, "cont", nil)
+}
+
+// commitHandOver is the one transaction that makes the target the owner.
+func (s *step) commitHandOver(ctx context.Context, op *api.Operation, out *departure, arr api.Arrival) error {
+	tx, err := s.handOverTxn(op, arr)
+	if err != nil {
+		return err
+	}
+	out.committing = true
+	wctx, cancel := context.WithTimeout(ctx, WriteDeadline)
+	defer cancel()
+	rev, err := s.h.cfg.DB.Txn(wctx, tx)
+	if err != nil {
+		// Whatever the outcome: the next look sees the binding, or tries again. Only
+		// the operation's end, which excludes this commit, lets the guest go on.
+		s.h.log.Warn("the hand-over is not committed yet", "vm", s.vm.Meta.ID, "err", err)
+		s.result.After = switchLook
+		return nil
+	}
+	s.h.log.Info("VM handed over", "vm", s.vm.Meta.ID, "to", op.Spec.Migration.Node, "epoch", op.Spec.Epoch+1, "rev", rev)
+	s.silent = true
+	s.result.After = attachRetry
+	return nil
+}
+
+func (s *step) handOverTxn(op *api.Operation, arr api.Arrival) (*configdb.Txn, error) {
+	id, to := s.vm.Meta.ID, op.Spec.Migration
+	tx := &configdb.Txn{Actor: actor}
+	tx.RequireRevision(configdb.Operations.SpecKey(id), op.Meta.Revision)
+	tx.RequireRevision(configdb.Operations.StatusKey(id), op.Meta.StatusRevision)
+	tx.RequireRevision(configdb.Arrivals.StatusKey(id), arr.Meta.StatusRevision)
+	node, err := configdb.Nodes.Get(s.v, to.NodeID)
+	if err != nil {
+		return nil, err
+	}
+	tx.RequireRevision(configdb.Nodes.SpecKey(to.NodeID), node.Meta.Revision)
+	tx.RequireRevision(configdb.Nodes.StatusKey(to.NodeID), node.Meta.StatusRevision)
+	tx.RequireRevision(configdb.LaterLifeKey(to.NodeID), 0)
+	b := s.b.Clone()
+	b.Meta.Revision = s.b.Meta.Revision
+	b.Spec.NodeID, b.Spec.Node, b.Spec.Epoch, b.Spec.Resumes = to.NodeID, to.Node, op.Spec.Epoch+1, nil
+	b.Spec.BroughtBy = op.Spec.TaskID
+	if err := configdb.Bindings.UpdateSpec(s.v, tx, &b); err != nil {
+		return nil, err
+	}
+	for _, volume := range to.Volumes {
+		if err := s.moveVolume(tx, volume, to.Node); err != nil {
+			return nil, err
+		}
+	}
+	vm, err := configdb.VMs.Get(s.v, id) // the stored status, not the one of this step
+	if err != nil {
+		return nil, err
+	}
+	vm.Status.Node, vm.Status.Epoch, vm.Status.PID, vm.Status.StartedAt = to.Node, b.Spec.Epoch, 0, nil
+	vm.Status.Message, vm.Status.Conditions = "", nil
+	return tx, configdb.VMs.UpdateStatus(s.v, tx, &vm)
+}
+
+// moveVolume says on which node a copied volume's file counts.
+func (s *step) moveVolume(tx *configdb.Txn, id, node string) error {
+	vol, err := configdb.Volumes.Get(s.v, id)
+	if err != nil {
+		return err
+	}
+	vol.Spec.Node = node
+	return configdb.Volumes.UpdateSpec(s.v, tx, &vol)
+}
+
+// handedOver handles a VM that was given away by its migration, until the
+// target has said what became of it.
+func (s *step) handedOver(ctx context.Context, op *api.Operation) error {
+	out := s.departure(op)
+	if out.handedAt.IsZero() {
+		out.handedAt = s.now
+	}
+	arr, err := s.arrivalOf(op)
+	if err != nil {
+		return err
+	}
+	alive := s.proc != nil && s.proc.State == ProcessRunning && s.proc.PID != 0
+	switch {
+	case s.vm.Status.Epoch == s.b.Spec.Epoch && s.vm.Status.PID != 0:
+		return s.arrivedThere(ctx, op, out)
+	case arr.Status.Phase == api.ArrivalFailed && alive && s.standsStill(ctx):
+		return s.takeBack(ctx, op, arr)
+	case arr.Status.Phase == api.ArrivalFailed:
+		if err := s.h.sweep(ctx, s.vm.Meta.ID, s.proc); err != nil {
+			return err
+		}
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeInternal, fmt.Sprintf("node %s: %s; it starts anew there", op.Spec.Migration.Node, arr.Status.Message))
+	case s.now.Sub(out.handedAt) > HandOverTime:
+		if err := s.h.sweep(ctx, s.vm.Meta.ID, s.proc); err != nil {
+			return err
+		}
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeTimeout, fmt.Sprintf("node %s has the vm, but has not said within %v that it runs", op.Spec.Migration.Node, HandOverTime))
+	case alive && !s.standsStill(ctx):
+		s.h.log.Error("a QEMU that was handed over is not known to stand still; it is killed", "vm", s.vm.Meta.ID, "pid", s.proc.PID)
+		s.result.After = attachRetry
+		return s.h.kill(ctx, s.vm.Meta.ID)
+	}
+	s.result.After = lookSoon
+	return nil
+}
+
+// standsStill asks QEMU whether it has handed its guest over.
+func (s *step) standsStill(ctx context.Context) bool {
+	s.meet()
+	if err := s.h.attach(ctx, s.in); err != nil {
+		return false
+	}
+	state, err := s.in.runState(ctx)
+	return err == nil && state == runPostMigrate
+}
+
+// arrivedThere ends the migration after the target's word that the guest runs.
+func (s *step) arrivedThere(ctx context.Context, op *api.Operation, out *departure) error {
+	message := "it runs on node " + op.Spec.Migration.Node
+	if s.proc != nil && s.proc.State == ProcessRunning && s.in.openConn() != nil {
+		if m, err := s.in.queryMigrate(ctx); err == nil && m.TotalTime > 0 {
+			out.info = m
+		}
+	}
+	if m := out.info; m.TotalTime > 0 {
+		message += fmt.Sprintf(" after %d ms", m.TotalTime)
+	}
+	if !out.stoodAt.IsZero() {
+		message += fmt.Sprintf(", of which the guest stood still for at most %d ms", s.h.cfg.Now().Sub(out.stoodAt).Milliseconds())
+	}
+	if err := s.h.sweep(ctx, s.vm.Meta.ID, s.proc); err != nil {
+		return err
+	}
+	return s.endOperation(ctx, op, api.TaskSucceeded, "", message)
+}
+
+// takeBack makes this node the owner again, on the target's word that the guest
+// has never run there.
+func (s *step) takeBack(ctx context.Context, op *api.Operation, arr api.Arrival) error {
+	id := s.vm.Meta.ID
+	if _, _, ok := s.h.cfg.Lease.Current(); !ok {
+		s.result.After = lookSoon
+		return nil
+	}
+	tx := &configdb.Txn{Actor: actor}
+	tx.RequireRevision(configdb.Operations.SpecKey(id), op.Meta.Revision)
+	tx.RequireRevision(configdb.Arrivals.StatusKey(id), arr.Meta.StatusRevision)
+	b := s.b.Clone()
+	b.Meta.Revision = s.b.Meta.Revision
+	b.Spec.NodeID, b.Spec.Node, b.Spec.Epoch = s.h.cfg.NodeID, s.h.cfg.NodeName, s.b.Spec.Epoch+1
+	b.Spec.Resumes = &api.Resumption{Process: s.proc.Epoch, Epoch: b.Spec.Epoch}
+	if err := configdb.Bindings.UpdateSpec(s.v, tx, &b); err != nil {
+		return err
+	}
+	for _, volume := range op.Spec.Migration.Volumes {
+		if err := s.moveVolume(tx, volume, s.h.cfg.NodeName); err != nil {
+			return err
+		}
+	}
+	why := fmt.Sprintf("node %s: %s; the vm goes on on node %s", op.Spec.Migration.Node, arr.Status.Message, s.h.cfg.NodeName)
+	over := op.Clone()
+	over.Meta.Revision, over.Meta.StatusRevision = op.Meta.Revision, op.Meta.StatusRevision
+	over.Status.Phase, over.Status.Code, over.Status.Message = api.TaskFailed, api.CodeInternal, why
+	if err := configdb.Operations.UpdateStatus(s.v, tx, &over); err != nil {
+		return err
+	}
+	vm := s.vm
+	vm.Status.Node, vm.Status.Epoch, vm.Status.PID = s.h.cfg.NodeName, b.Spec.Epoch, 0
+	if err := configdb.VMs.UpdateStatus(s.v, tx, &vm); err != nil {
+		return err
+	}
+	wctx, cancel := context.WithTimeout(ctx, WriteDeadline)
+	defer cancel()
+	if _, err := s.h.cfg.DB.Txn(wctx, tx); err != nil {
+		return fmt.Errorf("take vm %s back: %w", s.vm.Meta.Name, err)
+	}
+	s.h.log.Warn("the target could not run the VM; it is taken back", "vm", id, "epoch", b.Spec.Epoch, "reason", arr.Status.Message)
+	s.endDeparture()
+	s.result.After = attachRetry
+	return nil
+}
+
+// askLoaded asks the target whether its QEMU has everything.
+func (h *Hypervisor) askLoaded(ctx context.Context, id string, op *api.Operation) error {
+	ctx, cancel := context.WithTimeout(ctx, askDeadline)
+	defer cancel()
+	c, err := h.openStream(ctx, op.Spec.Migration.NodeID, streamHello{VM: id, Task: op.Spec.TaskID, Purpose: purposeLoaded})
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
