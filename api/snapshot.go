@@ -91,9 +91,22 @@ type SnapshotDisk struct {
 	// Volume is the name of the volume, VolumeID its ID.
 	Volume   string `json:"volume"`
 	VolumeID string `json:"volumeID"`
-	Slot     int    `json:"slot"`
+	// Slot of a disk; 0 of the variables of UEFI, which are beside the disks.
+	Slot int `json:"slot"`
 	// Size that the guest saw.
 	Size Size `json:"size,omitempty"`
+}
+
+// SavedMachine is what memory depends on that the VM's spec alone does not say:
+// a default may mean something else later, or on another node.
+type SavedMachine struct {
+	// Type is QEMU's name of the machine with its version, such as pc-q35-7.2.
+	Type string `json:"type,omitempty"`
+	// CPU is the value of -cpu.
+	CPU         string      `json:"cpu,omitempty"`
+	Accelerator Accelerator `json:"accelerator,omitempty"`
+	// CloudInit is the format of the CD-ROM for cloud-init; empty: there is none.
+	CloudInit CloudInitFormat `json:"cloudInit,omitempty"`
 }
 
 // SnapshotStatus is written by the hypervisor module of the VM's node.
@@ -107,6 +120,8 @@ type SnapshotStatus struct {
 	// stopped.
 	Hardware *VMSpec    `json:"hardware,omitempty"`
 	Power    PowerState `json:"power,omitempty"`
+	// Machine that the memory belongs to.
+	Machine *SavedMachine `json:"machine,omitempty"`
 	// MemorySize is what the guest's memory takes in the file of the first disk.
 	MemorySize  Size        `json:"memorySize,omitempty"`
 	Consistency Consistency `json:"consistency,omitempty"`
@@ -122,6 +137,9 @@ func SnapshotTag(id string) string { return "muster-" + id }
 // suspended VM.
 const SuspendTag = "muster-suspend"
 
+// TPMNeedsMemory says, of a VM, why it has no snapshots of its disks alone.
+const TPMNeedsMemory = "vm %s has a TPM, whose state fits to the disks of its moment only and is kept with the memory: ask for the memory, too (--memory), while the vm runs; or suspend it"
+
 // SavedState is memory that a VM's next start goes on from. Its ID is the VM's.
 // While it exists the guest has not run since: it is deleted after the memory
 // was loaded and before the guest goes on, and a guest never runs beside it.
@@ -132,8 +150,9 @@ type SavedStateSpec struct {
 	// Tag of the internal snapshot in the disks; the memory is in the first one.
 	Tag   string         `json:"tag"`
 	Disks []SnapshotDisk `json:"disks"`
-	// Hardware that the guest must find again.
-	Hardware *VMSpec `json:"hardware"`
+	// Hardware that the guest must find again, in the same Machine.
+	Hardware *VMSpec       `json:"hardware"`
+	Machine  *SavedMachine `json:"machine,omitempty"`
 	// SnapshotID is the snapshot that it belongs to, which keeps the tag. Empty
 	// for a suspended VM, whose tag goes with this object.
 	SnapshotID string    `json:"snapshotID,omitempty"`

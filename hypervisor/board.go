@@ -149,10 +149,5 @@ func runningCPU(pid int) string {
 	if err != nil {
 		return ""
 	}
-	for i := range args[:max(len(args)-1, 0)] {
-		if args[i] == "-cpu" {
-			return args[i+1]
-		}
-	}
-	return ""
+	return argv.CPUOf(args)
 }

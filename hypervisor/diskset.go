@@ -27,8 +27,9 @@ const (
 	// unlockTime is how long the disks of a QEMU that just ended may be locked.
 	unlockTime  = 15 * time.Second
 	unlockRetry = 200 * time.Millisecond
-	// QuiesceDeadline bounds freezing or thawing the guest's file systems.
-	QuiesceDeadline = 10 * time.Second
+	// freezeMost is how long a guest's file systems stay frozen at most for a
+	// snapshot; it is over in milliseconds, or it is not a snapshot of them.
+	freezeMost = 30 * time.Second
 )
 
 // DiskSnapshots are the internal snapshots of volumes that no QEMU has open. One
@@ -45,9 +46,9 @@ type DiskSnapshots interface {
 
 // Quiesce freezes the file systems of a guest that has an agent.
 type Quiesce interface {
-	// Freeze fails if the guest has no agent that answers.
-	Freeze(ctx context.Context, vmID string) error
-	// Thaw undoes it. It is no error if nothing is frozen.
+	// Freeze fails, and nothing is frozen, if the guest has no agent that answers.
+	// What is frozen is thawed after that time at the latest.
+	Freeze(ctx context.Context, vmID string, most time.Duration) (fileSystems int, err error)
 	Thaw(ctx context.Context, vmID string) error
 }
 
@@ -145,7 +146,7 @@ func (d *diskSet) dropLive(ctx context.Context, disks []api.SnapshotDisk, jobID,
 	}
 	var tagged []string
 	for _, disk := range disks {
-		n, open := nodes[disk.Slot]
+		n, open := nodes[disk.VolumeID]
 		switch {
 		case !open:
 			closed = append(closed, disk)
@@ -168,8 +169,8 @@ type blockNode struct {
 func (n blockNode) has(tag string) bool { _, ok := n.tags[tag]; return ok }
 
 // nodes finds disks in the running QEMU by their files (QAPI query-block); the
-// result is by slot and leaves out what QEMU does not have.
-func (d *diskSet) nodes(ctx context.Context, disks []api.SnapshotDisk) (map[int]blockNode, error) {
+// result is by volume and leaves out what QEMU does not have.
+func (d *diskSet) nodes(ctx context.Context, disks []api.SnapshotDisk) (map[string]blockNode, error) {
 	conn := d.in.openConn()
 	if conn == nil {
 		return nil, fmt.Errorf("QMP query-block: %w", qmp.ErrClosed)
@@ -192,7 +193,7 @@ func (d *diskSet) nodes(ctx context.Context, disks []api.SnapshotDisk) (map[int]
 	if err := conn.Execute(ctx, "query-block", nil, &all); err != nil {
 		return nil, err
 	}
-	out := map[int]blockNode{}
+	out := map[string]blockNode{}
 	v := d.h.cfg.DB.Local()
 	for _, disk := range disks {
 		path, _, err := d.h.cfg.Volumes.Resolve(v, d.project, disk.Volume)
@@ -200,14 +201,14 @@ func (d *diskSet) nodes(ctx context.Context, disks []api.SnapshotDisk) (map[int]
 			return nil, err
 		}
 		for _, b := range all {
-			if b.Inserted == nil || b.Inserted.File != path && b.Inserted.Node != fmt.Sprintf("disk%d", disk.Slot) {
+			if b.Inserted == nil || b.Inserted.File != path {
 				continue
 			}
 			n := blockNode{name: b.Inserted.Node, driver: b.Inserted.Drv, tags: map[string]api.Size{}}
 			for _, s := range b.Inserted.Image.Snapshots {
 				n.tags[s.Name] = api.Size(s.Memory)
 			}
-			out[disk.Slot] = n
+			out[disk.VolumeID] = n
 		}
 	}
 	return out, nil
@@ -222,7 +223,7 @@ func (d *diskSet) names(ctx context.Context) ([]string, error) {
 	}
 	var out []string
 	for _, disk := range d.disks {
-		n, ok := nodes[disk.Slot]
+		n, ok := nodes[disk.VolumeID]
 		switch {
 		case !ok:
 			return nil, api.Errorf(api.CodeRefused, "QEMU does not have volume %s open; stop and start the VM first", disk.Volume)

@@ -186,8 +186,7 @@ type Config struct {
 	Ports Ports
 	// Snapshots may be nil: then disks of stopped VMs have none.
 	Snapshots DiskSnapshots
-	// Quiesce may be nil: then snapshots without memory of running VMs are as
-	// after a power cut.
+	// Quiesce is by the guest agents that this module talks to, if it is nil.
 	Quiesce Quiesce
 	// Users are the users that VMs run as; with none they run as the daemon's own.
 	Users Users
@@ -270,6 +269,9 @@ func New(cfg Config) (*Hypervisor, error) {
 		instances: map[string]*instance{}, strangers: map[string]Process{}, waiting: map[string]string{},
 		tell: make(chan struct{}, 1), agentWake: make(chan struct{}, 1),
 		starting: map[string]api.Size{}, hurry: make(chan struct{}, 1),
+	}
+	if h.cfg.Quiesce == nil {
+		h.cfg.Quiesce = h
 	}
 	h.loop = reconcile.New(reconcile.Config{
 		Name: "hypervisor", DB: cfg.DB, Reconcile: h.reconcile, Workers: Workers, Log: cfg.Log,

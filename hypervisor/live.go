@@ -73,7 +73,7 @@ func (s *step) adapt(ctx context.Context) error {
 		l.pending()
 		return nil
 	}
-	if _, err := configdb.Operations.Get(s.v, s.vm.Meta.ID); err == nil {
+	if _, err := configdb.Operations.Get(s.v, s.vm.Meta.ID); err == nil && !s.settling {
 		l.held = true // a migration or a snapshot wants the hardware as it is
 		l.pending()
 		return nil

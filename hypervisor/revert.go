@@ -202,7 +202,7 @@ func (o *operation) reverted(v *configdb.View, tx *configdb.Txn, op *api.Operati
 	case snap.Spec.Memory:
 		vm.Spec.Power, vm.Spec.ForceStop = snap.Status.Power, false
 		st := api.SavedState{Meta: api.NewMeta(api.KindSavedState, vm.Meta.Project, vm.Meta.Name), Spec: api.SavedStateSpec{
-			Tag: snap.Status.Tag, Disks: snap.Status.Disks, Hardware: snap.Status.Hardware, SnapshotID: id, Size: snap.Status.MemorySize, SavedAt: *snap.Status.TakenAt,
+			Tag: snap.Status.Tag, Disks: snap.Status.Disks, Hardware: snap.Status.Hardware, Machine: snap.Status.Machine, SnapshotID: id, Size: snap.Status.MemorySize, SavedAt: *snap.Status.TakenAt,
 		}}
 		st.Meta.ID = vm.Meta.ID
 		if err := configdb.SavedStates.CreateUnnamed(tx, &st); err != nil {
@@ -241,6 +241,9 @@ func (o *operation) exchangeDevices(v *configdb.View, tx *configdb.Txn, vm *api.
 	then := map[string]bool{}
 	for _, d := range snap.Status.Disks {
 		then[d.Volume] = true
+		if slices.Contains(vm.Spec.StateVolumes(), d.Volume) {
+			continue // the machine stays the VM's
+		}
 		if !slices.ContainsFunc(vm.Spec.Disks, func(now api.VMDisk) bool { return now.Volume == d.Volume }) {
 			tx.RequireEmpty(configdb.Volumes.RefPrefix(d.VolumeID))
 			configdb.Volumes.Refer(tx, d.VolumeID, api.KindVM, vm.Meta.ID)

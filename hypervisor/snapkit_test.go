@@ -160,9 +160,9 @@ func (e *env) vmWith(spec api.VMSpec, disks []api.VMDisk) string {
 	return vm.Meta.ID
 }
 
-// ask does what a request does: it adds an operation, and for a new snapshot the
+// request does what a request does: it adds an operation, and for a new snapshot the
 // object. It returns the ID of the snapshot.
-func (e *env) ask(id string, action api.Action, name string, memory bool) string {
+func (e *env) request(id string, action api.Action, name string, memory bool) string {
 	e.t.Helper()
 	vm := e.vm(id)
 	op := api.Operation{Meta: api.NewMeta(api.KindOperation, "", "web1"), Spec: api.OperationSpec{Action: action, VM: "web1", TaskID: api.NewID(), NodeID: "node-1", Epoch: e.binding(id).Spec.Epoch}}
@@ -225,7 +225,7 @@ func (e *env) ended(id string, want api.TaskPhase) api.OperationStatus {
 // done asks and waits for success.
 func (e *env) done(id string, action api.Action, name string, memory bool) {
 	e.t.Helper()
-	e.ask(id, action, name, memory)
+	e.request(id, action, name, memory)
 	e.ended(id, api.TaskSucceeded)
 }
 

@@ -26,20 +26,39 @@ func (o *operation) set(v *configdb.View, hw *api.VMSpec) (*diskSet, error) {
 	d := &diskSet{h: o.h, in: o.in, project: o.vm.Meta.Project}
 	spec := o.vm.Spec.WithHardware(hw)
 	spec.AssignSlots(nil)
-	for _, disk := range spec.Disks {
-		vol, err := configdb.Volumes.Find(v, o.vm.Meta.Project, disk.Volume)
+	add := func(volume string, slot int) error {
+		vol, err := configdb.Volumes.Find(v, o.vm.Meta.Project, volume)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if f := vol.Status.Format; f != "" && f != "qcow2" {
-			return nil, errRaw(disk.Volume, f)
+			return errRaw(volume, f)
 		}
-		d.disks = append(d.disks, api.SnapshotDisk{Volume: vol.Meta.Name, VolumeID: vol.Meta.ID, Slot: disk.Slot, Size: max(vol.Status.Size, vol.Spec.Size)})
+		d.disks = append(d.disks, api.SnapshotDisk{Volume: vol.Meta.Name, VolumeID: vol.Meta.ID, Slot: slot, Size: max(vol.Status.Size, vol.Spec.Size)})
+		return nil
+	}
+	for _, disk := range spec.Disks {
+		if err := add(disk.Volume, disk.Slot); err != nil {
+			return nil, err
+		}
 	}
 	if len(d.disks) == 0 {
 		return nil, api.Errorf(api.CodeRefused, "vm %s has no disk to keep it on", o.vm.Meta.Name)
 	}
+	if spec.UEFI() {
+		if err := add(spec.Firmware.Volume, 0); err != nil {
+			return nil, err
+		}
+	}
 	return d, nil
+}
+
+// needMemory refuses the disks alone where something else would not fit to them.
+func (o *operation) needMemory(snap *api.Snapshot) error {
+	if snap.Spec.Memory || snap.Spec.Temporary || o.hardware().TPM == nil {
+		return nil // what is copied gets a TPM of its own
+	}
+	return api.Errorf(api.CodeRefused, api.TPMNeedsMemory, o.vm.Meta.Name)
 }
 
 // hardware is what the guest has now.
@@ -61,6 +80,9 @@ func (o *operation) snapshot(ctx context.Context) error {
 	}
 	tag := api.SnapshotTag(snap.Meta.ID)
 	set, err := o.set(v, o.hardware())
+	if err == nil {
+		err = errors.Join(o.refused, o.needMemory(&snap))
+	}
 	if err != nil {
 		return o.dropped(ctx, err)
 	}
@@ -122,6 +144,9 @@ func (o *operation) takeLive(ctx context.Context, set *diskSet, snap *api.Snapsh
 		return api.Errorf(api.CodeRefused, "vm %s: QEMU reports state %s; a snapshot is taken of a running, paused or stopped vm", o.vm.Meta.Name, state)
 	}
 	if snap.Spec.Memory {
+		if taken.Machine, err = o.savedMachine(ctx); err != nil {
+			return err
+		}
 		taken.Consistency = api.ConsistencyMemory
 		err = o.in.job(ctx, o.jobID(), "snapshot-save", map[string]any{"tag": taken.Tag, "vmstate": names[0], "devices": names})
 	} else {
@@ -135,11 +160,11 @@ func (o *operation) takeLive(ctx context.Context, set *diskSet, snap *api.Snapsh
 		return err
 	}
 	for _, disk := range set.disks {
-		if !nodes[disk.Slot].has(taken.Tag) {
+		if !nodes[disk.VolumeID].has(taken.Tag) {
 			return fmt.Errorf("QEMU says that it made the snapshot, but volume %s does not have it", disk.Volume)
 		}
 	}
-	taken.MemorySize = nodes[set.disks[0].Slot].tags[taken.Tag]
+	taken.MemorySize = nodes[set.disks[0].VolumeID].tags[taken.Tag]
 	return nil
 }
 
@@ -147,15 +172,12 @@ func (o *operation) takeLive(ctx context.Context, set *diskSet, snap *api.Snapsh
 // the guest's file systems frozen if its agent can do that.
 func (o *operation) takeDisks(ctx context.Context, names []string, tag string) (api.Consistency, error) {
 	got := api.ConsistencyCrash
-	if q := o.h.cfg.Quiesce; q != nil {
-		fctx, cancel := context.WithTimeout(ctx, QuiesceDeadline)
-		err := q.Freeze(fctx, o.vm.Meta.ID)
-		cancel()
-		if err == nil {
-			got = api.ConsistencyQuiesced
-		} else {
-			o.h.log.Info("the guest's file systems are not frozen for a snapshot", "vm", o.vm.Meta.ID, "err", err)
-		}
+	began := o.h.cfg.Now()
+	n, err := o.h.cfg.Quiesce.Freeze(ctx, o.vm.Meta.ID, freezeMost)
+	switch {
+	case err != nil:
+		o.h.log.Info("the guest's file systems are not frozen for a snapshot", "vm", o.vm.Meta.ID, "err", err)
+	case n > 0:
 		defer o.thaw(ctx)
 	}
 	var actions []map[string]any
@@ -166,24 +188,25 @@ func (o *operation) takeDisks(ctx context.Context, names []string, tag string) (
 	if conn == nil {
 		return got, errors.New("the connection to QEMU has ended")
 	}
-	ctx, cancel := context.WithTimeout(ctx, JobDeadline)
+	jctx, cancel := context.WithTimeout(ctx, JobDeadline)
 	defer cancel()
-	err := conn.Execute(ctx, "transaction", map[string]any{"actions": actions}, nil)
-	if err != nil && isFull(err.Error()) {
-		err = api.Errorf(api.CodeStorageFull, "%w; the pool of the disk is most likely full: free some space", err)
+	if err := conn.Execute(jctx, "transaction", map[string]any{"actions": actions}, nil); err != nil {
+		if isFull(err.Error()) {
+			err = api.Errorf(api.CodeStorageFull, "%w; the pool of the disk is most likely full: free some space", err)
+		}
+		return got, err
 	}
-	return got, err
+	if n > 0 && o.h.cfg.Now().Sub(began) < freezeMost {
+		got = api.ConsistencyQuiesced
+	}
+	return got, nil
 }
 
-// thaw is tried even if freezing failed: that may have worked in part.
 func (o *operation) thaw(ctx context.Context) {
-	if o.h.cfg.Quiesce == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), QuiesceDeadline)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freezeMost)
 	defer cancel()
 	if err := o.h.cfg.Quiesce.Thaw(ctx, o.vm.Meta.ID); err != nil {
-		o.h.log.Warn("the guest's file systems were not thawed; the agent does so by itself after a while", "vm", o.vm.Meta.ID, "err", err)
+		o.h.log.Warn("the guest's file systems were not thawed; that is tried again", "vm", o.vm.Meta.ID, "err", err)
 	}
 }
 
@@ -199,7 +222,6 @@ func (o *operation) undoSnapshot(ctx context.Context, set *diskSet, tag string, 
 		return nil // the write whose outcome was not known had landed
 	}
 	if o.again && o.live {
-		o.thaw(ctx)
 		_, _ = o.in.endJob(ctx, o.jobID()) // a QEMU that has gone has no job
 	}
 	uctx, cancel := context.WithTimeout(ctx, undoDeadline)

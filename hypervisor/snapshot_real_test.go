@@ -56,8 +56,8 @@ func (e *env) count(id, what string, ok func(progress) bool) progress {
 
 func after(n int) func(progress) bool { return func(p progress) bool { return p.counter >= n } }
 
-// guest makes a disk with the tiny guest on it and one of no content.
-func (e *env) guest(spec api.VMSpec) string {
+// counterGuest makes a disk with the tiny guest on it and one of no content.
+func (e *env) counterGuest(spec api.VMSpec) string {
 	e.t.Helper()
 	image, err := filepath.Abs("../build/guest/tiny.qcow2")
 	must(e.t, err)
@@ -86,7 +86,7 @@ func (e *env) guest(spec api.VMSpec) string {
 // is in, and whether it booted or went on.
 func TestRealGuestThroughSnapshotsSuspendAndRevert(t *testing.T) {
 	e := newEnv(t, true)
-	id := e.guest(api.VMSpec{CPUs: 1, Power: api.PowerRunning})
+	id := e.counterGuest(api.VMSpec{CPUs: 1, Power: api.PowerRunning})
 	e.wait(id, "running", running)
 	p := e.count(id, "first boot", after(3))
 	e.done(id, api.ActionVMSnapshot, "memory", true)
@@ -114,13 +114,13 @@ func TestRealGuestThroughSnapshotsSuspendAndRevert(t *testing.T) {
 	}
 	e.wait(id, "running", running)
 
-	e.ask(id, api.ActionVMRevert, "memory", false)
+	e.request(id, api.ActionVMRevert, "memory", false)
 	e.ended(id, api.TaskSucceeded)
 	back := e.count(id, "reverted", func(q progress) bool { return q.counter < resumed.counter })
 	if back.boot != p.boot || back.counter < p.counter {
 		t.Fatalf("the guest is not where it was at %+v: %+v", p, back)
 	}
-	e.ask(id, api.ActionVMRevert, "disks", false)
+	e.request(id, api.ActionVMRevert, "disks", false)
 	e.ended(id, api.TaskSucceeded)
 	e.wait(id, "stopped", func(vm api.VM) bool { return vm.Status.Phase == api.VMStopped })
 	e.done(id, api.ActionVMForget, "memory", false)
@@ -151,7 +151,7 @@ func TestRealSnapshotOnAFullPool(t *testing.T) {
 	e.wait(id, "running", running)
 	giveBack := smalldisk.Fill(t, small)
 	for _, action := range []api.Action{api.ActionVMSnapshot, api.ActionVMSuspend} {
-		e.ask(id, action, "a", true)
+		e.request(id, action, "a", true)
 		if st := e.ended(id, api.TaskFailed); st.Code != api.CodeStorageFull {
 			t.Errorf("%s: %+v", action, st)
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -78,7 +79,7 @@ func TestAFailedSnapshotLeavesNothing(t *testing.T) {
 	id := e.twoDisks(api.VMSpec{})
 	e.wait(id, "stopped", func(vm api.VM) bool { return vm.Status.Phase == api.VMStopped })
 	e.guard.lease(0)
-	e.ask(id, api.ActionVMSnapshot, "a", false)
+	e.request(id, api.ActionVMSnapshot, "a", false)
 	if st := e.ended(id, api.TaskFailed); !strings.Contains(st.Message, "no lease") || st.Code != api.CodeRefused {
 		t.Errorf("%+v", st)
 	}
@@ -90,7 +91,7 @@ func TestAFailedSnapshotLeavesNothing(t *testing.T) {
 	e.vols.mu.Lock()
 	delete(e.vols.paths, "web1-disk1")
 	e.vols.mu.Unlock()
-	e.ask(id, api.ActionVMSnapshot, "a", false)
+	e.request(id, api.ActionVMSnapshot, "a", false)
 	st := e.ended(id, api.TaskFailed)
 	if !strings.Contains(st.Message, "web1-disk1") {
 		t.Errorf("%+v", st)
@@ -110,7 +111,7 @@ func TestARevertTakesAllDisksOrNone(t *testing.T) {
 	write(t, disks[1], "0x22")
 	tag := e.snap(id, "one").Status.Tag
 	e.snaps.failOnce("apply web1-disk1 " + tag)
-	e.ask(id, api.ActionVMRevert, "one", false)
+	e.request(id, api.ActionVMRevert, "one", false)
 	if st := e.ended(id, api.TaskFailed); !strings.Contains(st.Message, "web1-disk1") || !strings.Contains(st.Message, "as they were before") {
 		t.Errorf("%+v", st)
 	}
@@ -123,7 +124,7 @@ func TestARevertTakesAllDisksOrNone(t *testing.T) {
 	// Neither forward nor back: the VM does not start until a revert succeeds.
 	e.snaps.failOnce("apply web1-disk1 " + tag)
 	e.snaps.failOnce("apply web1-disk0 " + undoTag)
-	e.ask(id, api.ActionVMRevert, "one", false)
+	e.request(id, api.ActionVMRevert, "one", false)
 	if st := e.ended(id, api.TaskFailed); !strings.Contains(st.Message, "does not start until") {
 		t.Errorf("%+v", st)
 	}
@@ -156,7 +157,7 @@ func TestARevertGoesOnAfterTheDaemonWasKilled(t *testing.T) {
 	e.snaps.mu.Lock()
 	e.snaps.block = block
 	e.snaps.mu.Unlock()
-	e.ask(id, api.ActionVMRevert, "one", false)
+	e.request(id, api.ActionVMRevert, "one", false)
 	e.until("the first disk", func() bool {
 		e.snaps.mu.Lock()
 		defer e.snaps.mu.Unlock()
@@ -211,7 +212,7 @@ func TestARevertDetachesWhatWasAddedAndRefusesWhatIsMissing(t *testing.T) {
 	vol := find("web1-disk1")
 	configdb.Volumes.Delete(tx, &vol)
 	e.commit(tx)
-	e.ask(id, api.ActionVMRevert, "two", false)
+	e.request(id, api.ActionVMRevert, "two", false)
 	if st := e.ended(id, api.TaskFailed); !strings.Contains(st.Message, "web1-disk1") || !strings.Contains(st.Message, "is gone") || st.Code != api.CodeRefused {
 		t.Errorf("%+v", st)
 	}
@@ -253,8 +254,11 @@ func TestSnapshotsOfARunningVM(t *testing.T) {
 // quiet is a guest agent.
 type quiet struct{ calls chan string }
 
-func (q quiet) Freeze(context.Context, string) error { q.calls <- "freeze"; return nil }
-func (q quiet) Thaw(context.Context, string) error   { q.calls <- "thaw"; return nil }
+func (q quiet) Freeze(context.Context, string, time.Duration) (int, error) {
+	q.calls <- "freeze"
+	return 1, nil
+}
+func (q quiet) Thaw(context.Context, string) error { q.calls <- "thaw"; return nil }
 
 func TestAnAgentFreezesTheGuestForASnapshot(t *testing.T) {
 	e := newEnv(t, false)
@@ -270,7 +274,7 @@ func TestAnAgentFreezesTheGuestForASnapshot(t *testing.T) {
 		t.Error(a, b)
 	}
 	e.fakes.qemu().FailCommand("transaction", "no")
-	e.ask(id, api.ActionVMSnapshot, "b", false)
+	e.request(id, api.ActionVMSnapshot, "b", false)
 	e.ended(id, api.TaskFailed)
 	if a, b := <-agent.calls, <-agent.calls; a != "freeze" || b != "thaw" {
 		t.Error("after a failure:", a, b)
@@ -283,12 +287,12 @@ func TestAFailedJobLeavesNothing(t *testing.T) {
 	e.wait(id, "running", running)
 	q := e.fakes.qemu()
 	q.FailJob("snapshot-save", "Error -28 while writing VM: No space left on device")
-	e.ask(id, api.ActionVMSnapshot, "a", true)
+	e.request(id, api.ActionVMSnapshot, "a", true)
 	if st := e.ended(id, api.TaskFailed); st.Code != api.CodeStorageFull || !strings.Contains(st.Message, "free some space") {
 		t.Errorf("%+v", st)
 	}
 	q.FailCommand("transaction", "Device 'disk1' is busy")
-	e.ask(id, api.ActionVMSnapshot, "a", false)
+	e.request(id, api.ActionVMSnapshot, "a", false)
 	if st := e.ended(id, api.TaskFailed); !strings.Contains(st.Message, "is busy") {
 		t.Errorf("%+v", st)
 	}
@@ -296,7 +300,7 @@ func TestAFailedJobLeavesNothing(t *testing.T) {
 		t.Errorf("left behind: %v, %+v", tags, e.snapshots(id))
 	}
 	q.FailJob("snapshot-save", "no")
-	e.ask(id, api.ActionVMSuspend, "", false)
+	e.request(id, api.ActionVMSuspend, "", false)
 	e.ended(id, api.TaskFailed)
 	e.wait(id, "running again", func(vm api.VM) bool { return running(vm) && q.State() == "running" })
 	if tags := q.Tags(); len(tags["disk1"])+len(tags["disk2"]) != 0 || e.hasSaved(id) {
@@ -311,7 +315,7 @@ func TestQEMUKilledInTheMiddleOfAJob(t *testing.T) {
 	was := e.wait(id, "running", running)
 	q := e.fakes.qemu()
 	q.HoldJobs(true)
-	e.ask(id, api.ActionVMSnapshot, "a", true)
+	e.request(id, api.ActionVMSnapshot, "a", true)
 	e.until("the job", func() bool { return len(q.JobTypes()) == 1 }, nothing)
 	q.Exit(-1, int(syscall.SIGKILL))
 	st := e.ended(id, api.TaskFailed)
@@ -331,7 +335,7 @@ func TestDaemonKilledDuringASnapshot(t *testing.T) {
 	q := e.fakes.qemu()
 	for _, action := range []api.Action{api.ActionVMSnapshot, api.ActionVMSuspend} {
 		q.HoldJobs(true)
-		e.ask(id, action, "a", true)
+		e.request(id, action, "a", true)
 		e.until("the job", func() bool { return len(q.JobTypes()) == 1 }, nothing)
 		e.stop()
 		q.HoldJobs(false) // QEMU finishes it while no daemon looks
@@ -351,7 +355,9 @@ func TestSuspendAndResume(t *testing.T) {
 	id := e.twoDisks(api.VMSpec{Power: api.PowerRunning, CPUs: 2})
 	e.wait(id, "running", running)
 	q := e.fakes.qemu()
-	e.change(id, func(vm *api.VM) { vm.Spec.CPUs = 3 }) // takes a restart
+	e.change(id, func(vm *api.VM) { vm.Spec.CPUs = 3 })
+	e.wait(id, "a CPU plugged in", func(vm api.VM) bool { return vm.Status.Hardware.CPUs == 3 })
+	e.change(id, func(vm *api.VM) { vm.Spec.Watchdog = &api.VMWatchdog{Action: "reset"} }) // takes a restart
 	e.done(id, api.ActionVMSuspend, "", false)
 	vm := e.wait(id, "suspended", func(vm api.VM) bool { return vm.Status.Phase == api.VMSuspended && vm.Status.PID == 0 })
 	if vm.Spec.Power != api.PowerSuspended || vm.Status.Crashes != 0 || !e.hasSaved(id) || q.Count("quit") != 1 || q.State() != "paused" {
@@ -366,11 +372,11 @@ func TestSuspendAndResume(t *testing.T) {
 	}
 	n.HoldJobs(false)
 	vm = e.wait(id, "running", running)
-	if !slices.Equal(n.Loaded(), []string{api.SuspendTag}) || e.hasSaved(id) || vm.Status.Hardware == nil || vm.Status.Hardware.CPUs != 2 {
+	if !slices.Equal(n.Loaded(), []string{api.SuspendTag}) || e.hasSaved(id) || vm.Status.Hardware == nil || vm.Status.Hardware.CPUs != 3 || vm.Status.Hardware.Watchdog != nil {
 		t.Errorf("%v %+v", n.Loaded(), vm.Status)
 	}
 	e.until("the tag removed", func() bool { return len(n.Tags()["disk1"]) == 0 }, nothing)
-	if a := strings.Join(e.guard.starts[1].Argv, " "); !strings.Contains(a, "cpus=2,") || !strings.HasSuffix(a, " -S") {
+	if a := strings.Join(e.guard.starts[1].Argv, " "); !strings.Contains(a, "cpus=3,maxcpus=8,") || !strings.Contains(a, "-machine pc-q35-7.2,usb=off") || strings.Contains(a, "i6300esb") || !strings.HasSuffix(a, " -S") {
 		t.Error("the machine is not that of the suspend: ", a)
 	}
 }
@@ -465,7 +471,7 @@ func TestRevertOfARunningVMToMemory(t *testing.T) {
 		must(t, e.snaps.CreateSnapshot(t.Context(), e.db.Local(), "", d.Volume, s.Status.Tag))
 	}
 	e.fakes.onStart(func(n *qemuFake) { n.Tag(s.Status.Tag, 1); n.HoldJobs(true) })
-	e.ask(id, api.ActionVMRevert, "a", false)
+	e.request(id, api.ActionVMRevert, "a", false)
 	e.wait(id, "loading", func(vm api.VM) bool { return strings.Contains(vm.Status.Message, "loading the memory") })
 	n := e.fakes.qemu()
 	if op, err := configdb.Operations.Get(e.db.Local(), id); err != nil || op.Status.Phase != api.TaskRunning {
@@ -479,7 +485,7 @@ func TestRevertOfARunningVMToMemory(t *testing.T) {
 	}
 	// Forced off, then back to the same place, which fails to load.
 	e.fakes.onStart(func(n *qemuFake) { n.Tag(s.Status.Tag, 1); n.FailJob("snapshot-load", "bad") })
-	e.ask(id, api.ActionVMRevert, "a", false)
+	e.request(id, api.ActionVMRevert, "a", false)
 	if st := e.ended(id, api.TaskFailed); !strings.Contains(st.Message, "could not be loaded") {
 		t.Errorf("%+v", st)
 	}
@@ -492,7 +498,7 @@ func TestAForcedStopEndsAnOperation(t *testing.T) {
 	e.wait(id, "running", running)
 	q := e.fakes.qemu()
 	q.HoldJobs(true)
-	e.ask(id, api.ActionVMSuspend, "", false)
+	e.request(id, api.ActionVMSuspend, "", false)
 	e.until("the job", func() bool { return len(q.JobTypes()) == 1 }, nothing)
 	e.change(id, func(vm *api.VM) { vm.Spec.Power, vm.Spec.ForceStop = api.PowerStopped, true })
 	e.ended(id, api.TaskFailed)
@@ -549,7 +555,7 @@ func TestATemporarySnapshotGoesWhenItsCopiesAreDone(t *testing.T) {
 	e := newEnv(t, false)
 	id := e.twoDisks(api.VMSpec{Power: api.PowerRunning})
 	e.wait(id, "running", running)
-	snapID := e.ask(id, api.ActionVMSnapshot, "clone-1", false)
+	snapID := e.request(id, api.ActionVMSnapshot, "clone-1", false)
 	vol := api.Volume{Meta: api.NewMeta(api.KindVolume, "", "copy"), Spec: api.VolumeSpec{Size: api.MiB, SourceVolume: "web1-disk0", SourceSnapshot: snapID}}
 	_, err := configdb.Transact(t.Context(), e.db, "test", 10, func(v *configdb.View, tx *configdb.Txn) error {
 		vol := vol.Clone()

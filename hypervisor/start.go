@@ -86,13 +86,9 @@ func (s *step) start(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	hw := s.vm.Spec.PowerOn()
-	if saved != nil {
-		hw = saved
-	}
+	hw := s.powerOn(saved)
 	m, ok := s.machine(hw)
-	m.Paused = m.Paused || saved != nil
-	if !ok || !s.board(&m) || !s.grant(ctx, user) || !s.plug(ctx, &m) {
+	if !ok || !s.board(&m) || !s.asSaved(&m, saved) || !s.grant(ctx, user) || !s.plug(ctx, &m) {
 		return nil
 	}
 	args, err := argv.Build(m)

@@ -42,6 +42,7 @@ type step struct {
 	problems []api.Condition
 	result   reconcile.Result
 	silent   bool // write no status this time
+	settling bool // an operation waits until the hardware is known
 }
 
 // reconcile takes one step towards the wish for one VM.

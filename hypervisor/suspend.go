@@ -26,7 +26,7 @@ func (o *operation) suspend(ctx context.Context) error {
 		return o.failed(ctx, api.Errorf(api.CodeRefused, "vm %s has ended meanwhile", o.vm.Meta.Name), nil)
 	}
 	set, err := o.set(v, o.hardware())
-	if err != nil {
+	if err = errors.Join(o.refused, err); err != nil {
 		return o.failed(ctx, err, nil)
 	}
 	if o.again {
@@ -35,7 +35,11 @@ func (o *operation) suspend(ctx context.Context) error {
 	if err := o.say(ctx, 10, "saving the memory"); err != nil {
 		return err
 	}
-	size, err := o.saveMemory(ctx, set)
+	machine, err := o.savedMachine(ctx)
+	var size api.Size
+	if err == nil {
+		size, err = o.saveMemory(ctx, set)
+	}
 	if err == nil {
 		err = o.commit(ctx, func(v *configdb.View, tx *configdb.Txn, op *api.Operation) error {
 			vm, err := configdb.VMs.Get(v, o.vm.Meta.ID)
@@ -47,7 +51,7 @@ func (o *operation) suspend(ctx context.Context) error {
 			}
 			vm.Spec.Power, vm.Spec.ForceStop = api.PowerSuspended, false
 			st := api.SavedState{Meta: api.NewMeta(api.KindSavedState, vm.Meta.Project, vm.Meta.Name), Spec: api.SavedStateSpec{
-				Tag: api.SuspendTag, Disks: set.disks, Hardware: o.hardware(), Size: size, SavedAt: o.h.cfg.Now().UTC(),
+				Tag: api.SuspendTag, Disks: set.disks, Hardware: o.hardware(), Machine: machine, Size: size, SavedAt: o.h.cfg.Now().UTC(),
 			}}
 			st.Meta.ID = vm.Meta.ID
 			succeed(op)
@@ -89,7 +93,7 @@ func (o *operation) saveMemory(ctx context.Context, set *diskSet) (api.Size, err
 	if err != nil {
 		return 0, err
 	}
-	size := nodes[set.disks[0].Slot].tags[api.SuspendTag]
+	size := nodes[set.disks[0].VolumeID].tags[api.SuspendTag]
 	if size == 0 {
 		return 0, errors.New("QEMU says that it saved the memory, but the first disk does not have it")
 	}
@@ -188,31 +192,6 @@ func (s *step) quit(ctx context.Context) error {
 		return s.h.kill(ctx, s.vm.Meta.ID)
 	}
 	return nil
-}
-
-// beforeStart looks for what a start must respect: an unfinished revert, whose
-// disks are a mixture, and saved memory, whose hardware it takes over.
-func (s *step) beforeStart() (saved *api.VMSpec, ok bool) {
-	if name := configdb.UnfinishedRevert(s.v, s.vm.Meta.ID); name != "" {
-		s.wait(api.VMFailed, fmt.Sprintf("a revert to snapshot %s was interrupted; revert again: muster vm snapshot revert %s %s", name, s.vm.Meta.Name, name))
-		return nil, false
-	}
-	st, err := configdb.SavedStates.Get(s.v, s.vm.Meta.ID)
-	if err != nil {
-		return nil, true
-	}
-	s.vm.Spec = s.vm.Spec.WithHardware(st.Spec.Hardware)
-	return poweredOn(st.Spec.Hardware), true
-}
-
-// poweredOn is hardware as a start makes it: limits and the state of links are set
-// when QEMU runs. What is fixed at a start is as it was.
-func poweredOn(saved *api.VMSpec) *api.VMSpec {
-	hw := saved.PowerOn()
-	if saved.Boot != nil {
-		hw.Boot = saved.Boot
-	}
-	return hw
 }
 
 // noteLoad remembers that a new QEMU waits for its memory.

@@ -116,6 +116,7 @@ func (s *step) held(ctx context.Context) (bool, error) {
 // operate begins an operation of this file's kinds.
 func (s *step) operate(ctx context.Context, op api.Operation) (bool, error) {
 	live := s.proc != nil
+	var refused error
 	switch op.Spec.Action {
 	case api.ActionVMRevert:
 		snap, err := configdb.Snapshots.Get(s.v, op.Spec.SnapshotID)
@@ -134,11 +135,17 @@ func (s *step) operate(ctx context.Context, op api.Operation) (bool, error) {
 					return true, s.unreachable(ctx, err)
 				}
 			}
+			if op.Status.Phase == api.TaskPending && op.Spec.Action != api.ActionVMForget {
+				var ok bool
+				if ok, refused = s.settle(&op); !ok {
+					return false, nil
+				}
+			}
 		}
 	default:
 		return false, nil
 	}
-	o := &operation{h: s.h, in: s.in, vm: s.vm, op: op, live: live, again: op.Status.Phase == api.TaskRunning}
+	o := &operation{h: s.h, in: s.in, vm: s.vm, op: op, live: live, refused: refused, again: op.Status.Phase == api.TaskRunning}
 	s.silent = true
 	s.begin(o.run)
 	return true, nil
@@ -147,12 +154,14 @@ func (s *step) operate(ctx context.Context, op api.Operation) (bool, error) {
 // operation is one operation while it is worked on, with what was read when it
 // began.
 type operation struct {
-	h     *Hypervisor
-	in    *instance
-	vm    api.VM
-	op    api.Operation
-	live  bool // QEMU has the disks open
-	again bool // an earlier life of the daemon, or a lost write, interrupted it
+	h    *Hypervisor
+	in   *instance
+	vm   api.VM
+	op   api.Operation
+	live bool // QEMU has the disks open
+	// refused is why the VM as it is cannot be worked on.
+	refused error
+	again   bool // an earlier life of the daemon, or a lost write, interrupted it
 }
 
 // errTaken says that the operation is not this node's any more, or was ended.

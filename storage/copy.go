@@ -6,6 +6,7 @@ package storage
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"regexp"
@@ -46,6 +47,7 @@ func (c copySlots) give() { <-c }
 // changes, whatever a guest writes to the volume meanwhile.
 type copySource struct {
 	path, tag string
+	volume    api.Volume
 }
 
 func (s *Service) volumesOfSnapshot(v *configdb.View, c configdb.Change) []string {
@@ -70,7 +72,8 @@ func (s *Service) copySource(v *configdb.View, vol api.Volume) (*copySource, err
 		if d.Volume != vol.Spec.SourceVolume {
 			continue
 		}
-		if now, err := configdb.Volumes.Get(v, d.VolumeID); err != nil || now.Meta.Name != d.Volume {
+		now, err := configdb.Volumes.Get(v, d.VolumeID)
+		if err != nil || now.Meta.Name != d.Volume {
 			return nil, api.Errorf(api.CodeRefused, "volume %q, which it was to be copied from, is gone", d.Volume)
 		}
 		path, format, err := s.Resolve(v, vol.Meta.Project, d.Volume)
@@ -80,7 +83,7 @@ func (s *Service) copySource(v *configdb.View, vol api.Volume) (*copySource, err
 		if format != formatQcow2 {
 			return nil, api.Errorf(api.CodeRefused, "volume %q has the format %s and no snapshots to copy from", d.Volume, format)
 		}
-		return &copySource{path: path, tag: snap.Status.Tag}, nil
+		return &copySource{path: path, tag: snap.Status.Tag, volume: now}, nil
 	}
 	return nil, api.Errorf(api.CodeRefused, "snapshot %q of vm %q does not have volume %q", snap.Meta.Name, snap.Spec.VM, vol.Spec.SourceVolume)
 }
@@ -97,7 +100,7 @@ func (s *Service) copyInto(ctx context.Context, id, to string, p volumePlan) err
 	group.Go(func() { s.followCopy(follow, id, watch, func() { cancel(errUnwanted) }) })
 	// Not through the lane: its slots are for short calls. The number of copies
 	// has a bound of its own, and the process its deadline.
-	err := s.img.copySnapshot(ctx, p.source.path, p.source.tag, to, p.backing, p.backingFormat, watch)
+	err := s.copyFrom(ctx, p, to, watch)
 	if stopErr := group.Stop(); err == nil {
 		err = stopErr
 	}
@@ -105,6 +108,43 @@ func (s *Service) copyInto(ctx context.Context, id, to string, p volumePlan) err
 		return errUnwanted
 	}
 	return err
+}
+
+// copyFrom looks at the source's header, then copies. QEMU may have it open and
+// may have changed its header since: the backing file is named by this program.
+func (s *Service) copyFrom(ctx context.Context, p volumePlan, to string, progress io.Writer) error {
+	info, err := s.img.infoOpen(ctx, p.source.path, formatQcow2)
+	if err != nil {
+		return err
+	}
+	back, err := s.honest(s.cfg.DB.Local(), &p.source.volume, info)
+	if err != nil {
+		return err
+	}
+	err = s.img.copySnapshot(ctx, qcow2Source(p.source.path, back), p.source.tag, to, p.backing, p.backingFormat, progress)
+	if err != nil {
+		return err
+	}
+	if size, err := s.img.sizeOf(ctx, to); err != nil || size >= p.size {
+		return err
+	}
+	return s.img.grow(ctx, to, p.size) // the source was enlarged after the snapshot
+}
+
+// qcow2Source names a file and what is behind it (QAPI BlockdevOptionsQcow2), so
+// that the header's own word for it does not count.
+func qcow2Source(path string, back *backingFile) string {
+	type options map[string]any
+	file := func(path string) options { return options{"driver": "file", "filename": path} }
+	o := options{"driver": formatQcow2, "file": file(path), "backing": nil}
+	if back != nil {
+		o["backing"] = options{"driver": back.format, "file": file(back.path)}
+	}
+	b, err := json.Marshal(o)
+	if err != nil {
+		return fileArg(path) // strings only: it cannot fail
+	}
+	return "json:" + string(b)
 }
 
 // followCopy writes the progress in coarse steps and looks for the wish to
@@ -137,16 +177,16 @@ func (s *Service) followCopy(ctx context.Context, id string, p *progressReader, 
 	}
 }
 
-// copySnapshot writes what an internal snapshot of a qcow2 file holds into a new
+// copySnapshot writes what an internal snapshot of a source holds into a new
 // file: all of it, or with a backing image what differs from that. Another
 // process may have the source open and write to it: what a snapshot refers to is
 // never written again while the snapshot is there.
 func (q *qemuImg) copySnapshot(ctx context.Context, from, tag, to, backing, backingFormat string, progress io.Writer) error {
-	args := []string{"convert", "-p", "-U", "-f", formatQcow2, "-O", formatQcow2, "-l", "snapshot.name=" + tag}
+	args := []string{"convert", "-p", "-U", "-O", formatQcow2, "-l", "snapshot.name=" + tag}
 	if backing != "" {
 		args = append(args, "-B", backing, "-F", backingFormat)
 	}
-	return q.runTo(ctx, convertDeadline, 0, progress, append(args, fileArg(from), fileArg(to))...)
+	return q.runTo(ctx, convertDeadline, 0, progress, append(args, from, fileArg(to))...)
 }
 
 // progressReader takes "(12.34/100%)" out of what qemu-img prints.

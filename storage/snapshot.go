@@ -55,15 +55,52 @@ func (s *Service) HasSnapshot(ctx context.Context, v *configdb.View, project, na
 	if err != nil {
 		return false, err
 	}
-	return s.hasSnapshot(ctx, lp, path, tag)
+	return s.hasSnapshot(ctx, v, lp, path, project, name, tag)
 }
 
-func (s *Service) hasSnapshot(ctx context.Context, lp *localPool, path, tag string) (bool, error) {
+func (s *Service) hasSnapshot(ctx context.Context, v *configdb.View, lp *localPool, path, project, name, tag string) (bool, error) {
 	info, err := call(ctx, lp.work, infoDeadline+callDeadline, func() (*imageInfo, error) { return s.img.info(ctx, path, formatQcow2) })
 	if err != nil {
 		return false, err
 	}
+	vol, err := configdb.Volumes.Find(v, project, name)
+	if err != nil {
+		return false, err
+	}
+	if _, err := s.honest(v, &vol, info); err != nil {
+		return false, err
+	}
 	return slices.ContainsFunc(info.Snapshots, func(i snapshotInfo) bool { return i.Name == tag }), nil
+}
+
+// backingFile is a file that a volume keeps its differences to.
+type backingFile struct{ path, format string }
+
+// honest refuses a volume whose header names other files than the database: a
+// QEMU that was taken over can write there, and qemu-img, which may read every file
+// of the host, would open them. It returns what the volume is a linked clone of.
+func (s *Service) honest(v *configdb.View, vol *api.Volume, info *imageInfo) (*backingFile, error) {
+	var back *backingFile
+	want := ""
+	if vol.Spec.Image != "" {
+		img, err := configdb.Images.Find(v, vol.Meta.Project, vol.Spec.Image)
+		if err != nil {
+			return nil, err
+		}
+		pool, err := configdb.Pools.Find(v, "", img.Spec.Pool)
+		if err != nil {
+			return nil, err
+		}
+		want = backingRef(img.Meta.ID, img.Status.Format)
+		back = &backingFile{imagePath(s.poolPath(pool), img.Meta.ID, img.Status.Format), img.Status.Format}
+	}
+	switch d := info.Specific; {
+	case info.Backing != want:
+		return nil, api.Errorf(api.CodeRefused, "the file of volume %q says that it is a clone of %q, and it was made as one of %q: somebody wrote to its header, most likely its vm's QEMU; do not trust that vm", vol.Meta.Name, clip(info.Backing), want)
+	case d != nil && d.Data.DataFile != "":
+		return nil, api.Errorf(api.CodeRefused, "the file of volume %q says that its data are in %q: somebody wrote to its header, most likely its vm's QEMU; do not trust that vm", vol.Meta.Name, clip(d.Data.DataFile))
+	}
+	return back, nil
 }
 
 // resolveQcow2 is Resolve for what needs a qcow2 file.
@@ -88,7 +125,7 @@ func (s *Service) changeSnapshot(ctx context.Context, v *configdb.View, project,
 	if err != nil {
 		return err
 	}
-	has, err := s.hasSnapshot(ctx, lp, path, tag)
+	has, err := s.hasSnapshot(ctx, v, lp, path, project, name, tag)
 	var exit *exitError
 	switch {
 	case errors.As(err, &exit) && exit.locked():

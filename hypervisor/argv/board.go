@@ -18,6 +18,9 @@ import (
 type Board struct {
 	// Type is q35 when empty.
 	Type api.MachineType
+	// Version is QEMU's own name of the type and its version, such as pc-q35-7.2;
+	// empty takes the newest that it has.
+	Version string
 	// CPU is the value of -cpu; all that the accelerator can do when empty.
 	CPU string
 	// Sockets, Cores and Threads multiply to the number of CPUs; when 0, all
@@ -90,6 +93,10 @@ func (m *Machine) machine() string {
 		v = "pc,usb=off,vmport=off"
 	case api.MachineMicroVM:
 		v = "microvm,isa-serial=on,rtc=on"
+	}
+	if m.Version != "" {
+		_, options, _ := strings.Cut(v, ",")
+		v = escape(m.Version) + "," + options
 	}
 	v += ",graphics=off,dump-guest-core=off"
 	if f := m.Firmware; f != nil {

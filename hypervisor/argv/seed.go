@@ -3,7 +3,12 @@
 
 package argv
 
-import "github.com/muster-vm/muster/api"
+import (
+	"slices"
+	"strings"
+
+	"github.com/muster-vm/muster/api"
+)
 
 // Seed is the CD-ROM with a guest's settings for its first boot.
 type Seed struct {
@@ -11,6 +16,31 @@ type Seed struct {
 	// SATA attaches it to the chipset's own controller, which Windows can read
 	// without a driver. Kernels for clouds have no driver for that, but for virtio.
 	SATA bool
+}
+
+// SeedOf finds it in an argument vector of Build: the format that it was for, or
+// none.
+func SeedOf(args []string) api.CloudInitFormat {
+	for i := 1; i < len(args); i++ {
+		if args[i-1] != "-device" {
+			continue
+		}
+		switch {
+		case strings.HasPrefix(args[i], "scsi-cd,id=seedcd,"):
+			return api.CloudInitNoCloud
+		case strings.HasPrefix(args[i], "ide-cd,id=seedcd,"):
+			return api.CloudInitConfigDrive
+		}
+	}
+	return ""
+}
+
+// CPUOf finds the value of -cpu in an argument vector; "" if there is none.
+func CPUOf(args []string) string {
+	if i := slices.Index(args, "-cpu"); i >= 0 && i+1 < len(args) {
+		return args[i+1]
+	}
+	return ""
 }
 
 // seed attaches the CD-ROM (QEMU's ide-cd, virtio-scsi, scsi-cd). It is the last

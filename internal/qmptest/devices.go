@@ -150,6 +150,9 @@ func (q *QEMU) hardware(cmd string, args map[string]any) (reply string) {
 		}
 		return `"return": ` + quote(list)
 	case "qom-get":
+		if text("path") == "/machine" && text("property") == "type" {
+			return `"return": "pc-q35-7.2-machine"`
+		}
 		props, ok := d.ids[strings.TrimPrefix(text("path"), "/machine/peripheral/")]
 		if !ok {
 			return refusal("DeviceNotFound", "Device '%s' not found", text("path"))
