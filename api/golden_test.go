@@ -101,7 +101,7 @@ func goldenObjects() goldens {
 				Action: "vm.test", VM: "web1", TaskID: "t", NodeID: "n", Epoch: 2, SnapshotID: "s", Start: true, Cancel: true,
 				Migration: &MigrationSpec{NodeID: "n2", Node: "m2", MaxDowntimeMillis: 100, Bandwidth: MiB, Volumes: []string{"v"}},
 			},
-			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Begun: true},
+			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Begun: true, Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud}},
 		},
 		arrival: Arrival{
 			Meta:   goldenMeta(KindArrival),

@@ -44,6 +44,9 @@ type OperationStatus struct {
 	Code Code `json:"code,omitempty"`
 	// Begun is set before QEMU is told to do anything for the operation.
 	Begun bool `json:"begun,omitempty"`
+	// Machine is what the guest of a migration runs in; the status of the VM has
+	// its hardware, which does not change any more.
+	Machine *SavedMachine `json:"machine,omitempty"`
 }
 
 // IsOperation reports whether an action is carried out as an operation.

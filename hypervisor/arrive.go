@@ -66,6 +66,9 @@ func (s *step) await(ctx context.Context, op *api.Operation, arr api.Arrival) er
 		s.result.After = lookSoon
 		return nil
 	}
+	if op.Status.Machine == nil {
+		return nil // the source's next word wakes this VM
+	}
 	if s.vm.Status.Hardware == nil {
 		return s.failArrival(ctx, arr, api.CodeRefused, "the source does not say what hardware the vm runs with")
 	}
@@ -98,10 +101,11 @@ func (s *step) await(ctx context.Context, op *api.Operation, arr api.Arrival) er
 // what it needs. It is nil while something is missing, which the status (of this
 // step only) says; an error is for good.
 func (s *step) incoming(ctx context.Context, op *api.Operation) (m *argv.Machine, hw *api.VMSpec, user *ProcessUser, err error) {
-	running := &s.vm.Status
-	hw = running.Hardware.PowerOn()
-	hw.Boot = running.Hardware.Boot // also if it has none: it began without
+	was := op.Status.Machine
+	hw = s.vm.Status.Hardware.PowerOn()
+	hw.Boot = s.vm.Status.Hardware.Boot // also if it has none: it began without
 	s.vm.Spec = s.vm.Spec.WithHardware(hw)
+	s.keepSeed(was)
 	user, ok := s.user()
 	if !ok || !s.makeRoom() {
 		return nil, nil, nil, nil
@@ -113,13 +117,13 @@ func (s *step) incoming(ctx context.Context, op *api.Operation) (m *argv.Machine
 	if !ok || !s.board(&built) || !s.grant(ctx, user) || !s.plug(ctx, &built) {
 		return nil, nil, nil, nil
 	}
-	if a := running.Accelerator; a != "" && string(built.Accelerator) != a {
-		return nil, nil, nil, api.Errorf(api.CodeRefused, "the vm runs with %s, this node has %s", a, built.Accelerator)
+	if was.Accelerator != "" && built.Accelerator != was.Accelerator {
+		return nil, nil, nil, api.Errorf(api.CodeRefused, "the vm runs with %s, this node has %s", was.Accelerator, built.Accelerator)
 	}
-	if running.CPU != "" {
-		built.CPU = running.CPU // the baseline of the cluster may be another one by now
+	if was.CPU != "" {
+		built.CPU = was.CPU // the baseline of the cluster may be another one by now
 	}
-	built.Incoming = true
+	built.Incoming, built.Version = true, was.Type
 	return &built, hw, user, nil
 }
 

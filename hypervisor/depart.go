@@ -175,6 +175,9 @@ func (s *step) prepareDeparture(ctx context.Context, op *api.Operation, out *dep
 		s.result.After = waitLook
 		return s.updateOperation(ctx, op, func(st *api.OperationStatus) { st.Phase, st.Message = api.TaskPending, why })
 	}
+	if op.Status.Machine == nil {
+		return s.tellMachine(ctx, op, out)
+	}
 	if arr.Status.Phase != api.ArrivalReady {
 		if s.now.Sub(out.since) > PrepareTime {
 			why := fmt.Sprintf("node %s was not ready within %v", op.Spec.Migration.Node, PrepareTime)
@@ -194,6 +197,30 @@ func (s *step) prepareDeparture(ctx context.Context, op *api.Operation, out *dep
 		st.Phase, st.Begun, st.Progress = api.TaskRunning, true, 1
 		st.Message = "memory goes to node " + op.Spec.Migration.Node
 	})
+}
+
+// tellMachine tells the target what the guest runs in, once the status says which
+// hardware it has; from then on that stays as it is.
+func (s *step) tellMachine(ctx context.Context, op *api.Operation, out *departure) error {
+	ok, why := s.settle(op)
+	if ok && why == nil && len(s.in.unplugging) > 0 {
+		if s.now.Sub(out.since) > UnplugTimeout {
+			why = api.Errorf(api.CodeRefused, "vm %s: its guest was asked to let go of a device and has not answered; ask again when it has", s.vm.Meta.Name)
+		}
+		ok, s.settling = false, true
+		s.lookAgain(lookSoon)
+	}
+	if why != nil {
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeOf(why), why.Error())
+	}
+	if !ok {
+		return nil
+	}
+	m, err := (&operation{h: s.h, in: s.in, vm: s.vm}).savedMachine(ctx)
+	if err != nil {
+		return err
+	}
+	return s.updateOperation(ctx, op, func(st *api.OperationStatus) { st.Machine = m })
 }
 
 // waitsFor says what a migration has to wait for before it begins, by its turn at

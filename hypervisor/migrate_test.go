@@ -92,7 +92,8 @@ func newPair(t *testing.T, real bool) *pair {
 	dir, err := os.MkdirTemp("", "hv")
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	p.other = &env{t: t, db: p.db, fakes: &fakes{}, ports: &testPorts{}, runDir: dir, clock: p.clock, node: "node-2"}
+	p.other = &env{t: t, db: p.db, fakes: &fakes{}, ports: &testPorts{}, runDir: dir, clock: p.clock, node: "node-2", name: "node-2"}
+	p.env.name = "node-1"
 	p.other.guard = &testGuard{launch: p.other.fakes.launch, session: 1, procs: map[string]*testProc{}}
 	if real {
 		if _, _, err := accel.FindQEMU(t.Context(), ""); err != nil {

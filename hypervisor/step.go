@@ -270,7 +270,11 @@ func (s *step) write(ctx context.Context) error {
 	if err := s.detached(tx); err != nil {
 		return err
 	}
-	return s.commit(ctx, tx)
+	err := s.commit(ctx, tx)
+	if err != nil {
+		s.in.verified = false // what the status says of the hardware is older
+	}
+	return err
 }
 
 // commit writes under the condition that the VM is still bound here.

@@ -276,7 +276,7 @@ func (e *evacuation) rebind(ctx context.Context, g *guest) error {
 	if s.Phase != api.VMStopped || s.PID != 0 || s.Epoch != b.Spec.Epoch || s.ObservedGeneration != vm.Meta.Generation {
 		return fmt.Errorf("node %s has not said that it is stopped, but %s", b.Spec.Node, s.Phase)
 	}
-	to, name, err := e.placer.ChooseOther(v, vm, b.Spec.NodeID, "", nil)
+	to, name, err := e.placer.ChooseOther(v, vm, map[string]string{b.Spec.NodeID: "it is to be emptied"}, "", nil)
 	if err != nil {
 		return err
 	}

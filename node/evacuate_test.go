@@ -21,7 +21,7 @@ type oneTarget struct {
 	refuse map[string]bool
 }
 
-func (p oneTarget) ChooseOther(_ *configdb.View, vm api.VM, _, _ string, _ []string) (string, string, error) {
+func (p oneTarget) ChooseOther(_ *configdb.View, vm api.VM, _ map[string]string, _ string, _ []string) (string, string, error) {
 	if p.refuse[vm.Meta.Name] && vm.Spec.Power != api.PowerStopped {
 		return "", "", api.Errorf(api.CodeUnplaceable, "no node has its device")
 	}

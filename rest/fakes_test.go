@@ -76,7 +76,7 @@ func (p *fakePlacer) Check(_ *configdb.View, vm api.VM) error {
 	return nil
 }
 
-func (p *fakePlacer) ChooseOther(v *configdb.View, vm api.VM, leave, only string, _ []string) (string, string, error) {
+func (p *fakePlacer) ChooseOther(v *configdb.View, vm api.VM, exclude map[string]string, only string, _ []string) (string, string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	nodes, err := configdb.Nodes.List(v)
@@ -84,7 +84,10 @@ func (p *fakePlacer) ChooseOther(v *configdb.View, vm api.VM, leave, only string
 		return "", "", err
 	}
 	for _, n := range nodes {
-		if n.Meta.ID != leave && (only == "" || n.Meta.Name == only) && n.Status.Phase == api.NodeReady && !p.full[n.Meta.Name] {
+		if why := exclude[n.Meta.ID]; why != "" && n.Meta.Name == only {
+			return "", "", api.Errorf(api.CodeUnplaceable, "node %s: %s", only, why)
+		}
+		if exclude[n.Meta.ID] == "" && (only == "" || n.Meta.Name == only) && n.Status.Phase == api.NodeReady && !p.full[n.Meta.Name] {
 			return n.Meta.ID, n.Meta.Name, nil
 		}
 	}

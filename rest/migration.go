@@ -6,11 +6,13 @@ package rest
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/feature"
 )
 
 // Migration begins migrations, for requests and for the evacuation of nodes.
@@ -43,6 +45,9 @@ func (m Migration) Begin(v *configdb.View, tx *configdb.Txn, vm api.VM, in *api.
 	tx.RequireRevision(configdb.Bindings.SpecKey(vm.Meta.ID), b.binding.Meta.Revision)
 	if op, err := configdb.Operations.Get(v, vm.Meta.ID); err == nil {
 		return "", busy(&vm, &op)
+	}
+	if !feature.Migration.InForce(v) {
+		return "", api.Errorf(api.CodeRefused, "vms can be migrated when all nodes know how: the feature level of the cluster has to be %d, it is %d; upgrade the nodes that muster cluster status names", feature.Migration.Level(), feature.Level(v))
 	}
 	if err := b.mayLeave(); err != nil {
 		return "", err
@@ -100,10 +105,13 @@ func (b *beginning) write(tx *configdb.Txn, in *api.MigrateRequest, to api.Node,
 func (b *beginning) mayLeave() error {
 	vm, at := &b.vm, b.binding.Spec
 	s := &vm.Status
-	if vm.Spec.Power == api.PowerStopped || s.PID == 0 || s.Phase != api.VMRunning && s.Phase != api.VMPaused {
+	_, err := configdb.SavedStates.Get(b.v, vm.Meta.ID)
+	switch runs := vm.Spec.Power == api.PowerRunning || vm.Spec.Power == api.PowerPaused; {
+	case err == nil, api.IgnoreNotFound(err) != nil:
+		return errors.Join(api.IgnoreNotFound(err), api.Errorf(api.CodeRefused, "vm %s goes on from memory that is saved on disk; migrate it when it runs, or start it on another node", vm.Meta.Name))
+	case !runs, s.PID == 0, s.Phase != api.VMRunning && s.Phase != api.VMPaused:
 		return api.Errorf(api.CodeRefused, "vm %s is not running, it is %s; only a VM that runs or is paused can be migrated", vm.Meta.Name, phaseText(vm))
-	}
-	if s.Epoch != at.Epoch || s.Hardware == nil {
+	case s.Epoch != at.Epoch, s.Hardware == nil:
 		return api.Errorf(api.CodeRefused, "node %s has not reported on vm %s yet; try again in a moment", at.Node, vm.Meta.Name)
 	}
 	if why := rooted(s.Hardware); why != "" {
@@ -125,9 +133,13 @@ func (b *beginning) mayLeave() error {
 func rooted(hw *api.VMSpec) string {
 	switch {
 	case len(hw.HostDevices) > 0:
-		return "has devices of its host"
+		return "has devices of its host (hostDevices)"
 	case hw.TPM != nil:
-		return "has a TPM, whose state does not move in this version"
+		return "has a TPM, whose state is a process of its host and does not move in this version"
+	case len(hw.ExtraArgs) > 0:
+		return "has extra arguments of QEMU (extraArgs), of which nobody knows what they mean on another node"
+	case hw.Vsock != nil:
+		return "has a vsock, whose connections end at its host"
 	}
 	return ""
 }
@@ -136,8 +148,13 @@ func rooted(hw *api.VMSpec) string {
 // a pool of the present node alone.
 func (b *beginning) nodeBound(in *api.MigrateRequest) (ids []string, err error) {
 	var names []string
-	for _, d := range b.vm.Status.Hardware.Disks {
-		vol, err := configdb.Volumes.Find(b.v, b.vm.Meta.Project, d.Volume)
+	hw := b.vm.Status.Hardware
+	volumes := hw.StateVolumes()
+	for _, d := range hw.Disks {
+		volumes = append(volumes, d.Volume)
+	}
+	for _, name := range volumes {
+		vol, err := configdb.Volumes.Find(b.v, b.vm.Meta.Project, name)
 		if err != nil {
 			return nil, err
 		}
@@ -145,19 +162,13 @@ func (b *beginning) nodeBound(in *api.MigrateRequest) (ids []string, err error) 
 		if err != nil {
 			return nil, err
 		}
-		if pool.Spec.Type == api.PoolDir {
-			ids, names = append(ids, vol.Meta.ID), append(names, vol.Meta.Name)
+		if pool.Spec.Type != api.PoolDir {
+			continue
 		}
-	}
-	for _, name := range b.vm.Status.Hardware.StateVolumes() {
-		vol, err := configdb.Volumes.Find(b.v, b.vm.Meta.Project, name)
-		if err != nil {
+		if err := b.copyable(&vol); err != nil {
 			return nil, err
 		}
-		if pool, err := configdb.Pools.Find(b.v, "", vol.Spec.Pool); err != nil || pool.Spec.Type == api.PoolDir {
-			return nil, errors.Join(err, api.Errorf(api.CodeRefused, "vm %s keeps the state of its firmware in a pool that only node %s has (%s), which cannot be copied in this version",
-				b.vm.Meta.Name, b.binding.Spec.Node, name))
-		}
+		ids, names = append(ids, vol.Meta.ID), append(names, vol.Meta.Name)
 	}
 	if len(ids) > 0 && !in.WithStorage {
 		return nil, &api.Error{Code: api.CodeRefused, Field: "withStorage", Detail: fmt.Sprintf(
@@ -165,6 +176,25 @@ func (b *beginning) nodeBound(in *api.MigrateRequest) (ids []string, err error) 
 			b.vm.Meta.Name, b.binding.Spec.Node, strings.Join(names, ", "))}
 	}
 	return ids, nil
+}
+
+// copyable refuses a volume of which a copy would lack something: what is inside
+// its file beside the present content stays behind.
+func (b *beginning) copyable(vol *api.Volume) error {
+	if vol.Spec.Size > vol.Status.Size {
+		return api.Errorf(api.CodeRefused, "volume %s is being enlarged; migrate vm %s when that is done", vol.Meta.Name, b.vm.Meta.Name)
+	}
+	all, err := configdb.Snapshots.List(b.v)
+	if err != nil {
+		return err
+	}
+	for i := range all {
+		if slices.ContainsFunc(all[i].Status.Disks, func(d api.SnapshotDisk) bool { return d.VolumeID == vol.Meta.ID }) {
+			return api.Errorf(api.CodeRefused, "volume %s, which only node %s has, holds snapshot %s of vm %s, and snapshots are not copied along; delete it, or stop vm %s and let it where it is",
+				vol.Meta.Name, b.binding.Spec.Node, all[i].Meta.Name, all[i].Spec.VM, b.vm.Meta.Name)
+		}
+	}
+	return nil
 }
 
 // chooseTarget finds the node to move to: that of the request, or the best one
@@ -179,30 +209,76 @@ func (b *beginning) chooseTarget(in *api.MigrateRequest, copied []string) (api.N
 		return owner, &api.Error{Code: api.CodeRefused, Field: "to", Detail: fmt.Sprintf("vm %s is on node %s already", b.vm.Meta.Name, owner.Meta.Name)}
 	}
 	vm := b.vm.Clone()
-	power := vm.Spec.Power
-	vm.Spec = *vm.Status.Hardware // what runs is what has to fit
-	vm.Spec.Power = power
-	id, _, err := b.Placer.ChooseOther(b.v, vm, at.NodeID, in.To, copied)
+	vm.Spec = vm.Spec.WithHardware(vm.Status.Hardware) // what runs is what has to fit
+	exclude, err := b.unlike(&owner)
 	if err != nil {
 		return owner, err
 	}
-	to, err := configdb.Nodes.Get(b.v, id)
+	id, _, err := b.Placer.ChooseOther(b.v, vm, exclude, in.To, copied)
 	if err != nil {
-		return to, err
+		return owner, err
 	}
-	return to, unlike(&b.vm, &owner, &to)
+	return configdb.Nodes.Get(b.v, id)
 }
 
-// unlike refuses a target whose QEMU would not take the guest as it is.
-func unlike(vm *api.VM, from, to *api.Node) error {
-	refuse := func(format string, args ...any) error {
-		return &api.Error{Code: api.CodeRefused, Field: "to", Detail: fmt.Sprintf("vm %s cannot move to node %s: ", vm.Meta.Name, to.Meta.Name) + fmt.Sprintf(format, args...)}
+// unlike are the nodes whose QEMU would not take the guest as it is, with the
+// reasons; the present node is one of them.
+func (b *beginning) unlike(owner *api.Node) (map[string]string, error) {
+	out := map[string]string{owner.Meta.ID: "it is there now"}
+	nodes, err := configdb.Nodes.List(b.v)
+	if err != nil {
+		return nil, err
 	}
-	if a, b := vm.Status.Accelerator, string(to.Status.Accelerator); a != "" && b != "" && a != b {
-		return refuse("it runs with %s, and that node has %s", a, b)
+	for i := range nodes {
+		if n := &nodes[i]; n.Meta.ID != owner.Meta.ID {
+			if why := b.unlikeNode(owner, n); why != "" {
+				out[n.Meta.ID] = why
+			}
+		}
 	}
-	if a, b := from.Status.QEMUVersion, to.Status.QEMUVersion; a != b {
-		return refuse("node %s has QEMU %s and that node %s; the machine of the guest is that of its QEMU's version, so they must be the same", from.Meta.Name, a, b)
+	return out, nil
+}
+
+func (b *beginning) unlikeNode(from, to *api.Node) string {
+	has, wants := string(to.Status.Accelerator), b.vm.Status.Accelerator
+	switch {
+	case has == "" || to.Status.QEMUVersion == "":
+		return "" // placement says what is wrong with it
+	case wants != "" && wants != has:
+		return fmt.Sprintf("the vm runs with %s, it has %s", wants, has)
+	case from.Status.QEMUVersion != to.Status.QEMUVersion:
+		return fmt.Sprintf("it has QEMU %s, node %s has %s; they must be the same", to.Status.QEMUVersion, from.Meta.Name, from.Status.QEMUVersion)
+	case wants == string(api.AccelKVM):
+		return b.otherCPU(from, to)
 	}
-	return nil
+	return ""
+}
+
+// otherCPU says what of the guest's CPU a node lacks. Under TCG it is QEMU's own.
+func (b *beginning) otherCPU(from, to *api.Node) string {
+	here, herr := configdb.NodeFacts.Get(b.v, from.Meta.ID)
+	there, terr := configdb.NodeFacts.Get(b.v, to.Meta.ID)
+	if herr != nil || terr != nil {
+		return "it is not known whether its CPU is like that of node " + from.Meta.Name
+	}
+	h, t := &here.Status, &there.Status
+	if h.CPU.Vendor != t.CPU.Vendor {
+		return fmt.Sprintf("its CPU is of %s, that of node %s of %s", t.CPU.Vendor, from.Meta.Name, h.CPU.Vendor)
+	}
+	if b.vm.Status.Hardware.CPUModel() != api.CPUHost {
+		return "" // QEMU itself refuses to start with less than the model
+	}
+	var lacks []string
+	for _, f := range h.GuestFeatures {
+		if !slices.Contains(t.GuestFeatures, f) {
+			lacks = append(lacks, f)
+		}
+	}
+	switch {
+	case h.CPU.Name != t.CPU.Name:
+		return fmt.Sprintf("the vm has the CPU of its host (%s), and this one is %s; start it with the CPU model cluster to move it between different hosts", h.CPU.Name, t.CPU.Name)
+	case len(lacks) > 0:
+		return "its CPU lacks " + strings.Join(lacks, ", ") + ", which the guest has"
+	}
+	return ""
 }

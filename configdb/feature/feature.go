@@ -24,12 +24,15 @@ const (
 	// History: each change of configuration is recorded in its transaction. An
 	// older node records nothing, so that the history would have holes.
 	History Feature = "history"
+	// Migration: a VM is handed to another node while it runs. An older node would
+	// neither take its part nor tell such a binding from one of ha.
+	Migration Feature = "migration"
 )
 
 // Level is the level that brings a feature.
 func (f Feature) Level() int {
 	switch f {
-	case Levels, History:
+	case Levels, History, Migration:
 		return 2
 	}
 	return math.MaxInt
