@@ -315,6 +315,9 @@ func (h *Hypervisor) announce(in *instance, vm api.VM) {
 		return
 	}
 	vm = vm.Clone()
+	if hw := vm.Status.Hardware; hw != nil {
+		vm.Spec = vm.Spec.WithHardware(hw)
+	}
 	h.spawn(func(ctx context.Context) {
 		err := in.execute(ctx, "announce-self", map[string]any{"initial": 50, "max": 550, "rounds": 5, "step": 100}, nil)
 		for i := range vm.Spec.NICs {

@@ -54,6 +54,13 @@ func (s *step) departure(op *api.Operation) *departure {
 	return s.in.out
 }
 
+// leaves reports that a migration of the VM away from here has begun.
+func (in *instance) leaves() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.out != nil && in.out.info.Status != "" && in.out.info.Status != migNone
+}
+
 // endDeparture forgets the migration and closes its sockets.
 func (s *step) endDeparture() {
 	s.in.mu.Lock()

@@ -4,6 +4,7 @@
 package hypervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -289,7 +290,8 @@ func (v *testVolumes) MakeCopy(_ context.Context, view *configdb.View, id string
 		return "", "", err
 	}
 	path := filepath.Join(v.dir, id+".qcow2")
-	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", path, "1G").CombinedOutput(); err != nil {
+	size := int64(cmp.Or(vol.Status.Size, api.GiB))
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", path, fmt.Sprint(size)).CombinedOutput(); err != nil {
 		return "", "", fmt.Errorf("%w: %s", err, out)
 	}
 	v.put(vol.Meta.Name, path)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -120,15 +121,20 @@ func liveMigration(v *configdb.View, id string) *api.Operation {
 
 // marked returns the task of the migration that brings a VM here, as the VM's
 // mark file says: while that is there, the guest has never run here.
-func (h *Hypervisor) marked(id string) string {
+func (h *Hypervisor) marked(id string) (task string, err error) {
 	f, err := os.Open(h.pathsOf(id).mark)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
 	if err != nil {
-		return ""
+		return "", fmt.Errorf("see whether a migration brings vm %s here: %w", id, err)
 	}
 	defer f.Close()
-	b := make([]byte, maxMark)
-	n, _ := f.Read(b)
-	return strings.TrimSpace(string(b[:n]))
+	b, err := io.ReadAll(io.LimitReader(f, maxMark))
+	if err != nil {
+		return "", fmt.Errorf("see which migration brings vm %s here: %w", id, err)
+	}
+	return strings.TrimSpace(string(b)), nil
 }
 
 func (h *Hypervisor) mark(id, task string) error {
@@ -188,7 +194,10 @@ func (h *Hypervisor) sweep(ctx context.Context, id string, proc *Process) error 
 func (s *step) passing(ctx context.Context, caughtUp bool) (done bool, err error) {
 	id, me := s.vm.Meta.ID, s.h.cfg.NodeID
 	op := liveMigration(s.v, id)
-	switch mark := s.h.marked(id); {
+	mark, err := s.h.marked(id)
+	switch {
+	case err != nil: // nothing is touched that may have to be spared
+		return true, err
 	case !caughtUp && (mark != "" || op != nil && op.Spec.Migration.NodeID == me):
 		s.result.After = lookSoon // the view may be older than the process
 		return true, nil
@@ -213,7 +222,11 @@ func gaveAway(op *api.Operation, b *api.Binding) bool {
 // to be done with it.
 func (s *step) moving(ctx context.Context) (done bool, err error) {
 	id := s.vm.Meta.ID
-	if mark := s.h.marked(id); mark != "" {
+	mark, err := s.h.marked(id)
+	if err != nil {
+		return true, err
+	}
+	if mark != "" {
 		return s.arrived(ctx, mark)
 	}
 	op := liveMigration(s.v, id)

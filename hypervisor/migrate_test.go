@@ -238,18 +238,24 @@ func (p *pair) settled(id, node string) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return (p.real || p.running == 1) && err == nil && berr == nil && ok && proc.State == ProcessRunning && !left && b.Spec.NodeID == node && plugged == 0 &&
-			vm.Status.Phase == api.VMRunning && vm.Status.PID == proc.PID && vm.Status.Epoch == b.Spec.Epoch && here.h.marked(id) == "" && there.h.marked(id) == ""
+			vm.Status.Phase == api.VMRunning && vm.Status.PID == proc.PID && vm.Status.Epoch == b.Spec.Epoch && here.mark(id) == "" && there.mark(id) == ""
 	}, func() string {
 		a, aok := here.guard.get(id)
 		o, ook := there.guard.get(id)
 		plugged, calls := there.ports.left()
-		return fmt.Sprintf("status %+v, binding %+v; here %+v %v %q; there %+v %v %q; plugged there %d: %v", p.vm(id).Status, p.binding(id).Spec, a, aok, here.h.marked(id), o, ook, there.h.marked(id), plugged, calls)
+		return fmt.Sprintf("status %+v, binding %+v; here %+v %v %q; there %+v %v %q; plugged there %d: %v", p.vm(id).Status, p.binding(id).Spec, a, aok, here.mark(id), o, ook, there.mark(id), plugged, calls)
 	})
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.most > 1 {
 		p.t.Fatalf("%d guests ran at once", p.most)
 	}
+}
+
+func (e *env) mark(id string) string {
+	task, err := e.h.marked(id)
+	must(e.t, err)
+	return task
 }
 
 func (p *pair) begun(spec api.VMSpec) string {

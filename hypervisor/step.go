@@ -106,8 +106,11 @@ func (h *Hypervisor) unknown(ctx context.Context, id string, proc *Process, caug
 		return reconcile.Result{After: lookSoon}, nil
 	}
 	h.drop(id)
-	if h.marked(id) != "" {
-		return reconcile.Result{}, h.sweep(ctx, id, proc)
+	if mark, err := h.marked(id); mark != "" || err != nil {
+		if err == nil {
+			err = h.sweep(ctx, id, proc)
+		}
+		return reconcile.Result{}, err
 	}
 	if proc == nil || proc.State == ProcessExited {
 		if err := h.endTPM(ctx, id); proc == nil || err != nil {

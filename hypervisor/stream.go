@@ -161,12 +161,15 @@ func (h *Hypervisor) ServeStream(ctx context.Context, conn net.Conn, peer string
 // connection to QEMU, if there is to be one.
 func (h *Hypervisor) admitStream(ctx context.Context, hello streamHello, peer string) (net.Conn, error) {
 	op := liveMigration(h.cfg.DB.Local(), hello.VM)
+	mark, err := h.marked(hello.VM)
 	switch {
+	case err != nil:
+		return nil, err
 	case op == nil || op.Spec.TaskID != hello.Task:
 		return nil, fmt.Errorf("node %s knows no migration of vm %s in task %s", h.cfg.NodeName, hello.VM, hello.Task)
 	case op.Spec.NodeID != peer || op.Spec.Migration.NodeID != h.cfg.NodeID:
 		return nil, api.Errorf(api.CodeForbidden, "the migration of vm %s is not one from node %s to node %s", op.Spec.VM, peer, h.cfg.NodeName)
-	case h.marked(hello.VM) != hello.Task:
+	case mark != hello.Task:
 		return nil, fmt.Errorf("node %s does not expect vm %s", h.cfg.NodeName, op.Spec.VM)
 	}
 	switch hello.Purpose {

@@ -191,7 +191,7 @@ func (e *evacuation) move(ctx context.Context, ev *api.Evacuation, g *guest) (be
 		}
 		return false, e.stay(ctx, ev, g, errors.New(why))
 	}
-	if g.vm.Spec.Power == api.PowerStopped {
+	if atRest(&g.vm) {
 		err = e.rebind(ctx, g)
 	} else {
 		err = e.migrate(ctx, ev, g)
@@ -205,13 +205,20 @@ func (e *evacuation) move(ctx context.Context, ev *api.Evacuation, g *guest) (be
 	return false, e.stay(ctx, ev, g, err)
 }
 
+// atRest reports that a VM is not meant to have a process.
+func atRest(vm *api.VM) bool {
+	return vm.Spec.Power == api.PowerStopped || vm.Spec.Power == api.PowerSuspended
+}
+
 // changing reports that a VM is on its way to another state.
 func changing(vm *api.VM) bool {
 	switch vm.Status.Phase {
 	case api.VMRunning, api.VMPaused:
-		return vm.Spec.Power == api.PowerStopped
+		return atRest(vm)
 	case api.VMStopped:
 		return vm.Spec.Power != api.PowerStopped
+	case api.VMSuspended:
+		return vm.Spec.Power != api.PowerSuspended
 	case api.VMFailed:
 		return false
 	}
@@ -221,7 +228,7 @@ func changing(vm *api.VM) bool {
 // stay notes why a VM cannot be moved, or shuts it down if that is wished.
 func (e *evacuation) stay(ctx context.Context, ev *api.Evacuation, g *guest, why error) error {
 	id := g.vm.Meta.ID
-	if ev.Spec.Level != api.EvacuateStop || g.vm.Spec.Power == api.PowerStopped || slices.Contains(ev.Status.Stopped, id) {
+	if ev.Spec.Level != api.EvacuateStop || atRest(&g.vm) || slices.Contains(ev.Status.Stopped, id) {
 		e.reasons[id] = why.Error()
 		return nil
 	}
@@ -267,14 +274,14 @@ func (e *evacuation) migrate(ctx context.Context, ev *api.Evacuation, g *guest) 
 	return nil
 }
 
-// rebind gives a VM that its owner has reported stopped to another node. The
-// preconditions are that very report, the spec and the binding.
+// rebind gives a VM that its owner has reported stopped, or suspended, to another
+// node; its saved memory is in its disks. The preconditions are that very report, the spec and the binding.
 func (e *evacuation) rebind(ctx context.Context, g *guest) error {
 	v := e.db.Local()
 	vm, b, id := g.vm, g.bind, g.vm.Meta.ID
 	s := &vm.Status
-	if s.Phase != api.VMStopped || s.PID != 0 || s.Epoch != b.Spec.Epoch || s.ObservedGeneration != vm.Meta.Generation {
-		return fmt.Errorf("node %s has not said that it is stopped, but %s", b.Spec.Node, s.Phase)
+	if s.Phase != api.VMStopped && s.Phase != api.VMSuspended || s.PID != 0 || s.Epoch != b.Spec.Epoch || s.ObservedGeneration != vm.Meta.Generation {
+		return fmt.Errorf("node %s has not said that it is at rest, but %s", b.Spec.Node, s.Phase)
 	}
 	to, name, err := e.placer.ChooseOther(v, vm, map[string]string{b.Spec.NodeID: "it is to be emptied"}, "", nil)
 	if err != nil {
@@ -296,7 +303,7 @@ func (e *evacuation) rebind(ctx context.Context, g *guest) error {
 	}
 	vm.Status = api.VMStatus{
 		ObservedGeneration: vm.Status.ObservedGeneration, RebootsDone: vm.Status.RebootsDone,
-		Phase: api.VMStopped, Node: name, Epoch: b.Spec.Epoch,
+		Phase: vm.Status.Phase, Node: name, Epoch: b.Spec.Epoch,
 	}
 	if err := configdb.VMs.UpdateStatus(v, tx, &vm); err != nil {
 		return err

@@ -108,8 +108,8 @@ func TestMigrationIsRefusedAndNothingChanges(t *testing.T) {
 		{"a bandwidth of nothing", "vms/web1/migrate", `{"bandwidth":"1K"}`, nil, 422, api.CodeInvalid, "bandwidth", "1 MiB"},
 		{"no such vm", "vms/nope/migrate", ``, nil, 404, api.CodeNotFound, "", ""},
 		{"a stopped vm", "vms/off/migrate", ``, nil, 409, api.CodeRefused, "", "not running"},
-		{"another QEMU", "vms/web1/migrate", ``, func() { set(at, "tcg", "7.2.0"); set(other, "tcg", "8.0.0") }, 409, api.CodeRefused, "to", "QEMU 7.2.0"},
-		{"another accelerator", "vms/web1/migrate", ``, func() {
+		{"another QEMU", "vms/web1/migrate", `{"to":"` + other + `"}`, func() { set(at, "tcg", "7.2.0"); set(other, "tcg", "8.0.0") }, 409, api.CodeUnplaceable, "", "it has QEMU 8.0.0"},
+		{"another accelerator", "vms/web1/migrate", `{"to":"` + other + `"}`, func() {
 			f.txn(func(v *configdb.View, tx *configdb.Txn) error {
 				o, err := configdb.VMs.Get(v, vm.Meta.ID)
 				if err != nil {
@@ -119,7 +119,7 @@ func TestMigrationIsRefusedAndNothingChanges(t *testing.T) {
 				return configdb.VMs.UpdateStatus(v, tx, &o)
 			})
 			set(other, "kvm", "7.2.0")
-		}, 409, api.CodeRefused, "to", "runs with tcg"},
+		}, 409, api.CodeUnplaceable, "", "runs with tcg"},
 		{"no other node fits", "vms/web1/migrate", ``, func() { f.placer.setFull(other, true) }, 409, api.CodeUnplaceable, "", "no node fits"},
 		{"its node is lost", "vms/web1/migrate", ``, func() { f.setNodePhase(at, api.NodeLost) }, 409, api.CodeRefused, "", "is lost"},
 	} {
@@ -138,4 +138,117 @@ func TestMigrationIsRefusedAndNothingChanges(t *testing.T) {
 		})
 	}
 	wantProblem(t, f.do(call{method: "POST", path: "tasks/" + api.NewID() + "/cancel"}), 404, api.CodeNotFound, "")
+}
+
+// Each case changes what is known of a VM, or of its node, and takes it back.
+func TestWhatKeepsAGuestFromMoving(t *testing.T) {
+	f := newFixture(t)
+	vm := f.movableVM("web1", api.VMDisk{Size: api.GiB, Pool: "local"})
+	at := f.binding(vm.Meta.ID).Spec.Node
+	other := map[string]string{"m1": "m2", "m2": "m1"}[at]
+	vol, err := configdb.Volumes.Find(f.db.Local(), "", "web1-disk0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	status := func(change func(*api.VM)) func() {
+		return func() {
+			f.txn(func(v *configdb.View, tx *configdb.Txn) error {
+				o, err := configdb.VMs.Get(v, vm.Meta.ID)
+				if err != nil {
+					return err
+				}
+				o.Status.Hardware = o.Spec.Hardware()
+				o.Status.Accelerator = ""
+				change(&o)
+				return configdb.VMs.UpdateStatus(v, tx, &o)
+			})
+		}
+	}
+	volume := func(size api.Size) func() {
+		return func() {
+			f.txn(func(v *configdb.View, tx *configdb.Txn) error {
+				o, err := configdb.Volumes.Get(v, vol.Meta.ID)
+				if err != nil {
+					return err
+				}
+				o.Status.Phase, o.Status.Format, o.Status.Size = api.StorageReady, "qcow2", size
+				return configdb.Volumes.UpdateStatus(v, tx, &o)
+			})
+		}
+	}
+	cpus := func(names ...string) {
+		f.txn(func(v *configdb.View, tx *configdb.Txn) error {
+			for i, node := range []string{at, other} {
+				o := api.NodeFacts{Meta: api.NewMeta(api.KindNodeFacts, "", node), Spec: api.NodeFactsSpec{NodeID: f.nodeIDs[node]}}
+				o.Meta.ID = f.nodeIDs[node]
+				o.Status = api.NodeFactsStatus{Node: node, CPU: api.HostCPU{Vendor: "GenuineIntel", Name: names[i]}, GuestFeatures: []string{"aes", "avx2"}[:2-i]}
+				if err := configdb.NodeFacts.CreateUnnamed(tx, &o); err != nil {
+					return err
+				}
+				n, err := configdb.Nodes.Get(v, o.Meta.ID)
+				if err != nil {
+					return err
+				}
+				n.Status.Accelerator, n.Status.QEMUVersion = api.AccelKVM, "7.2.0"
+				if err := configdb.Nodes.UpdateStatus(v, tx, &n); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	volume(api.GiB)()
+	body := `{"to":"` + other + `","withStorage":true}`
+	for _, c := range []struct {
+		name   string
+		before func()
+		body   string
+		code   api.Code
+		says   string
+	}{
+		{"a TPM", status(func(vm *api.VM) { vm.Status.Hardware.TPM = &api.VMTPM{} }), body, api.CodeRefused, "TPM"},
+		{"a device of the host", status(func(vm *api.VM) { vm.Status.Hardware.HostDevices = []api.VMHostDevice{{USB: "046d:c52b"}} }), body, api.CodeRefused, "devices of its host"},
+		{"extra arguments", status(func(vm *api.VM) { vm.Status.Hardware.ExtraArgs = []string{"-s"} }), body, api.CodeRefused, "extraArgs"},
+		{"a vsock", status(func(vm *api.VM) { vm.Status.Hardware.Vsock = &api.VMVsock{CID: 9} }), body, api.CodeRefused, "vsock"},
+		{"disks that only its node has", status(func(*api.VM) {}), `{}`, api.CodeRefused, "--with-storage"},
+		{"a disk that grows", volume(api.MiB), body, api.CodeRefused, "being enlarged"},
+		{"a CPU of another kind", func() {
+			volume(api.GiB)()
+			status(func(vm *api.VM) { vm.Status.Accelerator = "kvm" })()
+			cpus("Alder Lake", "Sapphire Rapids")
+		}, body, api.CodeUnplaceable, "Sapphire Rapids"},
+		{"a snapshot in the disk", func() {
+			status(func(*api.VM) {})()
+			f.txn(func(_ *configdb.View, tx *configdb.Txn) error {
+				o := api.Snapshot{Meta: api.NewMeta(api.KindSnapshot, "", "before"), Spec: api.SnapshotSpec{VM: "web1", VMID: vm.Meta.ID}}
+				o.Status = api.SnapshotStatus{Phase: api.SnapshotReady, Disks: []api.SnapshotDisk{{Volume: "web1-disk0", VolumeID: vol.Meta.ID, Slot: 1}}}
+				return configdb.Snapshots.CreateUnnamed(tx, &o)
+			})
+		}, body, api.CodeRefused, "snapshot before of vm web1"},
+		{"saved memory", func() {
+			f.txn(func(_ *configdb.View, tx *configdb.Txn) error {
+				o := api.SavedState{Meta: api.NewMeta(api.KindSavedState, "", "web1"), Spec: api.SavedStateSpec{Tag: api.SuspendTag, Hardware: vm.Spec.Hardware()}}
+				o.Meta.ID = vm.Meta.ID
+				return configdb.SavedStates.CreateUnnamed(tx, &o)
+			})
+		}, body, api.CodeRefused, "saved on disk"},
+		{"an older node in the cluster", func() {
+			f.txn(func(_ *configdb.View, tx *configdb.Txn) error {
+				o := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "c"), Spec: api.ClusterSpec{Life: 1, FeatureLevel: 1}}
+				return configdb.Clusters.Create(tx, &o)
+			})
+		}, body, api.CodeRefused, "feature level"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.before()
+			was := f.rev()
+			p := wantProblem(t, f.do(call{method: "POST", path: "vms/web1/migrate", body: c.body}), 409, c.code, map[bool]string{true: "withStorage"}[c.body == `{}`])
+			if !strings.Contains(p.Detail, c.says) {
+				t.Errorf("%q does not say %q", p.Detail, c.says)
+			}
+			if f.rev() != was {
+				t.Error("something was written")
+			}
+		})
+	}
 }
