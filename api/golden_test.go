@@ -78,7 +78,7 @@ func goldenObjects() goldens {
 			Spec: goldenMachine(VMSpec{
 				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local", Slot: 1, Limit: DiskLimit{IOPS: 1, IOPSRead: 2, IOPSWrite: 3, BPS: 4, BPSRead: 5, BPSWrite: 6, Burst: 7, BurstSeconds: 8}}},
 				NICs:    []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5", Slot: 2, Link: LinkDown}},
-				MaxCPUs: 8, MaxMemory: 4 * GiB, MemoryMin: 512 * MiB, Boot: &VMBoot{Memory: GiB, MaxMemory: 4 * GiB, MaxCPUs: 8, DiskPorts: 4, NICPorts: 2},
+				MaxCPUs: 8, MaxMemory: 4 * GiB, MemoryMin: 512 * MiB, Boot: &VMBoot{Memory: GiB, MaxMemory: 4 * GiB, MaxCPUs: 8, DiskPorts: 4, NICPorts: 2, Queues: 2},
 				HA: HARestart, Power: PowerRunning, ForceStop: true, Reboots: 5,
 				Display: DisplayNone,
 				CloudInit: &CloudInit{
@@ -143,13 +143,15 @@ func goldenObjects() goldens {
 			Spec: SnapshotSpec{VM: "web1", VMID: "v", Memory: true, Description: "d", Temporary: true, Parent: "p"},
 			Status: SnapshotStatus{
 				Phase: SnapshotReady, Message: "m", Tag: "t", Disks: []SnapshotDisk{{Volume: "v", VolumeID: "id", Slot: 1, Size: GiB}}, Hardware: &VMSpec{CPUs: 2, Memory: GiB},
-				Power: PowerRunning, MemorySize: MiB, Consistency: ConsistencyMemory, TakenAt: &at, Current: true,
+				Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud},
+				Power:   PowerRunning, MemorySize: MiB, Consistency: ConsistencyMemory, TakenAt: &at, Current: true,
 			},
 		},
 		saved: SavedState{
 			Meta: goldenMeta(KindSavedState),
 			Spec: SavedStateSpec{
 				Tag: "t", Disks: []SnapshotDisk{{Volume: "v", VolumeID: "id", Slot: 1, Size: GiB}}, Hardware: &VMSpec{CPUs: 2, Memory: GiB}, SnapshotID: "s", Size: MiB,
+				Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud},
 				SavedAt: goldenTime, Discard: true,
 			},
 			Status: SavedStateStatus{Message: "m"},

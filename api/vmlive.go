@@ -20,6 +20,9 @@ type VMBoot struct {
 	// device in a slot beyond has no place until the next start.
 	DiskPorts int `json:"diskPorts"`
 	NICPorts  int `json:"nicPorts"`
+	// Queues of requests of what does not say how many: QEMU would count the CPUs
+	// of the moment in which it makes the device. 0 is one that QEMU chose.
+	Queues int `json:"queues,omitempty"`
 }
 
 // Conditions of a VM about a change of its running hardware: it is under way;
@@ -78,6 +81,9 @@ func (s *VMSpec) PowerOn() *VMSpec {
 	b.MaxMemory = h.Memory + max(b.MaxMemory-h.Memory, 0)/MemoryBlock*MemoryBlock
 	if b.MaxCPUs == 0 {
 		b.MaxCPUs = max(h.CPUs, min(HotplugFactor*h.CPUs, maxMachineCPUs))
+	}
+	if s.machine() != MachineMicroVM { // whose devices have one
+		b.Queues = min(h.CPUs, MaxQueues)
 	}
 	disk, nic := 0, 0
 	for _, d := range h.Disks {

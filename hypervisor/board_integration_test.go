@@ -220,6 +220,7 @@ func TestRealSecureBootAndTPM(t *testing.T) {
 	if now := e.vm(id); now.Status.PID != vm.Status.PID || len(now.Status.Conditions) > 0 {
 		t.Errorf("after a restart of the daemon: %+v", now.Status)
 	}
+	p = e.savedWithFirmware(id, vars)
 	must(t, syscall.Kill(p.PID, syscall.SIGKILL))
 	e.wait(id, "told that the TPM is gone", func(vm api.VM) bool {
 		_, bad := api.FindCondition(vm.Status.Conditions, ConditionTPM)

@@ -140,7 +140,7 @@ func (l *live) addDisk(ctx context.Context, slot int, d api.VMDisk) error {
 	}
 	if err == nil {
 		l.nodes[argv.DiskNode(slot)] = path
-		err = l.s.in.execute(ctx, "device_add", disk.HotOptions().Object(), nil)
+		err = l.s.in.execute(ctx, "device_add", disk.HotOptions(l.hw.Boot).Object(), nil)
 	}
 	var refused *qmp.CommandError
 	if errors.As(err, &refused) {

@@ -220,7 +220,8 @@ func (h *Hypervisor) load(ctx context.Context, in *instance, vm api.VM, epoch ui
 		return
 	case err != nil:
 		h.log.Warn("saved memory was not loaded", "vm", vm.Meta.ID, "tag", st.Spec.Tag, "err", err)
-		if err := h.notLoaded(ctx, &vm, epoch, st, err); err != nil {
+		why := fmt.Errorf("%w%s", err, tail(h.pathsOf(in.id).qemuLog, in.logFrom))
+		if err := h.notLoaded(ctx, &vm, epoch, st, why); err != nil {
 			h.log.Warn("a failed load was not recorded", "vm", vm.Meta.ID, "err", err)
 		}
 		return

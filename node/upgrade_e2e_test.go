@@ -227,6 +227,11 @@ func TestRollingUpgrade(t *testing.T) {
 		h.run("pool", "create", "pool-"+h.name, "--type", "shared", "--path", f.path("pool-"+h.name))
 	}
 	n2.refuse(4, "begins with feature level 2", "config", "diff", "--at", "1")
+	n2.run("vm", "create", "kept", "--memory", "64M", "--disk", "8M", "--pool", "pool-n2")
+	for _, words := range [][]string{{"suspend", "kept"}, {"snapshot", "create", "kept", "a"}, {"clone", "kept", "copy"}} {
+		n2.refuse(4, "need feature level 2, and the cluster is at 1", append([]string{"vm"}, words...)...)
+	}
+	n2.run("vm", "rm", "kept")
 
 	// A new leader of old nodes.
 	f.leadBy(n2)

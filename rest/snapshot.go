@@ -137,6 +137,9 @@ func (r *snapshotResource) make(c *change, in SnapshotRequest, temporary bool) (
 		return nil, err
 	}
 	vm := &st.vm
+	if err := c.maySave(); err != nil {
+		return nil, err
+	}
 	all, err := configdb.SnapshotsOf(c.v, vm.Meta.ID)
 	if err != nil {
 		return nil, err
@@ -157,7 +160,15 @@ func (r *snapshotResource) make(c *change, in SnapshotRequest, temporary bool) (
 	case in.Memory && !live:
 		return nil, api.Errorf(api.CodeRefused, "vm %s is %s and has no memory to keep; leave memory out", vm.Meta.Name, phaseText(vm))
 	}
-	if err := c.mayTouchDisks(vm); err != nil {
+	if in.Memory {
+		err = needSavable(vm)
+	} else if !temporary && (vm.Spec.TPM != nil || vm.Status.Hardware != nil && vm.Status.Hardware.TPM != nil) {
+		err = api.Errorf(api.CodeRefused, api.TPMNeedsMemory, vm.Meta.Name)
+	}
+	if err == nil {
+		err = c.mayTouchDisks(vm)
+	}
+	if err != nil {
 		return nil, err
 	}
 	o := api.Snapshot{Meta: api.NewMeta(api.KindSnapshot, vm.Meta.Project, in.Name), Spec: api.SnapshotSpec{VM: vm.Meta.Name, VMID: vm.Meta.ID, Memory: in.Memory, Description: in.Description, Temporary: temporary}}
@@ -256,6 +267,9 @@ func (r *snapshotResource) goBack(c *change, in RevertRequest) (*effect, error) 
 		return nil, err
 	}
 	vm := &st.vm
+	if err := c.maySave(); err != nil {
+		return nil, err
+	}
 	switch o.Status.Phase {
 	case api.SnapshotReady, api.SnapshotReverting:
 	default:

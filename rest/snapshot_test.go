@@ -409,3 +409,71 @@ func TestCloneRefusesBadInput(t *testing.T) {
 		t.Error("a refused clone began a snapshot")
 	}
 }
+
+// Below the feature level nothing is kept that an older node would not respect.
+func TestSnapshotsWaitForTheFeatureLevel(t *testing.T) {
+	f := newFixture(t)
+	f.newVM("web1", api.VMStopped, api.VMDisk{Size: api.GiB})
+	f.readyDisks()
+	f.takenSnapshot("web1", "a")
+	f.do(call{method: "POST", path: "vms/web1/start"})
+	f.reportNamed("web1", api.VMRunning)
+	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{Life: 1, FeatureLevel: 1}}
+	f.txn(func(_ *configdb.View, tx *configdb.Txn) error { return configdb.Clusters.Create(tx, &c) })
+	calls := []call{
+		{method: "POST", path: "vms/web1/snapshots", body: `{"name":"b"}`},
+		{method: "POST", path: "vms/web1/snapshots/a/revert", body: `{"force":true}`},
+		{method: "POST", path: "vms/web1/suspend"},
+		{method: "POST", path: "vms/web1/clone", body: `{"name":"web2","snapshot":"a"}`},
+	}
+	for _, c := range calls {
+		p := wantProblem(t, f.do(c), http.StatusConflict, api.CodeRefused, "")
+		if !strings.Contains(p.Detail, "feature level 2, and the cluster is at 1") {
+			t.Errorf("%s: %+v", c.path, p)
+		}
+	}
+	f.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		now, err := configdb.Clusters.Get(v, c.Meta.ID)
+		if err != nil {
+			return err
+		}
+		now.Spec.FeatureLevel = 2
+		return configdb.Clusters.UpdateSpec(v, tx, &now)
+	})
+	for _, c := range []call{calls[0], calls[3], calls[2]} {
+		if a := f.do(c); a.status != http.StatusAccepted {
+			t.Errorf("%s: %d %s", c.path, a.status, a.body)
+		}
+		f.endOperation("web1")
+	}
+}
+
+// What QEMU cannot save, and what would not fit together, is refused by name.
+func TestMachinesThatCannotBeSaved(t *testing.T) {
+	f := newFixture(t)
+	f.newVM("web1", api.VMStopped, api.VMDisk{Size: api.GiB})
+	f.readyDisks()
+	f.do(call{method: "POST", path: "vms/web1/start"})
+	f.reportNamed("web1", api.VMRunning)
+	set := func(change func(s *api.VMSpec)) {
+		f.txn(func(v *configdb.View, tx *configdb.Txn) error {
+			vm := f.findVM("web1")
+			vm = vm.Clone()
+			change(&vm.Spec)
+			return configdb.VMs.UpdateSpec(v, tx, &vm)
+		})
+		f.reportNamed("web1", api.VMRunning)
+	}
+	refused := func(path, body, text string) {
+		t.Helper()
+		if p := wantProblem(t, f.do(call{method: "POST", path: path, body: body}), http.StatusConflict, api.CodeRefused, ""); !strings.Contains(p.Detail, text) {
+			t.Errorf("%s: %+v", path, p)
+		}
+	}
+	set(func(s *api.VMSpec) { s.HostDevices = []api.VMHostDevice{{Node: "m1", PCI: "0000:01:00.0"}} })
+	refused("vms/web1/suspend", "", "0000:01:00.0")
+	refused("vms/web1/snapshots", `{"name":"a","memory":true}`, "0000:01:00.0")
+	set(func(s *api.VMSpec) { s.HostDevices, s.TPM = nil, &api.VMTPM{} })
+	refused("vms/web1/snapshots", `{"name":"a"}`, "has a TPM")
+	want[snapshotReply](t, f.do(call{method: "POST", path: "vms/web1/snapshots", body: `{"name":"a","memory":true}`}), http.StatusAccepted)
+}

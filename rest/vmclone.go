@@ -44,6 +44,9 @@ func (r *vmResource) copyOf(c *change, in CloneRequest) (*effect, error) {
 		return nil, err
 	}
 	source := &st.vm
+	if err := c.maySave(); err != nil {
+		return nil, err
+	}
 	if _, taken := c.v.Get(r.table.NameKey(source.Meta.Project, in.Name)); taken {
 		return nil, api.Errorf(api.CodeExists, "vm %q exists already", in.Name)
 	}

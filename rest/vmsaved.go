@@ -4,11 +4,13 @@
 package rest
 
 import (
+	"errors"
 	"net/http"
 	"reflect"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/feature"
 )
 
 // saved returns the memory that a VM's next start goes on from, if there is any
@@ -103,11 +105,38 @@ func (c *change) needQcow2(vm *api.VM) error {
 	return nil
 }
 
+// maySave refuses what keeps the state of VMs as long as a node of the cluster
+// would not respect it.
+func (c *change) maySave() error {
+	if f := feature.Snapshots; !f.InForce(c.v) {
+		return api.Errorf(api.CodeRefused, "snapshots, suspend and clone need feature level %d, and the cluster is at %d, because a node with older software would start a suspended vm without its memory; see muster cluster status", f.Level(), max(1, feature.Level(c.v)))
+	}
+	return nil
+}
+
+// needSavable refuses memory that QEMU cannot save.
+func needSavable(vm *api.VM) error {
+	for _, spec := range []*api.VMSpec{&vm.Spec, vm.Status.Hardware} {
+		if spec == nil {
+			continue
+		}
+		for _, d := range spec.HostDevices {
+			if d.PCI != "" {
+				return api.Errorf(api.CodeRefused, "vm %s has the device %s of its host, whose state cannot be saved; take it out and restart the vm, or take a snapshot without memory", vm.Meta.Name, d.PCI)
+			}
+		}
+	}
+	return nil
+}
+
 // suspend answers POST /vms/{name}/suspend.
 func (r *vmResource) suspend(q *request) error {
 	out, err := q.change(nil, func(c *change) (*effect, error) {
 		st, err := r.loaded(c)
 		if err != nil {
+			return nil, err
+		}
+		if err := c.maySave(); err != nil {
 			return nil, err
 		}
 		if st.vm.Spec.Power == api.PowerSuspended {
@@ -119,7 +148,7 @@ func (r *vmResource) suspend(q *request) error {
 		if st.vm.Spec.Power == api.PowerStopped || st.vm.Status.Phase != api.VMRunning && st.vm.Status.Phase != api.VMPaused {
 			return nil, api.Errorf(api.CodeRefused, "vm %s is %s; only a running or paused vm can be suspended", st.vm.Meta.Name, phaseText(&st.vm))
 		}
-		if err := c.needQcow2(&st.vm); err != nil {
+		if err := errors.Join(needSavable(&st.vm), c.needQcow2(&st.vm)); err != nil {
 			return nil, err
 		}
 		task, err := c.begin(st, api.ActionVMSuspend, nil)

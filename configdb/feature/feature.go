@@ -27,12 +27,15 @@ const (
 	// Migration: a VM is handed to another node while it runs. An older node would
 	// neither take its part nor tell such a binding from one of ha.
 	Migration Feature = "migration"
+	// Snapshots: snapshots, saved memory and clones of VMs. An older node would
+	// start a suspended VM from its disks, and a VM whose revert was interrupted.
+	Snapshots Feature = "snapshots"
 )
 
 // Level is the level that brings a feature.
 func (f Feature) Level() int {
 	switch f {
-	case Levels, History, Migration:
+	case Levels, History, Migration, Snapshots:
 		return 2
 	}
 	return math.MaxInt

@@ -44,7 +44,8 @@ func TestGolden(t *testing.T) {
 		"display":  func(m *Machine) { m.VNC = "/run/muster/vm/a,b/vnc" },
 		"hotplug": func(m *Machine) {
 			m.CPUs, m.Memory = 3, 1*api.GiB
-			m.Boot = &api.VMBoot{Memory: 512 * api.MiB, MaxMemory: 2 * api.GiB, MaxCPUs: 8, DiskPorts: 12, NICPorts: 2}
+			m.Boot = &api.VMBoot{Memory: 512 * api.MiB, MaxMemory: 2 * api.GiB, MaxCPUs: 8, DiskPorts: 12, NICPorts: 2, Queues: 2}
+			m.Version = "pc-q35-7.2"
 			m.Disks = append(m.Disks, Disk{Slot: 9, Path: "/pool/x", Format: "raw"})
 			m.NICs = []NIC{{Slot: 2, Device: "mt0123456789n1", MAC: "52:54:00:12:34:57"}}
 		},

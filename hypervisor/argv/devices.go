@@ -93,13 +93,13 @@ func (d Disk) cacheOptions() Options {
 
 // virtioOptions are a disk on virtio as the guest sees it. Without a bus it has
 // the next free place.
-func (d Disk) virtioOptions(driver, bus string, bootIndex int) Options {
+func (d Disk) virtioOptions(driver, bus string, bootIndex, queues int) Options {
 	o := Options{{"driver", driver}}
 	if d.Options.IOThread {
 		o = append(o, Option{"iothread", "io" + strconv.Itoa(d.Slot)})
 	}
-	if d.Options.Queues > 0 {
-		o = append(o, Option{"num-queues", d.Options.Queues})
+	if queues > 0 {
+		o = append(o, Option{"num-queues", queues})
 	}
 	o = append(o, Option{"id", DiskID(d.Slot)}, Option{"drive", DiskNode(d.Slot)})
 	if bus != "" {
@@ -114,11 +114,19 @@ func (d Disk) virtioOptions(driver, bus string, bootIndex int) Options {
 	return append(o, Option{"werror", "enospc"}, Option{"rerror", "report"})
 }
 
+// queuesOf is how many queues a device gets that says so many.
+func queuesOf(b *api.VMBoot, said int) int {
+	if said == 0 && b != nil {
+		return b.Queues
+	}
+	return said
+}
+
 // HotOptions are the device of a disk that is plugged in while QEMU runs. It has
 // no place in the boot order, of which QEMU refuses one twice, until the next
 // start.
-func (d Disk) HotOptions() Options {
-	return d.virtioOptions("virtio-blk-pci", "pd"+strconv.Itoa(d.Slot), 0)
+func (d Disk) HotOptions(b *api.VMBoot) Options {
+	return d.virtioOptions("virtio-blk-pci", "pd"+strconv.Itoa(d.Slot), 0, queuesOf(b, d.Options.Queues))
 }
 
 // NetdevOptions is the host's end of a network card.

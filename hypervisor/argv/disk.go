@@ -138,7 +138,7 @@ func (m *Machine) controllers() []string {
 		a = append(a, "-object", "iothread,id=ioscsi0")
 		v += ",iothread=ioscsi0"
 	}
-	if queues > 0 {
+	if queues = queuesOf(m.Boot, queues); queues > 0 {
 		v += ",num_queues=" + strconv.Itoa(queues)
 	}
 	return append(a, "-device", v)
@@ -154,7 +154,7 @@ func (m *Machine) disk(d Disk, bootIndex int, p *places) []string {
 	case api.BusSATA, api.BusIDE:
 		return append(a, "-device", "ide-hd"+p.disk()+d.otherDevice(bootIndex))
 	}
-	return append(a, "-device", d.virtioOptions(m.virtio("virtio-blk"), m.port("pd", d.Slot), bootIndex).String())
+	return append(a, "-device", d.virtioOptions(m.virtio("virtio-blk"), m.port("pd", d.Slot), bootIndex, queuesOf(m.Boot, o.Queues)).String())
 }
 
 // otherDevice is what a disk that is not on virtio has beside its place.

@@ -56,7 +56,7 @@ func (m *Machine) seed(p *places) ([]string, error) {
 	}
 	switch {
 	case !s.SATA:
-		return append(out, "-device", m.virtio("virtio-scsi")+",id=seedbus", "-device", "scsi-cd,id=seedcd,bus=seedbus.0,drive=seed"), nil
+		return append(out, "-device", m.virtio("virtio-scsi")+",id=seedbus,num_queues=1", "-device", "scsi-cd,id=seedcd,bus=seedbus.0,drive=seed"), nil
 	case !m.pci():
 		return nil, api.Invalid("spec.cloudInit.format", "is configdrive, which machine %s has no controller for; give nocloud", m.Type)
 	case p.disks+p.drives >= p.ports:
