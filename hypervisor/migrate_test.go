@@ -423,6 +423,38 @@ func TestMigrationSurvivesHarmAtEveryStep(t *testing.T) {
 	}
 }
 
+// A forced stop is let through at any moment: whoever has the guest ends it.
+func TestForcedStopEndsAGuestThatMoves(t *testing.T) {
+	for name, handed := range map[string]bool{"while memory flows": false, "after the hand-over": true} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t, false)
+			id := p.begun(api.VMSpec{HA: api.HARestart})
+			p.fakes.qemu().Hold()
+			p.migrate(id, nil)
+			p.atStep("active")
+			ends := "failed: QEMU of vm web1 ended"
+			if handed {
+				ends = "succeeded: it moved to node node-2 and was stopped there"
+				p.other.guard.lease(0)
+				p.fakes.qemu().Release()
+				p.until("handed over", func() bool { return p.binding(id).Spec.Epoch == 2 }, nothing)
+			}
+			p.change(id, func(vm *api.VM) { vm.Spec.Power, vm.Spec.ForceStop = api.PowerStopped, true })
+			p.other.guard.lease(2)
+			p.other.h.Wake()
+			p.over(id, ends)
+			p.until("no process is left", func() bool {
+				_, a := p.guard.get(id)
+				_, b := p.other.guard.get(id)
+				return !a && !b && p.vm(id).Status.Phase == api.VMStopped
+			}, func() string { return fmt.Sprintf("%+v", p.vm(id).Status) })
+			if handed && p.other.fakes.qemu().Count("cont") != 0 {
+				t.Error("the guest ran once more")
+			}
+		})
+	}
+}
+
 // ha may bind the VM anew at any time; what belongs to an older epoch gives way.
 func TestHandedOverGuestGivesWayToALaterEpoch(t *testing.T) {
 	for _, node := range []string{"node-1", "node-3"} {

@@ -105,6 +105,10 @@ func (h *Hypervisor) unknown(ctx context.Context, id string, proc *Process, caug
 	if proc != nil && !caughtUp {
 		return reconcile.Result{After: lookSoon}, nil
 	}
+	if proc != nil && proc.State != ProcessExited && h.handedOut(id) {
+		h.log.Info("the copy of a VM that was handed over and deleted is ended", "vm", id, "pid", proc.PID)
+		return reconcile.Result{After: attachRetry}, h.kill(ctx, id)
+	}
 	h.drop(id)
 	if mark, err := h.marked(id); mark != "" || err != nil {
 		if err == nil {

@@ -181,6 +181,9 @@ func (b *beginning) nodeBound(in *api.MigrateRequest) (ids []string, err error) 
 // copyable refuses a volume of which a copy would lack something: what is inside
 // its file beside the present content stays behind.
 func (b *beginning) copyable(vol *api.Volume) error {
+	if f := vol.Status.Format; f != "" && f != "qcow2" {
+		return api.Errorf(api.CodeRefused, "volume %s has the format %s; only qcow2 volumes can be copied along", vol.Meta.Name, f)
+	}
 	if vol.Spec.Size > vol.Status.Size {
 		return api.Errorf(api.CodeRefused, "volume %s is being enlarged; migrate vm %s when that is done", vol.Meta.Name, b.vm.Meta.Name)
 	}
