@@ -128,6 +128,8 @@ type SnapshotStatus struct {
 	TakenAt     *time.Time  `json:"takenAt,omitempty"`
 	// Current marks the snapshot that the VM's present state descends from.
 	Current bool `json:"current,omitempty"`
+	// Undo says that the way back of a revert may still be in the disks.
+	Undo bool `json:"undo,omitempty"`
 }
 
 // SnapshotTag is the name of a snapshot in the files of disks.

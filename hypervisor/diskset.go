@@ -140,6 +140,10 @@ func (d *diskSet) drop(ctx context.Context, jobID, tag string) error {
 
 // dropLive returns the disks that QEMU does not have open.
 func (d *diskSet) dropLive(ctx context.Context, disks []api.SnapshotDisk, jobID, tag string) (closed []api.SnapshotDisk, err error) {
+	// What an earlier life of the daemon began ends first.
+	if _, err := d.in.endJob(ctx, jobID); err != nil {
+		return nil, err
+	}
 	nodes, err := d.nodes(ctx, disks)
 	if err != nil {
 		return nil, err

@@ -52,7 +52,7 @@ func (o *operation) revert(ctx context.Context) error {
 		}
 		return o.undoRevert(ctx, &snap, set, err)
 	}
-	o.dropUndo(ctx, set)
+	o.dropUndo(ctx, snap.Meta.ID, set)
 	return nil
 }
 
@@ -91,7 +91,7 @@ func (o *operation) prepareRevert(ctx context.Context, v *configdb.View, snap *a
 		err = o.setPhase(ctx, snap.Meta.ID, api.SnapshotReverting)
 	}
 	if err != nil && ctx.Err() == nil {
-		o.dropUndo(ctx, set)
+		o.dropUndo(ctx, snap.Meta.ID, set)
 	}
 	return err
 }
@@ -133,6 +133,7 @@ func (o *operation) setPhase(ctx context.Context, id string, phase api.SnapshotP
 		}
 		op.Status.Progress = 30
 		snap.Status.Phase = phase
+		snap.Status.Undo = true
 		return configdb.Snapshots.UpdateStatus(v, tx, &snap)
 	})
 }
@@ -163,19 +164,54 @@ func (o *operation) undoRevert(ctx context.Context, snap *api.Snapshot, set *dis
 		now.Status.Phase = api.SnapshotReady
 		return configdb.Snapshots.UpdateStatus(v, tx, &now)
 	})
-	o.dropUndo(ctx, set)
+	if err == nil || !errors.Is(err, errTaken) {
+		o.dropUndo(ctx, snap.Meta.ID, set)
+	}
 	return err
 }
 
-// dropUndo removes the way back. What stays costs space and is removed by the
-// next revert.
-func (o *operation) dropUndo(ctx context.Context, set *diskSet) {
-	err := set.offline(ctx, set.disks, func(v *configdb.View, volume string) error {
-		return o.h.cfg.Snapshots.DeleteSnapshot(ctx, v, set.project, volume, undoTag)
-	})
-	if err != nil && ctx.Err() == nil {
-		o.h.log.Warn("the way back of a revert stays in the disks until the next one", "vm", o.vm.Meta.ID, "tag", undoTag, "err", err)
+// dropUndo removes the way back. If that does not work, a later look does it.
+func (o *operation) dropUndo(ctx context.Context, id string, set *diskSet) {
+	o.h.dropUndo(ctx, &o.vm, o.op.Spec.Epoch, id, set)
+}
+
+func (h *Hypervisor) dropUndo(ctx context.Context, vm *api.VM, epoch uint64, id string, set *diskSet) bool {
+	err := set.drop(ctx, "muster-undo", undoTag)
+	if err == nil {
+		err = h.transact(ctx, func(v *configdb.View, tx *configdb.Txn) error {
+			snap, err := configdb.Snapshots.Get(v, id)
+			if err != nil || !snap.Status.Undo {
+				return api.IgnoreNotFound(err)
+			}
+			snap.Status.Undo = false
+			return errors.Join(h.stillBound(v, tx, vm.Meta.ID, epoch), configdb.Snapshots.UpdateStatus(v, tx, &snap))
+		})
 	}
+	if err != nil && ctx.Err() == nil {
+		h.log.Warn("the way back of a revert is still in the disks; its removal is tried again", "vm", vm.Meta.ID, "tag", undoTag, "err", err)
+	}
+	return err == nil
+}
+
+// leftUndo begins the removal of what a revert left in the disks whose daemon was
+// killed at its end.
+func (s *step) leftUndo(all []api.Snapshot) bool {
+	for i := range all {
+		snap := &all[i]
+		if !snap.Status.Undo || snap.Status.Phase != api.SnapshotReady {
+			continue
+		}
+		set := &diskSet{h: s.h, in: s.in, project: s.vm.Meta.Project, disks: snap.Status.Disks}
+		vm, epoch, id := s.vm, s.b.Spec.Epoch, snap.Meta.ID
+		s.silent = true
+		s.begin(func(ctx context.Context) {
+			if !s.h.dropUndo(ctx, &vm, epoch, id, set) {
+				_ = pause(ctx, waitLook)
+			}
+		})
+		return true
+	}
+	return false
 }
 
 // reverted gives the VM the hardware of then, in the transaction that ends the

@@ -316,7 +316,11 @@ func (o *operation) forget(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := set.drop(ctx, o.jobID(), tag); err != nil {
+	err = set.drop(ctx, o.jobID(), tag)
+	if err == nil && snap.Status.Undo {
+		err = set.drop(ctx, o.jobID(), undoTag)
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return err
 		}

@@ -170,10 +170,19 @@ func TestARevertGoesOnAfterTheDaemonWasKilled(t *testing.T) {
 	e.snaps.mu.Unlock()
 	close(block)
 	<-stopped
+	e.snaps.failOnce("delete web1-disk1 " + undoTag)
 	e.begin()
 	e.ended(id, api.TaskSucceeded)
 	reads(t, disks[0], "0x11")
 	reads(t, disks[1], "0x12")
+	e.until("nothing of the way back is left", func() bool {
+		for _, d := range disks {
+			if tags, err := tagsOf(d); err != nil || len(tags) != 1 {
+				return false
+			}
+		}
+		return !e.snap(id, "one").Status.Undo
+	}, nothing)
 }
 
 func TestARevertDetachesWhatWasAddedAndRefusesWhatIsMissing(t *testing.T) {
@@ -586,5 +595,53 @@ func TestATemporarySnapshotGoesWhenItsCopiesAreDone(t *testing.T) {
 	tasks, err := configdb.Tasks.List(e.db.Local())
 	if err != nil || len(tasks) != 1 || tasks[0].Spec.Action != api.ActionVMForget {
 		t.Errorf("%+v, %v", tasks, err)
+	}
+}
+
+func TestDaemonKilledDuringADeletion(t *testing.T) {
+	e := newEnv(t, false)
+	id := e.twoDisks(api.VMSpec{Power: api.PowerRunning})
+	e.wait(id, "running", running)
+	q := e.fakes.qemu()
+	e.done(id, api.ActionVMSnapshot, "a", true)
+	q.HoldJobs(true)
+	e.request(id, api.ActionVMForget, "a", false)
+	e.until("the job", func() bool { return slices.Contains(q.JobTypes(), "snapshot-delete") }, nothing)
+	e.stop()
+	q.HoldJobs(false)
+	e.begin()
+	e.ended(id, api.TaskSucceeded)
+	if tags := q.Tags(); len(tags["disk1"])+len(tags["disk2"]) != 0 || len(e.snapshots(id)) != 0 || len(q.JobTypes()) != 0 {
+		t.Errorf("left behind: %v, %+v, %v", tags, e.snapshots(id), q.JobTypes())
+	}
+	e.wait(id, "running", running)
+}
+
+// Memory is saved when the status says what QEMU has. A change that comes to no
+// end refuses it by name.
+func TestMemoryIsSavedOfKnownHardware(t *testing.T) {
+	e := newEnv(t, false)
+	id := e.twoDisks(api.VMSpec{Power: api.PowerRunning})
+	e.wait(id, "running", running)
+	q := e.fakes.qemu()
+	q.Refuse("device_add", "not now")
+	e.volume("data", id)
+	e.attach(id, "data", 3)
+	e.wait(id, "a failed attempt", func(vm api.VM) bool { return condition(vm, ConditionHotplugFailed) != "" })
+	e.request(id, api.ActionVMSuspend, "", false)
+	e.until("it waits", func() bool {
+		e.clock.advance(HotplugRetry)
+		e.h.Wake()
+		op, err := configdb.Operations.Get(e.db.Local(), id)
+		return err == nil && op.Status.Phase.Final()
+	}, nothing)
+	if st := e.ended(id, api.TaskFailed); !strings.Contains(st.Message, "its hardware is being changed") || !strings.Contains(st.Message, "not now") || e.hasSaved(id) {
+		t.Errorf("%+v", st)
+	}
+	q.Refuse("device_add", "")
+	e.done(id, api.ActionVMSuspend, "", false)
+	st, err := configdb.SavedStates.Get(e.db.Local(), id)
+	if _, has := st.Spec.Hardware.DiskIn(3); err != nil || !has || len(st.Spec.Disks) != 3 {
+		t.Errorf("saved without the disk: %+v, %v", st.Spec, err)
 	}
 }

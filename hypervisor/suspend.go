@@ -169,7 +169,8 @@ func (s *step) saved(ctx context.Context, st api.SavedState) (bool, error) {
 	}
 	s.alive()
 	s.report(api.VMStarting, "loading the memory")
-	s.begin(func(ctx context.Context) { s.h.load(ctx, s.in, s.vm, s.b.Spec.Epoch, st) })
+	in, vm, epoch := s.in, s.vm, s.b.Spec.Epoch // the look goes on and writes its own copy
+	s.begin(func(ctx context.Context) { s.h.load(ctx, in, vm, epoch, st) })
 	return true, nil
 }
 
@@ -334,6 +335,9 @@ func (s *step) forgetTags(ctx context.Context) {
 	snaps, _ := configdb.SnapshotsOf(s.v, s.vm.Meta.ID) // one that cannot be read says nothing of its disks
 	for i := range snaps {
 		all = append(all, tagged{api.SnapshotTag(snaps[i].Meta.ID), snaps[i].Status.Disks})
+		if snaps[i].Status.Undo {
+			all = append(all, tagged{undoTag, snaps[i].Status.Disks})
+		}
 	}
 	if st, err := configdb.SavedStates.Get(s.v, s.vm.Meta.ID); err == nil && st.Spec.SnapshotID == "" {
 		all = append(all, tagged{st.Spec.Tag, st.Spec.Disks})

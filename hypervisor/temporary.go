@@ -14,13 +14,17 @@ import (
 // tidyDeadline is when the removal of a temporary snapshot is given up.
 const tidyDeadline = time.Hour
 
-// dropTemporary begins the removal of a snapshot that disks were copied from, when
-// nothing is copied from it any more. One that could not be removed is left to
+// dropTemporary begins the removal of what a revert left, and of a snapshot that
+// disks were copied from, when nothing is copied from it any more. One that could not be removed is left to
 // people: it says so.
 func (s *step) dropTemporary(ctx context.Context) (bool, error) {
 	all, err := configdb.SnapshotsOf(s.v, s.vm.Meta.ID)
 	if err != nil {
 		return false, err
+	}
+	_, loading := s.v.Get(configdb.SavedStates.SpecKey(s.vm.Meta.ID))
+	if !loading && (s.proc == nil || s.in.openConn() != nil) && s.leftUndo(all) {
+		return true, nil
 	}
 	for i := range all {
 		snap := &all[i]

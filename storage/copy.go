@@ -113,11 +113,13 @@ func (s *Service) copyInto(ctx context.Context, id, to string, p volumePlan) err
 // copyFrom looks at the source's header, then copies. QEMU may have it open and
 // may have changed its header since: the backing file is named by this program.
 func (s *Service) copyFrom(ctx context.Context, p volumePlan, to string, progress io.Writer) error {
-	info, err := s.img.infoOpen(ctx, p.source.path, formatQcow2)
+	src := &p.source.volume
+	v := s.cfg.DB.Local()
+	_, lp, err := s.readyPool(v, src.Spec.Pool)
 	if err != nil {
 		return err
 	}
-	back, err := s.honest(s.cfg.DB.Local(), &p.source.volume, info)
+	back, err := s.honest(ctx, v, lp, p.source.path, src.Meta.Project, src.Meta.Name)
 	if err != nil {
 		return err
 	}

@@ -115,6 +115,42 @@ func checkQcow2Header(h []byte) error {
 	return checkQcow2Extensions(h, extensions)
 }
 
+// maxBackingName is the longest name of a backing file (docs/interop/qcow2.txt).
+const maxBackingName = 1023
+
+// backingOf returns the backing file that the header of a volume names. One that
+// names another file beside it, or is no qcow2 at all, is refused.
+func backingOf(r io.ReaderAt) (string, error) {
+	head := make([]byte, headBytes)
+	n, err := r.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	h, be := head[:n], binary.BigEndian
+	bad := func(format string, args ...any) error { return api.Errorf(api.CodeRefused, format, args...) }
+	if len(h) < 104 || !bytes.HasPrefix(h, []byte(qcow2Magic)) || be.Uint32(h[4:]) != 3 {
+		return "", bad("it is no qcow2 of version 3")
+	}
+	if be.Uint64(h[72:])&qcow2BitDataFile != 0 {
+		return "", bad("it keeps its data in another file")
+	}
+	if be.Uint32(h[32:]) != 0 {
+		return "", bad("it is encrypted")
+	}
+	offset, size := be.Uint64(h[8:]), be.Uint32(h[16:])
+	if offset == 0 {
+		return "", nil
+	}
+	if size > maxBackingName || offset > 1<<32 {
+		return "", bad("the name of its backing file is too long, or out of place")
+	}
+	name := make([]byte, size)
+	if _, err := r.ReadAt(name, int64(offset)); err != nil {
+		return "", bad("the name of its backing file is out of place")
+	}
+	return string(name), nil
+}
+
 func checkQcow2Extensions(h []byte, at int) error {
 	for at+8 <= len(h) {
 		kind, length := binary.BigEndian.Uint32(h[at:]), int64(binary.BigEndian.Uint32(h[at+4:]))

@@ -180,16 +180,7 @@ func fileArg(path string) string { return "file:" + path }
 // info asks what a file is. An empty format lets qemu-img detect it; the
 // caller must have looked at the header before (checkHeader).
 func (q *qemuImg) info(ctx context.Context, path, format string) (*imageInfo, error) {
-	return q.infoWith(ctx, path, format)
-}
-
-// infoOpen is info of a file that another process may write to.
-func (q *qemuImg) infoOpen(ctx context.Context, path, format string) (*imageInfo, error) {
-	return q.infoWith(ctx, path, format, "-U")
-}
-
-func (q *qemuImg) infoWith(ctx context.Context, path, format string, flags ...string) (*imageInfo, error) {
-	args := append([]string{"info", "--output=json"}, flags...)
+	args := []string{"info", "--output=json"}
 	if format != "" {
 		args = append(args, "-f", format)
 	}

@@ -6,6 +6,7 @@ package storage
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"time"
 
@@ -55,19 +56,15 @@ func (s *Service) HasSnapshot(ctx context.Context, v *configdb.View, project, na
 	if err != nil {
 		return false, err
 	}
-	return s.hasSnapshot(ctx, v, lp, path, project, name, tag)
+	if _, err := s.honest(ctx, v, lp, path, project, name); err != nil {
+		return false, err
+	}
+	return s.hasSnapshot(ctx, lp, path, tag)
 }
 
-func (s *Service) hasSnapshot(ctx context.Context, v *configdb.View, lp *localPool, path, project, name, tag string) (bool, error) {
+func (s *Service) hasSnapshot(ctx context.Context, lp *localPool, path, tag string) (bool, error) {
 	info, err := call(ctx, lp.work, infoDeadline+callDeadline, func() (*imageInfo, error) { return s.img.info(ctx, path, formatQcow2) })
 	if err != nil {
-		return false, err
-	}
-	vol, err := configdb.Volumes.Find(v, project, name)
-	if err != nil {
-		return false, err
-	}
-	if _, err := s.honest(v, &vol, info); err != nil {
 		return false, err
 	}
 	return slices.ContainsFunc(info.Snapshots, func(i snapshotInfo) bool { return i.Name == tag }), nil
@@ -77,13 +74,18 @@ func (s *Service) hasSnapshot(ctx context.Context, v *configdb.View, lp *localPo
 type backingFile struct{ path, format string }
 
 // honest refuses a volume whose header names other files than the database: a
-// QEMU that was taken over can write there, and qemu-img, which may read every file
-// of the host, would open them. It returns what the volume is a linked clone of.
-func (s *Service) honest(v *configdb.View, vol *api.Volume, info *imageInfo) (*backingFile, error) {
+// QEMU that was taken over can write there, and qemu-img, which may open every file
+// of the host, would. It returns what the volume is a linked clone of, nil if it is
+// none.
+func (s *Service) honest(ctx context.Context, v *configdb.View, lp *localPool, path, project, name string) (*backingFile, error) {
+	vol, err := configdb.Volumes.Find(v, project, name)
+	if err != nil {
+		return nil, err
+	}
 	var back *backingFile
 	want := ""
 	if vol.Spec.Image != "" {
-		img, err := configdb.Images.Find(v, vol.Meta.Project, vol.Spec.Image)
+		img, err := configdb.Images.Find(v, project, vol.Spec.Image)
 		if err != nil {
 			return nil, err
 		}
@@ -94,13 +96,21 @@ func (s *Service) honest(v *configdb.View, vol *api.Volume, info *imageInfo) (*b
 		want = backingRef(img.Meta.ID, img.Status.Format)
 		back = &backingFile{imagePath(s.poolPath(pool), img.Meta.ID, img.Status.Format), img.Status.Format}
 	}
-	switch d := info.Specific; {
-	case info.Backing != want:
-		return nil, api.Errorf(api.CodeRefused, "the file of volume %q says that it is a clone of %q, and it was made as one of %q: somebody wrote to its header, most likely its vm's QEMU; do not trust that vm", vol.Meta.Name, clip(info.Backing), want)
-	case d != nil && d.Data.DataFile != "":
-		return nil, api.Errorf(api.CodeRefused, "the file of volume %q says that its data are in %q: somebody wrote to its header, most likely its vm's QEMU; do not trust that vm", vol.Meta.Name, clip(d.Data.DataFile))
+	named, err := call(ctx, lp.work, callDeadline, func() (string, error) {
+		f, err := os.Open(path)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		return backingOf(f)
+	})
+	if err == nil && named != want {
+		err = api.Errorf(api.CodeRefused, "it names %q as its backing file, and it was made with %q", clip(named), want)
 	}
-	return back, nil
+	if api.CodeOf(err) == api.CodeRefused {
+		err = api.Errorf(api.CodeRefused, "the header of volume %q is not what Muster wrote: %w; most likely its vm's QEMU was taken over: do not trust that vm", name, err)
+	}
+	return back, err
 }
 
 // resolveQcow2 is Resolve for what needs a qcow2 file.
@@ -125,7 +135,10 @@ func (s *Service) changeSnapshot(ctx context.Context, v *configdb.View, project,
 	if err != nil {
 		return err
 	}
-	has, err := s.hasSnapshot(ctx, v, lp, path, project, name, tag)
+	if _, err := s.honest(ctx, v, lp, path, project, name); err != nil {
+		return err
+	}
+	has, err := s.hasSnapshot(ctx, lp, path, tag)
 	var exit *exitError
 	switch {
 	case errors.As(err, &exit) && exit.locked():

@@ -4,7 +4,11 @@
 package storage
 
 import (
+	"bytes"
+	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -189,6 +193,77 @@ func FuzzProgress(f *testing.F) {
 		}
 		if got := p.percent(); got < 0 || got > 99 || len(p.rest) > maxProgressLine {
 			t.Fatal(got, len(p.rest))
+		}
+	})
+}
+
+// A QEMU that was taken over can write what it likes into the header of its
+// volume: nothing that the header names is opened.
+func TestAVolumeThatNamesAnotherFileIsRefused(t *testing.T) {
+	k, h, _ := local(t)
+	k.upload(h, "tiny", "local", "8M")
+	src := k.volume("src", api.VolumeSpec{Image: "tiny", Node: "m1"})
+	k.untilVolume(src.Meta.ID, api.StorageReady)
+	v := k.db.Local()
+	path, _, err := h.Resolve(v, "", "src")
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap := k.taken(src, api.SnapshotReady)
+	if err := h.CreateSnapshot(t.Context(), v, "", "src", snap.Status.Tag); err != nil {
+		t.Fatal(err)
+	}
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, bytes.Repeat([]byte("host"), 256<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", secret, "-F", "raw", path).CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img: %v: %s", err, out)
+	}
+	for what, err := range map[string]error{
+		"create": h.CreateSnapshot(t.Context(), v, "", "src", "b"),
+		"apply":  h.ApplySnapshot(t.Context(), v, "", "src", snap.Status.Tag),
+		"delete": h.DeleteSnapshot(t.Context(), v, "", "src", snap.Status.Tag),
+	} {
+		if api.CodeOf(err) != api.CodeRefused || !strings.Contains(err.Error(), "do not trust that vm") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	spec := api.VolumeSpec{Size: 8 * api.MiB, Node: "m1", SourceVolume: "src", SourceSnapshot: snap.Meta.ID}
+	a := k.volume("a", spec)
+	if got := k.untilVolume(a.Meta.ID, api.StorageFailed); !strings.Contains(got.Status.Message, "do not trust that vm") {
+		t.Errorf("%+v", got.Status)
+	}
+	// Were it written after the look, it would not be believed either.
+	source := qcow2Source(path, &backingFile{imageFileOf(t, h, "tiny"), "qcow2"})
+	to := filepath.Join(t.TempDir(), "copy")
+	if err := h.img.copySnapshot(t.Context(), source, snap.Status.Tag, to, "", "", io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(to); err != nil || bytes.Contains(b, []byte("hosthost")) {
+		t.Error("the copy has what the host keeps secret", err)
+	}
+}
+
+func imageFileOf(t *testing.T, h *host, name string) string {
+	t.Helper()
+	path, format, err := h.ResolveImage(h.cfg.DB.Local(), "", name)
+	if err != nil || format != "qcow2" {
+		t.Fatal(format, err)
+	}
+	return path
+}
+
+func FuzzBackingOf(f *testing.F) {
+	head := make([]byte, 512)
+	copy(head, "QFI\xfb\x00\x00\x00\x03")
+	head[14], head[19] = 1, 4 // the name is at 256 and has 4 bytes
+	copy(head[256:], "base")
+	f.Add(head)
+	f.Add([]byte("QFI\xfb"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if name, err := backingOf(bytes.NewReader(b)); len(name) > maxBackingName || err != nil && name != "" {
+			t.Fatal(len(name), err)
 		}
 	})
 }

@@ -195,7 +195,11 @@ func (q *QEMU) hardware(cmd string, args map[string]any) (reply string) {
 			return refusal("GenericError", "Duplicate nodes with node-name='%s'", text("node-name"))
 		}
 		d.nodes[text("node-name")] = text("filename") + d.nodes[text("file")]
+		if text("driver") == "qcow2" {
+			q.snap.disks = append(q.snap.disks, &disk{Node: text("node-name"), File: d.nodes[text("file")], Tags: map[string]int64{}})
+		}
 	case "blockdev-del":
+		q.snap.disks = slices.DeleteFunc(q.snap.disks, func(o *disk) bool { return o.Node == text("node-name") })
 		return d.dropNode(text("node-name"))
 	case "netdev_add":
 		if d.netdevs[text("id")] {
