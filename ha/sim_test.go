@@ -671,12 +671,12 @@ var rules = map[rule]struct {
 	what string
 	seed uint64
 }{
-	leaderIsConfirmed:      {"a lease is granted only after a majority has confirmed the leader", 9},
-	leaseCountsFromRequest: {"a lease counts from the moment it was asked for", 9},
-	leaderWaits:            {"a node is lost only after lease, drift, kill time and margin", 3},
+	leaderIsConfirmed:      {"a lease is granted only after a majority has confirmed the leader", 10},
+	leaseCountsFromRequest: {"a lease counts from the moment it was asked for", 18},
+	leaderWaits:            {"a node is lost only after lease, drift, kill time and margin", 6},
 	newLeaderWaits:         {"a new leader waits as if every node had just been granted a lease", 1},
-	overdueIsBarred:        {"a node that is being declared lost gets no lease", 1},
-	lostGetsNoLease:        {"a lost node gets no lease before it is readmitted", 17},
+	overdueIsBarred:        {"a node that is being declared lost gets no lease", 49},
+	lostGetsNoLease:        {"a lost node gets no lease before it is readmitted", 73},
 	moveNeedsTerm:          {"a decision lands only in the term of its leader", 1},
 	moveNeedsLostMark:      {"a VM moves only while its node is marked lost", 1},
 	lapseKills:             {"the guard kills when the lease has lapsed", 3},

@@ -53,6 +53,12 @@ func (restPlacer) Choose(v *configdb.View, vm api.VM, newDisks []api.VMDisk, onl
 // Check implements rest.Placer.
 func (restPlacer) Check(v *configdb.View, vm api.VM) error { return placement.Check(v, &vm) }
 
+// ChooseOther implements rest.Placer.
+func (restPlacer) ChooseOther(v *configdb.View, vm api.VM, exclude map[string]string, only string, copied []string) (nodeID, node string, err error) {
+	d, err := placement.Choose(v, placement.Request{VM: vm, Only: only, Copied: copied, Exclude: exclude})
+	return d.NodeID, d.Node, err
+}
+
 // clusterOf is the current membership as rest sees it.
 type clusterOf struct{ d *Daemon }
 

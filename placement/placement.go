@@ -30,6 +30,9 @@ type Request struct {
 	VM api.VM
 	// Exclude maps IDs of nodes that must not be chosen to the reason.
 	Exclude map[string]string
+	// Copied are the IDs of volumes that are copied to the node if it has their
+	// pool.
+	Copied []string
 	// Only is the name of the one node to consider, an explicit choice.
 	Only string
 	// Idle: it is bound there and does not run, so that memory is not asked for.
@@ -53,6 +56,7 @@ func Choose(v *configdb.View, r Request) (Decision, error) {
 	if err != nil {
 		return Decision{}, fmt.Errorf("place vm %q: %w", r.VM.Meta.Name, err)
 	}
+	f.copied = r.Copied
 	needs, m, err := f.asks(v, &r.VM)
 	if err != nil {
 		return Decision{}, err
@@ -136,6 +140,8 @@ func Reserve(v *configdb.View, tx *configdb.Txn, nodeID string) {
 type fleet struct {
 	hosts []*host // in order of name
 	pools map[string]api.Pool
+	// copied are volumes whose place does not matter.
+	copied []string
 }
 
 // host is one node with its load.
@@ -186,8 +192,22 @@ func loadWith(v *configdb.View, bindings []api.Binding, vmOf func(id string) (ap
 			h.state[st.Spec.PoolID] = st.Status
 		}
 	}
+	coming, err := arriving(v)
+	if err != nil {
+		return nil, err
+	}
 	for _, b := range bindings {
 		h := byID[b.Spec.NodeID]
+		if to := byID[coming[b.Meta.ID]]; to != nil && to != h && b.Meta.ID != without {
+			// It takes memory at both ends until the operation is over.
+			vm, err := vmOf(b.Meta.ID)
+			if err != nil && api.CodeOf(err) != api.CodeNotFound {
+				return nil, err
+			}
+			to.vms++
+			to.used += vm.Status.HeldMemory(&vm.Spec) + OverheadPerVM
+			to.bound = append(to.bound, &vm)
+		}
 		if h == nil || b.Meta.ID == without {
 			continue
 		}
@@ -205,6 +225,18 @@ func loadWith(v *configdb.View, bindings []api.Binding, vmOf func(id string) (ap
 		}
 	}
 	return f, nil
+}
+
+// arriving maps the VMs that are being migrated to the IDs of their targets.
+func arriving(v *configdb.View) (map[string]string, error) {
+	ops, err := configdb.Operations.List(v)
+	out := map[string]string{}
+	for i := range ops {
+		if m := ops[i].Spec.Migration; m != nil {
+			out[ops[i].Meta.ID] = m.NodeID
+		}
+	}
+	return out, err
 }
 
 // usesMemory reports whether a bound VM takes memory now or is about to.
@@ -403,7 +435,7 @@ func (f *fleet) volumeNeed(vol api.Volume, field string) (need, error) {
 	if vol.Meta.Deleting() {
 		return n, &api.Error{Code: api.CodeRefused, Field: field + ".volume", Detail: fmt.Sprintf("volume %q is being deleted", vol.Meta.Name)}
 	}
-	if pool.Spec.Type == api.PoolDir {
+	if pool.Spec.Type == api.PoolDir && !slices.Contains(f.copied, vol.Meta.ID) {
 		n.pin = vol.Spec.Node
 	}
 	return n, nil
