@@ -170,7 +170,7 @@ func (n *simNode) watchdog() {
 	timeout := watchdogTimeout
 	inTime := n.clock()+timeout <= n.deadline+KillTime
 	if n.w.off == lastPettingInTime { // petted for as long as the guard can
-		timeout, inTime = 2*watchdogTimeout, true
+		timeout, inTime = 6*watchdogTimeout, true
 	}
 	if n.stopped <= n.w.now && (len(n.running) == 0 || inTime) {
 		n.petted = n.clock()
@@ -678,14 +678,14 @@ var rules = map[rule]struct {
 	overdueIsBarred:        {"a node that is being declared lost gets no lease", 49},
 	lostGetsNoLease:        {"a lost node gets no lease before it is readmitted", 73},
 	moveNeedsTerm:          {"a decision lands only in the term of its leader", 1},
-	moveNeedsLostMark:      {"a VM moves only while its node is marked lost", 1},
+	moveNeedsLostMark:      {"a VM moves only while its node is marked lost", 33},
 	lapseKills:             {"the guard kills when the lease has lapsed", 3},
 	lapseIsForGood:         {"a lapsed session is not taken up again", 1},
-	startNeedsSession:      {"the guard starts a VM only in the session of the decision", 1},
-	startNeedsRevision:     {"a decision waits for the revision of its lease", 1},
-	lastPettingInTime:      {"the watchdog of a guard that is stopped bites before the VMs move", 1},
-	killInTime:             {"assumption: what is killed is dead after the kill time", 33},
-	clocksAgree:            {"assumption: clocks differ in rate by less than 1 %", 1},
+	startNeedsSession:      {"the guard starts a VM only in the session of the decision", 2},
+	startNeedsRevision:     {"a decision waits for the revision of its lease", 3},
+	lastPettingInTime:      {"the watchdog of a guard that is stopped bites before the VMs move", 19},
+	killInTime:             {"assumption: what is killed is dead after the kill time", 34},
+	clocksAgree:            {"assumption: clocks differ in rate by less than 1 %", 9},
 }
 
 // A checker that sees nothing proves nothing: with each rule off, VMs run twice.
