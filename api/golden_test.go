@@ -29,19 +29,21 @@ func goldenMeta(k Kind) Meta {
 }
 
 type goldens struct {
-	cluster   Cluster
-	node      Node
-	vm        VM
-	binding   Binding
-	operation Operation
-	image     Image
-	volume    Volume
-	pool      Pool
-	poolState PoolState
-	task      Task
-	token     Token
-	snapshot  Snapshot
-	saved     SavedState
+	cluster    Cluster
+	node       Node
+	vm         VM
+	binding    Binding
+	operation  Operation
+	arrival    Arrival
+	evacuation Evacuation
+	image      Image
+	volume     Volume
+	pool       Pool
+	poolState  PoolState
+	task       Task
+	token      Token
+	snapshot   Snapshot
+	saved      SavedState
 }
 
 // goldenObjects has every field of every kind set, so that a renamed or lost
@@ -56,13 +58,14 @@ func goldenObjects() goldens {
 			Gossip:       &GossipKeys{Primary: []byte{2}, Next: []byte{3}, Previous: []byte{4}, Removed: 5},
 			Rotation:     &CARotation{Phase: CATrust, CACert: "PEM2\n", SealedCAKey: []byte{2}, Bridge: "PEM3\n", Actor: "me", StartedAt: goldenTime},
 			History:      HistorySettings{MaxAgeSeconds: 7200, MaxBytes: 2 * MiB},
+			HA:           HASettings{Failures: 2, Admission: AdmissionRefuse},
 			RestoredFrom: &Origin{ClusterID: "c", Cluster: "old", Life: 2, Revision: 3, Time: goldenTime},
 			Backup:       BackupSettings{EveryMinutes: 60, Keep: 3, Disabled: true},
 			FeatureLevel: 2, FeatureLevelHold: true,
 		}},
 		node: Node{
 			Meta: goldenMeta(KindNode),
-			Spec: NodeSpec{Address: "10.0.0.1:7600", Role: RoleVoter, Maintenance: true, Accelerator: AccelTCG, ReservedMemory: GiB},
+			Spec: NodeSpec{Address: "10.0.0.1:7600", Role: RoleVoter, Maintenance: true, Accelerator: AccelTCG, ReservedMemory: GiB, MigrationBandwidth: MiB},
 			Status: NodeStatus{
 				ObservedGeneration: 3, Phase: NodeReady, Version: "0.1", FeatureLevels: &FeatureLevels{Min: 1, Max: 2}, BootID: "b", LostAt: &at, LostTerm: 4, LostAction: "a", Fencing: "f", Stopping: true, SystemUUID: "u", Accelerator: AccelTCG,
 				AcceleratorReason: "asked for", QEMUVersion: "7.2", GuardLevel: "softdog", CPUs: 8, Memory: 32 * GiB, Message: "m", Conditions: cond,
@@ -92,11 +95,24 @@ func goldenObjects() goldens {
 				RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
 			},
 		},
-		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true}},
+		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true, Resumes: &Resumption{Process: 1, Epoch: 2}, BroughtBy: "t"}},
 		operation: Operation{
-			Meta:   goldenMeta(KindOperation),
-			Spec:   OperationSpec{Action: "vm.test", VM: "web1", TaskID: "t", NodeID: "n", Epoch: 2, SnapshotID: "s", Start: true, Cancel: true},
-			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout},
+			Meta: goldenMeta(KindOperation),
+			Spec: OperationSpec{
+				Action: "vm.test", VM: "web1", TaskID: "t", NodeID: "n", Epoch: 2, SnapshotID: "s", Start: true, Cancel: true,
+				Migration: &MigrationSpec{NodeID: "n2", Node: "m2", MaxDowntimeMillis: 100, Bandwidth: MiB, Volumes: []string{"v"}},
+			},
+			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Begun: true, Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud}},
+		},
+		arrival: Arrival{
+			Meta:   goldenMeta(KindArrival),
+			Spec:   ArrivalSpec{TaskID: "t", NodeID: "n", Epoch: 3},
+			Status: ArrivalStatus{Phase: ArrivalFailed, Message: "m", Code: CodeTimeout},
+		},
+		evacuation: Evacuation{
+			Meta:   goldenMeta(KindEvacuation),
+			Spec:   EvacuationSpec{TaskID: "t", Node: "m1", Level: EvacuateStop, Parallel: 2, Actor: "me", Cancel: true},
+			Status: EvacuationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Total: 3, Stopped: []string{"v"}},
 		},
 		image: Image{
 			Meta: goldenMeta(KindImage),
@@ -157,6 +173,8 @@ func TestGoldenEncodings(t *testing.T) {
 	golden(t, g.vm)
 	golden(t, g.binding)
 	golden(t, g.operation)
+	golden(t, g.arrival)
+	golden(t, g.evacuation)
 	golden(t, g.image)
 	golden(t, g.volume)
 	golden(t, g.pool)

@@ -57,6 +57,9 @@ type NodeSpec struct {
 	Accelerator Accelerator `json:"accelerator,omitempty" enum:"auto,kvm,tcg"`
 	// ReservedMemory is kept for the host: default 512 MiB.
 	ReservedMemory Size `json:"reservedMemory,omitempty"`
+	// MigrationBandwidth bounds what all VMs that leave the node take together, in
+	// bytes per second; 0 is no bound.
+	MigrationBandwidth Size `json:"migrationBandwidth,omitempty"`
 }
 
 // SetDefaults implements Spec.
@@ -84,6 +87,9 @@ func (s *NodeSpec) Validate() error {
 	}
 	if s.ReservedMemory < 0 || s.ReservedMemory > MaxMemory {
 		return Invalid("spec.reservedMemory", "is %s; give 0 to %s", s.ReservedMemory, MaxMemory)
+	}
+	if b := s.MigrationBandwidth; b != 0 && (b < MinBandwidth || b > MaxBandwidth) {
+		return Invalid("spec.migrationBandwidth", "is %s per second; give %s to %s, or 0 for no bound", b, MinBandwidth, MaxBandwidth)
 	}
 	return nil
 }

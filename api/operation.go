@@ -27,6 +27,8 @@ type OperationSpec struct {
 	Start      bool   `json:"start,omitempty"`
 	// Cancel asks the owner to give up if that is still possible.
 	Cancel bool `json:"cancel,omitempty"`
+	// Migration is set for vm.migrate.
+	Migration *MigrationSpec `json:"migration,omitempty"`
 }
 
 // OperationStatus is written by the hypervisor module of the node that owns the
@@ -40,6 +42,11 @@ type OperationStatus struct {
 	Message string `json:"message,omitempty"`
 	// Code of the failure.
 	Code Code `json:"code,omitempty"`
+	// Begun is set before QEMU is told to do anything for the operation.
+	Begun bool `json:"begun,omitempty"`
+	// Machine is what the guest of a migration runs in; the status of the VM has
+	// its hardware, which does not change any more.
+	Machine *SavedMachine `json:"machine,omitempty"`
 }
 
 // IsOperation reports whether an action is carried out as an operation.
@@ -62,4 +69,5 @@ var doing = map[Action]string{
 	ActionVMSnapshot: "snapshotted",
 	ActionVMRevert:   "reverted to a snapshot",
 	ActionVMForget:   "relieved of a snapshot",
+	ActionVMMigrate:  "migrated",
 }

@@ -27,6 +27,8 @@ const (
 	ActionVMSnapshot   Action = "vm.snapshot"
 	ActionVMRevert     Action = "vm.revert"
 	ActionVMForget     Action = "vm.snapshot-delete"
+	ActionVMMigrate    Action = "vm.migrate"
+	ActionNodeEvacuate Action = "node.evacuate"
 	ActionImageCreate  Action = "image.create"
 	ActionImageDelete  Action = "image.delete"
 	ActionVolumeCreate Action = "volume.create"

@@ -319,4 +319,25 @@ type BindingSpec struct {
 	// node's guard killing it when the lease runs out. Only such a binding may
 	// be moved by ha without the owner's word.
 	Protected bool `json:"protected,omitempty"`
+	// Resumes is set when a migration was taken back: the process that had handed
+	// its guest over may go on.
+	Resumes *Resumption `json:"resumes,omitempty"`
+	// BroughtBy is the task of the last migration that was committed. It tells a
+	// binding that came with the guest's memory from one that ha made.
+	BroughtBy string `json:"broughtBy,omitempty"`
+}
+
+// Resumption lets a process of an earlier epoch go on. It counts under one epoch
+// only, whatever becomes of the binding later.
+type Resumption struct {
+	// Process is the epoch that the process was started under, Epoch the
+	// binding's under which it may go on.
+	Process uint64 `json:"process"`
+	Epoch   uint64 `json:"epoch"`
+}
+
+// LetsGoOn reports whether a process that was started under an epoch is the one
+// that may run under the binding, even if it has handed its guest over.
+func (b *BindingSpec) LetsGoOn(process uint64) bool {
+	return process == b.Epoch || b.Resumes != nil && b.Resumes.Process == process && b.Resumes.Epoch == b.Epoch
 }

@@ -28,17 +28,19 @@ type Table[S, T any] struct{ Kind api.Kind }
 
 // The tables of this version.
 var (
-	Clusters   = Table[api.ClusterSpec, struct{}]{api.KindCluster}
-	Nodes      = Table[api.NodeSpec, api.NodeStatus]{api.KindNode}
-	VMs        = Table[api.VMSpec, api.VMStatus]{api.KindVM}
-	Bindings   = Table[api.BindingSpec, struct{}]{api.KindBinding}
-	Operations = Table[api.OperationSpec, api.OperationStatus]{api.KindOperation}
-	Images     = Table[api.ImageSpec, api.ImageStatus]{api.KindImage}
-	Volumes    = Table[api.VolumeSpec, api.VolumeStatus]{api.KindVolume}
-	Pools      = Table[api.PoolSpec, api.PoolStatus]{api.KindPool}
-	PoolStates = Table[api.PoolStateSpec, api.PoolStateStatus]{api.KindPoolState}
-	Tasks      = Table[api.TaskSpec, api.TaskStatus]{api.KindTask}
-	Tokens     = Table[api.TokenSpec, api.TokenStatus]{api.KindToken}
+	Clusters    = Table[api.ClusterSpec, struct{}]{api.KindCluster}
+	Nodes       = Table[api.NodeSpec, api.NodeStatus]{api.KindNode}
+	VMs         = Table[api.VMSpec, api.VMStatus]{api.KindVM}
+	Bindings    = Table[api.BindingSpec, struct{}]{api.KindBinding}
+	Operations  = Table[api.OperationSpec, api.OperationStatus]{api.KindOperation}
+	Arrivals    = Table[api.ArrivalSpec, api.ArrivalStatus]{api.KindArrival}
+	Evacuations = Table[api.EvacuationSpec, api.EvacuationStatus]{api.KindEvacuation}
+	Images      = Table[api.ImageSpec, api.ImageStatus]{api.KindImage}
+	Volumes     = Table[api.VolumeSpec, api.VolumeStatus]{api.KindVolume}
+	Pools       = Table[api.PoolSpec, api.PoolStatus]{api.KindPool}
+	PoolStates  = Table[api.PoolStateSpec, api.PoolStateStatus]{api.KindPoolState}
+	Tasks       = Table[api.TaskSpec, api.TaskStatus]{api.KindTask}
+	Tokens      = Table[api.TokenSpec, api.TokenStatus]{api.KindToken}
 
 	NodeFacts    = Table[api.NodeFactsSpec, api.NodeFactsStatus]{api.KindNodeFacts}
 	CPUBaselines = Table[api.CPUBaselineSpec, struct{}]{api.KindCPUBaseline}

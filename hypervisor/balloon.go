@@ -82,6 +82,10 @@ func (h *Hypervisor) BalanceNow(ctx context.Context) {
 	var vms []memory.VM
 	var known []resident
 	for _, r := range elastic {
+		if r.in.leaves() { // its memory is on its way as it is
+			node.Budget -= heldNow(&r.vm)
+			continue
+		}
 		b, err := h.observe(ctx, r, now)
 		if err != nil {
 			if ctx.Err() == nil {
@@ -96,6 +100,14 @@ func (h *Hypervisor) BalanceNow(ctx context.Context) {
 		i := slices.IndexFunc(known, func(r resident) bool { return r.vm.Meta.ID == d.ID })
 		h.setBalloon(ctx, known[i], d, now)
 	}
+}
+
+// heldNow is what the guest of a running VM may use.
+func heldNow(vm *api.VM) api.Size {
+	if m := vm.Status.Memory; m != nil {
+		return min(m.Target, vm.Status.Hardware.Memory)
+	}
+	return vm.Status.Hardware.Memory
 }
 
 // squeezed reports that a VM that may not be squeezed any more still is.
@@ -294,6 +306,9 @@ func (s *step) makeRoom() bool {
 	need := s.vm.Spec.Memory
 	if s.vm.Spec.Elastic() {
 		need = s.vm.Spec.MemoryMin
+	}
+	if s.b.Spec.NodeID != h.cfg.NodeID { // it arrives with what it has now
+		need = heldNow(&s.vm)
 	}
 	need += api.OverheadPerVM
 	held := api.Size(0)

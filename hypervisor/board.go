@@ -73,7 +73,7 @@ func (s *step) firmware(m *argv.Machine) error {
 	if err != nil {
 		return err
 	}
-	path, format, err := s.h.cfg.Volumes.Resolve(s.v, s.vm.Meta.Project, name)
+	path, format, err := s.resolve(name)
 	if err != nil {
 		return err
 	}

@@ -192,6 +192,10 @@ type Config struct {
 	Users Users
 	// Limits may be nil: then limits of VMs are not put into force.
 	Limits Limits
+	// Streams may be nil: then VMs cannot be migrated.
+	Streams Streams
+	// Copies may be nil: then VMs move on shared storage only.
+	Copies Copies
 	// QEMU is the program; qemu-system-x86_64 when empty.
 	QEMU string
 	// FirmwareDirs have the descriptors of UEFI firmwares; uefi.Dirs() when nil.
@@ -277,6 +281,8 @@ func New(cfg Config) (*Hypervisor, error) {
 			{Prefix: configdb.Bindings.SpecPrefix(), IDs: idsOf(configdb.Bindings.IDOf)},
 			{Prefix: configdb.Operations.SpecPrefix(), IDs: idsOf(configdb.Operations.IDOf)},
 			{Prefix: configdb.SavedStates.SpecPrefix(), IDs: idsOf(configdb.SavedStates.IDOf)},
+			{Prefix: configdb.Operations.StatusPrefix(), IDs: idsOf(configdb.Operations.IDOf)},
+			{Prefix: configdb.Arrivals.StatusPrefix(), IDs: idsOf(configdb.Arrivals.IDOf)},
 			{Prefix: configdb.Volumes.SpecPrefix(), IDs: h.volumeUsers},
 			{Prefix: configdb.Volumes.StatusPrefix(), IDs: h.volumeUsers},
 			{Prefix: configdb.Nodes.SpecKey(cfg.NodeID), IDs: h.nodeChanged},
@@ -448,18 +454,25 @@ func (h *Hypervisor) Console(vmID string) (*console.Console, error) {
 }
 
 // paths are the files of one VM.
-type paths struct{ dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot, seed, tpm, tpmLog, hardware string }
+type paths struct {
+	dir, qmp, agent, serial, serialLog, qemuLog, vnc, shot, seed, tpm, tpmLog, hardware string
+	// Of a migration; the mark is not in dir, which belongs to the VM's user.
+	out, in, nbd, nbdOut, mark string
+}
 
 // pathsOf shortens the ID by its hash, because paths of sockets are limited.
 func (h *Hypervisor) pathsOf(id string) paths {
 	sum := sha256.Sum256([]byte(id))
-	dir := filepath.Join(h.cfg.RunDir, "vm", hex.EncodeToString(sum[:6]))
+	short := hex.EncodeToString(sum[:6])
+	dir := filepath.Join(h.cfg.RunDir, "vm", short)
 	return paths{
 		dir: dir, qmp: filepath.Join(dir, "qmp"), agent: filepath.Join(dir, "ga"), serial: filepath.Join(dir, "serial"),
 		serialLog: filepath.Join(dir, "log"), qemuLog: filepath.Join(dir, "qemu.log"),
 		vnc: filepath.Join(dir, "vnc"), shot: filepath.Join(dir, "shot"), seed: filepath.Join(dir, "seed.iso"),
 		tpm: filepath.Join(dir, "tpm"), tpmLog: filepath.Join(dir, "swtpm.log"),
 		hardware: filepath.Join(dir, "hardware.json"),
+		out:      filepath.Join(dir, "out"), in: filepath.Join(dir, "in"), nbd: filepath.Join(dir, "nbd"), nbdOut: filepath.Join(dir, "nbdout"),
+		mark: filepath.Join(h.cfg.RunDir, markDir, short),
 	}
 }
 

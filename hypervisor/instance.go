@@ -66,6 +66,9 @@ type instance struct {
 	// rooted: it runs as the daemon's own user although others have their own.
 	rooted atomic.Bool
 
+	out        *departure
+	strayAsked bool // whether QEMU was asked for a migration that nobody wants
+
 	mu       sync.Mutex
 	conn     *qmp.Conn
 	console  *console.Console
@@ -176,7 +179,7 @@ func (in *instance) detach() {
 // begin takes note of a process that this life of the daemon has not seen.
 func (in *instance) begin(pid int, now time.Time) {
 	in.detach()
-	in.pid, in.startedAt, in.wasUp, in.loadPID = pid, now, false, 0
+	in.pid, in.startedAt, in.wasUp, in.loadPID, in.strayAsked = pid, now, false, 0, false
 	in.quietUntil, in.buttonAt, in.stopSince, in.askedOff = time.Time{}, time.Time{}, time.Time{}, false
 	in.grown = nil
 	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince = false, false, nil, time.Time{}, time.Time{}
@@ -263,7 +266,7 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 		case "VSERPORT_CHANGE":
 			h.portChanged(in, e.Data)
 			continue
-		case "STOP", "RESUME", "POWERDOWN", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP":
+		case "STOP", "RESUME", "POWERDOWN", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP", "MIGRATION":
 		default:
 			continue // nothing that the status shows
 		}
@@ -314,6 +317,17 @@ func (in *instance) execute(ctx context.Context, cmd string, args, result any) e
 	ctx, cancel := context.WithTimeout(ctx, QMPDeadline)
 	defer cancel()
 	return conn.Execute(ctx, cmd, args, result)
+}
+
+// slowly is execute for a command during which QEMU waits for somebody else.
+func (in *instance) slowly(ctx context.Context, cmd string, args any) error {
+	conn := in.openConn()
+	if conn == nil {
+		return fmt.Errorf("QMP %s: %w", cmd, qmp.ErrClosed)
+	}
+	ctx, cancel := context.WithTimeout(ctx, SlowDeadline)
+	defer cancel()
+	return conn.Execute(ctx, cmd, args, nil)
 }
 
 // runState asks for QEMU's RunState (QAPI query-status).

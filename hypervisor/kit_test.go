@@ -4,6 +4,7 @@
 package hypervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -178,6 +179,18 @@ func (g *testGuard) startCount() int {
 	return len(g.starts)
 }
 
+// killed reports whether the VM's process was asked to be killed.
+func (g *testGuard) killed(vm string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, c := range g.calls {
+		if c == "kill "+vm {
+			return true
+		}
+	}
+	return false
+}
+
 func (g *testGuard) killAll() {
 	g.mu.Lock()
 	all := make([]*testProc, 0, len(g.procs))
@@ -267,6 +280,29 @@ func (f *fakes) qemu() *qmptest.QEMU {
 type testVolumes struct {
 	mu    sync.Mutex
 	paths map[string]string
+	dir   string // of copies
+	marks []string
+}
+
+func (v *testVolumes) MakeCopy(_ context.Context, view *configdb.View, id string) (string, string, error) {
+	vol, err := configdb.Volumes.Get(view, id)
+	if err != nil {
+		return "", "", err
+	}
+	path := filepath.Join(v.dir, id+".qcow2")
+	size := int64(cmp.Or(vol.Status.Size, api.GiB))
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", path, fmt.Sprint(size)).CombinedOutput(); err != nil {
+		return "", "", fmt.Errorf("%w: %s", err, out)
+	}
+	v.put(vol.Meta.Name, path)
+	return path, "qcow2", nil
+}
+
+func (v *testVolumes) MarkCopied(_ context.Context, _ *configdb.View, id string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.marks = append(v.marks, id)
+	return nil
 }
 
 func (v *testVolumes) Resolve(_ *configdb.View, _, name string) (string, string, error) {
@@ -316,19 +352,22 @@ func (v *testVolumes) put(name, path string) {
 
 // env is one node with its hypervisor.
 type env struct {
-	t      *testing.T
-	db     *storetest.Mem
-	guard  *testGuard
-	fakes  *fakes
-	vols   *testVolumes
-	ports  *testPorts
-	snaps  *testSnapshots
-	runDir string
-	h      *Hypervisor
-	stop   func()
-	clock  *clock
-	users  Users
-	limits Limits
+	t       *testing.T
+	db      *storetest.Mem
+	guard   *testGuard
+	fakes   *fakes
+	vols    *testVolumes
+	ports   *testPorts
+	runDir  string
+	h       *Hypervisor
+	stop    func()
+	clock   *clock
+	node    string // its ID
+	name    string
+	streams Streams
+	snaps   *testSnapshots
+	users   Users
+	limits  Limits
 }
 
 // clock is a real clock that can be moved on.
@@ -356,7 +395,7 @@ func newEnv(t *testing.T, real bool) *env {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	e := &env{t: t, db: storetest.New(t), fakes: &fakes{}, vols: &testVolumes{paths: map[string]string{}}, ports: &testPorts{}, runDir: dir, clock: &clock{}}
+	e := &env{t: t, db: storetest.New(t), fakes: &fakes{}, vols: &testVolumes{paths: map[string]string{}}, ports: &testPorts{}, runDir: dir, clock: &clock{}, node: "node-1", name: "n1"}
 	e.snaps = &testSnapshots{vols: e.vols, fail: map[string]error{}}
 	e.guard = &testGuard{launch: e.fakes.launch, session: 1, procs: map[string]*testProc{}}
 	if real {
@@ -366,7 +405,7 @@ func newEnv(t *testing.T, real bool) *env {
 		e.guard.launch = execQEMU
 	}
 	node := api.Node{Meta: api.NewMeta(api.KindNode, "", "n1"), Spec: api.NodeSpec{Accelerator: api.AccelTCG}}
-	node.Meta.ID = "node-1"
+	node.Meta.ID, node.Status.Phase = "node-1", api.NodeReady
 	tx := &configdb.Txn{}
 	must(t, configdb.Nodes.Create(tx, &node))
 	e.commit(tx)
@@ -380,7 +419,7 @@ func newEnv(t *testing.T, real bool) *env {
 func (e *env) begin() {
 	e.t.Helper()
 	h, err := New(Config{
-		DB: e.db, NodeID: "node-1", NodeName: "n1", RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Ports: e.ports, Snapshots: e.snaps, Users: e.users, Limits: e.limits,
+		DB: e.db, NodeID: e.node, NodeName: e.name, Streams: e.streams, RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Copies: e.vols, Ports: e.ports, Snapshots: e.snaps, Users: e.users, Limits: e.limits,
 		Log: slog.New(slog.NewTextHandler(e.t.Output(), nil)), Now: e.clock.now,
 		HostMemory: func() (total, available api.Size) { return 64 * api.GiB, 60 * api.GiB },
 	})

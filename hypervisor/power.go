@@ -22,6 +22,11 @@ const (
 	runSuspended = "suspended"
 	runShutdown  = "shutdown"
 	runIOError   = "io-error"
+	// The guest stands still for its last memory; it has been handed over; it is
+	// expected.
+	runFinishMigrate = "finish-migrate"
+	runPostMigrate   = "postmigrate"
+	runInMigrate     = "inmigrate"
 )
 
 // up handles a VM whose QEMU runs.
@@ -47,6 +52,9 @@ func (s *step) up(ctx context.Context) error {
 		return s.unreachable(ctx, err)
 	}
 	state, err := s.in.runState(ctx)
+	if err == nil {
+		state, err = s.depart(ctx, state)
+	}
 	if err == nil {
 		state, err = s.steer(ctx, state)
 	}
@@ -139,6 +147,9 @@ func (s *step) unresponsive() {
 // steer takes QEMU towards the wish and returns its state after that.
 func (s *step) steer(ctx context.Context, state string) (string, error) {
 	var cmd string
+	if state == runFinishMigrate || state == runPostMigrate {
+		return state, nil // see depart
+	}
 	switch s.vm.Spec.Power {
 	case api.PowerStopped:
 		return state, s.switchOff(ctx, state)
@@ -212,7 +223,9 @@ func (s *step) show(state string) {
 		}
 	case state == runRunning, state == runSuspended:
 		s.report(api.VMRunning, "")
-	case state == runPaused, state == runPrelaunch:
+	case s.vm.Spec.Power == api.PowerRunning && (state == runFinishMigrate || state == runPostMigrate):
+		s.report(api.VMRunning, "it moves to another node")
+	case state == runPaused, state == runPrelaunch, state == runFinishMigrate, state == runPostMigrate:
 		s.report(api.VMPaused, "")
 	case state == runShutdown:
 		s.report(api.VMRunning, "the guest is switching itself off")

@@ -61,6 +61,9 @@ func (s *step) remove(ctx context.Context) error {
 	if op, err := configdb.Operations.Get(s.v, id); err == nil {
 		configdb.Operations.DeleteUnnamed(tx, &op)
 	}
+	if a, err := configdb.Arrivals.Get(s.v, id); err == nil {
+		configdb.Arrivals.DeleteUnnamed(tx, &a)
+	}
 	if err := s.commit(ctx, tx); err != nil {
 		return err
 	}
@@ -116,5 +119,5 @@ func (s *step) cleanUp(ctx context.Context) error {
 	id := s.vm.Meta.ID
 	s.h.drop(id)
 	err := os.RemoveAll(s.h.pathsOf(id).dir)
-	return errors.Join(s.h.forget(ctx, id), err)
+	return errors.Join(s.h.forget(ctx, id), err, s.h.unmark(id))
 }

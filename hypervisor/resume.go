@@ -43,18 +43,24 @@ func (s *step) beforeStart() (saved *api.SavedState, ok bool) {
 		return nil, true
 	}
 	s.vm.Spec = s.vm.Spec.WithHardware(st.Spec.Hardware)
-	if m := st.Spec.Machine; m != nil {
-		// The guest read it long ago: what counts is that the drive is there.
-		switch now := s.vm.Spec.CloudInit; {
-		case m.CloudInit == "":
-			s.vm.Spec.CloudInit = nil
-		case now == nil:
-			s.vm.Spec.CloudInit = &api.CloudInit{Format: m.CloudInit}
-		default:
-			s.vm.Spec.CloudInit.Format = m.CloudInit
-		}
-	}
+	s.keepSeed(st.Spec.Machine)
 	return &st, true
+}
+
+// keepSeed makes the CD-ROM for cloud-init one that the guest's memory knows. It
+// read it long ago: what counts is that the drive is there.
+func (s *step) keepSeed(m *api.SavedMachine) {
+	if m == nil {
+		return
+	}
+	switch now := s.vm.Spec.CloudInit; {
+	case m.CloudInit == "":
+		s.vm.Spec.CloudInit = nil
+	case now == nil:
+		s.vm.Spec.CloudInit = &api.CloudInit{Format: m.CloudInit}
+	default:
+		s.vm.Spec.CloudInit.Format = m.CloudInit
+	}
 }
 
 // powerOn is the hardware that a start makes. Of saved memory it is as it was;

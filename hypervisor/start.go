@@ -186,10 +186,19 @@ func (s *step) disks() (out []argv.Disk, ok bool) {
 	return out, true
 }
 
+// resolve finds the file of a volume, or the one that an arriving VM opens in its
+// place.
+func (s *step) resolve(volume string) (path, format string, err error) {
+	if c, ok := s.copies[volume]; ok {
+		return c.path, c.format, nil
+	}
+	return s.h.cfg.Volumes.Resolve(s.v, s.vm.Meta.Project, volume)
+}
+
 // resolved finds the file of a volume. If it is not ready, a VM that is being
 // created or is to run says so.
 func (s *step) resolved(volume string) (path, format string, ok bool) {
-	path, format, err := s.h.cfg.Volumes.Resolve(s.v, s.vm.Meta.Project, volume)
+	path, format, err := s.resolve(volume)
 	if err == nil {
 		return path, format, true
 	}
@@ -253,7 +262,7 @@ func (s *step) prepare(p paths, user *ProcessUser) error {
 			return err
 		}
 	}
-	for _, sock := range []string{p.qmp, p.agent, p.serial, p.vnc} {
+	for _, sock := range []string{p.qmp, p.agent, p.serial, p.vnc, p.in, p.out, p.nbd, p.nbdOut} {
 		if err := os.Remove(sock); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("remove an old socket of vm %s: %w", s.vm.Meta.Name, err)
 		}

@@ -38,6 +38,7 @@ type step struct {
 	in    *instance
 	now   time.Time
 
+	copies   map[string]copiedFile // of an arriving VM, in place of its volumes
 	problems []api.Condition
 	result   reconcile.Result
 	silent   bool // write no status this time
@@ -68,10 +69,16 @@ func (h *Hypervisor) reconcile(ctx context.Context, id string) (reconcile.Result
 	if err != nil && !missing {
 		return reconcile.Result{}, err
 	}
-	if missing || b.Spec.NodeID != h.cfg.NodeID {
+	if missing {
 		return h.foreign(ctx, id, proc, b, missing, caughtUp)
 	}
 	s := &step{h: h, v: v, vm: vm, b: b, proc: proc, procs: procs, in: h.instance(id), now: h.cfg.Now()}
+	if b.Spec.NodeID != h.cfg.NodeID {
+		if done, err := s.passing(ctx, caughtUp); done || err != nil {
+			return s.result, err
+		}
+		return h.foreign(ctx, id, proc, b, missing, caughtUp)
+	}
 	if s.in.generation != vm.Meta.Generation { // a new wish is tried at once
 		s.in.generation, s.in.failures, s.in.notBefore = vm.Meta.Generation, 0, time.Time{}
 	}
@@ -98,7 +105,17 @@ func (h *Hypervisor) unknown(ctx context.Context, id string, proc *Process, caug
 	if proc != nil && !caughtUp {
 		return reconcile.Result{After: lookSoon}, nil
 	}
+	if proc != nil && proc.State != ProcessExited && h.handedOut(id) {
+		h.log.Info("the copy of a VM that was handed over and deleted is ended", "vm", id, "pid", proc.PID)
+		return reconcile.Result{After: attachRetry}, h.kill(ctx, id)
+	}
 	h.drop(id)
+	if mark, err := h.marked(id); mark != "" || err != nil {
+		if err == nil {
+			err = h.sweep(ctx, id, proc)
+		}
+		return reconcile.Result{}, err
+	}
 	if proc == nil || proc.State == ProcessExited {
 		if err := h.endTPM(ctx, id); proc == nil || err != nil {
 			return reconcile.Result{}, err
@@ -160,6 +177,10 @@ func (s *step) act(ctx context.Context, caughtUp bool) error {
 		if err := s.settleStart(ctx); err != nil {
 			return err
 		}
+	}
+	if done, err := s.moving(ctx); done || err != nil {
+		s.silent = true
+		return err
 	}
 	s.vm.Status.ObservedGeneration = s.vm.Meta.Generation
 	s.vm.Status.Node, s.vm.Status.Epoch = s.b.Spec.Node, s.b.Spec.Epoch
@@ -256,7 +277,11 @@ func (s *step) write(ctx context.Context) error {
 	if err := s.detached(tx); err != nil {
 		return err
 	}
-	return s.commit(ctx, tx)
+	err := s.commit(ctx, tx)
+	if err != nil {
+		s.in.verified = false // what the status says of the hardware is older
+	}
+	return err
 }
 
 // commit writes under the condition that the VM is still bound here.

@@ -25,6 +25,8 @@ const (
 	vmLogMode = 0o660
 	// vmSeedMode: the VM only reads it.
 	vmSeedMode = 0o640
+	// vmSocketMode is of sockets that this daemon listens on for the VM.
+	vmSocketMode = 0o660
 	// kvmDevice is opened by QEMU itself.
 	kvmDevice = "/dev/kvm"
 )
@@ -172,6 +174,9 @@ func (s *step) grantVolume(ctx context.Context, volume string) error {
 	uid := s.h.users.get(s.vm.Meta.ID)
 	if uid == 0 {
 		return nil
+	}
+	if c, ok := s.copies[volume]; ok {
+		return s.h.grantFile(s.vm.Meta.ID, c.path)
 	}
 	return s.h.cfg.Volumes.Grant(ctx, s.v, s.vm.Meta.Project, volume, uid, uid, s.h.users.cfg.Group)
 }

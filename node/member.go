@@ -57,6 +57,7 @@ type member struct {
 	guard    *guardLink
 	keeper   *ha.Keeper
 	ha       *ha.Service
+	outlook  *ha.Outlook
 	storage  *storage.Service
 	hyper    *hypervisor.Hypervisor
 	vswitch  *vswitch.Switch
@@ -72,7 +73,7 @@ type member struct {
 	backups  *backupKeeper
 	seen     *lastSeen
 
-	rpcListener, webListener net.Listener
+	rpcListener, webListener, streamListener net.Listener
 
 	fatal   func(error)   // ends the daemon
 	table   *serviceTable // how the services fare
@@ -95,6 +96,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, packets net.Pack
 	m.rpc.Life(info.life())
 	raftListener := m.port.Listener(clusternet.ProtoRaft)
 	m.rpcListener = m.port.Listener(clusternet.ProtoRPC)
+	m.streamListener = m.port.Listener(clusternet.ProtoStream)
 	m.webListener = m.port.Listener(clusternet.ProtoH2, clusternet.ProtoH1)
 	m.store, err = configdb.Open(configdb.StoreConfig{
 		Dir: filepath.Join(cfg.DataDir, replicaDir), NodeID: info.NodeID, NodeName: info.Node, Address: info.Address, Identity: id,
@@ -121,6 +123,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 		QemuImg: m.cfg.QEMUImg, Log: m.log.With("module", "storage"),
 	})
 	m.ha = ha.NewService(ha.ServiceConfig{DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, Log: m.log.With("module", "ha")})
+	m.outlook = m.newOutlook()
 	m.keeper = ha.NewKeeper(ha.KeeperConfig{
 		NodeID: m.info.NodeID, Caller: m, Guard: leaseGuard{m.guard}, Log: m.log.With("module", "ha"),
 		OnLease: m.wakeHypervisor, Heard: m.store.Heard,
@@ -135,7 +138,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	}
 	m.hyper, err = hypervisor.New(hypervisor.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, RunDir: m.cfg.RunDir,
-		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, Ports: m.vswitch, Snapshots: m.storage, QEMU: m.cfg.QEMU, Users: m.cfg.users(), Limits: findLimits(m.log), Log: m.log.With("module", "hypervisor"),
+		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, Ports: m.vswitch, Snapshots: m.storage, Streams: m, Copies: m.storage, QEMU: m.cfg.QEMU, Users: m.cfg.users(), Limits: findLimits(m.log), Log: m.log.With("module", "hypervisor"),
 	})
 	if err != nil {
 		return err
@@ -208,6 +211,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"storage":    m.storage.Run,
 		"hypervisor": m.hyper.Run,
 		"hostfacts":  m.hyper.Report,
+		"stream":     m.serveStreams,
 		"switch":     m.vswitch.Run,
 		"monitor":    m.meter.Run,
 		"wake":       m.lookAround,
@@ -216,6 +220,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"gossip":     m.gossiping,
 		"backup":     m.backups.run,
 		"level":      m.watchLevel,
+		"outlook":    m.outlook.Run,
 	}
 	if m.agent != nil {
 		all["snmp"] = m.agent.Run
@@ -224,6 +229,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		delete(all, "storage")
 		delete(all, "hypervisor")
 		delete(all, "hostfacts")
+		delete(all, "stream")
 		delete(all, "switch")
 		delete(all, "wake")
 	}
@@ -258,7 +264,7 @@ func (m *member) leader(ctx context.Context) error {
 			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,
 			"leader/voters": m.keepVoters, "leader/gossip": m.keepGossipKeys,
 			"leader/authority": m.rotate, "leader/history": m.history.Run, "leader/level": m.keepLevel,
-			"leader/cpu": m.keepCPUBaseline,
+			"leader/cpu": m.keepCPUBaseline, "leader/outlook": m.outlook.Tell, "leader/evacuate": m.evacuate,
 		} {
 			m.table.supervise(sup, name, func(ctx context.Context) error { return run(ctx, l.Term) })
 		}

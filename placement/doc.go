@@ -15,7 +15,8 @@
 //
 // Memory: a VM counts with its spec.memory plus OverheadPerVM from the moment
 // that it is bound to a node with a power state other than stopped, and until
-// its status says that it has stopped. The host keeps spec.reservedMemory.
+// its status says that it has stopped. One that is being migrated counts at both
+// ends. The host keeps spec.reservedMemory.
 // Memory that QEMU takes beyond that (many vCPUs, TCG's translation cache) is
 // the reserve's business.
 //

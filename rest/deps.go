@@ -43,6 +43,9 @@ type Placer interface {
 	// Check fails if no node could ever run the VM, whatever else runs there: it
 	// asks for more memory than any has, or for a CPU model that none knows.
 	Check(v *configdb.View, vm api.VM) error
+	// ChooseOther is Choose for a VM that is to leave its node. The nodes in exclude,
+	// by ID with the reason, are no candidates. The volumes in copied go along.
+	ChooseOther(v *configdb.View, vm api.VM, exclude map[string]string, only string, copied []string) (nodeID, node string, err error)
 	// Reserve adds to a transaction what makes it conflict with any other that
 	// takes memory on the same node since v.
 	Reserve(v *configdb.View, tx *configdb.Txn, nodeID string)

@@ -76,6 +76,24 @@ func (p *fakePlacer) Check(_ *configdb.View, vm api.VM) error {
 	return nil
 }
 
+func (p *fakePlacer) ChooseOther(v *configdb.View, vm api.VM, exclude map[string]string, only string, _ []string) (string, string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	nodes, err := configdb.Nodes.List(v)
+	if err != nil {
+		return "", "", err
+	}
+	for _, n := range nodes {
+		if why := exclude[n.Meta.ID]; why != "" && n.Meta.Name == only {
+			return "", "", api.Errorf(api.CodeUnplaceable, "node %s: %s", only, why)
+		}
+		if exclude[n.Meta.ID] == "" && (only == "" || n.Meta.Name == only) && n.Status.Phase == api.NodeReady && !p.full[n.Meta.Name] {
+			return n.Meta.ID, n.Meta.Name, nil
+		}
+	}
+	return "", "", api.Errorf(api.CodeUnplaceable, "no node fits vm %s", vm.Meta.Name)
+}
+
 func (p *fakePlacer) Reserve(v *configdb.View, tx *configdb.Txn, nodeID string) {
 	key := "test/reserve/" + nodeID
 	e, _ := v.Get(key)

@@ -37,11 +37,11 @@ func wantNeed(method, path string) access {
 		return needOperator // who types into a guest changes it
 	case method == http.MethodGet && strings.HasSuffix(rest, "/qemu"):
 		return needOperator // what is said to a guest's devices may be a guest's
-	case method == http.MethodGet:
+	case method == http.MethodGet, path == base+"ha/simulate":
 		return needViewer
 	case strings.HasSuffix(rest, "/agent/exec"):
 		return needAdministrator // root in the guest, mostly
-	case slices.Contains([]string{"vms", "images", "volumes", "alerts"}, kind):
+	case slices.Contains([]string{"vms", "images", "volumes", "alerts", "tasks"}, kind):
 		return needOperator
 	}
 	return needAdministrator
@@ -123,6 +123,7 @@ var unaudited = map[string]string{
 	"POST " + base + "vms/{name}/vnc":        "a ticket; opening the console with it is audited",
 	"POST " + base + "vms/{name}/console":    "a ticket; opening the console with it is audited",
 	"POST " + base + "receivers/{name}/test": "sends a message and changes nothing",
+	"POST " + base + "ha/simulate":           "it changes nothing",
 	"POST " + base + "cluster/restore":       "its event is in the database that it founds",
 	"POST " + base + "cluster/recover":       "its event is in the database of the next life",
 }
@@ -163,6 +164,7 @@ func changes(f *fixture) []step {
 	f.newVM("web3", api.VMStopped, api.VMDisk{Size: api.GiB})
 	f.newVM("web4", api.VMStopped, api.VMDisk{Size: api.GiB})
 	f.readyDisks()
+	f.movableVM("mover")
 	begun := f.begin()
 	if vm, err := configdb.VMs.Find(f.db.Local(), "", "web1"); err == nil {
 		f.console.rings[vm.Meta.ID] = []byte("x")
@@ -187,6 +189,8 @@ func changes(f *fixture) []step {
 		{"POST vms/{name}/snapshots/{snapshot}/revert", "vms/web3/snapshots/a/revert", ``},
 		{"POST vms/{name}/clone", "vms/web3/clone", `{"name":"web5","snapshot":"a"}`},
 		{"POST vms/{name}/suspend", "vms/web4/suspend", ``},
+		{"POST vms/{name}/migrate", "vms/mover/migrate", ``},
+		{"POST tasks/{name}/cancel", "tasks/MIGRATION/cancel", ``},
 		{"DELETE vms/{name}", "vms/web2", ``},
 		{"POST volumes", "volumes", `{"meta":{"name":"data"},"spec":{"size":"1G","pool":"shared"}}`},
 		{"PATCH volumes/{name}", "volumes/data", `{"meta":{"labels":{"a":"b"}}}`},
@@ -203,6 +207,7 @@ func changes(f *fixture) []step {
 		{"DELETE pools/{name}", "pools/nfs", ``},
 		{"PATCH nodes/{name}", "nodes/m2", `{"spec":{"maintenance":true}}`},
 		{"PUT nodes/{name}", "nodes/m2", `{"spec":{"role":"voter","accelerator":"tcg"}}`},
+		{"POST nodes/{name}/evacuate", "nodes/m2/evacuate", `{"level":"live"}`},
 		{"DELETE nodes/{name}", "nodes/m2", ``},
 		{"POST networks", "networks", `{"meta":{"name":"lab"},"spec":{"type":"vxlan","vni":7}}`},
 		{"PATCH networks/{name}", "networks/lab", `{"meta":{"labels":{"a":"b"}}}`},
@@ -278,6 +283,7 @@ func TestEveryRouteThatChangesSomethingIsAudited(t *testing.T) {
 		if st.body == "VOLUME" { // as it is, with another label
 			st.body = f.volumeBody("data")
 		}
+		st.path = strings.Replace(st.path, "MIGRATION", f.migrationTask("mover"), 1)
 		fresh()
 		rec := httptest.NewRecorder()
 		r := httptest.NewRequest(method, base+st.path, strings.NewReader(st.body))

@@ -63,6 +63,7 @@ func (s *Server) routes() []route {
 	out = append(out, s.authorityRoutes()...)
 	out = append(out, s.configRoutes()...)
 	out = append(out, s.backupRoutes()...)
+	out = append(out, s.haRoutes()...)
 	vms, images, volumes := newVMs(), newImages(), newVolumes()
 	pools, nodes, tasks, tokens := newPools(), newNodes(), newTasks(), newTokens()
 	networks, ippools, uplinks := newNetworks(), newIPPools(), newUplinks()
@@ -111,12 +112,13 @@ func (s *Server) routes() []route {
 	out = append(out, writes(&nodes.resource, needAdministrator)...)
 	node := removes(&nodes.resource, nodes.delete)
 	node.params = append(slices.Clone(node.params), "force")
-	out = append(out, node, route{method: http.MethodGet, path: base + "nodes/{name}/facts", need: needViewer, handle: nodes.facts,
+	out = append(out, node, nodes.evacuateRoute(), route{method: http.MethodGet, path: base + "nodes/{name}/facts", need: needViewer, handle: nodes.facts,
 		summary: "What a node can give its VMs: CPU, NUMA, memory, devices, QEMU", params: oneParams, out: typeOf[api.NodeFacts](), status: http.StatusOK})
 
 	task := reads(&tasks.resource)
 	task[1].handle, task[1].params = tasks.get, append(slices.Clone(oneParams), "wait")
 	out = append(out, task...)
+	out = append(out, tasks.cancelRoute())
 
 	out = append(out, reads(&tokens.resource)...)
 	token := makes(&tokens.resource, needAdministrator, tokens.create)
@@ -200,6 +202,7 @@ func (r *vmResource) routes() []route {
 	}
 	out = append(out, r.consoleRoutes()...)
 	out = append(out, r.agentRoutes()...)
+	out = append(out, r.migrationRoutes()...)
 	return append(out,
 		route{method: http.MethodPost, path: one + "/clone", need: needOperator, handle: r.clone, summary: "Make a new VM with copies of the disks of a VM",
 			params: longParams, in: typeOf[CloneRequest](), out: typeOf[TaskReply](), status: http.StatusAccepted},

@@ -51,7 +51,7 @@ func (c *change) load(vm api.VM) (*vmState, error) {
 func (c *change) idle(vm *api.VM) error {
 	key := configdb.Operations.SpecKey(vm.Meta.ID)
 	if op, err := configdb.Operations.Get(c.v, vm.Meta.ID); err == nil {
-		return api.Errorf(api.CodeRefused, "vm %s is being %s; wait for task %s", vm.Meta.Name, op.Spec.Doing(), op.Spec.TaskID)
+		return busy(vm, &op)
 	}
 	c.tx.RequireRevision(key, 0)
 	return nil

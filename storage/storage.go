@@ -68,6 +68,8 @@ type Service struct {
 	images  *reconcile.Loop
 	volumes *reconcile.Loop
 
+	moves sync.Mutex // who makes or removes files of volumes that move, see moving.go
+
 	mu     sync.Mutex
 	pools  map[string]*localPool // by pool ID
 	active map[string]bool       // images with an upload in this process
@@ -110,6 +112,7 @@ func New(cfg Config) *Service {
 			{Prefix: configdb.Snapshots.StatusPrefix(), IDs: s.volumesOfSnapshot},
 			{Prefix: configdb.Snapshots.SpecPrefix(), IDs: s.volumesOfSnapshot},
 			released(configdb.Volumes.RefPrefix("")),
+			{Prefix: configdb.Operations.SpecPrefix(), IDs: volumesOfVM},
 		},
 	})
 	return s
@@ -129,7 +132,7 @@ func (s *Service) Run(ctx context.Context) error {
 			{Prefix: configdb.PoolStates.StatusPrefix(), IDs: poolOfState},
 		},
 	})
-	loops := []*reconcile.Loop{pools, s.images, s.volumes}
+	loops := []*reconcile.Loop{pools, s.images, s.volumes, s.copiesLoop()}
 	group, ctx := contain.NewGroup(ctx)
 	errs := make([]error, len(loops))
 	for i, l := range loops {

@@ -41,6 +41,23 @@ func (s *Service) volumesOfImage(v *configdb.View, c configdb.Change) []string {
 	})
 }
 
+// volumesOfVM wakes what a migration may have brought here, when its operation
+// ends.
+func volumesOfVM(v *configdb.View, c configdb.Change) []string {
+	id, ok := configdb.Operations.IDOf(c.Key)
+	vm, err := configdb.VMs.Get(v, id)
+	if !ok || err != nil || !c.Deleted {
+		return nil
+	}
+	var ids []string
+	for _, d := range vm.Spec.Disks {
+		if vol, err := configdb.Volumes.Find(v, vm.Meta.Project, d.Volume); err == nil {
+			ids = append(ids, vol.Meta.ID)
+		}
+	}
+	return ids
+}
+
 func (s *Service) volumesWhere(v *configdb.View, match func(*api.Volume) bool) []string {
 	all, _ := configdb.Volumes.List(v) // what cannot be read is reported when it is its turn
 	var ids []string
@@ -68,6 +85,9 @@ func (s *Service) reconcileVolume(ctx context.Context, id string) (reconcile.Res
 	case vol.Status.Phase == api.StorageReady && vol.Status.Size < vol.Spec.Size:
 		return s.grow(ctx, v, vol)
 	case vol.Status.Phase == api.StorageReady:
+		if _, ok := s.severed(v, &vol); ok {
+			return reconcile.Result{}, s.sever(ctx, id)
+		}
 		return reconcile.Result{}, nil
 	}
 	pool, lp, err := s.readyPool(v, vol.Spec.Pool)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/switch/ovs"
 )
 
@@ -80,6 +81,9 @@ func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, e
 	}
 	if err := p.flows(ctx); err != nil {
 		return "", false, err
+	}
+	if b, err := configdb.Bindings.Get(s.cfg.DB.Local(), vm.Meta.ID); err == nil && b.Spec.NodeID != s.cfg.NodeID {
+		return t.name, p.report.Datapath != "netdev", nil // it still runs elsewhere
 	}
 	// The VM may have run elsewhere a moment ago.
 	if err := s.flow.Inject(uint32(p.state.Ports[t.name].OFPort), announcement(t.nic.MAC, t.nic.Address)); err != nil {

@@ -130,7 +130,7 @@ func New(cfg Config) (*Switch, error) {
 	} {
 		sources = append(sources, reconcile.Source{Prefix: prefix, IDs: host})
 	}
-	for _, prefix := range []string{configdb.VMs.SpecPrefix(), configdb.Bindings.SpecPrefix()} {
+	for _, prefix := range []string{configdb.VMs.SpecPrefix(), configdb.Bindings.SpecPrefix(), configdb.Operations.SpecPrefix()} {
 		sources = append(sources, reconcile.Source{Prefix: prefix, IDs: s.concerns})
 	}
 	s.loop = reconcile.New(reconcile.Config{
@@ -148,9 +148,12 @@ func (s *Switch) concerns(v *configdb.View, c configdb.Change) []string {
 		id, ok = configdb.Bindings.IDOf(c.Key)
 	}
 	if !ok {
+		id, ok = configdb.Operations.IDOf(c.Key)
+	}
+	if !ok {
 		return nil
 	}
-	if b, err := configdb.Bindings.Get(v, id); err != nil || b.Spec.NodeID != s.cfg.NodeID {
+	if b, err := configdb.Bindings.Get(v, id); err != nil || b.Spec.NodeID != s.cfg.NodeID && !passes(v, id, s.cfg.NodeID) {
 		return nil
 	}
 	if vm, err := configdb.VMs.Get(v, id); err != nil || len(vm.Spec.NICs) == 0 {

@@ -41,7 +41,7 @@ type wish struct {
 	remotes  []netip.Addr
 	strange  []string // nodes whose address is no IP address
 	uplink   *api.Uplink
-	vms      []api.VM // bound to this node, with network cards
+	vms      []api.VM // bound to this node or passing it, with network cards
 }
 
 // wishFor reads the wish from a view.
@@ -90,7 +90,7 @@ func boundVMs(v *configdb.View, nodeID string) ([]api.VM, error) {
 	}
 	var out []api.VM
 	for _, b := range bindings {
-		if b.Spec.NodeID != nodeID {
+		if b.Spec.NodeID != nodeID && !passes(v, b.Meta.ID, nodeID) {
 			continue
 		}
 		vm, err := configdb.VMs.Get(v, b.Meta.ID)
@@ -103,6 +103,13 @@ func boundVMs(v *configdb.View, nodeID string) ([]api.VM, error) {
 		}
 	}
 	return out, nil
+}
+
+// passes reports whether a migration brings a VM to a node or takes it away from
+// there: its cards are plugged at both ends until that is over.
+func passes(v *configdb.View, vmID, nodeID string) bool {
+	op, err := configdb.Operations.Get(v, vmID)
+	return err == nil && op.Spec.Migration != nil && (op.Spec.NodeID == nodeID || op.Spec.Migration.NodeID == nodeID)
 }
 
 // hostAddress returns the host of host:port.

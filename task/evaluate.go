@@ -21,8 +21,15 @@ type target struct {
 	operation *api.Operation
 	epoch     uint64
 	ownerLost bool
-	image     *api.Image
-	volume    *api.Volume
+	// broughtBy is the binding's, arrival the target's word, of a migration.
+	broughtBy  string
+	arrival    *api.Arrival
+	targetLost bool
+	// evacuation of a node, if it is the task's.
+	evacuation *api.Evacuation
+	node       *api.Node
+	image      *api.Image
+	volume     *api.Volume
 }
 
 // disk is one disk of a VM.
@@ -104,6 +111,8 @@ func judge(s api.TaskSpec, what target) verdict {
 		return cancelled(fmt.Sprintf("%s %q was deleted meanwhile", s.TargetKind, s.Target))
 	}
 	switch {
+	case s.Action == api.ActionNodeEvacuate:
+		return judgeEvacuation(s, what)
 	case api.IsOperation(s.Action):
 		return judgeOperation(s, what)
 	case what.vm != nil:
@@ -226,11 +235,13 @@ func judgeOperation(s api.TaskSpec, what target) verdict {
 	st := &op.Status
 	switch {
 	case st.Phase == api.TaskSucceeded:
-		return succeeded()
+		return verdict{phase: api.TaskSucceeded, progress: 100, message: st.Message}
 	case st.Phase.Final():
 		return verdict{phase: st.Phase, progress: st.Progress, message: st.Message, code: st.Code}
 	case what.vm.Meta.Deleting():
 		return cancelled(fmt.Sprintf("vm %q is being deleted", s.Target))
+	case op.Spec.Migration != nil:
+		return judgeMigration(s, what)
 	case what.ownerLost:
 		return failed(api.CodeInternal, "the node that worked on it is lost")
 	case what.epoch > op.Spec.Epoch:

@@ -82,6 +82,11 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 			// An operation has the ID of its VM.
 			follow(s, configdb.VMs.Kind, configdb.Operations.SpecPrefix(), configdb.Operations.IDOf),
 			follow(s, configdb.VMs.Kind, configdb.Operations.StatusPrefix(), configdb.Operations.IDOf),
+			follow(s, configdb.VMs.Kind, configdb.Arrivals.StatusPrefix(), configdb.Arrivals.IDOf),
+			follow(s, configdb.VMs.Kind, configdb.Bindings.SpecPrefix(), configdb.Bindings.IDOf),
+			{Prefix: configdb.Nodes.StatusPrefix(), IDs: operationsAt},
+			// An evacuation has the ID of its node.
+			follow(s, configdb.Nodes.Kind, configdb.Evacuations.StatusPrefix(), configdb.Evacuations.IDOf),
 			follow(s, configdb.Images.Kind, configdb.Images.SpecPrefix(), configdb.Images.IDOf),
 			follow(s, configdb.Images.Kind, configdb.Images.StatusPrefix(), configdb.Images.IDOf),
 			follow(s, configdb.Volumes.Kind, configdb.Volumes.SpecPrefix(), configdb.Volumes.IDOf),
@@ -176,6 +181,13 @@ func (s *Service) reconcile(ctx context.Context, term uint64, id string) (reconc
 			// it was judged by must still be so.
 			tx.RequireRevision(configdb.Operations.StatusKey(op.Meta.ID), op.Meta.StatusRevision)
 			configdb.Operations.DeleteUnnamed(tx, op)
+			if a := what.arrival; a != nil {
+				configdb.Arrivals.DeleteUnnamed(tx, a)
+			}
+		}
+		if e := what.evacuation; e != nil && status.Phase.Final() {
+			tx.RequireRevision(configdb.Evacuations.StatusKey(e.Meta.ID), e.Meta.StatusRevision)
+			configdb.Evacuations.DeleteUnnamed(tx, e)
 		}
 		if _, err := s.cfg.DB.Txn(ctx, tx); err != nil {
 			return s.conflict(id, err)
@@ -223,6 +235,14 @@ func look(v *configdb.View, t api.Task) (target, error) {
 		if o, err = configdb.Volumes.Get(v, t.Spec.TargetID); err == nil {
 			out = target{exists: true, volume: &o}
 		}
+	case api.KindNode:
+		var n api.Node
+		if n, err = configdb.Nodes.Get(v, t.Spec.TargetID); err == nil {
+			out = target{exists: true, node: &n}
+			if e, eerr := configdb.Evacuations.Get(v, t.Spec.TargetID); eerr == nil && e.Spec.TaskID == t.Meta.ID {
+				out.evacuation = &e
+			}
+		}
 	default:
 		return out, fmt.Errorf("kind %q has no tasks", t.Spec.TargetKind)
 	}
@@ -246,9 +266,16 @@ func (o *target) lookOperation(v *configdb.View, t api.Task) error {
 	if err != nil {
 		return api.IgnoreNotFound(err)
 	}
-	o.epoch = b.Spec.Epoch
+	o.epoch, o.broughtBy = b.Spec.Epoch, b.Spec.BroughtBy
+	if a, err := configdb.Arrivals.Get(v, t.Spec.TargetID); err == nil {
+		o.arrival = &a
+	}
 	owner, err := configdb.Nodes.Get(v, op.Spec.NodeID)
 	o.ownerLost = err != nil || owner.Status.Phase == api.NodeLost
+	if op.Spec.Migration != nil {
+		to, err := configdb.Nodes.Get(v, op.Spec.Migration.NodeID)
+		o.targetLost = err != nil || to.Status.Phase == api.NodeLost
+	}
 	return api.IgnoreNotFound(err)
 }
 

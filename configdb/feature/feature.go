@@ -24,6 +24,9 @@ const (
 	// History: each change of configuration is recorded in its transaction. An
 	// older node records nothing, so that the history would have holes.
 	History Feature = "history"
+	// Migration: a VM is handed to another node while it runs. An older node would
+	// neither take its part nor tell such a binding from one of ha.
+	Migration Feature = "migration"
 	// Snapshots: snapshots, saved memory and clones of VMs. An older node would
 	// start a suspended VM from its disks, and a VM whose revert was interrupted.
 	Snapshots Feature = "snapshots"
@@ -32,7 +35,7 @@ const (
 // Level is the level that brings a feature.
 func (f Feature) Level() int {
 	switch f {
-	case Levels, History, Snapshots:
+	case Levels, History, Migration, Snapshots:
 		return 2
 	}
 	return math.MaxInt

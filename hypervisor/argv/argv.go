@@ -72,6 +72,8 @@ type Machine struct {
 	Accelerator api.Accelerator
 	// Paused starts QEMU without running the guest.
 	Paused bool
+	// Incoming starts QEMU waiting for the memory of a guest that runs elsewhere.
+	Incoming bool
 	// QMP, Agent and Serial are paths of unix sockets that QEMU makes; Log
 	// receives a copy of the serial output.
 	QMP, Agent, Serial, Log string
@@ -149,8 +151,11 @@ func Build(m Machine) ([]string, error) {
 	a = append(a, cd...)
 	a = append(a, m.extras()...)
 	a = append(a, m.Extra...)
-	if m.Paused {
+	if m.Paused || m.Incoming {
 		a = append(a, "-S")
+	}
+	if m.Incoming {
+		a = append(a, "-incoming", "defer")
 	}
 	return a, nil
 }

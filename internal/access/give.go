@@ -18,7 +18,7 @@ import (
 )
 
 // Give makes path the file of uid and gid with these permissions. It takes regular
-// files and device nodes. If the file system does not let it (a squashed root), but
+// files, sockets and device nodes. If the file system does not let it (a squashed root), but
 // the user can open the file for reading and writing nevertheless, all is well.
 func Give(path string, uid, gid int, mode fs.FileMode) error {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -33,8 +33,8 @@ func Give(path string, uid, gid int, mode fs.FileMode) error {
 	switch kind := st.Mode & unix.S_IFMT; {
 	case kind == unix.S_IFREG && st.Nlink != 1:
 		return fmt.Errorf("give %s to user %d: it has %d names (hard links), so it is not given away", path, uid, st.Nlink)
-	case kind != unix.S_IFREG && kind != unix.S_IFBLK && kind != unix.S_IFCHR:
-		return fmt.Errorf("give %s to user %d: it is neither a regular file nor a device", path, uid)
+	case kind != unix.S_IFREG && kind != unix.S_IFSOCK && kind != unix.S_IFBLK && kind != unix.S_IFCHR:
+		return fmt.Errorf("give %s to user %d: it is neither a regular file nor a socket nor a device", path, uid)
 	}
 	err = nil
 	if int(st.Uid) != uid || int(st.Gid) != gid {

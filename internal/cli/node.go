@@ -32,12 +32,12 @@ func (a *app) nodeCmd() *cobra.Command {
 		group("maintenance", "Keep new VMs away from a node, or let them in again",
 			maintenance("on", "The node takes no new VMs", true),
 			maintenance("off", "The node takes VMs again", false)),
-		a.nodePower(), a.nodeMemory(), a.nodeRenew(), a.nodeRemove())
+		a.nodeEvacuate(), a.nodePower(), a.nodeMemory(), a.nodeRenew(), a.nodeRemove())
 }
 
 func (a *app) nodeSet() *cobra.Command {
 	var accel, role string
-	var reserved api.Size
+	var reserved, bandwidth api.Size
 	cmd := &cobra.Command{
 		Use: "set NODE", Short: "Change the accelerator, the memory kept for the host, or the role", Args: args("NODE"),
 		Example:           "  muster node set m1 --accelerator tcg\n  muster node set m1 --reserved-memory 2G\n  muster node set m4 --role replica",
@@ -47,13 +47,17 @@ func (a *app) nodeSet() *cobra.Command {
 			set(spec, "accelerator", accel)
 			set(spec, "reservedMemory", reserved)
 			set(spec, "role", role)
+			if cmd.Flags().Changed("migration-bandwidth") {
+				spec["migrationBandwidth"] = bandwidth
+			}
 			if len(spec) == 0 {
-				return usagef("node set: nothing to change; give --accelerator, --reserved-memory or --role")
+				return usagef("node set: nothing to change; give --accelerator, --reserved-memory, --migration-bandwidth or --role")
 			}
 			return a.patch(cmd.Context(), api.KindNode, names[0], patchOf(spec, nil))
 		},
 	}
 	cmd.Flags().StringVar(&accel, "accelerator", "", "auto, kvm or tcg")
+	cmd.Flags().Var(sizeFlag{&bandwidth}, "migration-bandwidth", "most bytes per second that leaving VMs take together, 0 for no bound")
 	cmd.Flags().StringVar(&role, "role", "", "voter (votes when needed) or replica (never votes)")
 	cmd.Flags().Var(sizeFlag{&reserved}, "reserved-memory", "memory kept for the host, such as 1G")
 	return cmd
@@ -100,7 +104,7 @@ func (a *app) taskCmd() *cobra.Command {
 	show := a.showCmd(api.KindTask)
 	show.Use, show.Args = "show ID", args("ID")
 	show.Example = "  muster task show ID"
-	return group("task", "Long operations and their progress", a.lsCmd(api.KindTask), show, wait)
+	return group("task", "Long operations and their progress", a.lsCmd(api.KindTask), show, wait, a.taskCancel())
 }
 
 func (a *app) waitTask(ctx context.Context, c *client.Client, id string) error {

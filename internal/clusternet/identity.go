@@ -21,6 +21,8 @@ const (
 	ProtoRaft   = "muster-raft"
 	ProtoRPC    = "muster-rpc"
 	ProtoGossip = "muster-gossip"
+	// ProtoStream carries the memory and disks of VMs between nodes.
+	ProtoStream = "muster-stream"
 	ProtoH2     = "h2"
 	ProtoH1     = "http/1.1"
 	// ProtoSSH stands for connections that begin with "SSH-" instead of TLS.
@@ -28,7 +30,7 @@ const (
 )
 
 // clusterProtocols need a node's certificate on both sides.
-var clusterProtocols = []string{ProtoRaft, ProtoRPC, ProtoGossip}
+var clusterProtocols = []string{ProtoRaft, ProtoRPC, ProtoGossip, ProtoStream}
 
 // DialTimeout bounds one connection attempt, with its handshake.
 const DialTimeout = 5 * time.Second

@@ -80,7 +80,7 @@ func (q *QEMU) HoldJobs(on bool) {
 	defer q.mu.Unlock()
 	q.snap.hold = on
 	for _, j := range q.snap.jobs {
-		if !on && !j.concluded {
+		if !on && !j.concluded && j.finish != nil {
 			j.finish()
 		}
 	}
@@ -155,7 +155,10 @@ func (q *QEMU) executeJob(cmd string, raw json.RawMessage) (reply string, known 
 	case "query-jobs":
 		var out []map[string]any
 		for _, j := range q.snap.jobs {
-			m := map[string]any{"id": j.ID, "type": j.Type, "status": "running"}
+			m := map[string]any{"id": j.ID, "type": j.Type, "status": "running", "current-progress": 1, "total-progress": 1}
+			if j.Type == mirrorJob {
+				m["status"] = "ready"
+			}
 			if j.concluded {
 				m["status"] = "concluded"
 				if j.Error != "" {

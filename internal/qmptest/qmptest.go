@@ -26,8 +26,14 @@ type QEMU struct {
 	IgnorePowerButton bool
 	// Exited is called once with exit code and signal.
 	Exited func(code, signal int)
+	// Running, if set, is told when the guest begins and ends to run. It must not
+	// call q.
+	Running func(on bool)
 
 	mu       sync.Mutex
+	mig      migration
+	hold     chan struct{}
+	on       map[string]func()
 	state    string
 	hang     bool
 	ended    bool
@@ -47,6 +53,9 @@ func Start(argv []string, exited func(code, signal int)) (*QEMU, error) {
 	for i, a := range argv {
 		if a == "-S" {
 			q.state = "prelaunch"
+		}
+		if a == "-incoming" {
+			q.state = "inmigrate"
 		}
 		if i == 0 || argv[i-1] != "-chardev" {
 			continue
@@ -105,6 +114,24 @@ func (q *QEMU) State() string {
 func (q *QEMU) SetState(s string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.setState(s)
+}
+
+// Watch calls f when the guest begins and ends to run, and now if it runs. f must
+// not call q.
+func (q *QEMU) Watch(f func(on bool)) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.Running = f
+	if q.state == "running" && !q.ended {
+		f(true)
+	}
+}
+
+func (q *QEMU) setState(s string) {
+	if q.Running != nil && (s == "running") != (q.state == "running") {
+		q.Running(s == "running")
+	}
 	q.state = s
 }
 
@@ -165,6 +192,12 @@ func (q *QEMU) Exit(code, signal int) {
 		return
 	}
 	q.ended = true
+	if q.Running != nil && q.state == "running" {
+		q.Running(false)
+	}
+	if q.mig.conn != nil {
+		_ = q.mig.conn.Close()
+	}
 	for _, l := range q.listen {
 		_ = l.Close()
 	}
@@ -229,27 +262,44 @@ func (q *QEMU) monitor(c net.Conn) {
 			continue
 		}
 		q.commands = append(q.commands, cmd.Execute)
+		if f := q.on[cmd.Execute]; f != nil {
+			delete(q.on, cmd.Execute)
+			f()
+		}
+		if q.ended {
+			q.mu.Unlock()
+			return
+		}
 		if q.sprung(cmd.Execute, c) {
 			q.mu.Unlock()
 			return
 		}
-		ret, after := "", func() {}
-		if reply, known := q.executeJob(cmd.Execute, cmd.Args); known {
-			ret = reply
-		} else {
-			var args map[string]any
-			_ = json.Unmarshal(cmd.Args, &args) // a command without arguments has none
-			ret = q.hardware(cmd.Execute, args)
-		}
-		if ret == "" {
-			ret, after = q.execute(cmd.Execute)
-		}
+		ret, after := q.carryOut(cmd.Execute, cmd.Args)
 		fmt.Fprintf(c, `{%s, "id": %s}`+"\r\n", ret, cmd.ID)
 		q.mu.Unlock()
 		if after != nil {
 			after()
 		}
 	}
+}
+
+// carryOut has a command done by the part that knows it, under mu.
+func (q *QEMU) carryOut(cmd string, args json.RawMessage) (reply string, after func()) {
+	if why, ok := q.dev.refuse[cmd]; ok {
+		return refusal("GenericError", "%s", why), nil
+	}
+	if reply, known := q.executeJob(cmd, args); known {
+		return reply, nil
+	}
+	if reply, after, known := q.migrateCommand(cmd, args); known {
+		return reply, after
+	}
+	var named map[string]any
+	_ = json.Unmarshal(args, &named) // a command without arguments has none
+	if reply := q.hardware(cmd, named); reply != "" {
+		return reply, nil
+	}
+	return q.execute(cmd)
 }
 
 // execute carries out a command under mu.
@@ -266,10 +316,10 @@ func (q *QEMU) execute(cmd string) (reply string, after func()) {
 	case "query-blockstats":
 		return `"return": [{"qdev": "/machine/a", "stats": {"rd_bytes": 1000, "wr_bytes": 20, "rd_operations": 3}}, {"stats": {"rd_bytes": 5, "wr_bytes": 7}}]`, nil
 	case "stop":
-		q.state = "paused"
+		q.setState("paused")
 		q.emit("STOP", "{}")
 	case "cont":
-		q.state = "running"
+		q.setState("running")
 		q.emit("RESUME", "{}")
 	case "system_reset":
 		q.emit("RESET", `{"guest": false, "reason": "host-qmp-system-reset"}`)

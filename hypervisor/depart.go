@@ -1,0 +1,495 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/hypervisor/qmp"
+)
+
+// departure is what this life of the daemon remembers of a migration from here.
+// Everything that must not be forgotten is in the database or in QEMU.
+type departure struct {
+	task    string
+	since   time.Time // first seen by this life
+	begun   bool      // this life wrote that it begins
+	started bool      // this life told QEMU to begin
+	loaded  bool      // the target has everything
+	// committing: a commit was sent, whatever became of it.
+	committing bool
+	// reason why this life told QEMU to give up.
+	phase  api.TaskPhase
+	code   api.Code
+	reason string
+
+	wroteAt     time.Time // last progress
+	stoodAt     time.Time // the guest stands still since
+	completedAt time.Time // QEMU has sent everything
+	handedAt    time.Time // the binding was seen to be the target's
+	info        migrateInfo
+	sending     *sender
+	copying     *sender // disks
+	mirrored    bool    // this life told QEMU to copy the disks
+	ending      bool    // and to end that
+	finished    bool    // everything that the guest wrote is at the target
+	limit       int64   // bytes per second that QEMU was told
+}
+
+// departure returns the memory of an operation.
+func (s *step) departure(op *api.Operation) *departure {
+	if s.in.out == nil || s.in.out.task != op.Spec.TaskID {
+		s.endDeparture()
+		out := &departure{task: op.Spec.TaskID, since: s.now}
+		s.in.mu.Lock()
+		s.in.out = out
+		s.in.mu.Unlock()
+	}
+	return s.in.out
+}
+
+// leaves reports that a migration of the VM away from here has begun.
+func (in *instance) leaves() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.out != nil && in.out.info.Status != "" && in.out.info.Status != migNone
+}
+
+// endDeparture forgets the migration and closes its sockets.
+func (s *step) endDeparture() {
+	s.in.mu.Lock()
+	out := s.in.out
+	s.in.out = nil
+	s.in.mu.Unlock()
+	if out == nil {
+		return
+	}
+	for _, s := range []*sender{out.sending, out.copying} {
+		if s != nil {
+			s.close()
+		}
+	}
+}
+
+// depart takes one step of a migration from here and returns QEMU's run state
+// after it.
+func (s *step) depart(ctx context.Context, state string) (string, error) {
+	op := liveMigration(s.v, s.vm.Meta.ID)
+	if op == nil || op.Spec.NodeID != s.h.cfg.NodeID || op.Spec.Epoch != s.b.Spec.Epoch {
+		return s.stay(ctx, state)
+	}
+	if !op.Status.Begun && (state == runPostMigrate || state == runFinishMigrate) {
+		return s.stay(ctx, state) // the end of the one before: the guest need not wait for this one
+	}
+	out := s.departure(op)
+	m, err := s.in.queryMigrate(ctx)
+	if err != nil {
+		return state, err
+	}
+	s.in.mu.Lock()
+	out.info = m
+	s.in.mu.Unlock()
+	s.result.After = transferLook
+	switch {
+	case !op.Status.Begun:
+		err = s.prepareDeparture(ctx, op, out)
+	case out.begun && !out.started, m.Status == migNone && !out.started:
+		err = s.sendAll(ctx, op, out)
+	default:
+		err = s.watchTransfer(ctx, op, out, m, state)
+	}
+	if err != nil {
+		return state, err
+	}
+	return s.in.runState(ctx)
+}
+
+// stay makes a guest go on that has no migration any more. It is called for
+// every VM at every look, so it asks QEMU only when there is a reason.
+func (s *step) stay(ctx context.Context, state string) (string, error) {
+	stray := !s.in.strayAsked || s.in.out != nil
+	s.endDeparture()
+	if state == runPostMigrate {
+		return s.goOn(ctx, state)
+	}
+	if !stray && state != runFinishMigrate {
+		return state, nil
+	}
+	m, err := s.in.queryMigrate(ctx)
+	if err != nil {
+		return state, err
+	}
+	s.in.strayAsked = true
+	switch m.Status {
+	case migNone, migCompleted, migFailed, migCancelled:
+		if done, err := s.clearMirrors(ctx); !done || err != nil {
+			s.in.strayAsked = false
+			s.result.After = lookSoon
+			return state, err
+		}
+		return state, nil
+	case migCancelling:
+	default:
+		s.h.log.Info("a migration that nobody wants any more is given up", "vm", s.vm.Meta.ID)
+		if err := s.in.command(ctx, "migrate_cancel", nil); err != nil {
+			return state, err
+		}
+	}
+	s.in.strayAsked = false // until it is over
+	s.result.After = lookSoon
+	return s.in.runState(ctx)
+}
+
+// goOn continues a guest whose memory was sent away although it stays. Under
+// another epoch than its own, and without leave, it may be an old copy.
+func (s *step) goOn(ctx context.Context, state string) (string, error) {
+	if !s.b.Spec.LetsGoOn(s.proc.Epoch) {
+		s.h.log.Warn("a QEMU that handed its guest over is not the one that may run; it is killed", "vm", s.vm.Meta.ID, "pid", s.proc.PID, "epoch", s.proc.Epoch, "bound", s.b.Spec.Epoch)
+		s.silent = true
+		if err := s.h.kill(ctx, s.vm.Meta.ID); err != nil {
+			return state, err
+		}
+		return state, qmp.ErrClosed
+	}
+	if s.vm.Spec.Power == api.PowerPaused {
+		return state, nil
+	}
+	if _, _, ok := s.h.cfg.Lease.Current(); !ok {
+		s.result.After = lookSoon
+		return state, nil
+	}
+	if err := s.in.command(ctx, "cont", nil); err != nil {
+		return state, err
+	}
+	s.h.log.Info("the guest goes on here after a migration that came to nothing", "vm", s.vm.Meta.ID)
+	return s.in.runState(ctx)
+}
+
+// prepareDeparture waits for the target, then notes that it begins.
+func (s *step) prepareDeparture(ctx context.Context, op *api.Operation, out *departure) error {
+	arr, err := s.arrivalOf(op)
+	if err != nil {
+		return err
+	}
+	if done, err := s.refuse(ctx, op, arr); done || err != nil {
+		return err
+	}
+	if why := waitsFor(s.v, op); why != "" {
+		out.since = s.now
+		s.result.After = waitLook
+		return s.updateOperation(ctx, op, func(st *api.OperationStatus) { st.Phase, st.Message = api.TaskPending, why })
+	}
+	if op.Status.Machine == nil {
+		return s.tellMachine(ctx, op, out)
+	}
+	if arr.Status.Phase != api.ArrivalReady {
+		if s.now.Sub(out.since) > PrepareTime {
+			why := fmt.Sprintf("node %s was not ready within %v", op.Spec.Migration.Node, PrepareTime)
+			if arr.Status.Message != "" {
+				why += ": " + arr.Status.Message
+			}
+			return s.endOperation(ctx, op, api.TaskFailed, api.CodeTimeout, why)
+		}
+		s.result.After = waitLook
+		return nil
+	}
+	if s.h.cfg.Streams == nil {
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeUnsupported, "this node has no way to send memory to another one")
+	}
+	out.begun = true
+	return s.updateOperation(ctx, op, func(st *api.OperationStatus) {
+		st.Phase, st.Begun, st.Progress = api.TaskRunning, true, 1
+		st.Message = "memory goes to node " + op.Spec.Migration.Node
+	})
+}
+
+// tellMachine tells the target what the guest runs in, once the status says which
+// hardware it has; from then on that stays as it is.
+func (s *step) tellMachine(ctx context.Context, op *api.Operation, out *departure) error {
+	ok, why := s.settle(op)
+	if ok && why == nil && len(s.in.unplugging) > 0 {
+		if s.now.Sub(out.since) > UnplugTimeout {
+			why = api.Errorf(api.CodeRefused, "vm %s: its guest was asked to let go of a device and has not answered; ask again when it has", s.vm.Meta.Name)
+		}
+		ok, s.settling = false, true
+		s.lookAgain(lookSoon)
+	}
+	if why != nil {
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeOf(why), why.Error())
+	}
+	if !ok {
+		return nil
+	}
+	m, err := (&operation{h: s.h, in: s.in, vm: s.vm}).savedMachine(ctx)
+	if err != nil {
+		return err
+	}
+	return s.updateOperation(ctx, op, func(st *api.OperationStatus) { st.Machine = m })
+}
+
+// waitsFor says what a migration has to wait for before it begins, by its turn at
+// both nodes. The oldest never waits.
+func waitsFor(v *configdb.View, op *api.Operation) string {
+	all, _ := configdb.Operations.List(v) // one that cannot be read does not move
+	from, to := 0, 0
+	for i := range all {
+		o := &all[i]
+		if o.Spec.Migration == nil || o.Meta.ID == op.Meta.ID || o.Status.Phase.Final() || !o.Status.Begun && o.Spec.TaskID > op.Spec.TaskID {
+			continue
+		}
+		if o.Spec.NodeID == op.Spec.NodeID {
+			from++
+		}
+		if o.Spec.Migration.NodeID == op.Spec.Migration.NodeID {
+			to++
+		}
+	}
+	switch {
+	case from >= MaxMigrations:
+		return fmt.Sprintf("waiting: %d other VMs leave the node, at most %d do at once", from, MaxMigrations)
+	case to >= MaxMigrations:
+		return fmt.Sprintf("waiting: %d other VMs move to node %s, at most %d do at once", to, op.Spec.Migration.Node, MaxMigrations)
+	}
+	return ""
+}
+
+// bandwidth is what a migration may take, in bytes per second: its own limit, and
+// its share of the node's; 0 is no bound.
+func (s *step) bandwidth(op *api.Operation) int64 {
+	limit := int64(op.Spec.Migration.Bandwidth)
+	node, err := configdb.Nodes.Get(s.v, s.h.cfg.NodeID)
+	if err != nil || node.Spec.MigrationBandwidth == 0 {
+		return limit
+	}
+	all, _ := configdb.Operations.List(s.v) // as in waitsFor
+	sharers := 0
+	for i := range all {
+		if o := &all[i]; o.Spec.Migration != nil && o.Spec.NodeID == s.h.cfg.NodeID && o.Status.Begun && !o.Status.Phase.Final() {
+			sharers++
+		}
+	}
+	share := int64(node.Spec.MigrationBandwidth) / int64(max(sharers, 1))
+	if limit == 0 || share < limit {
+		return share
+	}
+	return limit
+}
+
+// sendAll copies the disks that have to be copied, then sends the memory.
+func (s *step) sendAll(ctx context.Context, op *api.Operation, out *departure) error {
+	all, err := s.copied(op)
+	if err != nil {
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeRefused, err.Error())
+	}
+	if len(all) == 0 {
+		return s.send(ctx, op, out)
+	}
+	arr, err := s.arrivalOf(op)
+	if err != nil {
+		return err
+	}
+	if phase, code, why := s.reasonAgainst(op, arr); why != "" && out.reason == "" {
+		out.phase, out.code, out.reason = phase, code, why
+	}
+	if !out.begun && !out.mirrored && out.reason == "" {
+		// An earlier life of the daemon copied, and its streams ended with it.
+		out.phase, out.code, out.reason = api.TaskFailed, api.CodeInternal, "the daemon of node "+s.h.cfg.NodeName+" was restarted while the disks were copied"
+	}
+	if out.reason != "" {
+		return s.giveUpCopy(ctx, op, out)
+	}
+	if done, err := s.copyDisks(ctx, op, out, all); !done || err != nil {
+		return err
+	}
+	return s.send(ctx, op, out)
+}
+
+func (s *step) arrivalOf(op *api.Operation) (api.Arrival, error) {
+	arr, err := configdb.Arrivals.Get(s.v, s.vm.Meta.ID)
+	if err != nil {
+		return arr, err
+	}
+	if arr.Spec.TaskID != op.Spec.TaskID {
+		return arr, fmt.Errorf("the arrival of vm %s belongs to task %s, the operation to task %s", s.vm.Meta.Name, arr.Spec.TaskID, op.Spec.TaskID)
+	}
+	return arr, nil
+}
+
+// refuse ends a migration before anything was given away, if there is a reason.
+func (s *step) refuse(ctx context.Context, op *api.Operation, arr api.Arrival) (bool, error) {
+	phase, code, why := s.reasonAgainst(op, arr)
+	if why == "" {
+		return false, nil
+	}
+	return true, s.endOperation(ctx, op, phase, code, why)
+}
+
+// reasonAgainst says why a migration that has not given anything away must not
+// go on.
+func (s *step) reasonAgainst(op *api.Operation, arr api.Arrival) (api.TaskPhase, api.Code, string) {
+	to := op.Spec.Migration
+	node, err := configdb.Nodes.Get(s.v, to.NodeID)
+	switch {
+	case op.Spec.Cancel:
+		return api.TaskCancelled, "", "cancelled as wished; the vm stays on node " + s.h.cfg.NodeName
+	case arr.Status.Phase == api.ArrivalFailed:
+		code := arr.Status.Code
+		if code == "" {
+			code = api.CodeInternal
+		}
+		return api.TaskFailed, code, fmt.Sprintf("node %s: %s", to.Node, arr.Status.Message)
+	case err != nil:
+		return api.TaskFailed, api.CodeRefused, fmt.Sprintf("node %s: %v", to.Node, err)
+	case node.Meta.Deleting():
+		return api.TaskFailed, api.CodeRefused, fmt.Sprintf("node %s leaves the cluster", to.Node)
+	case node.Status.Phase != api.NodeReady:
+		return api.TaskFailed, api.CodeRefused, fmt.Sprintf("node %s is %s", to.Node, node.Status.Phase)
+	}
+	return "", "", ""
+}
+
+// send tells QEMU to send its memory.
+func (s *step) send(ctx context.Context, op *api.Operation, out *departure) error {
+	to := op.Spec.Migration
+	if out.sending != nil {
+		out.sending.close()
+	}
+	var err error
+	path := s.h.pathsOf(s.vm.Meta.ID).out
+	if out.sending, err = s.h.newSender(path, to.NodeID, streamHello{VM: s.vm.Meta.ID, Task: op.Spec.TaskID, Purpose: purposeMemory}); err != nil {
+		return err
+	}
+	out.begun, out.started = true, true
+	bandwidth, downtime := s.bandwidth(op), api.DefaultDowntimeMillis
+	if out.limit = bandwidth; bandwidth == 0 {
+		bandwidth = noBandwidthLimit
+	}
+	if to.MaxDowntimeMillis > 0 {
+		downtime = to.MaxDowntimeMillis
+	}
+	err = s.in.setCapabilities(ctx, "auto-converge", "events", capPauseSwitch)
+	if err == nil {
+		err = s.in.execute(ctx, "migrate-set-parameters", map[string]any{"max-bandwidth": bandwidth, "downtime-limit": downtime}, nil)
+	}
+	if err == nil {
+		err = s.in.execute(ctx, "migrate", map[string]any{"uri": "unix:" + path}, nil)
+	}
+	var refused *qmp.CommandError
+	if errors.As(err, &refused) {
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeRefused, "QEMU refuses to send: "+refused.Error())
+	}
+	return err
+}
+
+// watchTransfer looks at a transfer that QEMU was told to begin.
+func (s *step) watchTransfer(ctx context.Context, op *api.Operation, out *departure, m migrateInfo, state string) error {
+	arr, err := s.arrivalOf(op)
+	if err != nil {
+		return err
+	}
+	phase, code, against := s.reasonAgainst(op, arr)
+	if against != "" && out.reason == "" {
+		out.phase, out.code, out.reason = phase, code, against
+	}
+	switch m.Status {
+	case migFailed, migCancelled:
+		return s.gaveUp(ctx, op, out, m)
+	case migCancelling:
+		s.result.After = switchLook
+		return nil
+	case migCompleted:
+		return s.giveAway(ctx, op, out, arr, state)
+	case migDevice: // QEMU says itself how that ends
+		s.result.After = switchLook
+		return nil
+	case migPreSwitch:
+		return s.switchOver(ctx, op, out)
+	}
+	if out.reason != "" {
+		s.result.After = switchLook
+		return s.in.command(ctx, "migrate_cancel", nil)
+	}
+	if limit := s.bandwidth(op); limit != out.limit && out.started {
+		out.limit = limit
+		if limit == 0 {
+			limit = noBandwidthLimit
+		}
+		if err := s.in.execute(ctx, "migrate-set-parameters", map[string]any{"max-bandwidth": limit}, nil); err != nil {
+			return err
+		}
+	}
+	return s.progress(ctx, op, out, m)
+}
+
+// switchOver lets QEMU send the last of the memory, while the guest stands
+// still, if nothing speaks against it.
+func (s *step) switchOver(ctx context.Context, op *api.Operation, out *departure) error {
+	s.result.After = switchLook
+	if _, _, ok := s.h.cfg.Lease.Current(); !ok && out.reason == "" {
+		out.phase, out.code, out.reason = api.TaskFailed, api.CodeInternal, "this node lost its lease meanwhile"
+	}
+	all, err := s.copied(op)
+	if err != nil {
+		return err
+	}
+	if len(all) > 0 && out.reason == "" && !out.finished {
+		done, err := s.finishMirrors(ctx, out, all)
+		switch {
+		case err != nil && s.in.openConn() == nil:
+			return err
+		case err != nil:
+			out.phase, out.code, out.reason = api.TaskFailed, api.CodeInternal, err.Error()
+		case !done:
+			s.result.After = switchLook / 4
+			return nil
+		}
+		out.finished = done
+	}
+	if out.reason != "" {
+		return s.in.command(ctx, "migrate_cancel", nil)
+	}
+	if out.stoodAt.IsZero() {
+		out.stoodAt = s.now
+	}
+	return s.in.execute(ctx, "migrate-continue", map[string]any{"state": migPreSwitch}, nil)
+}
+
+// gaveUp reports why QEMU sends no more. The guest goes on by itself.
+func (s *step) gaveUp(ctx context.Context, op *api.Operation, out *departure, m migrateInfo) error {
+	if out.reason != "" {
+		return s.endOperation(ctx, op, out.phase, out.code, out.reason)
+	}
+	why := "the transfer was broken off"
+	if m.Error != "" {
+		why += ": " + m.Error
+	}
+	if out.sending != nil {
+		if err := out.sending.err(); err != nil {
+			why += ": " + err.Error()
+		}
+	}
+	return s.endOperation(ctx, op, api.TaskFailed, api.CodeInternal, why+"; the vm runs on on node "+s.h.cfg.NodeName)
+}
+
+// progress writes how far the transfer is, in coarse steps.
+func (s *step) progress(ctx context.Context, op *api.Operation, out *departure, m migrateInfo) error {
+	if m.RAM.Total <= 0 || s.now.Sub(out.wroteAt) < progressPause {
+		return nil
+	}
+	done := int((m.RAM.Total - m.RAM.Remaining) * 100 / m.RAM.Total)
+	if len(op.Spec.Migration.Volumes) > 0 {
+		done = 50 + done/2
+	}
+	done = min(max(done-done%progressStep, 1), 95)
+	if done <= op.Status.Progress {
+		return nil
+	}
+	out.wroteAt = s.now
+	return s.updateOperation(ctx, op, func(st *api.OperationStatus) { st.Progress = done })
+}

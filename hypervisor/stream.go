@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package hypervisor
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/access"
+	"github.com/muster-vm/muster/internal/contain"
+)
+
+// Limits of the streams between nodes.
+const (
+	// helloDeadline bounds the first line of a stream and its answer.
+	helloDeadline = 5 * time.Second
+	// askDeadline bounds the question whether the target has everything, which
+	// it answers when QEMU has loaded what is on its way.
+	askDeadline = 5 * time.Second
+	// maxHello is the longest line in bytes.
+	maxHello = 4096
+	// MaxStreams are carried at a time to this node.
+	MaxStreams = 64
+	streamOK   = "ok"
+)
+
+// Streams reach other nodes.
+type Streams interface {
+	// Stream connects to a node by ID; the other end calls ServeStream. Both
+	// ends have proved which nodes they are.
+	Stream(ctx context.Context, nodeID string) (net.Conn, error)
+}
+
+// streamHello is the first line of a stream, one JSON object. The answer is one
+// line: "ok", or why not.
+type streamHello struct {
+	VM      string `json:"vm"`
+	Task    string `json:"task"`
+	Purpose string `json:"purpose"`
+}
+
+// The purposes of a stream.
+const (
+	purposeMemory = "memory" // one connection of QEMU's own migration stream
+	purposeDisk   = "disk"   // one connection to QEMU's NBD server
+	purposeLoaded = "loaded" // the answer is "ok" when QEMU has the guest
+)
+
+// bufferedConn reads what came behind the first line, too.
+type bufferedConn struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+// Read implements net.Conn.
+func (c *bufferedConn) Read(b []byte) (int, error) { return c.r.Read(b) }
+
+// CloseWrite tells the other end that nothing follows.
+func (c *bufferedConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(c net.Conn) error {
+	if w, ok := c.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return c.Close()
+}
+
+// readLine reads a line of at most maxHello bytes.
+func readLine(r *bufio.Reader) (string, error) {
+	b, err := r.ReadSlice('\n')
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSuffix(string(b), "\n"), nil
+}
+
+// openStream connects to a node, says what for and waits for its leave.
+func (h *Hypervisor) openStream(ctx context.Context, node string, hello streamHello) (*bufferedConn, error) {
+	conn, err := h.cfg.Streams.Stream(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	deadline := time.Now().Add(helloDeadline)
+	if d, ok := ctx.Deadline(); ok {
+		deadline = d
+	}
+	_ = conn.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
+	c := &bufferedConn{conn, bufio.NewReaderSize(conn, maxHello)}
+	line, err := json.Marshal(hello)
+	if err == nil {
+		_, err = conn.Write(append(line, '\n'))
+	}
+	var answer string
+	if err == nil {
+		answer, err = readLine(c.r)
+	}
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil && answer != streamOK {
+		err = errors.New(answer)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("open a stream to the target: %w", err)
+	}
+	_ = conn.SetDeadline(time.Time{})
+	return c, nil
+}
+
+// ServeStream serves a stream that a node opened, until it ends or the context
+// does.
+func (h *Hypervisor) ServeStream(ctx context.Context, conn net.Conn, peer string) {
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	_ = conn.SetDeadline(time.Now().Add(helloDeadline))
+	c := &bufferedConn{conn, bufio.NewReaderSize(conn, maxHello)}
+	line, err := readLine(c.r)
+	var hello streamHello
+	if err == nil {
+		err = json.Unmarshal([]byte(line), &hello)
+	}
+	if err != nil {
+		h.log.Warn("a stream began with no word for what it is", "peer", peer, "err", err)
+		return
+	}
+	up, err := h.admitStream(ctx, hello, peer)
+	if err != nil {
+		h.log.Warn("a stream is refused", "peer", peer, "vm", hello.VM, "purpose", hello.Purpose, "err", err)
+		fmt.Fprintln(conn, strings.ReplaceAll(err.Error(), "\n", " "))
+		return
+	}
+	if up != nil {
+		defer up.Close()
+		stopUp := context.AfterFunc(ctx, func() { _ = up.Close() })
+		defer stopUp()
+	}
+	if _, err := fmt.Fprintln(conn, streamOK); err != nil || up == nil {
+		return
+	}
+	_ = conn.SetDeadline(time.Time{})
+	if err := splice(c, up); err != nil {
+		h.log.Info("a stream broke", "peer", peer, "vm", hello.VM, "purpose", hello.Purpose, "err", err)
+	}
+}
+
+// admitStream checks that a node may send what it wants to send and returns the
+// connection to QEMU, if there is to be one.
+func (h *Hypervisor) admitStream(ctx context.Context, hello streamHello, peer string) (net.Conn, error) {
+	op := liveMigration(h.cfg.DB.Local(), hello.VM)
+	mark, err := h.marked(hello.VM)
+	switch {
+	case err != nil:
+		return nil, err
+	case op == nil || op.Spec.TaskID != hello.Task:
+		return nil, fmt.Errorf("node %s knows no migration of vm %s in task %s", h.cfg.NodeName, hello.VM, hello.Task)
+	case op.Spec.NodeID != peer || op.Spec.Migration.NodeID != h.cfg.NodeID:
+		return nil, api.Errorf(api.CodeForbidden, "the migration of vm %s is not one from node %s to node %s", op.Spec.VM, peer, h.cfg.NodeName)
+	case mark != hello.Task:
+		return nil, fmt.Errorf("node %s does not expect vm %s", h.cfg.NodeName, op.Spec.VM)
+	}
+	switch hello.Purpose {
+	case purposeMemory:
+		return h.dialIncoming(ctx, hello.VM, h.pathsOf(hello.VM).in)
+	case purposeDisk:
+		return h.dialIncoming(ctx, hello.VM, h.pathsOf(hello.VM).nbd)
+	case purposeLoaded:
+		return nil, h.awaitLoaded(ctx, hello.VM)
+	}
+	return nil, fmt.Errorf("node %s does not know streams for %q; upgrade it", h.cfg.NodeName, hello.Purpose)
+}
+
+// dialIncoming connects to a socket of the waiting QEMU, and to that of no other:
+// its directory is the VM's to write, and what comes is the other guest's.
+func (h *Hypervisor) dialIncoming(ctx context.Context, id, path string) (net.Conn, error) {
+	h.mu.Lock()
+	in := h.instances[id]
+	h.mu.Unlock()
+	if in == nil {
+		return nil, fmt.Errorf("node %s has no QEMU of vm %s", h.cfg.NodeName, id)
+	}
+	return access.Dial(ctx, path, in.ownPID())
+}
+
+// awaitLoaded waits a little for QEMU to have the whole guest.
+func (h *Hypervisor) awaitLoaded(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, helloDeadline-time.Second)
+	defer cancel()
+	for {
+		h.mu.Lock()
+		in := h.instances[id]
+		h.mu.Unlock()
+		err := errors.New("its QEMU does not answer")
+		if in != nil && in.openConn() != nil {
+			err = in.hasGuest(ctx)
+		}
+		if err == nil {
+			return nil
+		}
+		t := time.NewTimer(switchLook)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return fmt.Errorf("node %s has not got all of the guest: %w", h.cfg.NodeName, err)
+		}
+	}
+}
+
+// splice copies both ways until both ends are done or one fails. What one side
+// ends, the other is told.
+func splice(a, b net.Conn) error {
+	errs := make(chan error, 2)
+	go func() { errs <- contain.Call(func() error { return pour(a, b) }) }()
+	go func() { errs <- contain.Call(func() error { return pour(b, a) }) }()
+	err := <-errs
+	if err != nil { // the other direction is of no use any more
+		_ = a.Close()
+		_ = b.Close()
+	}
+	second := <-errs
+	_ = a.Close()
+	_ = b.Close()
+	if err == nil {
+		err = second
+	}
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// pour copies one way until the end, and tells it.
+func pour(to, from net.Conn) error {
+	_, err := io.Copy(to, from)
+	if cerr := closeWrite(to); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// sender accepts QEMU's connections on a unix socket and carries each to the
+// target.
+type sender struct {
+	ln     net.Listener
+	cancel context.CancelFunc
+
+	mu   sync.Mutex
+	last error
+}
+
+// newSender listens for QEMU; everything ends with close or with Run.
+func (h *Hypervisor) newSender(path, node string, hello streamHello) (*sender, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove an old socket: %w", err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen for QEMU: %w", err)
+	}
+	if uid := h.users.get(hello.VM); uid != 0 {
+		// The socket stays root's, so that the VM cannot put another in its place.
+		if err := access.Give(path, 0, uid, vmSocketMode); err != nil {
+			return nil, errors.Join(err, ln.Close())
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &sender{ln: ln, cancel: cancel}
+	context.AfterFunc(ctx, func() { _ = ln.Close() })
+	h.spawn(func(run context.Context) {
+		stop := context.AfterFunc(run, cancel)
+		defer stop()
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			h.spawn(func(context.Context) { s.carry(ctx, h, c, node, hello) })
+		}
+	})
+	return s, nil
+}
+
+func (s *sender) close() { s.cancel() }
+
+func (s *sender) err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last
+}
+
+// carry takes one connection of QEMU to the target.
+func (s *sender) carry(ctx context.Context, h *Hypervisor, c net.Conn, node string, hello streamHello) {
+	defer c.Close()
+	out, err := h.openStream(ctx, node, hello)
+	if err == nil {
+		stop := context.AfterFunc(ctx, func() {
+			_ = c.Close()
+			_ = out.Close()
+		})
+		defer stop()
+		err = splice(c, out)
+		_ = out.Close()
+	}
+	if err != nil && ctx.Err() == nil {
+		h.log.Warn("a stream to the target broke", "vm", hello.VM, "purpose", hello.Purpose, "err", err)
+		s.mu.Lock()
+		s.last = err
+		s.mu.Unlock()
+	}
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package qmptest
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+)
+
+// migration is the part of the fake that sends or receives a guest. What is sent
+// is one line, "memory", while the guest runs and one, "last", after that.
+type migration struct {
+	status   string
+	err      string
+	conn     net.Conn
+	ln       net.Listener
+	released chan struct{} // closed when the transfer may come to its switch
+	goOn     chan struct{} // closed by migrate-continue
+	cancel   bool
+	was      string // run state before
+}
+
+// BreakMirrors ends the copies of disks with an error.
+func (q *QEMU) BreakMirrors(text string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, j := range q.snap.jobs {
+		if j.Type == mirrorJob {
+			j.concluded, j.Error = true, text
+		}
+	}
+}
+
+// mirrorJob is the type of the jobs that copy disks.
+const mirrorJob = "mirror"
+
+// mirrorCommand carries out the commands of copies of disks, under mu.
+func (q *QEMU) mirrorCommand(cmd string, args json.RawMessage) (reply string, known bool) {
+	var a struct {
+		JobID  string `json:"job-id"`
+		Device string
+	}
+	_ = json.Unmarshal(args, &a)
+	switch cmd {
+	case "nbd-server-start", "nbd-server-stop", "block-export-add":
+	case "blockdev-mirror":
+		q.snap.jobs = append(q.snap.jobs, &job{ID: a.JobID, Type: mirrorJob})
+	case "block-job-cancel":
+		i := slices.IndexFunc(q.snap.jobs, func(j *job) bool { return j.ID == a.Device })
+		if i < 0 {
+			return jobRefusal("Block job '" + a.Device + "' not found"), true
+		}
+		q.snap.jobs[i].concluded = true
+	default:
+		return "", false
+	}
+	return `"return": {}`, true
+}
+
+// Hold keeps a migration that begins later from its switch until Release.
+func (q *QEMU) Hold() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.hold = make(chan struct{})
+}
+
+// Release lets a held migration go on.
+func (q *QEMU) Release() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.hold != nil {
+		close(q.hold)
+		q.hold = nil
+	}
+}
+
+// Migration returns QEMU's migration status.
+func (q *QEMU) Migration() string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.mig.status
+}
+
+// On calls f, once, when a command arrives, before it is carried out. f must not
+// call q.
+func (q *QEMU) On(cmd string, f func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.on == nil {
+		q.on = map[string]func(){}
+	}
+	q.on[cmd] = f
+}
+
+func (q *QEMU) setMigration(status string) {
+	q.mig.status = status
+	q.emit("MIGRATION", fmt.Sprintf(`{"status": %q}`, status))
+}
+
+// migrateCommand carries out the commands of migration, under mu.
+func (q *QEMU) migrateCommand(cmd string, args json.RawMessage) (reply string, after func(), known bool) {
+	const done = `"return": {}`
+	var a struct{ URI string }
+	_ = json.Unmarshal(args, &a)
+	path := strings.TrimPrefix(a.URI, "unix:")
+	switch cmd {
+	case "migrate-set-capabilities", "migrate-set-parameters", "announce-self":
+	case "query-migrate":
+		return q.migrateInfo(), nil, true
+	case "migrate-incoming":
+		if q.mig.ln != nil {
+			return jobRefusal("The incoming migration has already been started"), nil, true
+		}
+		ln, err := net.Listen("unix", path)
+		if err != nil {
+			return jobRefusal(err.Error()), nil, true
+		}
+		q.mig.ln = ln
+		q.listen = append(q.listen, ln)
+		go q.receive(ln)
+	case "migrate":
+		q.mig = migration{status: "setup", released: q.hold, goOn: make(chan struct{}), was: q.state}
+		return done, func() { go q.send(path) }, true
+	case "migrate_cancel":
+		switch q.mig.status {
+		case "setup", "active", "pre-switchover":
+			q.mig.cancel = true
+			q.setMigration("cancelling")
+			if q.mig.conn != nil {
+				_ = q.mig.conn.Close()
+			}
+			select {
+			case <-q.mig.goOn:
+			default:
+				close(q.mig.goOn)
+			}
+		}
+	case "migrate-continue":
+		if q.mig.status != "pre-switchover" {
+			return jobRefusal("Migration not in expected state: " + q.mig.status), nil, true
+		}
+		q.setMigration("device")
+		close(q.mig.goOn)
+	default:
+		reply, known = q.mirrorCommand(cmd, args)
+		return reply, nil, known
+	}
+	return done, nil, true
+}
+
+func (q *QEMU) migrateInfo() string {
+	if q.mig.status == "" {
+		if q.mig.ln != nil {
+			return `"return": {"socket-address": [{"type": "unix", "path": "x"}]}`
+		}
+		return `"return": {}`
+	}
+	return fmt.Sprintf(`"return": {"status": %q, "error-desc": %q, "total-time": 120, "downtime": 12, "ram": {"total": 1000, "remaining": 500, "transferred": 500, "page-size": 4096}}`, q.mig.status, q.mig.err)
+}
+
+// send plays the source until the end of its migration.
+func (q *QEMU) send(path string) {
+	c, err := net.Dial("unix", path)
+	q.mu.Lock()
+	if err == nil {
+		q.mig.conn = c
+		_, err = io.WriteString(c, "memory\n")
+	}
+	released, goOn := q.mig.released, q.mig.goOn
+	if err == nil && !q.mig.cancel {
+		q.setMigration("active")
+	}
+	q.mu.Unlock()
+	gone := make(chan struct{}) // the other end hung up
+	if err == nil {
+		go func() {
+			_, _ = io.Copy(io.Discard, c)
+			close(gone)
+		}()
+		if released != nil {
+			select {
+			case <-released:
+			case <-gone:
+				err = io.ErrUnexpectedEOF
+			}
+		}
+	}
+	q.mu.Lock()
+	if err == nil && !q.mig.cancel && !q.ended {
+		q.setState("finish-migrate")
+		q.emit("STOP", "{}")
+		q.setMigration("pre-switchover")
+		q.mu.Unlock()
+		<-goOn
+		q.mu.Lock()
+	}
+	if err == nil && !q.mig.cancel {
+		select {
+		case <-gone: // a real one finds out by writing
+			err = io.ErrUnexpectedEOF
+		default:
+			_, err = io.WriteString(c, "last\n")
+		}
+	}
+	if c != nil {
+		_ = c.Close()
+	}
+	q.finishSend(err)
+	q.mu.Unlock()
+}
+
+// finishSend ends a migration as QEMU does: a guest that ran goes on by itself
+// after a failure.
+func (q *QEMU) finishSend(err error) {
+	switch {
+	case q.ended:
+		return
+	case q.mig.cancel:
+		q.setState(q.mig.was)
+		q.setMigration("cancelled")
+	case err != nil:
+		q.mig.err = err.Error()
+		q.setState(q.mig.was)
+		q.setMigration("failed")
+	default:
+		q.setState("postmigrate")
+		q.setMigration("completed")
+		return
+	}
+	if q.state == "running" {
+		q.emit("RESUME", "{}")
+	}
+}
+
+// receive plays the target. A stream that ends early ends QEMU.
+func (q *QEMU) receive(ln net.Listener) {
+	c, err := ln.Accept()
+	if err != nil {
+		return
+	}
+	b, err := io.ReadAll(c)
+	_ = c.Close()
+	if err != nil || string(b) != "memory\nlast\n" {
+		q.Exit(1, 0)
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.ended {
+		return
+	}
+	q.setState("paused")
+	q.setMigration("completed")
+}

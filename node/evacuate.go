@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/rest"
+)
+
+// Limits of evacuations.
+const (
+	evacuateEvery = time.Second
+	// evacuateTries is how often the migration of one VM is begun before it is
+	// given up.
+	evacuateTries = 2
+	// maxReasons is how many VMs the message names.
+	maxReasons = 8
+	evacuator  = "evacuation"
+)
+
+// evacuation empties nodes while this node leads. What it must not forget is in
+// the database; how often a VM was tried is of this term.
+type evacuation struct {
+	db     configdb.DB
+	placer rest.Placer
+	log    *slog.Logger
+	term   uint64
+	// tries and reasons are by VM: how often its move was begun, and why it stays.
+	tries   map[string]int
+	tasks   map[string]string
+	reasons map[string]string
+}
+
+func newEvacuation(db configdb.DB, placer rest.Placer, term uint64, log *slog.Logger) *evacuation {
+	return &evacuation{db: db, placer: placer, log: log, term: term, tries: map[string]int{}, tasks: map[string]string{}, reasons: map[string]string{}}
+}
+
+func (m *member) evacuate(ctx context.Context, term uint64) error {
+	e := newEvacuation(m.store, restPlacer{}, term, m.log.With("module", "evacuate"))
+	tick := time.NewTicker(evacuateEvery)
+	defer tick.Stop()
+	for {
+		if err := e.look(ctx); err != nil && ctx.Err() == nil {
+			m.log.Warn("an evacuation makes no progress for now", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// look takes one step of every evacuation.
+func (e *evacuation) look(ctx context.Context) error {
+	all, err := configdb.Evacuations.List(e.db.Local())
+	for i := range all {
+		if !all[i].Status.Phase.Final() {
+			err = errors.Join(err, e.step(ctx, &all[i]))
+		}
+	}
+	return err
+}
+
+// guest is one VM that is still bound to the node.
+type guest struct {
+	vm   api.VM
+	bind api.Binding
+	busy bool // it moves, or something else works on it
+}
+
+// step begins as many moves as may go on at once, and says how far it is.
+func (e *evacuation) step(ctx context.Context, ev *api.Evacuation) error {
+	v := e.db.Local()
+	node, err := configdb.Nodes.Get(v, ev.Meta.ID)
+	if err != nil {
+		return err
+	}
+	guests, err := vmsLeftOn(v, ev.Meta.ID)
+	if err != nil {
+		return err
+	}
+	st := ev.Status
+	st.Total = max(st.Total, len(guests))
+	if node.Status.Phase == api.NodeLost {
+		return e.end(ctx, ev, st, api.TaskFailed, api.CodeInternal, "the node is lost")
+	}
+	moving := 0
+	for _, g := range guests {
+		if g.busy {
+			moving++
+		}
+	}
+	if ev.Spec.Cancel || !node.Spec.Maintenance {
+		if moving == 0 {
+			return e.end(ctx, ev, st, api.TaskCancelled, "", fmt.Sprintf("given up; %d VMs are left on the node", len(guests)))
+		}
+		return e.write(ctx, ev, st)
+	}
+	for i := range guests {
+		if g := &guests[i]; !g.busy && moving < ev.Spec.Parallel && e.reasons[g.vm.Meta.ID] == "" {
+			began, err := e.move(ctx, ev, g)
+			if err != nil {
+				return err
+			}
+			if began {
+				moving++
+			}
+		}
+	}
+	if err := e.startAgain(ctx, ev); err != nil {
+		return err
+	}
+	return e.report(ctx, ev, st, guests, moving)
+}
+
+func vmsLeftOn(v *configdb.View, nodeID string) (out []guest, err error) {
+	bindings, err := configdb.Bindings.List(v)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range bindings {
+		if b.Spec.NodeID != nodeID {
+			continue
+		}
+		vm, err := configdb.VMs.Get(v, b.Meta.ID)
+		if api.IgnoreNotFound(err) != nil {
+			return nil, err
+		}
+		if err != nil {
+			continue
+		}
+		_, operr := configdb.Operations.Get(v, b.Meta.ID)
+		out = append(out, guest{vm: vm, bind: b, busy: operr == nil})
+	}
+	return out, nil
+}
+
+// report writes the state, and the end when nothing more can be done.
+func (e *evacuation) report(ctx context.Context, ev *api.Evacuation, st api.EvacuationStatus, guests []guest, moving int) error {
+	var left []string
+	waiting := 0
+	for i := range guests {
+		if why := e.reasons[guests[i].vm.Meta.ID]; why != "" {
+			left = append(left, guests[i].vm.Meta.Name+": "+why)
+		} else {
+			waiting++
+		}
+	}
+	st.Phase = api.TaskRunning
+	if st.Total > 0 {
+		st.Progress = (st.Total - len(guests)) * 100 / st.Total
+	}
+	st.Message = fmt.Sprintf("%d of %d VMs have left", st.Total-len(guests), st.Total)
+	if n := len(left); n > 0 {
+		shown := slices.Clone(left[:min(n, maxReasons)])
+		if n > maxReasons {
+			shown = append(shown, fmt.Sprintf("and %d more", n-maxReasons))
+		}
+		st.Message += fmt.Sprintf("; %d stay: %s", n, strings.Join(shown, "; "))
+	}
+	switch {
+	case waiting > 0 || moving > 0 || len(ev.Status.Stopped) > 0:
+		return e.write(ctx, ev, st)
+	case len(left) > 0:
+		return e.end(ctx, ev, st, api.TaskFailed, api.CodeRefused, st.Message)
+	}
+	return e.end(ctx, ev, st, api.TaskSucceeded, "", fmt.Sprintf("all %d VMs have left the node", st.Total))
+}
+
+// move begins the move of one VM, or notes why it stays.
+func (e *evacuation) move(ctx context.Context, ev *api.Evacuation, g *guest) (began bool, err error) {
+	id := g.vm.Meta.ID
+	if g.vm.Meta.Deleting() || changing(&g.vm) {
+		return false, nil // it is looked at again when that is over
+	}
+	if task := e.tasks[id]; task != "" && e.tries[id] >= evacuateTries {
+		why := "its migration failed"
+		if t, err := configdb.Tasks.Get(e.db.Local(), task); err == nil && t.Status.Message != "" {
+			why += ": " + t.Status.Message
+		}
+		return false, e.stay(ctx, ev, g, errors.New(why))
+	}
+	if atRest(&g.vm) {
+		err = e.rebind(ctx, g)
+	} else {
+		err = e.migrate(ctx, ev, g)
+	}
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, configdb.ErrConflict), errors.Is(err, configdb.ErrNoQuorum), errors.Is(err, configdb.ErrUncertain), ctx.Err() != nil:
+		return false, nil // with the next look
+	}
+	return false, e.stay(ctx, ev, g, err)
+}
+
+// atRest reports that a VM is not meant to have a process.
+func atRest(vm *api.VM) bool {
+	return vm.Spec.Power == api.PowerStopped || vm.Spec.Power == api.PowerSuspended
+}
+
+// changing reports that a VM is on its way to another state.
+func changing(vm *api.VM) bool {
+	switch vm.Status.Phase {
+	case api.VMRunning, api.VMPaused:
+		return atRest(vm)
+	case api.VMStopped:
+		return vm.Spec.Power != api.PowerStopped
+	case api.VMSuspended:
+		return vm.Spec.Power != api.PowerSuspended
+	case api.VMFailed:
+		return false
+	}
+	return true
+}
+
+// stay notes why a VM cannot be moved, or shuts it down if that is wished.
+func (e *evacuation) stay(ctx context.Context, ev *api.Evacuation, g *guest, why error) error {
+	id := g.vm.Meta.ID
+	if ev.Spec.Level != api.EvacuateStop || atRest(&g.vm) || slices.Contains(ev.Status.Stopped, id) {
+		e.reasons[id] = why.Error()
+		return nil
+	}
+	e.log.Info("a VM that cannot be moved while it runs is shut down", "vm", id, "reason", why)
+	v := e.db.Local()
+	tx := e.txn()
+	vm := g.vm
+	vm.Spec.Power, vm.Spec.ForceStop = api.PowerStopped, false
+	tx.RequireRevision(configdb.Operations.SpecKey(id), 0)
+	if err := configdb.VMs.UpdateSpec(v, tx, &vm); err != nil {
+		return err
+	}
+	ev.Status.Stopped = append(slices.Clone(ev.Status.Stopped), id)
+	if err := configdb.Evacuations.UpdateStatus(v, tx, ev); err != nil {
+		return err
+	}
+	_, err := e.db.Txn(ctx, tx)
+	return err
+}
+
+func (e *evacuation) txn() *configdb.Txn {
+	tx := &configdb.Txn{Actor: evacuator}
+	tx.RequireTerm(e.term)
+	return tx
+}
+
+func (e *evacuation) migrate(ctx context.Context, ev *api.Evacuation, g *guest) error {
+	v := e.db.Local()
+	tx := e.txn()
+	m := rest.Migration{
+		Placer: e.placer, Actor: ev.Spec.Actor, Now: time.Now(),
+		Reserve: func(node string) error { e.placer.Reserve(v, tx, node); return nil },
+	}
+	task, err := m.Begin(v, tx, g.vm, &api.MigrateRequest{WithStorage: true})
+	if err != nil {
+		return err
+	}
+	if _, err := e.db.Txn(ctx, tx); err != nil {
+		return err
+	}
+	e.tries[g.vm.Meta.ID]++
+	e.tasks[g.vm.Meta.ID] = task
+	return nil
+}
+
+// rebind gives a VM that its owner has reported stopped, or suspended, to another
+// node; its saved memory is in its disks. The preconditions are that very report, the spec and the binding.
+func (e *evacuation) rebind(ctx context.Context, g *guest) error {
+	v := e.db.Local()
+	vm, b, id := g.vm, g.bind, g.vm.Meta.ID
+	s := &vm.Status
+	if s.Phase != api.VMStopped && s.Phase != api.VMSuspended || s.PID != 0 || s.Epoch != b.Spec.Epoch || s.ObservedGeneration != vm.Meta.Generation {
+		return fmt.Errorf("node %s has not said that it is at rest, but %s", b.Spec.Node, s.Phase)
+	}
+	to, name, err := e.placer.ChooseOther(v, vm, map[string]string{b.Spec.NodeID: "it is to be emptied"}, "", nil)
+	if err != nil {
+		return err
+	}
+	node, err := configdb.Nodes.Get(v, to)
+	if err != nil {
+		return err
+	}
+	tx := e.txn()
+	tx.RequireRevision(configdb.Operations.SpecKey(id), 0)
+	tx.RequireRevision(configdb.VMs.SpecKey(id), vm.Meta.Revision)
+	tx.RequireRevision(configdb.VMs.StatusKey(id), vm.Meta.StatusRevision)
+	tx.RequireRevision(configdb.Nodes.SpecKey(to), node.Meta.Revision)
+	b.Spec.NodeID, b.Spec.Node = to, name
+	b.Spec.Epoch++
+	if err := configdb.Bindings.UpdateSpec(v, tx, &b); err != nil {
+		return err
+	}
+	vm.Status = api.VMStatus{
+		ObservedGeneration: vm.Status.ObservedGeneration, RebootsDone: vm.Status.RebootsDone,
+		Phase: vm.Status.Phase, Node: name, Epoch: b.Spec.Epoch,
+	}
+	if err := configdb.VMs.UpdateStatus(v, tx, &vm); err != nil {
+		return err
+	}
+	_, err = e.db.Txn(ctx, tx)
+	return err
+}
+
+// startAgain starts the VMs that were shut down to be moved, wherever they are
+// now: one that could not be moved even so runs on where it was.
+func (e *evacuation) startAgain(ctx context.Context, ev *api.Evacuation) error {
+	for _, id := range slices.Clone(ev.Status.Stopped) {
+		v := e.db.Local()
+		vm, err := configdb.VMs.Get(v, id)
+		if api.IgnoreNotFound(err) != nil {
+			return err
+		}
+		b, berr := configdb.Bindings.Get(v, id)
+		gone := err != nil || berr != nil || vm.Meta.Deleting() || vm.Spec.Power != api.PowerStopped
+		if !gone && (vm.Status.Phase != api.VMStopped || b.Spec.NodeID == ev.Meta.ID && e.reasons[id] == "") {
+			continue // it is still shutting down, or has not moved yet
+		}
+		tx := e.txn()
+		if !gone {
+			tx.RequireRevision(configdb.Bindings.SpecKey(id), b.Meta.Revision)
+			tx.RequireRevision(configdb.Operations.SpecKey(id), 0)
+			vm.Spec.Power = api.PowerRunning
+			if err := configdb.VMs.UpdateSpec(v, tx, &vm); err != nil {
+				return err
+			}
+			e.placer.Reserve(v, tx, b.Spec.NodeID)
+		}
+		ev.Status.Stopped = slices.DeleteFunc(slices.Clone(ev.Status.Stopped), func(s string) bool { return s == id })
+		if err := configdb.Evacuations.UpdateStatus(v, tx, ev); err != nil {
+			return err
+		}
+		if _, err := e.db.Txn(ctx, tx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *evacuation) end(ctx context.Context, ev *api.Evacuation, st api.EvacuationStatus, phase api.TaskPhase, code api.Code, message string) error {
+	st.Phase, st.Code, st.Message = phase, code, message
+	e.log.Info("evacuation ended", "node", ev.Spec.Node, "phase", phase, "reason", message)
+	clear(e.tries)
+	clear(e.tasks)
+	clear(e.reasons)
+	return e.write(ctx, ev, st)
+}
+
+func (e *evacuation) write(ctx context.Context, ev *api.Evacuation, st api.EvacuationStatus) error {
+	tx := e.txn()
+	st.Stopped = ev.Status.Stopped
+	next := *ev
+	next.Status = st
+	if err := configdb.Evacuations.UpdateStatus(e.db.Local(), tx, &next); err != nil || tx.Empty() {
+		return err
+	}
+	_, err := e.db.Txn(ctx, tx)
+	return err
+}

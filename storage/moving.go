@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/reconcile"
+)
+
+// A migration without shared storage copies volumes between the dir pools of two
+// nodes. Both have the file under the same name then; spec.node of the volume,
+// which changes in the transaction that hands the VM over, says whose counts.
+// The other one is removed when the operation is gone, whatever happened. Only
+// marked files ever are: one that is not where the database says it is may be the
+// last copy, for instance after the restore of an older backup.
+
+// copyMark is the suffix of the empty file beside both files while a migration is
+// on its way.
+const copyMark = ".copy"
+
+// The pauses before another try of a sweep: without a quorum, and while the pool
+// is not known to be usable in this life of the daemon.
+const (
+	sweepRetry = retryPool
+	sweepSoon  = 2 * time.Second
+)
+
+// MakeCopy makes an empty file for a volume of another node that a migration
+// brings here. What an earlier attempt left is replaced.
+func (s *Service) MakeCopy(ctx context.Context, v *configdb.View, volumeID string) (path, format string, err error) {
+	vol, err := configdb.Volumes.Get(v, volumeID)
+	if err != nil {
+		return "", "", err
+	}
+	if vol.Spec.Node == s.cfg.NodeName {
+		return "", "", fmt.Errorf("volume %q is on this node already", vol.Meta.Name)
+	}
+	pool, lp, err := s.readyPool(v, vol.Spec.Pool)
+	if err != nil {
+		return "", "", err
+	}
+	if pool.Spec.Type != api.PoolDir {
+		return "", "", fmt.Errorf("volume %q is on the shared pool %q and needs no copy", vol.Meta.Name, pool.Meta.Name)
+	}
+	if vol.Status.Format != formatQcow2 || vol.Status.Size <= 0 {
+		return "", "", api.Errorf(api.CodeRefused, "volume %q has format %q and size %s; only ready qcow2 volumes can be copied", vol.Meta.Name, clip(vol.Status.Format), vol.Status.Size)
+	}
+	s.moves.Lock()
+	defer s.moves.Unlock()
+	path = volumePath(lp.path, volumeID)
+	if err := lp.work.do(ctx, callDeadline, func() error {
+		if err := os.WriteFile(path+copyMark, nil, 0o600); err != nil {
+			return err
+		}
+		return remove(path)
+	}); err != nil {
+		return "", "", diskError(lp, "make room for the volume's copy", err)
+	}
+	err = s.tool(ctx, lp, createDeadline, func(ctx context.Context) error {
+		return s.img.create(ctx, path, "", "", int64(vol.Status.Size))
+	})
+	if err == nil {
+		err = lp.work.do(ctx, callDeadline, func() error { return os.Chmod(path, 0o600) })
+	}
+	if err != nil {
+		return "", "", diskError(lp, "make the volume's copy", err)
+	}
+	return path, formatQcow2, nil
+}
+
+// MarkCopied marks the file of a volume that a migration takes away from here.
+func (s *Service) MarkCopied(ctx context.Context, v *configdb.View, volumeID string) error {
+	vol, err := configdb.Volumes.Get(v, volumeID)
+	if err != nil {
+		return err
+	}
+	_, lp, err := s.readyPool(v, vol.Spec.Pool)
+	if err != nil {
+		return err
+	}
+	s.moves.Lock()
+	defer s.moves.Unlock()
+	err = lp.work.do(ctx, callDeadline, func() error { return os.WriteFile(volumePath(lp.path, volumeID)+copyMark, nil, 0o600) })
+	if err != nil {
+		return diskError(lp, "mark the volume", err)
+	}
+	return nil
+}
+
+// copiesLoop looks for files that a migration left, at the start and whenever an
+// operation ends.
+func (s *Service) copiesLoop() *reconcile.Loop {
+	return reconcile.New(reconcile.Config{
+		Name: "copies", DB: s.cfg.DB, Log: s.log, Workers: 1, Reconcile: s.sweepCopies,
+		Sources: []reconcile.Source{
+			{Prefix: configdb.Operations.SpecPrefix(), IDs: dirPools},
+			{Prefix: configdb.PoolStates.StatusPrefix(), IDs: poolOfState},
+		},
+	})
+}
+
+func dirPools(v *configdb.View, _ configdb.Change) []string {
+	pools, _ := configdb.Pools.List(v) // one that cannot be read is not swept
+	var ids []string
+	for _, p := range pools {
+		if p.Spec.Type == api.PoolDir {
+			ids = append(ids, p.Meta.ID)
+		}
+	}
+	return ids
+}
+
+// sweepCopies removes the files of one dir pool that are copies of volumes which
+// are elsewhere. It decides on a linearizable view only, and makes no file
+// meanwhile, so that it never takes a copy that is just being made.
+func (s *Service) sweepCopies(ctx context.Context, poolID string) (reconcile.Result, error) {
+	pool, err := configdb.Pools.Get(s.cfg.DB.Local(), poolID)
+	if err != nil || pool.Spec.Type != api.PoolDir {
+		return reconcile.Result{}, api.IgnoreNotFound(err)
+	}
+	lp := s.local(pool)
+	if !lp.usable() {
+		return reconcile.Result{After: sweepSoon}, nil // its stored state may tell nothing new
+	}
+	s.moves.Lock()
+	defer s.moves.Unlock()
+	files, err := call(ctx, lp.work, callDeadline, func() ([]fs.DirEntry, error) {
+		return os.ReadDir(filepath.Join(lp.path, "volumes"))
+	})
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("look for copies in %s: %w", lp.what, err)
+	}
+	suspects := suspects(files)
+	if len(suspects) == 0 {
+		return reconcile.Result{}, nil
+	}
+	v, err := s.cfg.DB.View(ctx)
+	if err != nil {
+		return reconcile.Result{After: sweepRetry}, nil
+	}
+	moving, err := movingVolumes(v)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	var errs []error
+	for _, id := range suspects {
+		if !moving[id] {
+			errs = append(errs, s.sweepCopy(ctx, v, lp, id))
+		}
+	}
+	return reconcile.Result{}, errors.Join(errs...)
+}
+
+// suspects are the volumes whose files are marked.
+func suspects(files []fs.DirEntry) (ids []string) {
+	for _, f := range files {
+		name, marked := strings.CutSuffix(f.Name(), copyMark)
+		if id, ok := strings.CutSuffix(name, "."+formatQcow2); marked && ok && api.IsID(id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// movingVolumes are those that a migration copies now.
+func movingVolumes(v *configdb.View) (map[string]bool, error) {
+	ops, err := configdb.Operations.List(v)
+	out := map[string]bool{}
+	for i := range ops {
+		if m := ops[i].Spec.Migration; m != nil {
+			for _, id := range m.Volumes {
+				out[id] = true
+			}
+		}
+	}
+	return out, err
+}
+
+// sweepCopy removes the mark of a file that is the volume, and else the file.
+func (s *Service) sweepCopy(ctx context.Context, v *configdb.View, lp *localPool, id string) error {
+	vol, err := configdb.Volumes.Get(v, id)
+	if api.IgnoreNotFound(err) != nil {
+		return err
+	}
+	path := volumePath(lp.path, id)
+	if err != nil || vol.Spec.Node != s.cfg.NodeName {
+		s.log.Info("a copy of a volume that is elsewhere is removed", "volume", id, "pool", lp.name)
+		if err := s.removeVolumeFile(ctx, lp, id); err != nil {
+			return diskError(lp, "remove a volume's copy", err)
+		}
+	}
+	return lp.work.do(ctx, callDeadline, func() error { return remove(path + copyMark) })
+}
+
+// severed reports that a volume cannot be a linked clone of its image any more,
+// because a migration copied it whole to another node than the image's.
+func (s *Service) severed(v *configdb.View, vol *api.Volume) (api.Image, bool) {
+	if vol.Spec.Image == "" || vol.Spec.Node != s.cfg.NodeName {
+		return api.Image{}, false
+	}
+	pool, err := configdb.Pools.Find(v, "", vol.Spec.Pool)
+	if err != nil || pool.Spec.Type != api.PoolDir {
+		return api.Image{}, false
+	}
+	if moving, err := movingVolumes(v); err != nil || moving[vol.Meta.ID] {
+		return api.Image{}, false // it may be taken back yet
+	}
+	img, err := configdb.Images.Find(v, vol.Meta.Project, vol.Spec.Image)
+	return img, err == nil && img.Spec.Node != vol.Spec.Node
+}
+
+// sever releases the image of such a volume.
+func (s *Service) sever(ctx context.Context, id string) error {
+	_, err := configdb.Transact(ctx, s.cfg.DB, actor, txnAttempts, func(v *configdb.View, tx *configdb.Txn) error {
+		vol, err := configdb.Volumes.Get(v, id)
+		if err != nil {
+			return err
+		}
+		img, ok := s.severed(v, &vol)
+		if !ok {
+			return errNotOurs
+		}
+		vol.Spec.Image, vol.Spec.Size = "", vol.Status.Size
+		tx.RequireRevision(configdb.Operations.SpecKey(strings.TrimPrefix(vol.Meta.Owner, "vm/")), 0)
+		configdb.Images.Release(tx, img.Meta.ID, api.KindVolume, id)
+		return configdb.Volumes.UpdateSpec(v, tx, &vol)
+	})
+	return ignore(err)
+}
