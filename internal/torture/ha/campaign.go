@@ -234,7 +234,7 @@ func (c *campaign) episode(ctx context.Context, e episode) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.episodes++
-	c.back[what] = append(c.back[what], c.lastBack()-from)
+	c.back[what] = append(c.back[what], max(0, c.lastBack()-from)) // 0: none paused
 	c.say("  over after %.1f s; every VM counts %.1f s after that, %.1f s after the first fault", e.hold.Seconds(), (c.now() - healed).Seconds(), (c.now() - from).Seconds())
 	return true
 }
