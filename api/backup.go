@@ -57,12 +57,15 @@ type ClusterSettings struct {
 	// FeatureLevelHold keeps the feature level as it is, though all nodes support
 	// a higher one: what was not raised can go back to the older software.
 	FeatureLevelHold bool `json:"featureLevelHold"`
+	// HA is the promise to survive failures of nodes.
+	HA HASettings `json:"ha"`
 }
 
 // Settings returns the settings in force.
 func (s *ClusterSpec) Settings() ClusterSettings {
-	out := ClusterSettings{Backup: s.Backup, FeatureLevelHold: s.FeatureLevelHold}
+	out := ClusterSettings{Backup: s.Backup, FeatureLevelHold: s.FeatureLevelHold, HA: s.HA}
 	out.Backup.SetDefaults()
+	out.HA.SetDefaults()
 	return out
 }
 

@@ -35,6 +35,8 @@ type ClusterSpec struct {
 	FeatureLevel int `json:"featureLevel,omitempty"`
 	// FeatureLevelHold keeps it as it is.
 	FeatureLevelHold bool `json:"featureLevelHold,omitempty"`
+	// HA is the promise to survive failures of nodes.
+	HA HASettings `json:"ha,omitzero"`
 }
 
 // Token is a secret that opens the API, or that lets one node join. Only the

@@ -45,6 +45,8 @@ const (
 	KindAlert       Kind = "alert"
 	KindReceiver    Kind = "receiver"
 	KindUser        Kind = "user"
+	KindPowerDevice Kind = "powerdevice"
+	KindPowerAction Kind = "poweraction"
 )
 
 // Plural returns the REST path element of k.

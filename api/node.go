@@ -119,12 +119,24 @@ type NodeStatus struct {
 	Version string `json:"version,omitempty"`
 	// FeatureLevels that the daemon supports; nil is the first alone.
 	FeatureLevels *FeatureLevels `json:"featureLevels,omitempty"`
+	// SystemUUID is the host's (SMBIOS), if it has one; power devices are
+	// compared with it.
+	SystemUUID string `json:"systemUUID,omitempty"`
 	// BootID changes with every start of the daemon.
 	BootID string `json:"bootID,omitempty"`
 	// LostAt is when the node was last declared lost, and LostTerm the Raft
 	// term of the leader that did it.
 	LostAt   *time.Time `json:"lostAt,omitempty"`
 	LostTerm uint64     `json:"lostTerm,omitempty"`
+	// LostAction is the power action that confirmed that the node was off, if it
+	// was declared lost by that; see ha/DESIGN.md.
+	LostAction string `json:"lostAction,omitempty"`
+	// Fencing is the power action by which the leader is switching the node off:
+	// it gets no lease meanwhile. The leader's ha service writes it.
+	Fencing string `json:"fencing,omitempty"`
+	// Stopping is true after the node's daemon was stopped in order, until it
+	// runs again: its silence is then no reason to switch it off.
+	Stopping bool `json:"stopping,omitempty"`
 	// Accelerator is what new VMs get here: kvm or tcg, with the reason.
 	Accelerator       Accelerator `json:"accelerator,omitempty"`
 	AcceleratorReason string      `json:"acceleratorReason,omitempty"`

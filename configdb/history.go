@@ -35,7 +35,7 @@ const (
 func HasHistory(kind api.Kind) bool {
 	switch kind {
 	case api.KindCluster, api.KindNode, api.KindVM, api.KindImage, api.KindVolume, api.KindPool, api.KindNetwork,
-		api.KindUplink, api.KindIPPool, api.KindRule, api.KindReceiver, api.KindUser:
+		api.KindUplink, api.KindIPPool, api.KindRule, api.KindReceiver, api.KindUser, api.KindPowerDevice:
 		return true
 	}
 	return false
@@ -44,7 +44,7 @@ func HasHistory(kind api.Kind) bool {
 // HistoryKinds returns those kinds, in the order in which lists show them.
 func HistoryKinds() []api.Kind {
 	return []api.Kind{api.KindCluster, api.KindNode, api.KindPool, api.KindNetwork, api.KindIPPool, api.KindUplink,
-		api.KindImage, api.KindVolume, api.KindVM, api.KindRule, api.KindReceiver, api.KindUser}
+		api.KindImage, api.KindVolume, api.KindVM, api.KindRule, api.KindReceiver, api.KindUser, api.KindPowerDevice}
 }
 
 // HistoryPrefix is the prefix of the records of one object, or of a kind if id

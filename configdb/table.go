@@ -56,6 +56,8 @@ var (
 	Alerts       = Table[api.AlertSpec, api.AlertStatus]{api.KindAlert}
 	Receivers    = Table[api.ReceiverSpec, api.ReceiverStatus]{api.KindReceiver}
 	Users        = Table[api.UserSpec, api.UserStatus]{api.KindUser}
+	PowerDevices = Table[api.PowerDeviceSpec, struct{}]{api.KindPowerDevice}
+	PowerActions = Table[api.PowerActionSpec, api.PowerActionStatus]{api.KindPowerAction}
 )
 
 // LaterLifeKey exists if a node was recovered into a later life of the cluster

@@ -119,6 +119,13 @@ func (g *grantor) check(term uint64, nodeID string) (*configdb.View, error) {
 	return v, nil
 }
 
+// begin makes the memory that of a term, before anybody asks for silence.
+func (g *grantor) begin(term uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.enter(term)
+}
+
 // overdue returns the nodes whose every possible lease has ended, and bars
 // them from grants until settle. A node is looked at only if it is ready.
 func (g *grantor) overdue(term uint64, ready []string) []string {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/ha/plan"
 )
 
 // chaosFree is a world without chance: five nodes, node 0 leads, nothing moves.
@@ -79,7 +80,7 @@ func TestProtectedVMMovesOnceAndKeepsItsDecision(t *testing.T) {
 	b := w.bindingOn(3)
 	w.lose(3)
 	for range 2 {
-		if _, err := w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID); err != nil {
+		if _, err := w.nodes[0].svc.recover(context.Background(), 1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -109,7 +110,7 @@ func TestVMsOfANodeOfALaterLifeStay(t *testing.T) {
 	tx.Put(configdb.LaterLifeKey(b.Spec.NodeID), []byte("it said so"))
 	_, err := w.mem.Txn(context.Background(), tx)
 	must(t, err)
-	if _, err := w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID); err != nil {
+	if _, err := w.nodes[0].svc.recover(context.Background(), 1); err != nil {
 		t.Fatal(err)
 	}
 	got, err := configdb.Bindings.Get(w.mem.Local(), b.Meta.ID)
@@ -125,9 +126,9 @@ type interruptedPlacer struct {
 	interrupt func()
 }
 
-func (p interruptedPlacer) Choose(v *configdb.View, vm api.VM) (string, string, error) {
+func (p interruptedPlacer) Load(s *plan.State) (plan.Fleet, error) {
 	p.interrupt()
-	return p.Placer.Choose(v, vm)
+	return p.Placer.Load(s)
 }
 
 func TestMoveDoesNotLandAfterReadmission(t *testing.T) {
@@ -137,7 +138,7 @@ func TestMoveDoesNotLandAfterReadmission(t *testing.T) {
 	leader.svc.placer = interruptedPlacer{leader.svc.placer, func() {
 		must(t, leader.svc.readmit(context.Background(), 1, w.nodes[3].id))
 	}}
-	_, err := leader.svc.recover(context.Background(), 1, b.Meta.ID)
+	_, _, err := leader.svc.recoverSome(context.Background(), 1, recoverBatch)
 	if !errors.Is(err, configdb.ErrConflict) {
 		t.Errorf("recover: %v, want a conflict", err)
 	}
@@ -216,7 +217,7 @@ func TestUnprotectedVMStaysAndBecomesUnknown(t *testing.T) {
 		return configdb.Bindings.UpdateSpec(v, tx, &b)
 	})
 	w.lose(3)
-	_, err := w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID)
+	_, err := w.nodes[0].svc.recover(context.Background(), 1)
 	must(t, err)
 	got, err := configdb.Bindings.Get(w.mem.Local(), b.Meta.ID)
 	must(t, err)
@@ -226,7 +227,7 @@ func TestUnprotectedVMStaysAndBecomesUnknown(t *testing.T) {
 		t.Errorf("unprotected vm: epoch %d, %+v", got.Spec.Epoch, vm.Status)
 	}
 	rev := w.mem.Local().Revision()
-	_, err = w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID)
+	_, err = w.nodes[0].svc.recover(context.Background(), 1)
 	must(t, err)
 	if w.mem.Local().Revision() != rev {
 		t.Error("a second look wrote again")
@@ -243,7 +244,7 @@ func TestStoppedVMMovesWithoutBeingStarted(t *testing.T) {
 		return configdb.VMs.UpdateSpec(v, tx, &vm)
 	})
 	w.lose(3)
-	_, err := w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID)
+	_, err := w.nodes[0].svc.recover(context.Background(), 1)
 	must(t, err)
 	vm, err := configdb.VMs.Get(w.mem.Local(), b.Meta.ID)
 	must(t, err)
@@ -252,12 +253,15 @@ func TestStoppedVMMovesWithoutBeingStarted(t *testing.T) {
 	}
 }
 
-type noPlace struct{}
+type noPlace struct{ simFleet }
 
-func (noPlace) Choose(*configdb.View, api.VM) (string, string, error) {
+func (p noPlace) Load(*plan.State) (plan.Fleet, error) { return p, nil }
+
+func (noPlace) Avoid(string, string) {}
+
+func (noPlace) Choose(*api.VM, map[string]string, bool) (string, string, error) {
 	return "", "", api.Errorf(api.CodeUnplaceable, "m1: too little memory")
 }
-func (noPlace) Reserve(*configdb.View, *configdb.Txn, string) {}
 
 func TestVMWithoutAPlaceSaysWhyOnce(t *testing.T) {
 	w := chaosFree(t)
@@ -266,7 +270,7 @@ func TestVMWithoutAPlaceSaysWhyOnce(t *testing.T) {
 	w.nodes[0].svc.placer = noPlace{}
 	var rev uint64
 	for i := range 2 {
-		res, err := w.nodes[0].svc.recover(context.Background(), 1, b.Meta.ID)
+		res, err := w.nodes[0].svc.recover(context.Background(), 1)
 		must(t, err)
 		if res.After != recoverRetry {
 			t.Errorf("next look after %v", res.After)

@@ -5,52 +5,143 @@ package ha
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/fsm"
+	"github.com/muster-vm/muster/ha/plan"
 	"github.com/muster-vm/muster/reconcile"
 )
 
-// recover looks at one VM: if its node is lost, a protected VM is bound to
-// another node and an unprotected one is marked unknown.
-func (s *Service) recover(ctx context.Context, term uint64, vmID string) (reconcile.Result, error) {
-	v := s.db.Local()
-	c, err := readCase(v, vmID)
-	if err != nil || c == nil {
-		return reconcile.Result{}, err
-	}
-	tx := &configdb.Txn{Actor: Actor}
-	if !c.binding.Spec.Protected {
-		err = c.markUnknown(v, tx, term)
-	} else {
-		err = c.move(v, tx, term, s.placer)
-	}
-	if api.CodeOf(err) == api.CodeUnplaceable {
-		reason := err
-		tx = &configdb.Txn{Actor: Actor}
-		if err := c.explain(v, tx, term, reason); err != nil {
-			return reconcile.Result{}, err
+// Limits of one look at lost nodes.
+const (
+	// recoverBatch is how many VMs one transaction moves.
+	recoverBatch = 16
+	// recoverRounds is how many transactions follow each other before others have
+	// their turn.
+	recoverRounds = 64
+	// reservedOps is what the reservation of memory on one node adds to it.
+	reservedOps = 3
+	// recoverSoon is when the rest is looked at.
+	recoverSoon = 200 * time.Millisecond
+)
+
+// recover takes the plan for the VMs of lost nodes and carries out what is due,
+// in its order. A conflict means that the state moved on: the plan is made anew,
+// and one VM at a time, so that one that keeps changing holds up no other.
+func (s *Service) recover(ctx context.Context, term uint64) (reconcile.Result, error) {
+	most := recoverBatch
+	for range recoverRounds {
+		if s.gathering() {
+			return reconcile.Result{After: recoverSoon}, nil
 		}
-		if !tx.Empty() {
-			if _, err := s.db.Txn(ctx, tx); err != nil {
+		again, waits, err := s.recoverSome(ctx, term, most)
+		var c *configdb.ConflictError
+		switch {
+		case errors.As(err, &c) && c.Precondition.Check != fsm.CheckTerm && most > 1:
+			most = 1
+			if _, err := s.db.WaitRevision(ctx, c.Revision); err != nil {
 				return reconcile.Result{}, err
 			}
-			s.log.Warn("vm cannot be recovered", "vm", c.vm.Meta.Name, "err", reason)
+		case err != nil:
+			return reconcile.Result{}, err
+		case !again && waits:
+			return reconcile.Result{After: recoverRetry}, nil
+		case !again:
+			return reconcile.Result{}, nil
 		}
-		return reconcile.Result{After: recoverRetry}, nil
 	}
-	if err != nil || tx.Empty() {
-		return reconcile.Result{}, err
+	return reconcile.Result{After: recoverSoon}, nil
+}
+
+// recoverSome carries out the first steps of the plan that change anything.
+// again says that there may be more to do, waits that a VM has no place.
+func (s *Service) recoverSome(ctx context.Context, term uint64, most int) (again, waits bool, err error) {
+	state, err := plan.Read(s.db.Local())
+	if err != nil {
+		s.log.Error("what cannot be read is not recovered", "err", err)
+	}
+	if !state.AnyLost() {
+		return false, false, nil
+	}
+	fleet, err := s.placer.Load(state)
+	if err != nil {
+		return false, false, err
+	}
+	p := plan.Make(state, fleet, plan.Options{Avoid: s.silent()})
+	tx := &configdb.Txn{Actor: Actor}
+	targets := map[string]bool{}
+	var done []plan.Step
+	for _, st := range p.Steps {
+		if len(done) == most {
+			break
+		}
+		changed, err := addStep(state.View, tx, term, st, targets)
+		if errors.Is(err, configdb.ErrPartTooLarge) && len(done) > 0 {
+			break // in the next transaction
+		}
+		if err != nil {
+			s.log.Error("a lost node's vm is left alone", "vm", st.VM.Meta.Name, "err", err)
+			waits = true
+			continue
+		}
+		waits = waits || st.Outcome == api.HARefused
+		if changed {
+			done = append(done, st)
+		}
+	}
+	for id := range targets {
+		if err := fleet.Reserve(tx, id); err != nil {
+			return false, false, err
+		}
+	}
+	if tx.Empty() {
+		return false, waits, nil
 	}
 	rev, err := s.db.Txn(ctx, tx)
 	if err != nil {
-		return reconcile.Result{}, err
+		return false, waits, err
 	}
-	s.log.Info("lost node's vm handled", "vm", c.vm.Meta.Name, "from", c.node.Meta.Name,
-		"protected", c.binding.Spec.Protected, "epoch", c.binding.Spec.Epoch, "rev", rev)
-	return reconcile.Result{}, nil
+	for _, st := range done {
+		level := slog.LevelInfo
+		if st.Outcome == api.HARefused {
+			level = slog.LevelWarn
+		}
+		s.log.Log(ctx, level, "lost node's vm handled", "vm", st.VM.Meta.Name, "from", st.From.Meta.Name, "outcome", st.Outcome,
+			"to", st.Node, "reason", st.Err, "rev", rev)
+	}
+	return true, waits, nil
+}
+
+// addStep adds one step to a transaction, unless it was taken before, and notes
+// the node that takes memory by it.
+func addStep(v *configdb.View, tx *configdb.Txn, term uint64, st plan.Step, targets map[string]bool) (changed bool, err error) {
+	part := tx.Part()
+	c := &lossCase{vm: st.VM.Clone(), binding: *st.Binding, node: *st.From}
+	switch st.Outcome {
+	case api.HARestarts, api.HAMoves:
+		err = c.move(v, part, term, st.NodeID, st.Node)
+	case api.HARefused:
+		err = c.explain(v, part, term, st.Err)
+	case api.HAWaits, api.HAStays:
+		if !st.Binding.Spec.Protected {
+			err = c.markUnknown(v, part, term)
+		}
+	}
+	if err != nil || part.Empty() {
+		return false, err
+	}
+	if err := tx.Join(part, recoverBatch*reservedOps); err != nil {
+		return false, err
+	}
+	if st.Outcome == api.HARestarts {
+		targets[st.NodeID] = true
+	}
+	return true, nil
 }
 
 // lossCase is one VM on one lost node, as of one view.
@@ -58,28 +149,6 @@ type lossCase struct {
 	vm      api.VM
 	binding api.Binding
 	node    api.Node
-}
-
-// readCase returns nil if the VM is not on a lost node.
-func readCase(v *configdb.View, vmID string) (*lossCase, error) {
-	var c lossCase
-	var err error
-	if c.binding, err = configdb.Bindings.Get(v, vmID); err != nil {
-		return nil, api.IgnoreNotFound(err)
-	}
-	if c.node, err = configdb.Nodes.Get(v, c.binding.Spec.NodeID); err != nil {
-		return nil, api.IgnoreNotFound(err)
-	}
-	if c.node.Status.Phase != api.NodeLost {
-		return nil, nil
-	}
-	if _, later := v.Get(configdb.LaterLifeKey(c.node.Meta.ID)); later {
-		return nil, nil // it lives, and runs its VMs
-	}
-	if c.vm, err = configdb.VMs.Get(v, vmID); err != nil {
-		return nil, api.IgnoreNotFound(err)
-	}
-	return &c, nil
 }
 
 // require makes a transaction valid only for exactly the case that was read:
@@ -93,14 +162,7 @@ func (c *lossCase) require(tx *configdb.Txn, term uint64) {
 }
 
 // move binds the VM to another node under the next epoch.
-func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, placer Placer) error {
-	nodeID, node, err := placer.Choose(v, c.vm)
-	if err != nil {
-		return err
-	}
-	if nodeID == c.node.Meta.ID {
-		return fmt.Errorf("recover vm %s: placement chose the lost node %s", c.vm.Meta.Name, node)
-	}
+func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, nodeID, node string) error {
 	c.require(tx, term)
 	// The new node must not begin to leave the cluster meanwhile.
 	to, _ := v.Get(configdb.Nodes.SpecKey(nodeID))
@@ -123,7 +185,6 @@ func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, placer 
 	}
 	if wantsRun {
 		c.vm.Status.Phase = api.VMStarting
-		placer.Reserve(v, tx, nodeID)
 		t := api.NewTask(api.ActionVMRecover, api.KindVM, c.vm.Meta, Actor, recoverDeadline, time.Now())
 		t.Spec.TargetEpoch = c.binding.Spec.Epoch
 		t.Status.Message = message

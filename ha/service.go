@@ -8,12 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/ha/plan"
 	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/reconcile"
 )
@@ -28,13 +28,9 @@ const (
 	settleRetry     = 200 * time.Millisecond
 )
 
-// Placer chooses a node for a VM and makes concurrent choices conflict.
+// Placer reads the cluster as one on which VMs can be placed.
 type Placer interface {
-	// Choose returns a node that fits, or an error with the reasons.
-	Choose(v *configdb.View, vm api.VM) (nodeID, node string, err error)
-	// Reserve lets the transaction land only if nobody else was placed on the
-	// node since v.
-	Reserve(v *configdb.View, tx *configdb.Txn, nodeID string)
+	Load(s *plan.State) (plan.Fleet, error)
 }
 
 // Service grants leases, declares nodes lost and moves their protected VMs.
@@ -103,39 +99,21 @@ func (s *Service) takeReturning() []string {
 
 // Run does the leader's work in one term, until ctx ends.
 func (s *Service) Run(ctx context.Context, term uint64) error {
+	s.grant.begin(term)
 	group, ctx := contain.NewGroup(ctx)
 	group.Go(func() { s.detect(ctx, term) })
+	// One plan for all that is lost, whatever changed.
+	all := func(*configdb.View, configdb.Change) []string { return []string{"lost nodes"} }
 	loop := reconcile.New(reconcile.Config{
-		Name: "ha", DB: s.db, Log: s.log, Workers: 4,
+		Name: "ha", DB: s.db, Log: s.log, Workers: 1,
 		Sources: []reconcile.Source{
-			{Prefix: configdb.Nodes.StatusPrefix(), IDs: vmsOfNode},
-			{Prefix: configdb.Bindings.SpecPrefix(), IDs: idOf(configdb.Bindings.SpecPrefix())},
+			{Prefix: configdb.Nodes.StatusPrefix(), IDs: all},
+			{Prefix: configdb.Bindings.SpecPrefix(), IDs: all},
 		},
-		Reconcile: func(ctx context.Context, id string) (reconcile.Result, error) {
-			return s.recover(ctx, term, id)
-		},
+		Reconcile: func(ctx context.Context, _ string) (reconcile.Result, error) { return s.recover(ctx, term) },
 	})
 	err := loop.Run(ctx)
 	return errors.Join(err, group.Stop())
-}
-
-func idOf(prefix string) func(*configdb.View, configdb.Change) []string {
-	return func(_ *configdb.View, c configdb.Change) []string {
-		return []string{strings.TrimPrefix(c.Key, prefix)}
-	}
-}
-
-// vmsOfNode names the VMs that are bound to a node whose status changed.
-func vmsOfNode(v *configdb.View, c configdb.Change) []string {
-	nodeID, _ := configdb.Nodes.IDOf(c.Key)
-	var out []string
-	bindings, _ := configdb.Bindings.List(v) // what cannot be decoded is logged by its own reconcile
-	for i := range bindings {
-		if bindings[i].Spec.NodeID == nodeID {
-			out = append(out, bindings[i].Meta.ID)
-		}
-	}
-	return out
 }
 
 // detect declares silent nodes lost and readmits returning ones.

@@ -17,6 +17,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/storetest"
+	"github.com/muster-vm/muster/ha/plan"
 )
 
 // The simulation runs the real grantor, service and keepers against a model of
@@ -36,7 +37,7 @@ type world struct {
 	todo  []event
 	// nested is set while the world moves inside a decision
 	nested bool
-	busy   map[string]uint64 // VMs that a leader of that term is deciding on
+	busy   map[uint64]bool // terms in which a leader is deciding
 }
 
 type event struct {
@@ -147,18 +148,36 @@ func (n *simNode) Watch(string, uint64) *configdb.Watch { panic("not used") }
 func (n *simNode) Staleness() (time.Duration, bool) { return 0, true }
 
 // Placement: any other node that the database does not call lost.
-func (n *simNode) Choose(v *configdb.View, vm api.VM) (string, string, error) {
-	n.w.busy[vm.Meta.ID] = n.believes.Term // one worker per VM
+func (n *simNode) Load(s *plan.State) (plan.Fleet, error) {
+	n.w.busy[n.believes.Term] = true // one worker
 	n.w.meanwhile(6, 150)
-	delete(n.w.busy, vm.Meta.ID)
-	for _, i := range n.w.rng.Perm(len(n.w.nodes)) {
-		c := n.w.nodes[i]
-		if o, err := configdb.Nodes.Get(v, c.id); err == nil && o.Status.Phase == api.NodeReady {
-			return c.id, o.Meta.Name, nil
+	delete(n.w.busy, n.believes.Term)
+	return simFleet{n, s, map[string]string{}}, nil
+}
+
+type simFleet struct {
+	n     *simNode
+	s     *plan.State
+	avoid map[string]string
+}
+
+func (f simFleet) Fork() plan.Fleet { panic("not used") }
+
+func (f simFleet) Avoid(nodeID, reason string) { f.avoid[nodeID] = reason }
+
+func (f simFleet) Choose(*api.VM, map[string]string, bool) (string, string, error) {
+	for _, i := range f.n.w.rng.Perm(len(f.n.w.nodes)) {
+		id := f.n.w.nodes[i].id
+		if o := f.s.Nodes[id]; o != nil && o.Status.Phase == api.NodeReady && f.avoid[id] == "" {
+			return id, o.Meta.Name, nil
 		}
 	}
 	return "", "", api.Errorf(api.CodeUnplaceable, "no node is ready")
 }
+
+func (f simFleet) Put(*api.VM, string) {}
+
+func (f simFleet) Reserve(*configdb.Txn, string) error { return nil }
 
 // meanwhile lets the world go on in the middle of a decision, now and then.
 func (w *world) meanwhile(oneIn, steps int) {
@@ -173,14 +192,12 @@ func (w *world) meanwhile(oneIn, steps int) {
 	w.nested = false
 }
 
-func (n *simNode) Reserve(*configdb.View, *configdb.Txn, string) {}
-
 func (w *world) upTo(d time.Duration) time.Duration { return time.Duration(w.rng.Int64N(int64(d))) }
 
 func (w *world) after(d time.Duration, do func()) { w.todo = append(w.todo, event{w.now + d, do}) }
 
 func newWorld(t *testing.T, seed uint64, vms int) *world {
-	w := &world{t: t, busy: map[string]uint64{}, rng: rand.New(rand.NewPCG(seed, 7)), mem: storetest.New(t), term: 1, lead: 0}
+	w := &world{t: t, busy: map[uint64]bool{}, rng: rand.New(rand.NewPCG(seed, 7)), mem: storetest.New(t), term: 1, lead: 0}
 	log := slog.New(slog.DiscardHandler)
 	tx := &configdb.Txn{}
 	for i := range 5 {
@@ -327,12 +344,8 @@ func (n *simNode) govern() {
 	for _, id := range n.svc.grant.overdue(term, n.svc.readyNodes()) {
 		n.svc.declareLost(ctx, term, id)
 	}
-	bindings, err := configdb.Bindings.List(n.Local())
-	must(n.w.t, err)
-	for i := range bindings {
-		if n.w.rng.IntN(4) == 0 && n.w.busy[bindings[i].Meta.ID] != term {
-			_, _ = n.svc.recover(ctx, term, bindings[i].Meta.ID)
-		}
+	if n.w.rng.IntN(4) == 0 && !n.w.busy[term] {
+		_, _ = n.svc.recover(ctx, term)
 	}
 }
 

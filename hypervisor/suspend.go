@@ -145,10 +145,11 @@ func (s *step) atRest() {
 // is there, no guest runs beside it.
 func (s *step) saved(ctx context.Context, st api.SavedState) (bool, error) {
 	running := s.vm.Spec.Power == api.PowerRunning || s.vm.Spec.Power == api.PowerPaused
+	vm, epoch := s.vm.Clone(), s.b.Spec.Epoch // the work goes on while this look writes its status
 	switch {
 	case st.Spec.Discard && s.proc == nil:
 		s.silent = true
-		s.begin(func(ctx context.Context) { s.h.discard(ctx, s.in, s.vm, s.b.Spec.Epoch, st) })
+		s.begin(func(ctx context.Context) { s.h.discard(ctx, s.in, vm, epoch, st) })
 		return true, nil
 	case !running && s.proc != nil && !s.vm.Spec.ForceStop:
 		return true, s.quit(ctx)
@@ -169,8 +170,7 @@ func (s *step) saved(ctx context.Context, st api.SavedState) (bool, error) {
 	}
 	s.alive()
 	s.report(api.VMStarting, "loading the memory")
-	in, vm, epoch := s.in, s.vm, s.b.Spec.Epoch // the look goes on and writes its own copy
-	s.begin(func(ctx context.Context) { s.h.load(ctx, in, vm, epoch, st) })
+	s.begin(func(ctx context.Context) { s.h.load(ctx, s.in, vm, epoch, st) })
 	return true, nil
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/ha/plan"
 	"github.com/muster-vm/muster/internal/clusternet"
 	"github.com/muster-vm/muster/placement"
 	"github.com/muster-vm/muster/rest"
@@ -18,23 +19,28 @@ import (
 
 // This file supplies to each module the interfaces that it declared.
 
-// recoveryPlacer is placement as ha sees it: any node but the one that is lost,
-// which placement refuses by itself.
+// recoveryPlacer is placement as ha sees it.
 type recoveryPlacer struct{}
 
-// Choose implements ha.Placer.
-func (recoveryPlacer) Choose(v *configdb.View, vm api.VM) (nodeID, node string, err error) {
-	d, err := placement.Choose(v, placement.Request{VM: vm})
-	return d.NodeID, d.Node, err
+// Load implements ha.Placer.
+func (recoveryPlacer) Load(s *plan.State) (plan.Fleet, error) {
+	f, err := placement.LoadFleet(s.View, s.All, s.VMs, s.Broken)
+	return planFleet{f}, err
 }
 
-// Reserve implements ha.Placer.
-func (recoveryPlacer) Reserve(v *configdb.View, tx *configdb.Txn, nodeID string) {
-	placement.Reserve(v, tx, nodeID)
-}
+// planFleet is placement's fleet as ha/plan sees it.
+type planFleet struct{ *placement.Fleet }
+
+// Fork implements plan.Fleet.
+func (f planFleet) Fork() plan.Fleet { return planFleet{f.Fleet.Fork()} }
 
 // restPlacer is placement as rest sees it.
-type restPlacer struct{ recoveryPlacer }
+type restPlacer struct{}
+
+// Reserve implements rest.Placer.
+func (restPlacer) Reserve(v *configdb.View, tx *configdb.Txn, nodeID string) {
+	placement.Reserve(v, tx, nodeID)
+}
 
 // Choose implements rest.Placer.
 func (restPlacer) Choose(v *configdb.View, vm api.VM, newDisks []api.VMDisk, only string) (nodeID, node string, err error) {

@@ -202,7 +202,7 @@ func TestARestoredClusterIsAnother(t *testing.T) {
 // Whoever adds a field to the cluster decides whether a restored one has it. A
 // field that makes it trust the old cluster must not be inherited.
 func TestRestoreDecidesAboutEveryFieldOfTheCluster(t *testing.T) {
-	decided := []string{"CACert", "SealedCAKey", "Life", "RestoredFrom", "Backup", "Gossip", "CertificateSeconds", "Rotation", "History", "FeatureLevel", "FeatureLevelHold"}
+	decided := []string{"CACert", "SealedCAKey", "Life", "RestoredFrom", "Backup", "Gossip", "CertificateSeconds", "Rotation", "History", "FeatureLevel", "FeatureLevelHold", "HA"}
 	for _, f := range reflect.VisibleFields(reflect.TypeFor[api.ClusterSpec]()) {
 		if !slices.Contains(decided, f.Name) {
 			t.Errorf("resurrection.found says nothing of ClusterSpec.%s: set it there, or leave it empty on purpose, and name it here", f.Name)

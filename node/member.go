@@ -57,6 +57,7 @@ type member struct {
 	guard    *guardLink
 	keeper   *ha.Keeper
 	ha       *ha.Service
+	outlook  *ha.Outlook
 	storage  *storage.Service
 	hyper    *hypervisor.Hypervisor
 	vswitch  *vswitch.Switch
@@ -122,6 +123,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 		QemuImg: m.cfg.QEMUImg, Log: m.log.With("module", "storage"),
 	})
 	m.ha = ha.NewService(ha.ServiceConfig{DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, Log: m.log.With("module", "ha")})
+	m.outlook = m.newOutlook()
 	m.keeper = ha.NewKeeper(ha.KeeperConfig{
 		NodeID: m.info.NodeID, Caller: m, Guard: leaseGuard{m.guard}, Log: m.log.With("module", "ha"),
 		OnLease: m.wakeHypervisor, Heard: m.store.Heard,
@@ -218,6 +220,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"gossip":     m.gossiping,
 		"backup":     m.backups.run,
 		"level":      m.watchLevel,
+		"outlook":    m.outlook.Run,
 	}
 	if m.agent != nil {
 		all["snmp"] = m.agent.Run
@@ -261,7 +264,7 @@ func (m *member) leader(ctx context.Context) error {
 			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,
 			"leader/voters": m.keepVoters, "leader/gossip": m.keepGossipKeys,
 			"leader/authority": m.rotate, "leader/history": m.history.Run, "leader/level": m.keepLevel,
-			"leader/cpu": m.keepCPUBaseline, "leader/evacuate": m.evacuate,
+			"leader/cpu": m.keepCPUBaseline, "leader/outlook": m.outlook.Tell, "leader/evacuate": m.evacuate,
 		} {
 			m.table.supervise(sup, name, func(ctx context.Context) error { return run(ctx, l.Term) })
 		}

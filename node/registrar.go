@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -66,6 +68,7 @@ func (r *registrar) write(ctx context.Context) error {
 		s.ObservedGeneration, s.Version, s.BootID = n.Meta.Generation, version.Version, r.bootID
 		s.FeatureLevels = new(feature.Supported())
 		s.Accelerator, s.AcceleratorReason, s.QEMUVersion = facts.Accelerator, facts.AcceleratorReason, facts.QEMUVersion
+		s.SystemUUID = systemUUID()
 		s.CPUs, s.Memory = facts.CPUs, facts.Memory
 		if level := r.m.guard.Level(); level != "" {
 			s.GuardLevel = level
@@ -80,6 +83,15 @@ func (r *registrar) write(ctx context.Context) error {
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
 	return err
+}
+
+// systemUUID is the host's by SMBIOS (DSP0134 7.2.1); empty if there is none.
+func systemUUID() string {
+	b, err := os.ReadFile("/sys/class/dmi/id/product_uuid")
+	if err != nil {
+		return ""
+	}
+	return strings.ToLower(strings.TrimSpace(string(b)))
 }
 
 // removed ends the daemon of a node that was taken out of its cluster, with its

@@ -239,7 +239,7 @@ func (s *resurrection) found(ctx context.Context, a *afterlife, from api.Origin)
 	c.Spec = api.ClusterSpec{
 		CACert: string(s.info.ca), SealedCAKey: sealed, Life: s.info.Life, RestoredFrom: &from,
 		Backup: was.Spec.Backup, History: was.Spec.History, CertificateSeconds: was.Spec.CertificateSeconds,
-		FeatureLevel: was.Spec.FeatureLevel, FeatureLevelHold: was.Spec.FeatureLevelHold,
+		FeatureLevel: was.Spec.FeatureLevel, FeatureLevelHold: was.Spec.FeatureLevelHold, HA: was.Spec.HA,
 	}
 	a.self.Spec.Address = s.info.Address
 	// Ready at once: the daemon that does this is the node.

@@ -10,7 +10,6 @@ import (
 	"hash/fnv"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/muster-vm/muster/api"
@@ -36,6 +35,8 @@ type Request struct {
 	Copied []string
 	// Only is the name of the one node to consider, an explicit choice.
 	Only string
+	// Idle: it is bound there and does not run, so that memory is not asked for.
+	Idle bool
 }
 
 // Decision is the chosen node.
@@ -56,14 +57,25 @@ func Choose(v *configdb.View, r Request) (Decision, error) {
 		return Decision{}, fmt.Errorf("place vm %q: %w", r.VM.Meta.Name, err)
 	}
 	f.copied = r.Copied
-	needs, err := f.needs(v, &r.VM)
+	needs, m, err := f.asks(v, &r.VM)
 	if err != nil {
 		return Decision{}, err
 	}
-	m, err := f.machine(v, &r.VM)
+	return f.choose(r, needs, m)
+}
+
+// asks is what the VM needs of a node.
+func (f *fleet) asks(v *configdb.View, vm *api.VM) ([]need, *machine, error) {
+	needs, err := f.needs(v, vm)
 	if err != nil {
-		return Decision{}, err
+		return nil, nil, err
 	}
+	m, err := f.machine(v, vm)
+	return needs, m, err
+}
+
+// choose is the one rule by which a node is chosen.
+func (f *fleet) choose(r Request, needs []need, m *machine) (Decision, error) {
 	var best *host
 	var bestScore, bestTie uint64
 	var reasons []string
@@ -113,12 +125,6 @@ func (f *fleet) tooSmall(memory api.Size) bool {
 // on which the node was chosen. It also requires that the node's spec
 // (maintenance, reserved memory) is still the same.
 func Reserve(v *configdb.View, tx *configdb.Txn, nodeID string) {
-	key := configdb.Root + "capacity/" + nodeID
-	e, _ := v.Get(key)
-	spec, _ := v.Get(configdb.Nodes.SpecKey(nodeID))
-	tx.RequireRevision(key, e.Revision)
-	tx.RequireRevision(configdb.Nodes.SpecKey(nodeID), spec.Revision)
-	// The value is for people who look at the raw key; the revision matters.
 	used := api.Size(0)
 	if f, err := load(v, ""); err == nil {
 		for _, h := range f.hosts {
@@ -127,7 +133,7 @@ func Reserve(v *configdb.View, tx *configdb.Txn, nodeID string) {
 			}
 		}
 	}
-	tx.Put(key, strconv.AppendInt(nil, int64(used/api.MiB), 10))
+	reserve(v, tx, nodeID, used)
 }
 
 // fleet is what placement knows of the cluster.
@@ -143,19 +149,27 @@ type host struct {
 	node  api.Node
 	used  api.Size // by the VMs bound to it
 	vms   int
-	bound []api.VM                       // those that use memory, but for the one to be placed
+	bound []*api.VM                      // those that use memory, but for the one to be placed
 	state map[string]api.PoolStateStatus // by pool ID
 	net   *api.SwitchStateStatus         // nil: not reported
 }
 
 // load reads the cluster; the VM with ID without is left out of the sums.
 func load(v *configdb.View, without string) (*fleet, error) {
+	bindings, err := configdb.Bindings.List(v)
+	if err != nil {
+		return nil, err
+	}
+	return loadWith(v, bindings, func(id string) (api.VM, error) { return configdb.VMs.Get(v, id) }, without)
+}
+
+// loadWith is load for a caller who has read bindings and VMs.
+func loadWith(v *configdb.View, bindings []api.Binding, vmOf func(id string) (api.VM, error), without string) (*fleet, error) {
 	nodes, err := configdb.Nodes.List(v)
 	pools, err2 := configdb.Pools.List(v)
 	states, err3 := configdb.PoolStates.List(v)
-	bindings, err4 := configdb.Bindings.List(v)
-	switches, err5 := configdb.SwitchStates.List(v)
-	if err := errors.Join(err, err2, err3, err4, err5); err != nil {
+	switches, err4 := configdb.SwitchStates.List(v)
+	if err := errors.Join(err, err2, err3, err4); err != nil {
 		return nil, err
 	}
 	f := &fleet{pools: map[string]api.Pool{}}
@@ -186,17 +200,18 @@ func load(v *configdb.View, without string) (*fleet, error) {
 		h := byID[b.Spec.NodeID]
 		if to := byID[coming[b.Meta.ID]]; to != nil && to != h && b.Meta.ID != without {
 			// It takes memory at both ends until the operation is over.
-			vm, err := configdb.VMs.Get(v, b.Meta.ID)
+			vm, err := vmOf(b.Meta.ID)
 			if err != nil && api.CodeOf(err) != api.CodeNotFound {
 				return nil, err
 			}
 			to.vms++
 			to.used += vm.Status.HeldMemory(&vm.Spec) + OverheadPerVM
+			to.bound = append(to.bound, &vm)
 		}
 		if h == nil || b.Meta.ID == without {
 			continue
 		}
-		vm, err := configdb.VMs.Get(v, b.Meta.ID)
+		vm, err := vmOf(b.Meta.ID)
 		if api.CodeOf(err) == api.CodeNotFound && err != nil {
 			continue
 		}
@@ -206,7 +221,7 @@ func load(v *configdb.View, without string) (*fleet, error) {
 		h.vms++
 		if usesMemory(&vm) || reverting(v, b.Meta.ID) {
 			h.used += vm.Status.HeldMemory(&vm.Spec) + OverheadPerVM
-			h.bound = append(h.bound, vm)
+			h.bound = append(h.bound, &vm)
 		}
 	}
 	return f, nil
@@ -281,7 +296,7 @@ func (h *host) unfit(r Request, needs []need) (why []string) {
 	if n.Status.QEMUVersion == "" {
 		why = append(why, "QEMU cannot be used there")
 	}
-	if want, free := r.VM.Status.HeldMemory(&r.VM.Spec)+OverheadPerVM, h.free(); want > free {
+	if want, free := r.VM.Status.HeldMemory(&r.VM.Spec)+OverheadPerVM, h.free(); want > free && !r.Idle {
 		why = append(why, fmt.Sprintf("needs %s, has %s free", want, max(free, 0)))
 	}
 	for _, reason := range h.unconnected(&r.VM) {

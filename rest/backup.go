@@ -176,8 +176,11 @@ func changeSettings(q *request) error {
 		if err := now.Backup.Validate(); err != nil {
 			return err
 		}
+		if err := now.HA.Validate(); err != nil {
+			return err
+		}
 		changed = c.Spec.Settings() != now
-		c.Spec.Backup, c.Spec.FeatureLevelHold = now.Backup, now.FeatureLevelHold
+		c.Spec.Backup, c.Spec.FeatureLevelHold, c.Spec.HA = now.Backup, now.FeatureLevelHold, now.HA
 		return configdb.Clusters.UpdateSpec(v, tx, &c)
 	})
 	if err != nil {

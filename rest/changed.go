@@ -50,7 +50,7 @@ func compareFields(path string, old, now any, names *[]string) {
 		keys[k] = true
 	}
 	for _, k := range slices.Sorted(maps.Keys(keys)) {
-		if k == "sealedSecret" { // follows from secret
+		if k == "sealedSecret" || k == "sealedPassword" { // follows from secret
 			continue
 		}
 		compareFields(path+"."+k, a[k], b[k], names)

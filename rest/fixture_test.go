@@ -59,6 +59,7 @@ type fixture struct {
 	stops   []func() // end the servers
 	placer  *fakePlacer
 	backups *fakeBackups
+	ha      *fakeHA
 	member  atomic.Bool
 	skew    atomic.Int64 // nanoseconds added to the clock
 }
@@ -81,13 +82,14 @@ func newFixtureOn(t *testing.T, db configdb.DB) *fixture {
 	f.console = &fakeConsoles{rings: map[string][]byte{}}
 	f.placer = &fakePlacer{capacity: 4 * api.GiB}
 	f.backups = &fakeBackups{db: f.db, content: []byte("a backup")}
+	f.ha = &fakeHA{}
 	f.seed()
 	for _, node := range []string{"m1", "m2"} {
 		s, err := New(Config{
 			Version: "test", Node: func() string { return node },
 			DB:        func() (configdb.DB, bool) { return f.db, f.member.Load() },
 			Bootstrap: f.cluster, Cluster: f.cluster, Authority: f.cluster, Placer: f.placer, Images: nodeImages{f.images, node},
-			Consoles: f.console, Machines: fakeMachines{node}, Peers: fakePeers{f, node}, Backups: nodeBackups{f.backups, node}, Disaster: f.backups,
+			Consoles: f.console, Machines: fakeMachines{node}, Peers: fakePeers{f, node}, Backups: nodeBackups{f.backups, node}, Disaster: f.backups, HA: f.ha,
 			Services: func() []api.ServiceStatus {
 				return []api.ServiceStatus{{Node: node, Name: "lease", State: api.ServiceRunning}}
 			},

@@ -109,6 +109,7 @@ func (s *Server) serveMetrics(q *request) error {
 	gauge(&b, "muster_watches", "Open watches.", float64(len(s.watches)))
 	gauge(&b, "muster_consoles", "Open consoles.", float64(len(s.consoles)))
 	gauge(&b, "muster_uploads", "Running uploads.", float64(len(s.uploads)))
+	s.haMetrics(&b)
 	s.metrics.write(&b)
 	if s.cfg.Monitor != nil {
 		s.cfg.Monitor.WriteMetrics(&b)

@@ -47,6 +47,7 @@ func withMonitors(f *fixture) map[string]*fakeMonitor {
 	for name, s := range f.servers {
 		out[name] = &fakeMonitor{node: name}
 		s.cfg.Monitor = out[name]
+		s.cfg.Power = &fakePower{node: name}
 	}
 	return out
 }

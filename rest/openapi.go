@@ -46,6 +46,7 @@ var paramDocs = map[string]struct {
 	"to":          {"integer", "revision to compare with; default the newest"},
 	"full":        {"boolean", "with the objects after each change, without secrets"},
 	"prefix":      {"string", "keys that begin with it"},
+	"via":         {"string", "the node that asks the devices, by name; default: the leader, which would switch nodes off in an emergency"},
 	"history":     {"integer", "bytes of past output to begin with, at most 262144; default 4096"},
 	"ticket":      {"string", "a console ticket instead of a token; good once"},
 	"last":        {"integer", "only the newest so many, 1-1000"},

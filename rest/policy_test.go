@@ -31,13 +31,13 @@ func wantNeed(method, path string) access {
 		return needAdministrator // whoever has one and the key has the cluster
 	case path == base+"cluster/admit":
 		return needNothing // the join token in it is the key
-	case slices.Contains([]string{"tokens", "users", "receivers", "raw", "kv"}, kind):
+	case slices.Contains([]string{"tokens", "users", "receivers", "powerdevices", "raw", "kv"}, kind), kind == "nodes" && strings.HasSuffix(rest, "/power"):
 		return needAdministrator // also to read
 	case method == http.MethodGet && (strings.HasSuffix(rest, "/console") || strings.HasSuffix(rest, "/vnc")):
 		return needOperator // who types into a guest changes it
 	case method == http.MethodGet && strings.HasSuffix(rest, "/qemu"):
 		return needOperator // what is said to a guest's devices may be a guest's
-	case method == http.MethodGet:
+	case method == http.MethodGet, path == base+"ha/simulate":
 		return needViewer
 	case strings.HasSuffix(rest, "/agent/exec"):
 		return needAdministrator // root in the guest, mostly
@@ -123,6 +123,7 @@ var unaudited = map[string]string{
 	"POST " + base + "vms/{name}/vnc":        "a ticket; opening the console with it is audited",
 	"POST " + base + "vms/{name}/console":    "a ticket; opening the console with it is audited",
 	"POST " + base + "receivers/{name}/test": "sends a message and changes nothing",
+	"POST " + base + "ha/simulate":           "it changes nothing",
 	"POST " + base + "cluster/restore":       "its event is in the database that it founds",
 	"POST " + base + "cluster/recover":       "its event is in the database of the next life",
 }
@@ -241,6 +242,11 @@ func changes(f *fixture) []step {
 		{"PATCH receivers/{name}", "receivers/ops", `{"spec":{"secret":"s3cret-key"}}`},
 		{"PUT receivers/{name}", "receivers/ops", `{"spec":{"type":"webhook","address":"http://i/"}}`},
 		{"DELETE receivers/{name}", "receivers/ops", ``},
+		{"POST powerdevices", "powerdevices", `{"meta":{"name":"bmc1"},"spec":{"node":"m1","driver":"ipmi","address":"10.0.0.9","password":"pw"}}`},
+		{"PATCH powerdevices/{name}", "powerdevices/bmc1", `{"spec":{"order":1}}`},
+		{"PUT powerdevices/{name}", "powerdevices/bmc1", `{"spec":{"node":"m1","driver":"ipmi","address":"10.0.0.9"}}`},
+		{"POST nodes/{name}/power", "nodes/m2/power", `{"action":"off","confirm":"m2"}`},
+		{"DELETE powerdevices/{name}", "powerdevices/bmc1", ``},
 		{"POST alerts/{name}/acknowledge", "alerts/" + alert + "/acknowledge", ``},
 		{"PUT raw/{key}", "raw/mine/key", `a value`},
 		{"DELETE raw/{key}", "raw/mine/key", ``},

@@ -38,6 +38,7 @@ type RawReply struct {
 var secretPrefixes = []string{
 	configdb.Tokens.SpecPrefix(), configdb.Clusters.SpecPrefix(),
 	configdb.HistoryPrefix(api.KindCluster, ""), configdb.HistoryPrefix(api.KindReceiver, ""),
+	configdb.PowerDevices.SpecPrefix(), configdb.HistoryPrefix(api.KindPowerDevice, ""),
 }
 
 func secret(key string) bool {

@@ -205,6 +205,14 @@ func (r *receiverResource) reverts() past[api.ReceiverSpec, api.ReceiverStatus] 
 	return p
 }
 
+// A power device gets back the password that it had then, with the address that
+// it was for.
+func (r *powerDeviceResource) reverts() past[api.PowerDeviceSpec, struct{}] {
+	p := plainReverts(&r.resource, maxPowerDevices)
+	p.restore = func(c *change, _, want *api.PowerDevice) (*effect, error) { return r.store(c, want) }
+	return p
+}
+
 // clusterReverter brings back the settings of the cluster. Everything else of
 // that object is the cluster's own.
 func clusterReverter() reverter {

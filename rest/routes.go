@@ -63,6 +63,7 @@ func (s *Server) routes() []route {
 	out = append(out, s.authorityRoutes()...)
 	out = append(out, s.configRoutes()...)
 	out = append(out, s.backupRoutes()...)
+	out = append(out, s.haRoutes()...)
 	vms, images, volumes := newVMs(), newImages(), newVolumes()
 	pools, nodes, tasks, tokens := newPools(), newNodes(), newTasks(), newTokens()
 	networks, ippools, uplinks := newNetworks(), newIPPools(), newUplinks()
@@ -131,6 +132,7 @@ func (s *Server) routes() []route {
 	out = append(out, rules.routes()...)
 	out = append(out, s.receiverRoutes(receivers)...)
 	out = append(out, s.metricsRoute())
+	out = append(out, s.powerRoutes(nodes)...)
 
 	users := newUsers()
 	s.kinds[api.KindUser] = users

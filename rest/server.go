@@ -39,8 +39,11 @@ type Config struct {
 	Peers     Peers
 	Backups   Backups
 	Disaster  Disaster
+	HA        HA
 	// Monitor may be nil: then there are no metrics but the server's own.
 	Monitor Monitor
+	// Power may be nil: then no device switches nodes.
+	Power Power
 	// PeerName returns the name of the node whose verified certificate came
 	// with a request.
 	PeerName func(*http.Request) (node string, ok bool)
@@ -59,7 +62,7 @@ func (c *Config) check() error {
 	}{
 		{"Node", c.Node != nil}, {"DB", c.DB != nil}, {"Bootstrap", c.Bootstrap != nil}, {"Cluster", c.Cluster != nil}, {"Authority", c.Authority != nil},
 		{"Placer", c.Placer != nil}, {"Images", c.Images != nil}, {"Consoles", c.Consoles != nil}, {"Machines", c.Machines != nil}, {"Peers", c.Peers != nil},
-		{"Backups", c.Backups != nil}, {"Disaster", c.Disaster != nil},
+		{"Backups", c.Backups != nil}, {"Disaster", c.Disaster != nil}, {"HA", c.HA != nil},
 		{"PeerName", c.PeerName != nil}, {"Services", c.Services != nil},
 	} {
 		if !f.set {

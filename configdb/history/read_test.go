@@ -241,7 +241,7 @@ func TestCompare(t *testing.T) {
 
 // Whoever adds a field that may be a secret has to say so here or in Secret.
 func TestEveryFieldOfASpecIsKnownToBeASecretOrNot(t *testing.T) {
-	plain := map[string]bool{"sshKeys": true} // public keys
+	plain := map[string]bool{"sshKeys": true, "passwordSet": true} // public keys; that there is one
 	suspect := []string{"secret", "key", "pass", "hash", "token", "seal", "private", "credential", "community"}
 	found := 0
 	var walk func(path string, ty reflect.Type)
@@ -270,6 +270,7 @@ func TestEveryFieldOfASpecIsKnownToBeASecretOrNot(t *testing.T) {
 		api.KindImage: reflect.TypeFor[api.ImageSpec](), api.KindVolume: reflect.TypeFor[api.VolumeSpec](), api.KindPool: reflect.TypeFor[api.PoolSpec](),
 		api.KindNetwork: reflect.TypeFor[api.NetworkSpec](), api.KindUplink: reflect.TypeFor[api.UplinkSpec](), api.KindIPPool: reflect.TypeFor[api.IPPoolSpec](),
 		api.KindRule: reflect.TypeFor[api.RuleSpec](), api.KindReceiver: reflect.TypeFor[api.ReceiverSpec](), api.KindUser: reflect.TypeFor[api.UserSpec](),
+		api.KindPowerDevice: reflect.TypeFor[api.PowerDeviceSpec](),
 	}
 	for _, k := range configdb.HistoryKinds() {
 		if kinds[k] == nil {

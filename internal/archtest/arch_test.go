@@ -126,6 +126,8 @@ func TestLibrariesStayInTheirFolders(t *testing.T) {
 		{"github.com/digitalocean/go-qemu", []string{"hypervisor/qmp", "internal/qmptest"}},
 		{"github.com/ovn-kubernetes/libovsdb", []string{"switch"}},
 		{"github.com/gorilla/mux", []string{"rest"}},
+		{"github.com/bougou/go-ipmi", []string{"internal/power"}},
+		{"github.com/stmcginnis/gofish", []string{"internal/power"}},
 		{"github.com/spf13/cobra", []string{"internal/cli", "console", "cmd/muster"}},
 	}
 	for _, p := range list(t) {

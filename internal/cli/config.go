@@ -28,7 +28,7 @@ const (
 // lists.
 var historyKinds = []api.Kind{
 	api.KindCluster, api.KindNode, api.KindPool, api.KindNetwork, api.KindIPPool, api.KindUplink,
-	api.KindImage, api.KindVolume, api.KindVM, api.KindRule, api.KindReceiver, api.KindUser,
+	api.KindImage, api.KindVolume, api.KindVM, api.KindRule, api.KindReceiver, api.KindUser, api.KindPowerDevice,
 }
 
 func (a *app) configCmd() *cobra.Command {

@@ -169,6 +169,10 @@ func checked(kind api.Kind, doc []byte) (api.Meta, json.RawMessage, error) {
 		return codec[api.RuleSpec, struct{}](kind, doc)
 	case api.KindReceiver:
 		return codec[api.ReceiverSpec, api.ReceiverStatus](kind, doc)
+	case api.KindPowerDevice:
+		return codec[api.PowerDeviceSpec, struct{}](kind, doc)
+	case api.KindPowerAction:
+		return codec[api.PowerActionSpec, api.PowerActionStatus](kind, doc)
 	case api.KindToken:
 		return codec[api.TokenSpec, api.TokenStatus](kind, doc)
 	case api.KindTask:

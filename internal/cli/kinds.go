@@ -67,6 +67,8 @@ func kinds() []*kindView {
 		view(api.KindRule, "NAME STATUS CHECK SEVERITY THRESHOLD FOR METRIC AGE", ruleRow, ruleShow),
 		view(api.KindReceiver, "NAME STATUS TYPE ADDRESS MIN-SEVERITY QUEUED LAST-SENT LAST-ERROR", receiverRow, receiverShow),
 		view(api.KindSnapshot, "NAME VM STATUS TAKEN MEMORY CONSISTENCY DESCRIPTION", snapshotRow, snapshotShow),
+		view(api.KindPowerDevice, "NAME NODE ORDER DRIVER ADDRESS USER PASSWORD TIMEOUT", powerDeviceRow, powerDeviceShow),
+		view(api.KindPowerAction, "AGE NODE ACTION STATUS TRIGGER VIA ACTOR MESSAGE", powerActionRow, powerActionShow),
 		view(api.KindUser, "NAME STATUS ROLE KEYS FULL-NAME AGE", userRow, userShow),
 	}
 }

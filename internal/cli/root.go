@@ -60,7 +60,7 @@ Exit codes:
 	root.SetErr(a.Err)
 	a.flags.bind(root.PersistentFlags())
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.vmCmd(), a.imageCmd(), a.volumeCmd(), a.poolCmd(), a.networkCmd(), a.ippoolCmd(), a.uplinkCmd(), a.nodeCmd(),
+	root.AddCommand(a.vmCmd(), a.imageCmd(), a.volumeCmd(), a.poolCmd(), a.networkCmd(), a.ippoolCmd(), a.uplinkCmd(), a.nodeCmd(), a.haCmd(),
 		a.taskCmd(), a.tokenCmd(), a.userCmd(), a.clusterCmd(), a.serviceCmd(), a.topCmd(), a.eventCmd(), a.alertCmd(), a.ruleCmd(), a.receiverCmd(), a.configCmd(), a.getCmd(), a.applyCmd(), a.watchCmd(),
 		a.rawCmd(), a.contextCmd(), a.versionCmd(), a.docsCmd())
 	root.InitDefaultCompletionCmd()

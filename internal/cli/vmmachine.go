@@ -169,13 +169,16 @@ func (f *machineFlags) lists(spec map[string]any, changed func(string) bool) err
 	}
 	if changed("pci") || changed("usb") {
 		devices := []map[string]any{}
-		for key, values := range map[string][]string{"pci": list(f.pci), "usb": list(f.usb)} {
-			for _, v := range values {
+		for _, kind := range []struct {
+			key    string
+			values []string
+		}{{"pci", list(f.pci)}, {"usb", list(f.usb)}} {
+			for _, v := range kind.values {
 				d := map[string]any{}
 				if node, device, ok := strings.Cut(v, "="); ok {
 					d["node"], v = node, device
 				}
-				d[key] = v
+				d[kind.key] = v
 				devices = append(devices, d)
 			}
 		}

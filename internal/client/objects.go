@@ -27,7 +27,8 @@ const (
 func Scoped(k api.Kind) bool {
 	switch k {
 	case api.KindNode, api.KindPool, api.KindToken, api.KindUser, api.KindCluster, api.KindNetwork, api.KindIPPool, api.KindUplink,
-		api.KindEvent, api.KindAlert, api.KindRule, api.KindReceiver:
+		api.KindEvent, api.KindAlert, api.KindRule, api.KindReceiver,
+		api.KindPowerDevice, api.KindPowerAction:
 		return false
 	}
 	return true

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package ha
+
+import (
+	"fmt"
+	"time"
+)
+
+const (
+	// silentAfter is how long a node may be silent and still be given VMs of a
+	// lost one: three requests for a lease that did not come.
+	silentAfter = 3 * RenewEvery
+	// gatherWithin is how long the recovery waits for a node that is about to be
+	// declared lost, so that nodes that died together are in one plan.
+	gatherWithin = 2 * time.Second
+)
+
+// silent are the nodes that are not lost yet but may be dead, with the reason.
+func (s *Service) silent() map[string]string {
+	out := map[string]string{}
+	for _, id := range s.readyNodes() {
+		if d := s.grant.silence(id); d >= silentAfter {
+			out[id] = fmt.Sprintf("has not renewed its lease for %d s", int(d.Seconds()))
+		}
+	}
+	return out
+}
+
+// gathering reports whether a node is about to be declared lost: within
+// gatherWithin it is, or has renewed its lease.
+func (s *Service) gathering() bool {
+	for _, id := range s.readyNodes() {
+		if d := s.grant.silence(id); d > LostAfter-gatherWithin && d < LostAfter+gatherWithin {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
+	"github.com/muster-vm/muster/internal/power"
+)
+
+// powerLabel is what the password of a power device is sealed for.
+func powerLabel(deviceID string) string { return "powerdevice/" + deviceID }
+
+// powerTargets returns the devices of a node in their order, with their
+// passwords.
+func (m *member) powerTargets(v *configdb.View, nodeID string) ([]power.Target, error) {
+	list, err := configdb.PowerDevices.List(v)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(list, func(a, b api.PowerDevice) int {
+		return cmp.Or(a.Spec.Order-b.Spec.Order, cmp.Compare(a.Meta.Name, b.Meta.Name))
+	})
+	var out []power.Target
+	for i := range list {
+		d := &list[i]
+		if d.Spec.NodeID != nodeID || d.Spec.Disabled {
+			continue
+		}
+		password, err := (sealer{m.info.clusterKey}).Open(powerLabel(d.Meta.ID), d.Spec.SealedPassword)
+		if err != nil {
+			return nil, api.Errorf(api.CodeInternal, "the password of power device %s cannot be opened: %w; set it again", d.Meta.Name, err)
+		}
+		out = append(out, power.Target{Name: d.Meta.Name, Spec: d.Spec, Password: string(password)})
+	}
+	return out, nil
+}
+
+// checkPower asks all devices of a node at once.
+func (m *member) checkPower(ctx context.Context, n api.Node) (api.PowerReport, error) {
+	r := api.PowerReport{Checks: []api.PowerCheck{}}
+	targets, err := m.powerTargets(m.store.Local(), n.Meta.ID)
+	if err != nil {
+		return r, err
+	}
+	if len(targets) == 0 {
+		return r, noPowerDevice(n.Meta.Name)
+	}
+	r.Checks = make([]api.PowerCheck, len(targets))
+	var wg sync.WaitGroup
+	for i := range targets {
+		wg.Go(func() {
+			err := contain.Call(func() error {
+				r.Checks[i] = power.Check(ctx, &targets[i], n.Status.SystemUUID)
+				return nil
+			})
+			if err != nil {
+				r.Checks[i] = api.PowerCheck{Device: targets[i].Name, Driver: targets[i].Spec.Driver, Identity: api.IdentityUnknown, Message: err.Error()}
+			}
+		})
+	}
+	wg.Wait()
+	return r, nil
+}
+
+func noPowerDevice(node string) error {
+	return api.Errorf(api.CodeRefused, "node %s has no power device; add one with: muster node power add %s NAME --driver ipmi --address HOST --user USER --password-file FILE", node, node)
+}
+
+// doPower carries out what a person asked for and keeps the record. It is
+// written before the first command, so that there is none without.
+func (m *member) doPower(ctx context.Context, n api.Node, a api.PowerAction) (api.PowerAction, error) {
+	targets, err := m.powerTargets(m.store.Local(), n.Meta.ID)
+	if err != nil {
+		return a, err
+	}
+	if len(targets) == 0 {
+		return a, noPowerDevice(n.Meta.Name)
+	}
+	_, err = configdb.Transact(ctx, m.store, a.Spec.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
+		made := a.Clone()
+		return configdb.PutPowerAction(v, tx, &made)
+	})
+	if err != nil {
+		return a, fmt.Errorf("nothing was switched, because the record of it cannot be kept: %w", err)
+	}
+	var r power.Result
+	switch a.Spec.Action {
+	case api.PowerOff:
+		r = power.SwitchOff(ctx, targets, nil)
+	case api.PowerOn:
+		r = power.SwitchOn(ctx, targets)
+	default:
+		r = power.Cycle(ctx, targets)
+	}
+	phase, message := api.PowerActionConfirmed, "read back from the device"
+	if !r.Done {
+		phase, message = api.PowerActionFailed, r.Err.Error()
+	}
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeDeadline)
+	defer cancel()
+	_, err = configdb.Transact(wctx, m.store, a.Spec.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
+		now, err := configdb.PowerActions.Get(v, a.Meta.ID)
+		if err != nil {
+			return err
+		}
+		api.EndPowerAction(&now, phase, message, r.Steps, time.Now())
+		a = now
+		return configdb.PowerActions.UpdateStatus(v, tx, &now)
+	})
+	if err != nil {
+		m.log.Error("the record of a power action was not completed", "node", n.Meta.Name, "action", a.Spec.Action, "phase", phase, "message", message, "err", err)
+		api.EndPowerAction(&a, phase, message, r.Steps, time.Now())
+	}
+	m.log.Info("power action", "node", n.Meta.Name, "action", a.Spec.Action, "actor", a.Spec.Actor, "phase", phase, "message", message)
+	return a, nil
+}
+
+// powerOf is what speaks to power devices as rest sees it.
+type powerOf struct{ d *Daemon }
+
+// SealPassword implements rest.Power.
+func (o powerOf) SealPassword(deviceID, password string) ([]byte, error) {
+	m := o.d.current()
+	if m == nil {
+		return nil, notMember()
+	}
+	return (sealer{m.info.clusterKey}).Seal(powerLabel(deviceID), []byte(password))
+}
+
+// Check implements rest.Power.
+func (o powerOf) Check(ctx context.Context, n api.Node) (api.PowerReport, error) {
+	m := o.d.current()
+	if m == nil {
+		return api.PowerReport{}, notMember()
+	}
+	return m.checkPower(ctx, n)
+}
+
+// Do implements rest.Power.
+func (o powerOf) Do(ctx context.Context, n api.Node, a api.PowerAction) (api.PowerAction, error) {
+	m := o.d.current()
+	if m == nil {
+		return a, notMember()
+	}
+	return m.doPower(ctx, n, a)
+}

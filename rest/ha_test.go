@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package rest
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// fakeHA answers without looking at anything.
+type fakeHA struct{}
+
+func (*fakeHA) Status(context.Context) (*api.HAStatus, error) {
+	return &api.HAStatus{Node: "m1", Revision: 7, Nodes: []api.HANode{{Node: "m1"}}}, nil
+}
+
+func (*fakeHA) Simulate(_ context.Context, kill []string) (*api.HALoss, error) {
+	if len(kill) == 0 {
+		return nil, api.Invalid("kill", "names no node; give one or more")
+	}
+	return &api.HALoss{Killed: kill, Revision: 7, Steps: []api.HAStep{}}, nil
+}
+
+func (*fakeHA) Promise() (api.HAAdmission, time.Duration, bool) {
+	return api.HAAdmission{HASettings: api.HASettings{Failures: 2, Admission: api.AdmissionWarn}, RefusedVMs: 3}, time.Second, true
+}
+
+func TestOutlookIsServed(t *testing.T) {
+	f := newFixture(t)
+	st := want[api.HAStatus](t, f.do(call{method: "GET", path: "ha/status", role: api.RoleViewer}), http.StatusOK)
+	if st.Node != "m1" || len(st.Nodes) != 1 {
+		t.Errorf("status: %+v", st)
+	}
+	l := want[api.HALoss](t, f.do(call{method: "POST", path: "ha/simulate", role: api.RoleViewer, body: api.HASimulateRequest{Kill: []string{"m1"}}}), http.StatusOK)
+	if len(l.Killed) != 1 || l.Revision != 7 {
+		t.Errorf("simulation: %+v", l)
+	}
+	wantProblem(t, f.do(call{method: "POST", path: "ha/simulate", body: "{}"}), http.StatusUnprocessableEntity, api.CodeInvalid, "kill")
+	for _, body := range []string{"", "{", `{"kill":"m1"}`, `{"dead":["m1"]}`} {
+		if a := f.do(call{method: "POST", path: "ha/simulate", body: body}); a.status != http.StatusUnprocessableEntity && a.status != http.StatusBadRequest {
+			t.Errorf("body %q: %d %s", body, a.status, a.body)
+		}
+	}
+	text := string(f.do(call{method: "GET", path: "/metrics"}).body)
+	for _, line := range []string{"muster_ha_promise_kept 0", "muster_ha_promise_failures 2", "muster_ha_promise_refused_vms 3", `muster_ha_admission{mode="warn"} 1`} {
+		if !strings.Contains(text, "\n"+line+"\n") {
+			t.Errorf("/metrics lacks %q", line)
+		}
+	}
+}
+
+func TestThePromiseIsASetting(t *testing.T) {
+	f := newFixture(t)
+	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "PEM", Life: 1, FeatureLevel: 2}}
+	f.txn(func(_ *configdb.View, tx *configdb.Txn) error { return configdb.Clusters.Create(tx, &c) })
+	s := want[api.ClusterSettings](t, f.do(call{method: "GET", path: "cluster/settings"}), http.StatusOK)
+	if s.HA != (api.HASettings{Failures: 1, Admission: api.AdmissionWarn}) {
+		t.Errorf("before it is set: %+v", s.HA)
+	}
+	s = want[api.ClusterSettings](t, f.patch("cluster/settings", map[string]any{"ha": map[string]any{"failures": 2, "admission": "refuse"}}), http.StatusOK)
+	if s.HA != (api.HASettings{Failures: 2, Admission: api.AdmissionRefuse}) {
+		t.Errorf("set: %+v", s.HA)
+	}
+	for field, ha := range map[string]map[string]any{"ha.failures": {"failures": 5}, "ha.admission": {"admission": "maybe"}} {
+		wantProblem(t, f.do(call{method: "PATCH", path: "cluster/settings", body: map[string]any{"ha": ha}}), http.StatusUnprocessableEntity, api.CodeInvalid, field)
+	}
+}
