@@ -17,7 +17,7 @@ import (
 
 // chaosFree is a world without chance: five nodes, node 0 leads, nothing moves.
 func chaosFree(t *testing.T) *world {
-	w := newWorld(t, 1, 5)
+	w := newWorld(t, 1, 5, everyRule)
 	w.nested = true // no decision is interrupted by itself
 	return w
 }

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -89,10 +91,7 @@ func (s *Service) noteReturn(nodeID string) {
 func (s *Service) takeReturning() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var out []string
-	for id := range s.returning {
-		out = append(out, id)
-	}
+	out := slices.Sorted(maps.Keys(s.returning))
 	clear(s.returning)
 	return out
 }

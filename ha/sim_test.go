@@ -8,15 +8,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
-	"github.com/muster-vm/muster/configdb/storetest"
+	"github.com/muster-vm/muster/configdb/feature"
+	"github.com/muster-vm/muster/configdb/fsm"
 	"github.com/muster-vm/muster/ha/plan"
 )
 
@@ -27,17 +31,23 @@ import (
 // VM. A failure prints its seed.
 
 type world struct {
-	t     *testing.T
-	rng   *rand.Rand
-	mem   *storetest.Mem
-	now   time.Duration
-	term  uint64
-	lead  int // the true leader; -1 while there is none
-	nodes []*simNode
-	todo  []event
+	t      *testing.T
+	rng    *rand.Rand
+	off    rule // is not kept in this world
+	state  *fsm.State
+	levels feature.Reader
+	mem    *configdb.Offline
+	now    time.Duration
+	term   uint64
+	lead   int // the true leader; -1 while there is none
+	nodes  []*simNode
+	todo   []event
 	// nested is set while the world moves inside a decision
 	nested bool
 	busy   map[uint64]bool // terms in which a leader is deciding
+	resets int             // of hosts, by their watchdogs
+	steps  int             // also those in the middle of decisions
+	broken string          // what went wrong, at the first time
 }
 
 type event struct {
@@ -59,21 +69,55 @@ type simNode struct {
 	leads    bool
 	svc      *Service
 	keeper   *Keeper
+	// detecting is set while this leader's one goroutine for it is at work.
+	detecting bool
 	// the guard
 	session  uint64
 	deadline time.Duration
 	lapsed   bool
 	running  map[string]time.Duration // when SIGKILL takes effect; 0: not being killed
+	stopped  time.Duration            // the guard does nothing until then
+	petted   time.Duration            // the watchdog, for the last time
+	life     int                      // counts the host's boots
 }
 
 func (n *simNode) clock() time.Duration { return n.offset + time.Duration(float64(n.w.now)*n.rate) }
 
+// leaderClock is what the leader measures silence with. That it waits for too
+// short a time looks the same as a clock that is too fast.
+func (n *simNode) leaderClock() time.Duration {
+	if n.w.off == leaderWaits {
+		return 3 * n.clock() / 2
+	}
+	return n.clock()
+}
+
+// clockRate is within half of what two clocks may differ by.
+func (w *world) clockRate() float64 {
+	if w.off == clocksAgree {
+		return 0.7 + 0.6*w.rng.Float64()
+	}
+	const each = float64(driftPerMille) / 1000 / 2
+	return 1 - each + 2*each*w.rng.Float64()
+}
+
 // The guard, as its protocol promises.
-func (n *simNode) Session(context.Context) (uint64, error) { return n.session, nil }
+func (n *simNode) Session(context.Context) (uint64, error) {
+	if n.stopped > n.w.now {
+		return 0, errors.New("no answer")
+	}
+	return n.session, nil
+}
 
 func (n *simNode) Extend(_ context.Context, session uint64, deadline time.Duration) error {
+	if n.stopped > n.w.now {
+		return errors.New("no answer")
+	}
 	n.enforce()
 	switch {
+	case session == n.session && n.lapsed && n.w.off == lapseIsForGood:
+		n.deadline, n.lapsed = deadline, false
+		return nil
 	case session < n.session, session == n.session && n.lapsed:
 		return ErrLapsed
 	case n.lapsed && len(n.running) > 0, deadline <= n.clock():
@@ -87,22 +131,63 @@ func (n *simNode) Extend(_ context.Context, session uint64, deadline time.Durati
 }
 
 func (n *simNode) start(session uint64, vm string) {
+	if n.stopped > n.w.now {
+		return
+	}
 	n.enforce()
-	if _, there := n.running[vm]; !there && session == n.session && !n.lapsed {
+	current := session == n.session && !n.lapsed || n.w.off == startNeedsSession
+	if _, there := n.running[vm]; !there && current {
 		n.running[vm] = 0
 	}
 }
 
 func (n *simNode) enforce() {
-	if n.session == 0 || n.clock() < n.deadline {
+	if n.session == 0 || n.clock() < n.deadline || n.stopped > n.w.now {
 		return
 	}
 	n.lapsed = true
-	for vm, kill := range n.running {
-		if kill == 0 {
-			n.running[vm] = n.w.now + n.w.upTo(KillTime)
+	if n.w.off == lapseKills {
+		return
+	}
+	for _, vm := range n.vms() {
+		if n.running[vm] == 0 {
+			n.running[vm] = n.w.now + n.w.killTime()
 		}
 	}
+}
+
+// watchdogTimeout is what the guard asks its device for.
+const watchdogTimeout = 5 * time.Second
+
+// hasWatchdog is not true for all: where one is, it makes up for other rules.
+func (n *simNode) hasWatchdog() bool { return n.i%2 == 1 }
+
+// watchdog resets the host when the guard has not petted it for its timeout.
+func (n *simNode) watchdog() {
+	if !n.hasWatchdog() {
+		return
+	}
+	timeout := watchdogTimeout
+	inTime := n.clock()+timeout <= n.deadline+KillTime
+	if n.w.off == lastPettingInTime { // petted for as long as the guard can
+		timeout, inTime = 6*watchdogTimeout, true
+	}
+	if n.stopped <= n.w.now && (len(n.running) == 0 || inTime) {
+		n.petted = n.clock()
+	}
+	if n.clock()-n.petted < timeout {
+		return
+	}
+	n.w.resets++
+	n.life++
+	n.session, n.deadline, n.lapsed, n.stopped, n.running = 0, 0, false, 0, map[string]time.Duration{}
+	n.frozen, n.leads = n.w.now+10*time.Second+n.w.upTo(time.Minute), false // it boots
+	n.petted = n.clock() + n.w.upTo(time.Minute)                            // nobody has opened the device yet
+	n.keeper = n.newKeeper()
+}
+
+func (n *simNode) newKeeper() *Keeper {
+	return NewKeeper(KeeperConfig{NodeID: n.id, Guard: n, Log: slog.New(slog.DiscardHandler), Now: n.clock})
 }
 
 // The leader, as configdb promises.
@@ -110,7 +195,10 @@ func (n *simNode) Leadership() (configdb.Leadership, bool) { return n.believes, 
 
 func (n *simNode) Confirm(_ context.Context, term uint64) error {
 	n.w.meanwhile(100, 150) // the request waits its turn
-	if n.w.lead != n.i || n.w.term != term || n.cutOff {
+	switch {
+	case n.w.off == leaderIsConfirmed:
+		return nil
+	case n.w.lead != n.i || n.w.term != term || n.cutOff:
 		return errors.New("not confirmed")
 	}
 	return nil
@@ -126,16 +214,40 @@ func (n *simNode) Local() *configdb.View {
 
 func (n *simNode) View(context.Context) (*configdb.View, error) { return n.Local(), nil }
 
-func (n *simNode) Txn(ctx context.Context, tx *configdb.Txn) (uint64, error) {
+func (n *simNode) Txn(_ context.Context, tx *configdb.Txn) (uint64, error) {
 	if n.cutOff || n.w.lead < 0 {
 		return 0, configdb.ErrNoQuorum
 	}
-	rev, err := n.w.mem.Txn(ctx, tx)
+	n.w.meanwhile(8, 100) // it waits for its turn, and for the majority
+	if n.cutOff || n.w.lead < 0 {
+		return 0, configdb.ErrUncertain
+	}
+	rev, err := configdb.Propose(tx, n.w.apply)
 	if n.w.rng.IntN(20) == 0 {
 		return 0, configdb.ErrUncertain // decided, but the answer was lost
 	}
 	n.view = n.w.mem.Local()
 	return rev, err
+}
+
+// apply commits a transaction, without the preconditions of the rule that is off.
+func (w *world) apply(tx *fsm.Txn) (fsm.Outcome, error) {
+	var keep []fsm.Precondition
+	for _, p := range tx.Require {
+		switch {
+		case w.off == moveNeedsTerm && p.Check == fsm.CheckTerm,
+			w.off == moveNeedsLostMark && p.Check == fsm.CheckRevision && strings.HasPrefix(p.Key, configdb.Nodes.StatusPrefix()):
+		default:
+			keep = append(keep, p)
+		}
+	}
+	tx.Require = keep
+	cmd := fsm.Command{Time: int64(w.now), Level: w.levels.Level(w.state.View()), Txns: []fsm.Txn{*tx}}
+	out, err := w.state.Apply(w.state.View().Revision()+1, w.term, cmd.Encode())
+	if err != nil {
+		return fsm.Outcome{}, err
+	}
+	return out[0], nil
 }
 
 func (n *simNode) WaitRevision(context.Context, uint64) (*configdb.View, error) {
@@ -192,25 +304,43 @@ func (w *world) meanwhile(oneIn, steps int) {
 	w.nested = false
 }
 
+func (w *world) killTime() time.Duration {
+	if w.off == killInTime {
+		return w.upTo(10 * KillTime)
+	}
+	if w.rng.IntN(4) != 0 {
+		return w.upTo(KillTime / 5)
+	}
+	return w.upTo(KillTime)
+}
+
 func (w *world) upTo(d time.Duration) time.Duration { return time.Duration(w.rng.Int64N(int64(d))) }
 
 func (w *world) after(d time.Duration, do func()) { w.todo = append(w.todo, event{w.now + d, do}) }
 
-func newWorld(t *testing.T, seed uint64, vms int) *world {
-	w := &world{t: t, busy: map[uint64]bool{}, rng: rand.New(rand.NewPCG(seed, 7)), mem: storetest.New(t), term: 1, lead: 0}
+func newWorld(t *testing.T, seed uint64, vms int, off rule) *world {
+	state := fsm.New()
+	w := &world{
+		t: t, off: off, busy: map[uint64]bool{}, rng: rand.New(rand.NewPCG(seed, 7)),
+		state: state, mem: configdb.NewOffline(state, 1), term: 1, lead: 0,
+	}
 	log := slog.New(slog.DiscardHandler)
 	tx := &configdb.Txn{}
 	for i := range 5 {
-		n := &simNode{w: w, i: i, id: api.NewID(), offset: w.upTo(time.Hour), rate: 0.995 + w.rng.Float64()/100, running: map[string]time.Duration{}}
+		n := &simNode{w: w, i: i, id: simID(1, i), offset: w.upTo(time.Hour), rate: w.clockRate(), running: map[string]time.Duration{}}
 		w.nodes = append(w.nodes, n)
 		o := api.Node{Meta: api.NewMeta(api.KindNode, "", fmt.Sprintf("m%d", i)), Status: api.NodeStatus{Phase: api.NodeReady}}
 		o.Meta.ID = n.id
 		must(t, configdb.Nodes.Create(tx, &o))
-		n.svc = NewService(ServiceConfig{DB: n, Leader: n, Placer: n, Log: log, Now: n.clock})
-		n.keeper = NewKeeper(KeeperConfig{NodeID: n.id, Guard: n, Log: log, Now: n.clock})
+		n.svc = NewService(ServiceConfig{DB: n, Leader: n, Placer: n, Log: log, Now: n.leaderClock})
+		if off == lostGetsNoLease {
+			n.svc.grant.readmit = nil
+		}
+		n.petted, n.keeper = n.clock(), n.newKeeper()
 	}
 	for i := range vms {
 		vm := api.VM{Meta: api.NewMeta(api.KindVM, "", fmt.Sprintf("v%d", i)), Spec: api.VMSpec{CPUs: 1, Memory: 64 * api.MiB, Power: api.PowerRunning, HA: api.HARestart}}
+		vm.Meta.ID = simID(2, i)
 		n := w.nodes[i%len(w.nodes)]
 		b := api.Binding{Meta: api.NewMeta(api.KindBinding, "", vm.Meta.Name), Spec: api.BindingSpec{NodeID: n.id, Epoch: 1, Protected: true}}
 		b.Meta.ID = vm.Meta.ID
@@ -225,6 +355,12 @@ func newWorld(t *testing.T, seed uint64, vms int) *world {
 	w.nodes[0].leads, w.nodes[0].believes = true, configdb.Leadership{Term: 1}
 	return w
 }
+
+// simID is the same in each run, so that a seed gives the same world.
+func simID(kind, i int) string { return fmt.Sprintf("%08x-0000-7000-8000-%012x", kind, i) }
+
+// vms returns the VMs in an order that is the same in each run.
+func (n *simNode) vms() []string { return slices.Sorted(maps.Keys(n.running)) }
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -245,6 +381,14 @@ func (w *world) chaos() {
 		n.frozen = w.now + w.upTo(40*time.Second)
 	case 3: // the leader loses its office, and may not know
 		w.elect()
+	case 5: // the guard is stopped, as by SIGSTOP or a starving host
+		if !n.hasWatchdog() {
+			break // nothing would be promised
+		}
+		n.stopped = w.now + w.upTo(time.Minute)
+		if w.rng.IntN(2) == 0 && w.countCut() < 2 { // a host in trouble
+			n.cutOff = true
+		}
 	case 4: // guard killed: its VMs die with it, a new one knows nothing
 		n.session, n.deadline, n.lapsed, n.running = 0, 0, false, map[string]time.Duration{}
 	}
@@ -283,32 +427,53 @@ func (w *world) elect() {
 	}
 	n := can[w.rng.IntN(len(can))]
 	w.term++
-	w.mem.SetTerm(w.term)
 	w.lead = n.i
 	n.view = w.mem.Local()
 	n.leads, n.believes = true, configdb.Leadership{Term: w.term}
+	if g := n.svc.grant; w.off == newLeaderWaits {
+		g.enter(w.term)
+		g.since -= 2 * LostAfter
+	}
 }
 
 // renew is one request for a lease, with delays on the way there and back.
 func (n *simNode) renew() {
-	sent := n.clock()
+	sent, life := n.clock(), n.life
 	n.w.after(n.w.upTo(2*time.Second), func() {
 		for _, l := range n.w.nodes {
 			if !l.leads || l.cutOff != n.cutOff || l.frozen > n.w.now {
 				continue
 			}
 			a, err := l.svc.grant.renew(context.Background(), n.id)
+			if err != nil && n.w.off == lostGetsNoLease && l.i == n.w.lead && n.isLost(l.Local()) {
+				a, err = renewAnswer{Term: n.w.term, Revision: l.Local().Revision()}, nil
+			}
 			if err != nil {
 				continue
 			}
-			n.w.after(n.w.upTo(2*time.Second), func() {
-				if n.frozen < n.w.now {
-					_ = n.keeper.extend(context.Background(), sent+LeaseDuration, a)
-				}
-			})
+			n.w.after(n.w.upTo(2*time.Second), func() { n.extend(life, sent, a) })
 			return
 		}
 	})
+}
+
+func (n *simNode) isLost(v *configdb.View) bool {
+	o, err := configdb.Nodes.Get(v, n.id)
+	return err == nil && o.Status.Phase == api.NodeLost
+}
+
+// extend is the arrival of an answer.
+func (n *simNode) extend(life int, sent time.Duration, a renewAnswer) {
+	if n.frozen >= n.w.now || life != n.life {
+		return
+	}
+	switch n.w.off {
+	case leaseCountsFromRequest:
+		sent = n.clock()
+	case lapseIsForGood:
+		n.keeper.deadline = n.clock() + time.Hour
+	}
+	_ = n.keeper.extend(context.Background(), sent+LeaseDuration, a)
 }
 
 // act is what the hypervisor module does: start what is bound here, kill what
@@ -322,27 +487,50 @@ func (n *simNode) act() {
 		kill, running := n.running[vm]
 		switch {
 		case running && !here && kill == 0:
-			n.running[vm] = n.w.now + n.w.upTo(KillTime)
-		case !running && here && ok && n.view.Revision() >= revision:
+			n.running[vm] = n.w.now + n.w.killTime()
+		case !running && here && ok && (n.view.Revision() >= revision || n.w.off == startNeedsRevision):
 			delay := n.w.upTo(time.Second)
 			if n.w.rng.IntN(10) == 0 {
 				delay = n.w.upTo(60 * time.Second)
 			}
-			n.w.after(delay, func() { n.start(session, vm) })
+			life := n.life
+			n.w.after(delay, func() {
+				if life == n.life {
+					n.start(session, vm)
+				}
+			})
 		}
+	}
+}
+
+// impatient never waits, but goes on with what it is about: time here is the
+// world's.
+type impatient struct{ context.Context }
+
+func (impatient) Done() <-chan struct{} { return over }
+
+var over = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+func (n *simNode) detect(ctx context.Context, term uint64) {
+	for _, id := range n.svc.takeReturning() {
+		_ = n.svc.readmit(ctx, term, id)
+	}
+	for _, id := range n.svc.grant.overdue(term, n.svc.readyNodes()) {
+		if n.w.off == overdueIsBarred {
+			n.svc.grant.settle(term, id)
+		}
+		n.svc.declareLost(ctx, term, id)
 	}
 }
 
 // govern is one look of the leader's service, by whoever believes to lead.
 func (n *simNode) govern() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
-	defer cancel()
+	ctx := impatient{context.Background()}
 	term := n.believes.Term
-	for _, id := range n.svc.takeReturning() {
-		_ = n.svc.readmit(ctx, term, id)
-	}
-	for _, id := range n.svc.grant.overdue(term, n.svc.readyNodes()) {
-		n.svc.declareLost(ctx, term, id)
+	if !n.detecting { // one goroutine, which may be in the middle of it
+		n.detecting = true
+		n.detect(ctx, term)
+		n.detecting = false
 	}
 	if n.w.rng.IntN(4) == 0 && !n.w.busy[term] {
 		_, _ = n.svc.recover(ctx, term)
@@ -351,13 +539,15 @@ func (n *simNode) govern() {
 
 func (w *world) step(d time.Duration) {
 	w.now += d
+	w.steps++
 	for _, n := range w.nodes {
 		n.enforce()
-		for vm, kill := range n.running {
-			if kill != 0 && kill <= w.now {
+		for _, vm := range n.vms() {
+			if kill := n.running[vm]; kill != 0 && kill <= w.now {
 				delete(n.running, vm)
 			}
 		}
+		n.watchdog()
 	}
 	due := w.todo
 	w.todo = nil
@@ -386,9 +576,9 @@ func (w *world) step(d time.Duration) {
 func (w *world) check() (running int) {
 	where := map[string]int{}
 	for _, n := range w.nodes {
-		for vm := range n.running {
-			if other, twice := where[vm]; twice {
-				w.t.Fatalf("at %v: vm %s runs on nodes %d and %d", w.now, vm, other, n.i)
+		for _, vm := range n.vms() {
+			if other, twice := where[vm]; twice && w.broken == "" {
+				w.broken = fmt.Sprintf("at %v: vm %s runs on nodes %d and %d", w.now, vm, other, n.i)
 			}
 			where[vm] = n.i
 			running++
@@ -397,29 +587,123 @@ func (w *world) check() (running int) {
 	return running
 }
 
+// run goes on until something is broken.
+func (w *world) run(steps int) (ran int) {
+	for range steps {
+		if w.broken != "" {
+			break
+		}
+		w.step(200 * time.Millisecond)
+		ran += w.check()
+	}
+	return ran
+}
+
+// Settings of a longer hunt, by scripts/simulate ha.
+const (
+	envSteps = "MUSTER_SIM_STEPS"
+	envSeed  = "MUSTER_SIM_SEED"
+)
+
+func setting(t *testing.T, name string, or int) int {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return or
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("%s: %q is no number of 1 or more", name, text)
+	}
+	return n
+}
+
 func TestNoTwoNodesRunOneVM(t *testing.T) {
-	seeds, steps := 8, 2000 // seven minutes of cluster time each
-	if n, err := strconv.Atoi(os.Getenv("MUSTER_SIM_SEEDS")); err == nil {
-		seeds = n // for a longer hunt
+	const each, vms = 2000, 4 // seven minutes of cluster time in each world
+	wanted, seed := setting(t, envSteps, 8*each), setting(t, envSeed, 1)
+	var moved uint64
+	var steps, looks, ran, worlds, resets int
+	for ; steps < wanted; seed++ {
+		w := newWorld(t, uint64(seed), vms, everyRule)
+		ran += w.run(each)
+		if w.broken != "" {
+			t.Fatalf("world %d: %s", seed, w.broken)
+		}
+		bindings, err := configdb.Bindings.List(w.mem.Local())
+		must(t, err)
+		for i := range bindings {
+			moved += bindings[i].Spec.Epoch - 1
+		}
+		worlds, looks, steps, resets = worlds+1, looks+each, steps+w.steps, resets+w.resets
+		w.mem.Close()
 	}
-	moved, ran := uint64(0), 0
-	for s := range seeds {
-		seed := uint64(s) + 1
-		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
-			w := newWorld(t, seed, 4)
-			for range steps {
-				w.step(200 * time.Millisecond)
-				ran += w.check()
-			}
-			bindings, err := configdb.Bindings.List(w.mem.Local())
-			must(t, err)
-			for i := range bindings {
-				moved += bindings[i].Spec.Epoch - 1
-			}
-		})
-	}
-	t.Logf("%d moves, VMs were running in %d %% of the looks", moved, 100*ran/(seeds*steps*4))
-	if moved < uint64(seeds) || ran < seeds*steps {
+	t.Logf("%d worlds, %d steps, %d moves, %d hosts reset by their watchdogs, VMs were running in %d %% of the looks, none twice", worlds, steps, moved, resets, 100*ran/(looks*vms))
+	if moved < uint64(worlds) || ran < looks || resets == 0 {
 		t.Error("the simulation is too quiet to prove anything")
+	}
+}
+
+// rule is one of those that the safety argument in DESIGN.md rests on, or an
+// assumption of it.
+type rule int
+
+const (
+	everyRule rule = iota
+	leaderIsConfirmed
+	leaseCountsFromRequest
+	leaderWaits
+	newLeaderWaits
+	overdueIsBarred
+	lostGetsNoLease
+	moveNeedsTerm
+	moveNeedsLostMark
+	lapseKills
+	lapseIsForGood
+	startNeedsSession
+	startNeedsRevision
+	lastPettingInTime
+	killInTime
+	clocksAgree
+)
+
+// rules says what each is, and a world that goes wrong without it.
+var rules = map[rule]struct {
+	what string
+	seed uint64
+}{
+	leaderIsConfirmed:      {"a lease is granted only after a majority has confirmed the leader", 10},
+	leaseCountsFromRequest: {"a lease counts from the moment it was asked for", 18},
+	leaderWaits:            {"a node is lost only after lease, drift, kill time and margin", 6},
+	newLeaderWaits:         {"a new leader waits as if every node had just been granted a lease", 1},
+	overdueIsBarred:        {"a node that is being declared lost gets no lease", 49},
+	lostGetsNoLease:        {"a lost node gets no lease before it is readmitted", 73},
+	moveNeedsTerm:          {"a decision lands only in the term of its leader", 1},
+	moveNeedsLostMark:      {"a VM moves only while its node is marked lost", 33},
+	lapseKills:             {"the guard kills when the lease has lapsed", 3},
+	lapseIsForGood:         {"a lapsed session is not taken up again", 1},
+	startNeedsSession:      {"the guard starts a VM only in the session of the decision", 2},
+	startNeedsRevision:     {"a decision waits for the revision of its lease", 3},
+	lastPettingInTime:      {"the watchdog of a guard that is stopped bites before the VMs move", 19},
+	killInTime:             {"assumption: what is killed is dead after the kill time", 34},
+	clocksAgree:            {"assumption: clocks differ in rate by less than 1 %", 9},
+}
+
+// A checker that sees nothing proves nothing: with each rule off, VMs run twice.
+func TestEachRuleIsNeeded(t *testing.T) {
+	const seeds, steps = 60, 2000
+	for _, off := range slices.Sorted(maps.Keys(rules)) {
+		t.Run(rules[off].what, func(t *testing.T) {
+			for s := range uint64(seeds) {
+				seed := rules[off].seed + s
+				w := newWorld(t, seed, 4, off)
+				w.run(steps)
+				w.mem.Close()
+				if w.broken != "" {
+					t.Logf("without %q, world %d: %s", rules[off].what, seed, w.broken)
+					return
+				}
+			}
+			t.Errorf("%d worlds of %d steps without this rule, and nothing went wrong", seeds, steps)
+		})
 	}
 }

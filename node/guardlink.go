@@ -142,6 +142,10 @@ func (g *guardLink) Level() string {
 	return string(g.hello.Level)
 }
 
+// The leader counts with the time that the guard takes: neither may be changed
+// alone.
+var _ = [1]struct{}{}[ha.KillTime-guard.KillTime]
+
 // leaseGuard is the guard as ha sees it.
 type leaseGuard struct{ *guardLink }
 

@@ -220,6 +220,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"gossip":     m.gossiping,
 		"backup":     m.backups.run,
 		"level":      m.watchLevel,
+		"standstill": (&standstill{log: m.log, now: ha.BootTime, wait: waitFor}).run,
 		"outlook":    m.outlook.Run,
 	}
 	if m.agent != nil {

@@ -62,6 +62,14 @@ func (f *flock) savedAndCopied(t *testing.T) int {
 		return nil
 	})
 	at.run("vm", "rm", "--force", "web2")
+	at.run("vm", "clone", "web1", "many", "--count", "2")
+	if a, b := at.vm("many-1"), at.vm("many-2"); a.Meta.ID == b.Meta.ID || a.Status.Phase != api.VMStopped || b.Status.Phase != api.VMStopped {
+		t.Errorf("%+v %+v", a, b)
+	}
+	if out := at.run("vm", "snapshot", "ls", "web1"); strings.Contains(out, "clone-") {
+		t.Errorf("the snapshot that was copied is left:\n%s", out)
+	}
+	at.run("vm", "rm", "many-1", "many-2")
 
 	at.run("vm", "snapshot", "revert", "web1", "base", "--force")
 	f.eventually(30*time.Second, "the guest is back where it was", func() error {

@@ -477,3 +477,28 @@ func TestMachinesThatCannotBeSaved(t *testing.T) {
 	refused("vms/web1/snapshots", `{"name":"a"}`, "has a TPM")
 	want[snapshotReply](t, f.do(call{method: "POST", path: "vms/web1/snapshots", body: `{"name":"a","memory":true}`}), http.StatusAccepted)
 }
+
+// A copy is told who it is, and has the limits of its source.
+func TestACloneIsToldItsOwnName(t *testing.T) {
+	for hostname, own := range map[string]string{"": "", "web1": "", "web1.example.org": "web2.example.org"} {
+		f := newFixture(t)
+		f.newVM("web1", api.VMStopped, api.VMDisk{Size: api.GiB})
+		f.readyDisks()
+		f.txn(func(v *configdb.View, tx *configdb.Txn) error {
+			vm := f.findVM("web1")
+			vm = vm.Clone()
+			vm.Spec.CloudInit = &api.CloudInit{Hostname: hostname, User: "ops", PasswordHash: "$6$s$h"}
+			vm.Spec.Limits = &api.VMLimits{CPUMax: 50}
+			return configdb.VMs.UpdateSpec(v, tx, &vm)
+		})
+		f.reportNamed("web1", api.VMStopped)
+		want[vmReply](t, f.do(call{method: "POST", path: "vms/web1/clone", body: `{"name":"web2"}`}), http.StatusAccepted)
+		got := f.findVM("web2").Spec
+		if c := got.CloudInit; c == nil || c.Hostname != own || c.User != "ops" || c.PasswordHash != "$6$s$h" || got.Limits == nil || got.Limits.CPUMax != 50 {
+			t.Errorf("of %q: %+v %+v", hostname, got.CloudInit, got.Limits)
+		}
+		if c := f.findVM("web1").Spec.CloudInit; c.Hostname != hostname {
+			t.Errorf("the source is %+v now", c)
+		}
+	}
+}

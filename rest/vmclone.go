@@ -6,6 +6,7 @@ package rest
 import (
 	"fmt"
 	"maps"
+	"strings"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -56,7 +57,10 @@ func (r *vmResource) copyOf(c *change, in CloneRequest) (*effect, error) {
 	}
 	vm := api.VM{Meta: api.NewMeta(api.KindVM, source.Meta.Project, in.Name)}
 	vm.Meta.Labels = maps.Clone(source.Meta.Labels)
-	vm.Spec = (&api.VMSpec{HA: source.Spec.HA, Power: api.PowerStopped}).WithHardware(hardware)
+	vm.Spec = wishesOf(source, in.Name).WithHardware(hardware)
+	if vm.Spec.MemoryMin > vm.Spec.Memory {
+		vm.Spec.MemoryMin = 0 // of a time when it had more
+	}
 	if in.Start {
 		vm.Spec.Power = api.PowerRunning
 	}
@@ -72,6 +76,21 @@ func (r *vmResource) copyOf(c *change, in CloneRequest) (*effect, error) {
 		return nil, err
 	}
 	return r.build(c, &vm, volumes, only, api.ActionVMClone)
+}
+
+// wishesOf are those of a VM's that its copy has, too. Its guest is told its own
+// name: with it comes a new instance for cloud-init, which makes new host keys.
+func wishesOf(source *api.VM, name string) *api.VMSpec {
+	was := source.Clone()
+	s := &api.VMSpec{HA: was.Spec.HA, Power: api.PowerStopped, MemoryMin: was.Spec.MemoryMin, Limits: was.Spec.Limits, CloudInit: was.Spec.CloudInit}
+	if s.CloudInit != nil {
+		_, domain, qualified := strings.Cut(s.CloudInit.Hostname, ".")
+		s.CloudInit.Hostname = ""
+		if qualified {
+			s.CloudInit.Hostname = name + "." + domain
+		}
+	}
+	return s
 }
 
 // cloneSource finds the snapshot to copy, or begins a temporary one.

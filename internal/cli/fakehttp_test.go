@@ -324,6 +324,9 @@ func (f *fakeCluster) serveAction(w http.ResponseWriter, r *http.Request, o *fak
 		vm.Spec.Power, vm.Status.Phase, vm.Status.Node = api.PowerRunning, api.VMRunning, "m2"
 	case "stop":
 		vm.Spec.Power, vm.Status.Phase = api.PowerStopped, api.VMStopped
+	case "clone":
+		f.serveClone(w, r, &vm)
+		return
 	default:
 		if vm.Status.Phase != api.VMRunning {
 			f.fail(w, api.Errorf(api.CodeRefused, "vm %s is not running; start it first", o.meta.Name))

@@ -79,6 +79,34 @@ func (f *fakeCluster) serveSnapshots(w http.ResponseWriter, r *http.Request, vm 
 	}
 }
 
+// serveClone answers POST /vms/{name}/clone.
+func (f *fakeCluster) serveClone(w http.ResponseWriter, r *http.Request, source *api.VM) {
+	var in struct {
+		Name, Snapshot string
+		Start          bool
+	}
+	_ = json.NewDecoder(r.Body).Decode(&in)
+	has := in.Snapshot == ""
+	for _, o := range f.objects[api.KindSnapshot] {
+		has = has || o.meta.Name == in.Snapshot
+	}
+	if !has {
+		f.fail(w, api.Errorf(api.CodeNotFound, "vm %s has no snapshot %q", source.Meta.Name, in.Snapshot))
+		return
+	}
+	vm := api.VM{Meta: api.Meta{Name: in.Name}, Spec: source.Spec, Status: api.VMStatus{Phase: api.VMStopped, Node: "m1"}}
+	if in.Start {
+		vm.Status.Phase = api.VMRunning
+	}
+	doc, _ := json.Marshal(vm)
+	o, err := f.put(api.KindVM, doc, nil)
+	if err != nil {
+		f.fail(w, err)
+		return
+	}
+	f.accept(w, api.ActionVMClone, o)
+}
+
 // moveCurrent marks the snapshot that a VM descends from.
 func (f *fakeCluster) moveCurrent(vm, name string) {
 	for _, o := range f.objects[api.KindSnapshot] {

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/client"
@@ -120,8 +121,12 @@ func (a *app) createMany(ctx context.Context, name string, count int, labels, sp
 		}
 		return nil
 	})
+	return a.toldMany(failed, count, "created", began)
+}
+
+// toldMany says how many VMs were made and why the others were not.
+func (a *app) toldMany(failed []error, count int, verb string, began time.Time) error {
 	if made := count - len(failed); !a.structured() && a.flags.output != "name" {
-		verb := "created"
 		if !a.flags.wait {
 			verb = "asked for"
 		}

@@ -34,12 +34,16 @@
 //
 // # Non-guarantees
 //
-//   - A process in uninterruptible sleep cannot be killed by anybody. Then the
-//     guard stops petting the hardware watchdog [KillTime] after the deadline and
-//     the machine resets after the watchdog's own timeout. Without a watchdog
+//   - A process in uninterruptible sleep cannot be killed by anybody, and a
+//     stopped or starved guard kills nobody. With a watchdog the machine is reset
+//     then, [KillTime] after the deadline at the latest: while a protected VM is
+//     there, the guard pets only if the device, petted for the last time, would
+//     bite by then. So petting ends three seconds before the deadline of a lease
+//     that is not renewed, and goes on once what had to die is dead. A VM all of
+//     whose threads are in the kernel's exit counts as dead. A device that bites
+//     later than ten seconds after the last petting is not counted on. Without one
 //     (level "process only") nothing can be done.
-//   - A stopped or starved guard keeps no promise by itself; only the hardware
-//     watchdog bites. SCHED_RR, mlockall and the OOM score are best effort.
+//   - SCHED_RR, mlockall and the OOM score are best effort.
 //   - The kernel clears PDEATHSIG when a process changes its user id. A VM with a
 //     [User] is not concerned: its ids are set before PDEATHSIG, and it has no
 //     right to change them again. A program that runs as the guard's own user and

@@ -65,6 +65,9 @@ func (s *Server) enforce(end <-chan struct{}) {
 		} else {
 			again.Stop()
 		}
+		if s.dogIdle { // written by this goroutine alone
+			s.pet()
+		}
 	}
 }
 
@@ -96,14 +99,26 @@ func (s *Server) housekeep() {
 		_ = realtimeThreads() // told at the start whether it works
 	}
 	s.chaseStrangers()
+	s.pet()
+}
+
+// pet pets the watchdog, unless that would let something run on for too long.
+func (s *Server) pet() {
 	now := s.lockNow()
-	obeys := !s.tab.overdue(now)
-	first := s.dogIdle == obeys // the answer has changed
+	ins, strangers := s.tab.disobedient(now, s.dog.timeout)
+	obeys := !strangers
+	for _, in := range ins {
+		// Giving back the memory of a large VM takes seconds in which nothing of it
+		// runs any more.
+		ended := in.rec.State == StateKilling && in.proc != nil && s.procs.exiting(in.proc)
+		obeys = obeys && ended
+	}
+	changed := s.dogIdle == obeys
 	s.dogIdle = !obeys
 	s.mu.Unlock()
 	if !obeys {
-		if first {
-			s.log.Error("a protected vm survives its lease; watchdog is no longer petted", "level", string(s.level))
+		if changed {
+			s.log.Warn("the watchdog is not petted: the lease is not renewed, or a protected vm does not die", "level", string(s.level), "vms", len(ins))
 		}
 		return
 	}

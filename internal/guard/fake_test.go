@@ -73,6 +73,7 @@ type fakeProcesses struct {
 	nextPID int
 	dead    map[int]exitStatus
 	stuck   map[string]bool // vm: SIGKILL has no effect yet
+	leaving map[string]bool // vm: none of its threads runs, but it is not reaped
 	vms     map[int]string
 	kills   map[string]int
 	hold    chan struct{} // start waits for it between fork and return
@@ -82,7 +83,7 @@ type fakeProcesses struct {
 
 func newFakeProcesses() *fakeProcesses {
 	return &fakeProcesses{
-		dead: make(map[int]exitStatus), stuck: make(map[string]bool), vms: make(map[int]string),
+		dead: make(map[int]exitStatus), stuck: make(map[string]bool), leaving: make(map[string]bool), vms: make(map[int]string),
 		kills: make(map[string]int), forked: make(chan struct{}, 16),
 	}
 }
@@ -124,6 +125,12 @@ func (f *fakeProcesses) reap(p *process) (exitStatus, bool) {
 	defer f.mu.Unlock()
 	st, ok := f.dead[p.pid]
 	return st, ok
+}
+
+func (f *fakeProcesses) exiting(p *process) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.leaving[f.vms[p.pid]]
 }
 
 func (f *fakeProcesses) close() {}

@@ -61,7 +61,7 @@ func TestParseProcStat(t *testing.T) {
 	const tail = " S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 0 4242 99 98"
 	for _, name := range []string{"(qemu)", "(a b)", "(a) S 1 (b))"} {
 		st, err := parseProcStat("12 " + name + tail)
-		if err != nil || st != (procStat{state: 'S', threads: 17, startTicks: 4242}) {
+		if err != nil || st != (procStat{state: 'S', flags: 6, threads: 17, startTicks: 4242}) {
 			t.Errorf("%s: %+v, %v", name, st, err)
 		}
 	}
@@ -229,4 +229,21 @@ func TestLogWriterNeverBlocks(t *testing.T) {
 func FuzzParseProcStat(f *testing.F) {
 	f.Add("12 (a) b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 0 4242 99")
 	f.Fuzz(func(_ *testing.T, line string) { _, _ = parseProcStat(line) })
+}
+
+// A process whose threads are all in do_exit is told from one that runs, that
+// sleeps, and whose leader alone has ended.
+func TestExitingIsToldFromRunning(t *testing.T) {
+	f := newForker(shortDir(t), nil)
+	defer f.close()
+	p, err := f.start(StartRequest{VM: "x", Argv: []string{"/bin/sleep", "60"}, LogPath: filepath.Join(shortDir(t), "log")}, func() error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.exiting(p) {
+		t.Fatal("a running process is taken for an ending one")
+	}
+	f.signal(p, unix.SIGKILL)
+	eventually(t, "killed and not reaped", func() bool { return f.exiting(p) }) // a zombie is in do_exit for good
+	eventually(t, "reaped", func() bool { _, ok := f.reap(p); return ok })
 }

@@ -46,6 +46,9 @@ type processes interface {
 	signal(p *process, sig unix.Signal)
 	// reap collects the process if it has ended. It never blocks.
 	reap(p *process) (exitStatus, bool)
+	// exiting tells whether no thread of the process will run its program again,
+	// though it is not reaped yet. It never blocks.
+	exiting(p *process) bool
 	// close ends the helpers. Children still alive get SIGKILL from the kernel.
 	close()
 }
@@ -255,6 +258,26 @@ func (f *forker) reap(p *process) (exitStatus, bool) {
 	return st, true
 }
 
+func (f *forker) exiting(p *process) bool {
+	tasks, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(p.pid), "task"))
+	if err != nil {
+		return false
+	}
+	for _, task := range tasks {
+		data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.pid), "task", task.Name(), "stat"))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // gone since the folder was read; what is exiting makes no new one
+		}
+		if err != nil {
+			return false
+		}
+		if st, err := parseProcStat(string(data)); err != nil || st.flags&taskExiting == 0 {
+			return false
+		}
+	}
+	return true
+}
+
 func (f *forker) close() {
 	f.once.Do(func() {
 		f.janitor.close()
@@ -289,9 +312,14 @@ func openLog(path string) (*os.File, error) {
 // procStat is what the guard reads from /proc/PID/stat (proc_pid_stat(5)).
 type procStat struct {
 	state      byte   // field 3
+	flags      uint64 // field 9, PF_* of include/linux/sched.h
 	threads    int    // field 20
 	startTicks uint64 // field 22
 }
+
+// taskExiting is PF_EXITING: the thread is in do_exit, from which it does not
+// return to its program.
+const taskExiting = 0x4
 
 // gone tells that no thread of the process can run any more. A zombie leader
 // alone is not enough: another thread may still sit in the kernel.
@@ -317,6 +345,10 @@ func parseProcStat(line string) (procStat, error) {
 	if len(f) < 20 || len(f[0]) != 1 {
 		return procStat{}, fmt.Errorf("stat line with %d fields", len(f)+2)
 	}
+	flags, err := strconv.ParseUint(f[6], 10, 64)
+	if err != nil {
+		return procStat{}, fmt.Errorf("flags: %w", err)
+	}
 	threads, err := strconv.Atoi(f[17])
 	if err != nil {
 		return procStat{}, fmt.Errorf("thread count: %w", err)
@@ -325,5 +357,5 @@ func parseProcStat(line string) (procStat, error) {
 	if err != nil {
 		return procStat{}, fmt.Errorf("start time: %w", err)
 	}
-	return procStat{state: f[0][0], threads: threads, startTicks: ticks}, nil
+	return procStat{state: f[0][0], flags: flags, threads: threads, startTicks: ticks}, nil
 }

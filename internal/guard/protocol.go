@@ -44,15 +44,16 @@ const (
 	MaxAhead = 120 * time.Second
 	// KillRepeat is the pause between two SIGKILLs to a process not yet reaped.
 	KillRepeat = 100 * time.Millisecond
-	// KillTime is how long after its deadline a protected VM may take to be
-	// reaped before the guard stops petting the watchdog.
-	KillTime = 5 * time.Second
+	// KillTime is how long after its deadline a protected VM may go on at most:
+	// the cluster counts on it. Who is not dead by then dies with the host, if
+	// that has a watchdog.
+	KillTime = 2 * time.Second
 	// KillWait is how long a kill request waits for the reaping.
 	KillWait = 10 * time.Second
 	// StopGrace is what VMs get between SIGTERM and SIGKILL when the guard stops.
 	StopGrace = 5 * time.Second
 	// LeftoverWait is how long a starting guard waits for killed leftovers.
-	LeftoverWait = 10 * time.Second
+	LeftoverWait = 5 * time.Second
 )
 
 // File names inside the run directory.

@@ -33,6 +33,11 @@ type Config struct {
 	RunDir string
 	// Watchdog is WatchdogAuto (the default), WatchdogNone or a device path.
 	Watchdog string
+	// Device, if set, is used instead: what resets the host, or stands for that in
+	// a fault campaign, when nothing was written to it for DeviceTimeout. The
+	// server owns it.
+	Device        *os.File
+	DeviceTimeout time.Duration
 	// Harden applies the process-wide measures of Hardening.
 	Harden bool
 	// Log receives the log lines, by way of a bounded queue. Default: os.Stderr.
@@ -111,7 +116,9 @@ func newServer(cfg Config, dir string, lock *os.File) (*Server, error) {
 	if cfg.Harden {
 		s.hard = harden()
 	}
-	if s.dog = cfg.dog; s.dog == nil {
+	if s.dog = cfg.dog; s.dog == nil && cfg.Device != nil {
+		s.dog = &watchdog{f: cfg.Device, level: LevelHardware, timeout: cfg.DeviceTimeout, note: hardenedOK + ": given"}
+	} else if s.dog == nil {
 		s.dog = openWatchdog(cfg.Watchdog)
 	}
 	s.level, s.hard.Watchdog = s.dog.level, s.dog.note

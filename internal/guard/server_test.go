@@ -200,7 +200,7 @@ func TestPettingStopsWhenAProtectedVMSurvives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newRigWith(t, &watchdog{f: dog, level: LevelHardware})
+	r := newRigWith(t, &watchdog{f: dog, level: LevelProcess}) // too slow to be counted on
 	s := r.s
 	size := func() int64 {
 		fi, err := os.Stat(dog.Name())
@@ -230,6 +230,104 @@ func TestPettingStopsWhenAProtectedVMSurvives(t *testing.T) {
 	data, err := os.ReadFile(dog.Name())
 	if err != nil || data[len(data)-1] != 'V' {
 		t.Fatalf("no magic close: %q, %v", data, err)
+	}
+}
+
+// A guard that is stopped decides nothing: so the last petting must come early
+// enough that the device bites when the VM's right to run and KillTime are over.
+func TestLastPettingComesBeforeTheDeadline(t *testing.T) {
+	dog, err := os.CreateTemp(shortDir(t), "dog")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const timeout = 10 * time.Second
+	r := newRigWith(t, &watchdog{f: dog, level: LevelHardware, timeout: timeout})
+	ctx := testCtx(t)
+	pets := func() int64 {
+		fi, err := os.Stat(dog.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fi.Size()
+	}
+	idle := func() bool {
+		r.s.mu.Lock()
+		defer r.s.mu.Unlock()
+		return r.s.dogIdle
+	}
+	petted := func(what string) {
+		t.Helper()
+		before := pets()
+		eventually(t, what, func() bool { return !idle() && pets() > before })
+	}
+	unpetted := func(what string) {
+		t.Helper()
+		eventually(t, what, idle)
+		before := pets()
+		time.Sleep(petEvery + petEvery/2)
+		if pets() != before {
+			t.Fatalf("petted: %s", what)
+		}
+	}
+	wantErr(t, r.start("u", 1, false), nil)
+	r.clock.advance(9*time.Second, false)
+	petted("only an unprotected vm, which no lease concerns")
+	wantErr(t, r.start("p", 1, true), nil)
+	unpetted("a protected vm and a lease of one more second")
+	r.extend(1, 10*time.Second)
+	petted("the lease is renewed")
+	r.clock.advance(KillTime, false) // 8 s are left, and KillTime: the timeout, exactly
+	petted("the last moment")
+	r.clock.advance(1, false)
+	unpetted("a nanosecond later")
+
+	// The end of the lease: killed but there, then ending, then reaped.
+	wantErr(t, r.Watch(ctx), nil)
+	r.procs.set(func() { r.procs.stuck["p"] = true })
+	r.clock.advance(8*time.Second, false)
+	unpetted("killed and still there")
+	r.procs.set(func() { r.procs.leaving["p"] = true })
+	petted("none of its threads runs any more")
+	r.procs.set(func() { r.procs.leaving["p"] = false })
+	unpetted("it does again")
+	r.procs.set(func() { r.procs.stuck["p"] = false })
+	petted("reaped")
+}
+
+func TestAnUnkillableLeftoverIsPettedOnlyWithinTheLease(t *testing.T) {
+	tab := newTable()
+	tab.strangers["x"] = 7
+	strange := func(now int64) bool { _, s := tab.disobedient(now, 10*time.Second); return s }
+	if !strange(sec) {
+		t.Fatal("petted without any lease")
+	}
+	if _, e := tab.extend(sec, 1, 11*sec); e != nil {
+		t.Fatal(e)
+	}
+	if strange(3*sec) || !strange(3*sec+1) {
+		t.Fatal("not petted exactly as long as the device then bites in time")
+	}
+}
+
+func TestWatchdogThatBitesLateIsNotCountedOn(t *testing.T) {
+	for _, c := range []struct {
+		seconds int
+		err     error
+		level   Level
+		timeout time.Duration
+	}{
+		{10, nil, LevelHardware, 10 * time.Second},
+		{2, nil, LevelHardware, 2 * time.Second},
+		{11, nil, LevelProcess, 0},
+		{60, nil, LevelProcess, 0},
+		{0, nil, LevelProcess, 0},
+		{0, errors.New("no such ioctl"), LevelProcess, 0},
+	} {
+		w := &watchdog{level: LevelHardware, note: hardenedOK}
+		w.count(c.seconds, c.err)
+		if w.level != c.level || w.timeout != c.timeout || !strings.Contains(w.note, "timeout") {
+			t.Errorf("%d s, %v: %q, %v, %q", c.seconds, c.err, w.level, w.timeout, w.note)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // table is the whole state of the guard and all its decisions. It does no I/O
@@ -115,18 +116,30 @@ func (t *table) overdueCount() int {
 	return n
 }
 
-// overdue tells whether some protected VM has outlived its right to run by more
-// than KillTime: the host no longer obeys SIGKILL.
-func (t *table) overdue(now int64) bool {
+// disobedient returns what would run on beyond its right to, and KillTime, if the
+// watchdog were petted now for the last time: the protected instances, as due is
+// when each lost that right or will, and whether something of an earlier guard is
+// among it. That one's lease is unknown, so only the present one counts for it.
+//
+// Petting must stop before the deadline for that: a guard that is stopped, or
+// that cannot kill, will not decide it later.
+func (t *table) disobedient(now int64, timeout time.Duration) (ins []*instance, strangers bool) {
+	late := func(due int64) bool { return now+int64(timeout) > due+int64(KillTime) }
 	for _, in := range t.vms {
 		// Without a pid nothing runs yet, and what then does is killed at once:
 		// an exec that hangs on dead storage is no reason to reset the host.
-		present := in.rec.PID != 0 && in.rec.State != StateExited
-		if present && in.dueNS != 0 && in.rec.Protected && now-in.dueNS > int64(KillTime) {
-			return true
+		if in.rec.PID == 0 || in.rec.State == StateExited || !in.rec.Protected {
+			continue
+		}
+		due := in.dueNS
+		if due == 0 {
+			due = t.deadlineNS
+		}
+		if late(due) {
+			ins = append(ins, in)
 		}
 	}
-	return false
+	return ins, len(t.strangers) > 0 && late(t.deadlineNS)
 }
 
 // leaseRefusal says why a VM may not run under session, or nil.

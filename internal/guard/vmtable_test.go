@@ -215,12 +215,16 @@ func TestLapseKillsProtectedOnlyAndBlocksNewSessions(t *testing.T) {
 	tab.exit(11*sec, p, -1, 9)
 	_, e = tab.extend(11*sec, 6, 20*sec)
 	wantCode(t, e, CodeKilling) // k was asked for before, but it is not reaped
-	if tab.overdue(15*sec) || !tab.overdue(15*sec+1) {
-		t.Fatal("overdue not exactly after the kill time")
+	bad := func(now int64, timeout time.Duration) int {
+		ins, _ := tab.disobedient(now, timeout)
+		return len(ins)
+	}
+	if bad(12*sec, 0) != 0 || bad(12*sec+1, 0) != 1 {
+		t.Fatal("not disobedient exactly after the kill time")
 	}
 	tab.exit(12*sec, k, -1, 9)
-	if tab.overdue(100 * sec) {
-		t.Fatal("overdue although all protected VMs are reaped")
+	if bad(100*sec, 10*time.Second) != 0 {
+		t.Fatal("disobedient although all protected VMs are reaped")
 	}
 	_, e = tab.extend(13*sec, 6, 20*sec)
 	wantCode(t, e, "")

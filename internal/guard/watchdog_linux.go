@@ -23,8 +23,12 @@ const (
 	watchdogDevice = "/dev/watchdog"
 	watchdogClass  = "/sys/class/watchdog"
 
-	// watchdogTimeoutS is what the guard asks the device for, in seconds.
-	watchdogTimeoutS = 10
+	// watchdogTimeoutS is what the guard asks the device for, in seconds. It pets
+	// only while a lease has that, less KillTime, to go: a longer timeout would
+	// reset hosts whose leases are renewed slowly.
+	watchdogTimeoutS = 5
+	// watchdogMostS is the longest timeout of a device that is counted on.
+	watchdogMostS = 10
 	// petEvery is the pause between two pettings.
 	petEvery = time.Second
 	// softdogIdentity is what the kernel's softdog module calls itself.
@@ -37,6 +41,10 @@ type watchdog struct {
 	f     *os.File
 	level Level
 	note  string // for Hardening.Watchdog
+	// timeout is how long after the last petting the device resets the host. It
+	// is 0 for one that takes its time: that is petted as long as the host obeys,
+	// and nothing is promised because of it.
+	timeout time.Duration
 }
 
 // openWatchdog opens the device that setting names. Opening it starts it. No
@@ -58,10 +66,22 @@ func openWatchdog(setting string) *watchdog {
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, watchdogTimeoutS); err != nil {
 		w.note += fmt.Sprintf(", its own timeout (%v)", err)
 	}
-	if s, err := unix.IoctlGetInt(int(f.Fd()), unix.WDIOC_GETTIMEOUT); err == nil {
-		w.note += fmt.Sprintf(", timeout %d s", s)
-	}
+	s, err := unix.IoctlGetInt(int(f.Fd()), unix.WDIOC_GETTIMEOUT)
+	w.count(s, err)
 	return w
+}
+
+// count decides whether the timeout that the device has is short enough for the
+// promise.
+func (w *watchdog) count(seconds int, err error) {
+	switch {
+	case err != nil:
+		w.level, w.note = LevelProcess, w.note+fmt.Sprintf(", of an unknown timeout (%v), so it is not counted on", err)
+	case seconds < 1 || seconds > watchdogMostS:
+		w.level, w.note = LevelProcess, w.note+fmt.Sprintf(", timeout %d s, more than the %d s it may have to be counted on", seconds, watchdogMostS)
+	default:
+		w.timeout, w.note = time.Duration(seconds)*time.Second, w.note+fmt.Sprintf(", timeout %d s", seconds)
+	}
 }
 
 func openWatchdogDevice(path string) (*os.File, string, error) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/muster-vm/muster/internal/linear"
 	"github.com/muster-vm/muster/internal/torture"
+	"github.com/muster-vm/muster/internal/torture/lab"
 )
 
 // createTries is how often the creation of an object is asked for with one
@@ -29,7 +30,7 @@ type client struct {
 	home    int
 	timeout time.Duration
 	stream  *torture.Stream
-	rest    *caller
+	rest    *lab.Caller
 }
 
 // notOwn is the life of an acknowledgement that binds no node to show it.
@@ -71,7 +72,7 @@ func (u *client) operate(a torture.Ask) {
 	register := torture.Register(a, u.c.rec.Now())
 	node := (u.home + a.Elsewhere) % len(u.c.daemons)
 	d := u.c.daemons[node]
-	op := &linear.Op{Client: u.id, Node: d.name, Group: register}
+	op := &linear.Op{Client: u.id, Node: d.Name, Group: register}
 	known := u.c.known.of(register)
 	what := a.What
 	if (what == torture.PutIf || what == torture.DeleteIf) && known == 0 {
@@ -103,9 +104,9 @@ func (u *client) operate(a torture.Ask) {
 		op.Changes = []linear.Change{{Key: register, Delete: true}}
 		op.Require = []linear.Cond{{Key: register, Revision: known}}
 	}
-	life := d.life.Load()
+	life := d.Life()
 	u.c.rec.Begin(op)
-	var ans answer
+	var ans lab.Answer
 	reg := raw
 	if a.Rule {
 		reg = rule
@@ -117,7 +118,7 @@ func (u *client) operate(a torture.Ask) {
 			life = notOwn // another node has it
 		}
 	} else {
-		ans = u.rest.do(context.Background(), node, reg.request(what, register, change.Value, known, u.timeout))
+		ans = u.rest.Do(context.Background(), node, reg.request(what, register, change.Value, known, u.timeout))
 	}
 	u.c.rec.End(op, func(o *linear.Op) { reg.read(o, &ans, certain) })
 	u.learn(op, &ans, node, int(life))
@@ -126,19 +127,19 @@ func (u *client) operate(a torture.Ask) {
 // create repeats the creation of an object, at other nodes too, with one
 // Idempotency-Key. by is who answered last; certain is false if it did not
 // succeed and a try before the last may have.
-func (u *client) create(node int, register, value string) (a answer, by int, certain bool) {
+func (u *client) create(node int, register, value string) (a lab.Answer, by int, certain bool) {
 	r := rule.request(torture.Create, register, value, 0, u.timeout)
-	r.header["Idempotency-Key"] = value
+	r.Header["Idempotency-Key"] = value
 	certain = true
 	for i := range createTries {
 		by = (node + i) % len(u.c.daemons)
-		a = u.rest.do(context.Background(), by, r)
+		a = u.rest.Do(context.Background(), by, r)
 		switch {
-		case a.ok():
+		case a.OK():
 			return a, by, true
 		case unknown(&a):
 			certain = false
-		case a.status != http.StatusServiceUnavailable:
+		case a.Status != http.StatusServiceUnavailable:
 			return a, by, certain
 		}
 	}
@@ -146,16 +147,16 @@ func (u *client) create(node int, register, value string) (a answer, by int, cer
 }
 
 // learn notes what the answer taught.
-func (u *client) learn(op *linear.Op, a *answer, node, life int) {
+func (u *client) learn(op *linear.Op, a *lab.Answer, node, life int) {
 	u.c.tally(op, a)
 	d := u.c.daemons[node]
-	if int(d.life.Load()) != life {
+	if int(d.Life()) != life {
 		life = notOwn // restarted meanwhile
 	}
 	register := op.Group
 	if op.Stale {
-		if a.ok() || a.status == http.StatusNotFound {
-			r := torture.StaleRead{Node: d.name, Life: life, Call: time.Duration(op.Call), Return: u.c.rec.Now()}
+		if a.OK() || a.Status == http.StatusNotFound {
+			r := torture.StaleRead{Node: d.Name, Life: life, Call: time.Duration(op.Call), Return: u.c.rec.Now()}
 			stateAge(&r, a)
 			u.c.noteStale(r)
 		}
@@ -173,13 +174,13 @@ func (u *client) learn(op *linear.Op, a *answer, node, life int) {
 		return
 	}
 	u.c.known.learn(register, op.Revision)
-	u.c.noteAck(torture.Ack{Node: d.name, Life: life, Call: time.Duration(op.Call), Return: time.Duration(op.Return), Revision: op.Revision, Key: register})
+	u.c.noteAck(torture.Ack{Node: d.Name, Life: life, Call: time.Duration(op.Call), Return: time.Duration(op.Return), Revision: op.Revision, Key: register})
 }
 
 // registers of one sort.
 type registers struct {
-	request func(what torture.What, register, value string, known uint64, timeout time.Duration) request
-	cell    func(register string, a *answer) linear.Cell
+	request func(what torture.What, register, value string, known uint64, timeout time.Duration) lab.Request
+	cell    func(register string, a *lab.Answer) linear.Cell
 }
 
 var (
@@ -198,21 +199,21 @@ func conditions(what torture.What, known uint64) map[string]string {
 	return h
 }
 
-func rawRequest(what torture.What, register, value string, known uint64, timeout time.Duration) request {
-	r := request{method: http.MethodGet, path: "/raw/" + register, header: conditions(what, known), timeout: timeout}
+func rawRequest(what torture.What, register, value string, known uint64, timeout time.Duration) lab.Request {
+	r := lab.Request{Method: http.MethodGet, Path: "/raw/" + register, Header: conditions(what, known), Timeout: timeout}
 	switch what {
 	case torture.StaleGet:
-		r.path += "?consistency=stale"
+		r.Path += "?consistency=stale"
 	case torture.Put, torture.PutIf, torture.Create:
-		r.method, r.body = http.MethodPut, []byte(value)
+		r.Method, r.Body = http.MethodPut, []byte(value)
 	case torture.Delete, torture.DeleteIf:
-		r.method = http.MethodDelete
+		r.Method = http.MethodDelete
 	}
 	return r
 }
 
-func rawCell(register string, a *answer) linear.Cell {
-	return linear.Cell{Key: register, Exists: true, Value: string(a.body), Revision: a.etag()}
+func rawCell(register string, a *lab.Answer) linear.Cell {
+	return linear.Cell{Key: register, Exists: true, Value: string(a.Body), Revision: a.ETag()}
 }
 
 // ruleObject is the part of an object that the campaign uses: its label is the
@@ -229,42 +230,42 @@ type ruleObject struct {
 
 const ruleLabel = "value"
 
-func ruleRequest(what torture.What, register, value string, known uint64, timeout time.Duration) request {
-	r := request{method: http.MethodGet, path: "/rules/" + url.PathEscape(register), header: conditions(what, known), timeout: timeout}
-	delete(r.header, "If-None-Match") // a POST always makes a new one
+func ruleRequest(what torture.What, register, value string, known uint64, timeout time.Duration) lab.Request {
+	r := lab.Request{Method: http.MethodGet, Path: "/rules/" + url.PathEscape(register), Header: conditions(what, known), Timeout: timeout}
+	delete(r.Header, "If-None-Match") // a POST always makes a new one
 	switch what {
 	case torture.Get:
-		r.path += "?consistency=linearizable"
+		r.Path += "?consistency=linearizable"
 	case torture.StaleGet:
-		r.path += "?consistency=stale"
+		r.Path += "?consistency=stale"
 	case torture.Put, torture.PutIf, torture.Create:
 		var o ruleObject
 		o.Meta.Name, o.Meta.Labels = register, map[string]string{ruleLabel: value}
 		o.Spec = map[string]any{"check": "metric", "metric": "torture", "threshold": 1, "disabled": true}
-		r.body, _ = json.Marshal(o) // of strings and numbers: cannot fail
-		r.method = http.MethodPut
+		r.Body, _ = json.Marshal(o) // of strings and numbers: cannot fail
+		r.Method = http.MethodPut
 		if what == torture.Create {
-			r.method, r.path = http.MethodPost, "/rules"
+			r.Method, r.Path = http.MethodPost, "/rules"
 		}
-		r.header["Content-Type"] = "application/json"
+		r.Header["Content-Type"] = "application/json"
 	case torture.Delete, torture.DeleteIf:
-		r.method = http.MethodDelete
+		r.Method = http.MethodDelete
 	}
 	return r
 }
 
-func ruleCell(register string, a *answer) linear.Cell {
+func ruleCell(register string, a *lab.Answer) linear.Cell {
 	var o ruleObject
-	_ = json.Unmarshal(a.body, &o) // what is no rule has no value, which the checker finds
+	_ = json.Unmarshal(a.Body, &o) // what is no rule has no value, which the checker finds
 	return linear.Cell{Key: register, Exists: true, Value: o.Meta.Labels[ruleLabel], Revision: o.Meta.Revision}
 }
 
 // unknown reports whether a change may take effect in spite of the answer.
-func unknown(a *answer) bool {
-	if a.err != nil {
-		return a.sent
+func unknown(a *lab.Answer) bool {
+	if a.Err != nil {
+		return a.Sent
 	}
-	return a.status >= 500 && a.code != torture.CodeNoQuorum && a.code != "not_member"
+	return a.Status >= 500 && a.Code != torture.CodeNoQuorum && a.Code != "not_member"
 }
 
 // lostRace is in the text of an answer to a change without conditions that was
@@ -272,36 +273,36 @@ func unknown(a *answer) bool {
 const lostRace = "others kept changing"
 
 // read turns an answer into the outcome of an operation.
-func (r registers) read(o *linear.Op, a *answer, certain bool) {
+func (r registers) read(o *linear.Op, a *lab.Answer, certain bool) {
 	o.Note = ""
 	switch {
 	case o.IsRead():
 		r.readCells(o, a)
-	case a.ok():
-		o.Status, o.Revision = linear.Applied, a.revision()
+	case a.OK():
+		o.Status, o.Revision = linear.Applied, a.Revision()
 		return
 	case unknown(a) || !certain:
 		o.Status = linear.Unknown
-	case a.status == http.StatusPreconditionFailed && strings.Contains(a.detail, lostRace):
+	case a.Status == http.StatusPreconditionFailed && strings.Contains(a.Detail, lostRace):
 		o.Status = linear.Failed
-	case a.status == http.StatusPreconditionFailed, a.status == http.StatusNotFound, a.status == http.StatusConflict && a.code == "already_exists":
+	case a.Status == http.StatusPreconditionFailed, a.Status == http.StatusNotFound, a.Status == http.StatusConflict && a.Code == "already_exists":
 		o.Status = linear.Refused
 	default:
 		o.Status = linear.Failed
 	}
 	if !o.IsRead() {
-		o.Note = a.word()
+		o.Note = a.Word()
 	}
 }
 
-func (r registers) readCells(o *linear.Op, a *answer) {
+func (r registers) readCells(o *linear.Op, a *lab.Answer) {
 	o.Status = linear.Failed
 	switch {
-	case a.err == nil && a.status == http.StatusOK:
-		o.Status, o.Revision = linear.Applied, a.revision()
+	case a.Err == nil && a.Status == http.StatusOK:
+		o.Status, o.Revision = linear.Applied, a.Revision()
 		o.Cells = []linear.Cell{r.cell(o.Reads[0], a)}
-	case a.err == nil && a.status == http.StatusNotFound:
-		o.Status, o.Revision = linear.Applied, a.revision()
+	case a.Err == nil && a.Status == http.StatusNotFound:
+		o.Status, o.Revision = linear.Applied, a.Revision()
 		o.Cells = []linear.Cell{{Key: o.Reads[0]}}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/internal/torture"
+	"github.com/muster-vm/muster/internal/torture/lab"
 )
 
 // Waits of the campaign.
@@ -85,7 +86,7 @@ func (c *campaign) episode(ctx context.Context, e torture.Episode) bool {
 		if span.what != "" {
 			span.what += "+"
 		}
-		span.what += f.String() + ":" + c.hosts.name(a.node)
+		span.what += f.String() + ":" + c.hosts.Name(a.node)
 	}
 	span.majority = c.majority(on)
 	c.say("episode %d: %s for %.1f s", e.N, span.what, e.Hold.Seconds())
@@ -155,7 +156,7 @@ func (c *campaign) majority(on []*active) bool {
 func (c *campaign) inject(ctx context.Context, f torture.Fault, on []*active) (*active, error) {
 	a := &active{fault: f, node: f.Node}
 	if f.Leader {
-		if l := c.leader(ctx); l >= 0 {
+		if l := c.Leader(ctx); l >= 0 {
 			a.node = l
 		}
 	}
@@ -168,49 +169,49 @@ func (c *campaign) inject(ctx context.Context, f torture.Fault, on []*active) (*
 	d := c.daemons[a.node]
 	switch f.Kind {
 	case torture.Kill:
-		return a, d.kill()
+		return a, d.Kill()
 	case torture.KillAll:
 		var errs []error
 		for _, d := range c.daemons {
-			errs = append(errs, d.kill())
+			errs = append(errs, d.Kill())
 		}
 		return a, errors.Join(errs...)
 	case torture.Stop:
-		return a, d.signal(syscall.SIGSTOP)
+		return a, d.Signal(syscall.SIGSTOP)
 	case torture.DiskFull:
-		d.setFull(true)
+		d.SetFull(true)
 		return a, c.startFilling(a)
 	}
 	c.setDrops(a, true)
-	return a, c.hosts.applyDrops()
+	return a, c.hosts.ApplyDrops()
 }
 
 func (c *campaign) heal(a *active) error {
 	d := c.daemons[a.node]
 	switch a.fault.Kind {
 	case torture.Kill:
-		return d.start()
+		return d.Start()
 	case torture.KillAll:
 		var errs []error
 		for _, d := range c.daemons {
-			errs = append(errs, d.start())
+			errs = append(errs, d.Start())
 		}
 		return errors.Join(errs...)
 	case torture.Stop:
-		return d.signal(syscall.SIGCONT)
+		return d.Signal(syscall.SIGCONT)
 	case torture.DiskFull:
 		a.stop()
-		d.setFull(false)
-		return c.hosts.makeRoom(a.node)
+		d.SetFull(false)
+		return c.hosts.MakeRoom(a.node)
 	}
 	c.setDrops(a, false)
-	return c.hosts.applyDrops()
+	return c.hosts.ApplyDrops()
 }
 
 // setDrops says what is lost. Two faults of one episode may lose the same; the
 // first to end then ends both, at about the same time.
 func (c *campaign) setDrops(a *active, lost bool) {
-	drop := c.hosts.drop
+	drop := c.hosts.Drop
 	for o := range c.nodes {
 		if o == a.node {
 			continue
@@ -226,7 +227,7 @@ func (c *campaign) setDrops(a *active, lost bool) {
 
 // startFilling keeps a disk full: what its node frees is taken too.
 func (c *campaign) startFilling(a *active) error {
-	if err := c.hosts.fill(a.node); err != nil {
+	if err := c.hosts.Fill(a.node); err != nil {
 		return err
 	}
 	stop, ended := make(chan struct{}), make(chan struct{})
@@ -235,7 +236,7 @@ func (c *campaign) startFilling(a *active) error {
 		for {
 			select {
 			case <-time.After(refill):
-				if err := c.hosts.fill(a.node); err != nil {
+				if err := c.hosts.Fill(a.node); err != nil {
 					c.say("%v", err)
 				}
 			case <-stop:
@@ -254,26 +255,26 @@ func (c *campaign) startFilling(a *active) error {
 // linearizable read and a write.
 func (c *campaign) serves(ctx context.Context, all bool) error {
 	try := func(ctx context.Context, node int) error {
-		path := "/raw/serves/" + c.hosts.name(node)
-		for _, r := range []request{
-			{method: http.MethodPut, path: path, body: []byte(fmt.Sprint(c.rec.Now().Nanoseconds())), timeout: askTimeout},
-			{method: http.MethodGet, path: path, timeout: askTimeout},
+		path := "/raw/serves/" + c.hosts.Name(node)
+		for _, r := range []lab.Request{
+			{Method: http.MethodPut, Path: path, Body: []byte(fmt.Sprint(c.rec.Now().Nanoseconds())), Timeout: askTimeout},
+			{Method: http.MethodGet, Path: path, Timeout: askTimeout},
 		} {
-			if a := c.rest.do(ctx, node, r); !a.ok() {
-				return fmt.Errorf("%s does not serve: %s: %s", c.hosts.name(node), r.method, a.word())
+			if a := c.rest.Do(ctx, node, r); !a.OK() {
+				return fmt.Errorf("%s does not serve: %s: %s", c.hosts.Name(node), r.Method, a.Word())
 			}
 		}
 		return nil
 	}
 	if all {
 		for i := range c.nodes {
-			if err := c.eventually(ctx, recoverWithin, func(ctx context.Context) error { return try(ctx, i) }); err != nil {
+			if err := lab.Eventually(ctx, recoverWithin, func(ctx context.Context) error { return try(ctx, i) }); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	return c.eventually(ctx, recoverWithin, func(ctx context.Context) error {
+	return lab.Eventually(ctx, recoverWithin, func(ctx context.Context) error {
 		var errs []error
 		for i := range c.nodes {
 			err := try(ctx, i)
@@ -292,17 +293,17 @@ func (c *campaign) probe(node int) {
 	cut := c.rec.Now()
 	time.Sleep(cutSettle)
 	const patience = 14 * time.Second // less than the hold, more than any deadline
-	name := c.hosts.name(node)
+	name := c.hosts.Name(node)
 	var wg sync.WaitGroup
 	for i, write := range []bool{true, false, true, false} {
 		wg.Go(func() {
-			r := request{method: http.MethodGet, path: "/raw/probe", timeout: patience}
+			r := lab.Request{Method: http.MethodGet, Path: "/raw/probe", Timeout: patience}
 			if write {
-				r.method, r.path, r.body = http.MethodPut, fmt.Sprintf("/raw/probe/%d", i), []byte("x")
+				r.Method, r.Path, r.Body = http.MethodPut, fmt.Sprintf("/raw/probe/%d", i), []byte("x")
 			}
 			p := torture.Probe{Node: name, Write: write, Call: c.rec.Now()}
-			a := c.rest.do(context.Background(), node, r)
-			p.Return, p.Status, p.Code = c.rec.Now(), a.status, a.code
+			a := c.rest.Do(context.Background(), node, r)
+			p.Return, p.Status, p.Code = c.rec.Now(), a.Status, a.Code
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.probes = append(c.probes, p)
@@ -310,9 +311,9 @@ func (c *campaign) probe(node int) {
 	}
 	wg.Go(func() {
 		p := torture.StaleRead{Node: name, Life: notOwn, Call: c.rec.Now()}
-		a := c.rest.do(context.Background(), node, request{method: http.MethodGet, path: "/raw/?prefix=torture/&limit=1&consistency=stale", timeout: patience})
-		if !a.ok() {
-			c.violate(torture.WrongAnswer, name, "cut off, it does not answer a stale read: %s", a.word())
+		a := c.rest.Do(context.Background(), node, lab.Request{Method: http.MethodGet, Path: "/raw/?prefix=torture/&limit=1&consistency=stale", Timeout: patience})
+		if !a.OK() {
+			c.violate(torture.WrongAnswer, name, "cut off, it does not answer a stale read: %s", a.Word())
 			return
 		}
 		stateAge(&p, &a)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/muster-vm/muster/internal/linear"
 	"github.com/muster-vm/muster/internal/torture"
+	"github.com/muster-vm/muster/internal/torture/lab"
 )
 
 // Limits of the end.
@@ -34,19 +35,19 @@ const (
 )
 
 // stateAge reads what a stale answer says of itself.
-func stateAge(r *torture.StaleRead, a *answer) {
-	age, err := strconv.ParseFloat(a.header.Get("Muster-Age"), 64)
+func stateAge(r *torture.StaleRead, a *lab.Answer) {
+	age, err := strconv.ParseFloat(a.Header.Get("Muster-Age"), 64)
 	r.Known, r.Age = err == nil, time.Duration(age*float64(time.Second))
-	r.Stated = a.header.Get("Muster-Consistency") == "stale" && a.header.Get("Muster-Age") != ""
-	r.Revision = a.revision()
+	r.Stated = a.Header.Get("Muster-Consistency") == "stale" && a.Header.Get("Muster-Age") != ""
+	r.Revision = a.Revision()
 }
 
 // firstWord makes the object that the last write changes: at the end there may be
 // as many as the cluster allows.
 func (c *campaign) firstWord(ctx context.Context) error {
-	a := c.rest.do(ctx, 0, ruleRequest(torture.Create, lastRule, "begin", 0, listTimeout))
-	if !a.ok() {
-		return fmt.Errorf("the first write: %s", a.word())
+	a := c.rest.Do(ctx, 0, ruleRequest(torture.Create, lastRule, "begin", 0, listTimeout))
+	if !a.OK() {
+		return fmt.Errorf("the first write: %s", a.Word())
 	}
 	return nil
 }
@@ -58,12 +59,12 @@ func (c *campaign) lastWord(ctx context.Context) error {
 		return err
 	}
 	wait(ctx, c.lastUnknown()+writesEnd-c.rec.Now())
-	a := c.rest.do(ctx, 0, ruleRequest(torture.Put, lastRule, "end", 0, listTimeout))
-	if !a.ok() {
-		return fmt.Errorf("the last write: %s", a.word())
+	a := c.rest.Do(ctx, 0, ruleRequest(torture.Put, lastRule, "end", 0, listTimeout))
+	if !a.OK() {
+		return fmt.Errorf("the last write: %s", a.Word())
 	}
 	for _, w := range c.watchers {
-		err := c.eventually(ctx, watchWithin, func(context.Context) error {
+		err := lab.Eventually(ctx, watchWithin, func(context.Context) error {
 			if !w.sees(lastRule, "end") {
 				return fmt.Errorf("the watch of %s has not seen the last write", w.name)
 			}
@@ -93,11 +94,11 @@ func (c *campaign) finish(ctx context.Context) (ok bool, err error) {
 		for _, stale := range []string{"", "&consistency=stale"} {
 			cells, err := c.list(ctx, i, stale)
 			if err != nil {
-				c.violate(torture.NotRecovered, d.name, "its final state cannot be read: %v", err)
+				c.violate(torture.NotRecovered, d.Name, "its final state cannot be read: %v", err)
 				continue
 			}
-			final[d.name+strings.Replace(stale, "&consistency=", " ", 1)] = cells
-			rules[d.name] = onlyRules(cells)
+			final[d.Name+strings.Replace(stale, "&consistency=", " ", 1)] = cells
+			rules[d.Name] = onlyRules(cells)
 		}
 	}
 	c.say("checking %d operations", len(c.rec.Ops()))
@@ -122,7 +123,7 @@ func (c *campaign) list(ctx context.Context, node int, query string) (map[string
 	cells := map[string]linear.Cell{}
 	call := c.rec.Now()
 	for next := ""; ; {
-		a := c.rest.do(ctx, node, request{method: http.MethodGet, path: "/raw/?limit=1000&prefix=" + torture.RawPrefix + query + next, timeout: listTimeout})
+		a := c.rest.Do(ctx, node, lab.Request{Method: http.MethodGet, Path: "/raw/?limit=1000&prefix=" + torture.RawPrefix + query + next, Timeout: listTimeout})
 		var page struct {
 			Items []struct {
 				Key      string
@@ -131,10 +132,10 @@ func (c *campaign) list(ctx context.Context, node int, query string) (map[string
 			}
 			Continue string
 		}
-		if !a.ok() {
-			return nil, errors.New(a.word())
+		if !a.OK() {
+			return nil, errors.New(a.Word())
 		}
-		if err := json.Unmarshal(a.body, &page); err != nil {
+		if err := json.Unmarshal(a.Body, &page); err != nil {
 			return nil, err
 		}
 		for _, it := range page.Items {
@@ -149,18 +150,18 @@ func (c *campaign) list(ctx context.Context, node int, query string) (map[string
 		return nil, err
 	}
 	if query == "" {
-		c.recordList(c.hosts.name(node), call, cells)
+		c.recordList(c.hosts.Name(node), call, cells)
 	}
 	return cells, nil
 }
 
 func (c *campaign) listRules(ctx context.Context, node int, query string, cells map[string]linear.Cell) error {
-	a := c.rest.do(ctx, node, request{method: http.MethodGet, path: "/rules?limit=1000" + query, timeout: listTimeout})
+	a := c.rest.Do(ctx, node, lab.Request{Method: http.MethodGet, Path: "/rules?limit=1000" + query, Timeout: listTimeout})
 	var page struct{ Items []ruleObject }
-	if !a.ok() {
-		return errors.New(a.word())
+	if !a.OK() {
+		return errors.New(a.Word())
 	}
-	if err := json.Unmarshal(a.body, &page); err != nil {
+	if err := json.Unmarshal(a.Body, &page); err != nil {
 		return err
 	}
 	for _, o := range page.Items {

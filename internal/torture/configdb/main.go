@@ -11,11 +11,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/muster-vm/muster/internal/torture"
+	"github.com/muster-vm/muster/internal/torture/lab"
 )
 
 // Exit codes: 0 all promises kept, 1 a violation or a failure, 2 usage.
@@ -35,19 +35,8 @@ type config struct {
 	schedule          int
 }
 
-// keepToOneself sees to it that what this program inherited beyond the standard
-// files, such as a lock, does not go on to daemons that may outlive it.
-func keepToOneself() {
-	open, _ := os.ReadDir("/proc/self/fd") // without it there is nothing to do
-	for _, e := range open {
-		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
-			syscall.CloseOnExec(fd)
-		}
-	}
-}
-
 func run() int {
-	keepToOneself()
+	lab.KeepToOneself()
 	var cfg config
 	flag.Uint64Var(&cfg.seed, "seed", 1, "what the faults and operations are drawn from")
 	flag.IntVar(&cfg.nodes, "nodes", 3, "hosts, 3 or 5")

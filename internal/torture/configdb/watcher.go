@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/internal/torture"
+	"github.com/muster-vm/muster/internal/torture/lab"
 )
 
 // Limits of a watch.
@@ -26,7 +27,7 @@ const (
 type watcher struct {
 	node int
 	name string
-	rest *caller
+	rest *lab.Caller
 
 	mu     sync.Mutex
 	seen   []torture.Seen
@@ -54,11 +55,11 @@ func (w *watcher) connect(ctx context.Context) error {
 	if since > 0 {
 		path += fmt.Sprintf("&since=%d", since)
 	}
-	req, err := w.rest.new(ctx, w.node, request{method: http.MethodGet, path: path, header: map[string]string{"Accept": "text/event-stream"}})
+	req, err := w.rest.New(ctx, w.node, lab.Request{Method: http.MethodGet, Path: path, Header: map[string]string{"Accept": "text/event-stream"}})
 	if err != nil {
 		return err
 	}
-	resp, err := w.rest.http.Do(req)
+	resp, err := w.rest.HTTP.Do(req)
 	if err != nil {
 		return err
 	}

@@ -61,6 +61,11 @@ func (s *session) steady(ctx context.Context, d time.Duration) error {
 		s.sheet.Add(ours, "steady_failed_writes", report.Count, float64(r.Errors))
 		s.sheet.Add(ours, "steady_elections", report.Count, float64(after.Term-before.Term))
 		s.sheet.Add(ours, "steady_leader_changes", report.Count, float64(seen))
+		still, err := m.Logged("stood still", s.say)
+		if err != nil {
+			return err
+		}
+		s.sheet.Add(ours, "steady_standstills", report.Count, float64(still))
 		return s.memory(ctx, plan{}, ours, m)
 	})
 }

@@ -7,6 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/scripts/bench.d/configdb/load"
@@ -77,6 +80,31 @@ func (s *Servers) Stop() error {
 		err = errors.Join(err, <-failed)
 	}
 	return err
+}
+
+// Logged counts the lines with text in the logs of the servers and prints the
+// first few of them.
+func (s *Servers) Logged(text string, say func(format string, a ...any)) (n int, err error) {
+	const shown = 5
+	logs, err := filepath.Glob(filepath.Join(s.Dir, "*.log"))
+	if err != nil {
+		return 0, err
+	}
+	for _, path := range logs {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return 0, err
+		}
+		for line := range strings.Lines(string(data)) {
+			if !strings.Contains(line, text) {
+				continue
+			}
+			if n++; n <= shown {
+				say("  %s: %s", filepath.Base(path), strings.TrimSpace(line))
+			}
+		}
+	}
+	return n, nil
 }
 
 // Usage returns what each server uses.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The Muster authors
 
-package main
+package lab
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -19,8 +20,8 @@ import (
 // service manager has it.
 const restartPause = time.Second
 
-// exit is the end of a daemon that nobody asked for.
-type exit struct {
+// Exit is the end of a daemon that nobody asked for.
+type Exit struct {
 	At   time.Duration
 	Node string
 	Why  string
@@ -28,14 +29,13 @@ type exit struct {
 	Full bool
 }
 
-// daemon is one musterd, started again whenever it ends and should not.
-type daemon struct {
-	index   int
-	name    string
+// Daemon is one musterd, started again whenever it ends and should not.
+type Daemon struct {
+	Name    string
 	program []string // with its arguments
 	logPath string
 	now     func() time.Duration
-	onExit  func(exit)
+	onExit  func(Exit)
 
 	life atomic.Int64 // starts so far
 
@@ -48,15 +48,15 @@ type daemon struct {
 	wg      sync.WaitGroup
 }
 
-// start brings the daemon up and keeps it so.
-func (d *daemon) start() error {
+// Start brings the daemon up and keeps it so.
+func (d *Daemon) Start() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.wanted = true
 	return d.launch()
 }
 
-func (d *daemon) launch() error {
+func (d *Daemon) launch() error {
 	if d.cmd != nil {
 		return nil
 	}
@@ -71,7 +71,7 @@ func (d *daemon) launch() error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	fmt.Fprintf(log, "--- start %d at %.3f s\n", d.life.Load()+1, d.now().Seconds())
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start %s: %w", d.name, err)
+		return fmt.Errorf("start %s: %w", d.Name, err)
 	}
 	d.life.Add(1)
 	down := make(chan struct{})
@@ -81,7 +81,7 @@ func (d *daemon) launch() error {
 }
 
 // attend waits for the end of one start.
-func (d *daemon) attend(cmd *exec.Cmd, down chan struct{}) {
+func (d *Daemon) attend(cmd *exec.Cmd, down chan struct{}) {
 	err := cmd.Wait()
 	d.mu.Lock()
 	d.cmd = nil
@@ -92,7 +92,7 @@ func (d *daemon) attend(cmd *exec.Cmd, down chan struct{}) {
 	if !again {
 		return
 	}
-	d.onExit(exit{At: d.now(), Node: d.name, Why: fmt.Sprint(err), Full: full})
+	d.onExit(Exit{At: d.now(), Node: d.Name, Why: fmt.Sprint(err), Full: full})
 	for {
 		time.Sleep(restartPause)
 		d.mu.Lock()
@@ -108,8 +108,8 @@ func (d *daemon) attend(cmd *exec.Cmd, down chan struct{}) {
 	}
 }
 
-// kill ends the daemon at once and keeps it down.
-func (d *daemon) kill() error {
+// Kill ends the daemon at once and keeps it down.
+func (d *Daemon) Kill() error {
 	d.mu.Lock()
 	d.wanted = false
 	cmd, down := d.cmd, d.down
@@ -118,27 +118,27 @@ func (d *daemon) kill() error {
 		return nil
 	}
 	if err := cmd.Process.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("kill %s: %w", d.name, err)
+		return fmt.Errorf("kill %s: %w", d.Name, err)
 	}
 	<-down
 	return nil
 }
 
-// signal is for SIGSTOP and SIGCONT.
-func (d *daemon) signal(s syscall.Signal) error {
+// Signal is for SIGSTOP and SIGCONT.
+func (d *Daemon) Signal(s syscall.Signal) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.cmd == nil {
 		return nil
 	}
 	if err := d.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("%s to %s: %w", s, d.name, err)
+		return fmt.Errorf("%s to %s: %w", s, d.Name, err)
 	}
 	return nil
 }
 
-// setFull notes whether the disk is full.
-func (d *daemon) setFull(full bool) {
+// SetFull notes whether the disk is full.
+func (d *Daemon) SetFull(full bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.full = full
@@ -147,19 +147,40 @@ func (d *daemon) setFull(full bool) {
 	}
 }
 
-// end kills the daemon and waits for all that attends it.
-func (d *daemon) end() {
-	_ = d.signal(syscall.SIGCONT)
-	_ = d.kill()
+// End kills the daemon and waits for all that attends it.
+func (d *Daemon) End() {
+	_ = d.Signal(syscall.SIGCONT)
+	_ = d.Kill()
 	d.wg.Wait()
 }
 
-func (c *campaign) newDaemon(i int) *daemon {
-	h := c.hosts
-	args := inHost(h.namespace(i), filepath.Join(c.bin, "musterd"), "--data-dir", h.data(i), "--listen", h.listen(i),
-		"--node-name", h.name(i), "--run-dir", filepath.Join(c.runDir, h.name(i)))
-	return &daemon{
-		index: i, name: h.name(i), program: append([]string{"ip"}, args...), now: c.rec.Now,
-		logPath: filepath.Join(c.work, "log", h.name(i)+".log"), onExit: c.noteExit,
+// KeepToOneself sees to it that what this program inherited beyond the standard
+// files, such as a lock, does not go on to daemons that may outlive it.
+func KeepToOneself() {
+	open, _ := os.ReadDir("/proc/self/fd") // without it there is nothing to do
+	for _, e := range open {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			syscall.CloseOnExec(fd)
+		}
 	}
+}
+
+// NewDaemon describes the daemon of a host, in the program file bin/musterd, with
+// further arguments.
+func (h *Hosts) NewDaemon(i int, bin, runDir, logPath string, now func() time.Duration, onExit func(Exit), further ...string) *Daemon {
+	args := InHost(h.Namespace(i), filepath.Join(bin, "musterd"), "--data-dir", h.Data(i), "--listen", h.Listen(i),
+		"--node-name", h.Name(i), "--run-dir", runDir)
+	return &Daemon{
+		Name: h.Name(i), program: append(append([]string{"ip"}, args...), further...), now: now, logPath: logPath, onExit: onExit,
+	}
+}
+
+// Life counts the starts so far.
+func (d *Daemon) Life() int64 { return d.life.Load() }
+
+// Down reports that the daemon was killed and is not to be started.
+func (d *Daemon) Down() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !d.wanted
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The Muster authors
 
-package main
+package lab
 
 import (
 	"bytes"
@@ -24,23 +24,23 @@ const (
 	filler = "torture-filler"
 )
 
-// hosts are the machines: namespaces joined by a bridge, and their disks.
-type hosts struct {
+// Hosts are the machines: namespaces joined by a bridge, and their disks.
+type Hosts struct {
 	n    int
 	work string
-	drop [][]bool // drop[from][to]: what from sends to to is lost
+	Drop [][]bool // Drop[from][to]: what from sends to to is lost
 }
 
-func (h *hosts) name(i int) string      { return fmt.Sprintf("n%d", i+1) }
-func (h *hosts) namespace(i int) string { return fmt.Sprintf("%s%d", nsName, i+1) }
-func (h *hosts) address(i int) string   { return fmt.Sprintf("%s.%d", subnet, 11+i) }
-func (h *hosts) listen(i int) string    { return fmt.Sprintf("%s:%d", h.address(i), port) }
-func (h *hosts) url(i int) string       { return "https://" + h.listen(i) }
-func (h *hosts) disk(i int) string      { return filepath.Join(h.work, "disk", h.name(i)) }
-func (h *hosts) data(i int) string      { return filepath.Join(h.disk(i), "data") }
+func (h *Hosts) Name(i int) string      { return fmt.Sprintf("n%d", i+1) }
+func (h *Hosts) Namespace(i int) string { return fmt.Sprintf("%s%d", nsName, i+1) }
+func (h *Hosts) Address(i int) string   { return fmt.Sprintf("%s.%d", subnet, 11+i) }
+func (h *Hosts) Listen(i int) string    { return fmt.Sprintf("%s:%d", h.Address(i), port) }
+func (h *Hosts) URL(i int) string       { return "https://" + h.Listen(i) }
+func (h *Hosts) Disk(i int) string      { return filepath.Join(h.work, "disk", h.Name(i)) }
+func (h *Hosts) Data(i int) string      { return filepath.Join(h.Disk(i), "data") }
 
-// command runs a program and reports what it printed if it fails.
-func command(stdin string, name string, args ...string) (string, error) {
+// Command runs a program and reports what it printed if it fails.
+func Command(stdin string, name string, args ...string) (string, error) {
 	cmd := exec.Command(name, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var out, errs bytes.Buffer
@@ -51,16 +51,16 @@ func command(stdin string, name string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-func inHost(namespace string, args ...string) []string {
+func InHost(namespace string, args ...string) []string {
 	return append([]string{"netns", "exec", namespace}, args...)
 }
 
-// makeHosts joins the namespaces of the hosts, which the script has made, with
+// MakeHosts joins the namespaces of the hosts, which the script has made, with
 // the campaign's own.
-func makeHosts(n int, work string, diskMiB int) (*hosts, error) {
-	h := &hosts{n: n, work: work}
+func MakeHosts(n int, work string, diskMiB int) (*Hosts, error) {
+	h := &Hosts{n: n, work: work}
 	for range n {
-		h.drop = append(h.drop, make([]bool, n))
+		h.Drop = append(h.Drop, make([]bool, n))
 	}
 	steps := [][]string{
 		{"link", "set", "lo", "up"},
@@ -69,16 +69,16 @@ func makeHosts(n int, work string, diskMiB int) (*hosts, error) {
 		{"link", "set", "dev", bridge, "up"},
 	}
 	for i := range n {
-		ns, link := h.namespace(i), fmt.Sprint(veth, i+1)
+		ns, link := h.Namespace(i), fmt.Sprint(veth, i+1)
 		steps = append(steps,
 			[]string{"link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", ns},
 			[]string{"link", "set", "dev", link, "master", bridge, "up"},
 			[]string{"-n", ns, "link", "set", "lo", "up"},
-			[]string{"-n", ns, "address", "add", h.address(i) + "/24", "dev", "eth0"},
+			[]string{"-n", ns, "address", "add", h.Address(i) + "/24", "dev", "eth0"},
 			[]string{"-n", ns, "link", "set", "dev", "eth0", "up"})
 	}
 	for _, s := range steps {
-		if _, err := command("", "ip", s...); err != nil {
+		if _, err := Command("", "ip", s...); err != nil {
 			return nil, err
 		}
 	}
@@ -92,9 +92,9 @@ func makeHosts(n int, work string, diskMiB int) (*hosts, error) {
 
 // makeDisk mounts a small file system of its own for a host. The mount is seen
 // in this process's mount namespace only and goes with it.
-func (h *hosts) makeDisk(i, mib int) error {
-	image := h.disk(i) + ".img"
-	if err := os.MkdirAll(h.disk(i), 0o700); err != nil {
+func (h *Hosts) makeDisk(i, mib int) error {
+	image := h.Disk(i) + ".img"
+	if err := os.MkdirAll(h.Disk(i), 0o700); err != nil {
 		return err
 	}
 	f, err := os.Create(image)
@@ -102,25 +102,25 @@ func (h *hosts) makeDisk(i, mib int) error {
 		return err
 	}
 	if err := errors.Join(f.Truncate(int64(mib)<<20), f.Close()); err != nil {
-		return fmt.Errorf("disk of %s: %w", h.name(i), err)
+		return fmt.Errorf("disk of %s: %w", h.Name(i), err)
 	}
-	if _, err := command("", "mkfs.ext4", "-q", "-F", "-m", "0", image); err != nil {
+	if _, err := Command("", "mkfs.ext4", "-q", "-F", "-m", "0", image); err != nil {
 		return err
 	}
-	if _, err := command("", "mount", "-o", "loop", image, h.disk(i)); err != nil {
+	if _, err := Command("", "mount", "-o", "loop", image, h.Disk(i)); err != nil {
 		return fmt.Errorf("%w; the campaign needs loop devices", err)
 	}
 	return nil
 }
 
-// applyDrops tells the hosts what they do not receive. Only hosts drop, at
+// ApplyDrops tells the hosts what they do not receive. Only hosts drop, at
 // their entrance, so that the sender notices nothing.
-func (h *hosts) applyDrops() error {
+func (h *Hosts) ApplyDrops() error {
 	for to := range h.n {
 		var lost []string
 		for from := range h.n {
-			if h.drop[from][to] {
-				lost = append(lost, h.address(from))
+			if h.Drop[from][to] {
+				lost = append(lost, h.Address(from))
 			}
 		}
 		rules := "add table ip torture\ndelete table ip torture\n"
@@ -128,16 +128,16 @@ func (h *hosts) applyDrops() error {
 			rules += "table ip torture {\n chain input {\n  type filter hook input priority 0; policy accept;\n  ip saddr { " +
 				strings.Join(lost, ", ") + " } drop\n }\n}\n"
 		}
-		if _, err := command(rules, "ip", inHost(h.namespace(to), "nft", "-f", "-")...); err != nil {
+		if _, err := Command(rules, "ip", InHost(h.Namespace(to), "nft", "-f", "-")...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// fill takes all the room on a host's disk.
-func (h *hosts) fill(i int) error {
-	f, err := os.OpenFile(filepath.Join(h.disk(i), filler), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+// Fill takes all the room on a host's disk.
+func (h *Hosts) Fill(i int) error {
+	f, err := os.OpenFile(filepath.Join(h.Disk(i), filler), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		if errors.Is(err, syscall.ENOSPC) {
 			return nil
@@ -156,16 +156,16 @@ func (h *hosts) fill(i int) error {
 				break
 			}
 			if err != nil {
-				return fmt.Errorf("fill the disk of %s: %w", h.name(i), err)
+				return fmt.Errorf("fill the disk of %s: %w", h.Name(i), err)
 			}
 		}
 	}
 	return nil
 }
 
-// makeRoom gives the room back.
-func (h *hosts) makeRoom(i int) error {
-	if err := os.Remove(filepath.Join(h.disk(i), filler)); err != nil && !errors.Is(err, os.ErrNotExist) {
+// MakeRoom gives the room back.
+func (h *Hosts) MakeRoom(i int) error {
+	if err := os.Remove(filepath.Join(h.Disk(i), filler)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil

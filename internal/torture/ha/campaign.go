@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/internal/torture/lab"
+)
+
+const (
+	askTimeout = 2 * time.Second
+	diskMiB    = 256
+	// bound is when, after the last fault is over, every VM must count again: a
+	// node's loss is noticed after 13 s, and a guest boots in ten or more seconds
+	// on emulated processors that it shares with others.
+	bound     = 120 * time.Second
+	firstBoot = 180 * time.Second
+)
+
+// violation is a promise that was not kept.
+type violation struct {
+	Kind, What string
+}
+
+// The kinds of violations.
+const (
+	ranTwice   = "ran_twice"
+	lostWrite  = "lost_write"
+	notUp      = "not_up"
+	daemonDied = "daemon_died"
+	harness    = "fault_not_made"
+)
+
+// campaign is one run.
+type campaign struct {
+	config
+	*lab.Cluster
+	daemons []*lab.Daemon
+	dogs    []*dog
+	guests  []*guest
+	began   time.Time
+
+	mu         sync.Mutex
+	violations []violation
+	faults     map[string]int
+	episodes   int
+	back       map[string][]time.Duration // by faults: until every VM counted again, from the first fault
+	resets     int
+	looks      int // at the processes
+	tolerated  map[string]bool
+}
+
+func newCampaign(cfg config) *campaign {
+	return &campaign{config: cfg, began: time.Now(), faults: map[string]int{}, back: map[string][]time.Duration{}}
+}
+
+func (c *campaign) now() time.Duration { return time.Since(c.began) }
+
+func (c *campaign) say(format string, args ...any) {
+	fmt.Printf("[%7.2f s] %s\n", c.now().Seconds(), fmt.Sprintf(format, args...))
+}
+
+func (c *campaign) violate(kind, format string, args ...any) {
+	v := violation{Kind: kind, What: fmt.Sprintf(format, args...)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.violations = append(c.violations, v)
+	fmt.Printf("VIOLATION [%.2f s] %s: %s\n", c.now().Seconds(), v.Kind, v.What)
+}
+
+func (c *campaign) host(i int) string { return filepath.Join(c.runDir, c.Hosts.Name(i)) }
+
+// begin makes hosts, a cluster and its VMs.
+func (c *campaign) begin(ctx context.Context) error {
+	hosts, err := lab.MakeHosts(c.nodes, c.work, diskMiB)
+	if err != nil {
+		return err
+	}
+	c.Cluster = &lab.Cluster{Hosts: hosts, Bin: c.bin}
+	for i := range c.nodes {
+		dog, err := newDog(filepath.Join(c.work, "dog-"+hosts.Name(i)))
+		if err != nil {
+			return err
+		}
+		c.dogs = append(c.dogs, dog)
+		file := filepath.Join(c.work, hosts.Name(i)+".yaml")
+		if err := os.WriteFile(file, []byte("watchdog: "+dog.path+"\n"), 0o600); err != nil {
+			return err
+		}
+		d := hosts.NewDaemon(i, c.bin, c.host(i), filepath.Join(c.work, "log", hosts.Name(i)+".log"), c.now, c.noteExit, "--config", file)
+		c.daemons = append(c.daemons, d)
+		if err := d.Start(); err != nil {
+			return err
+		}
+	}
+	if err := c.Found(ctx, "torture"); err != nil {
+		return err
+	}
+	return c.makeGuests(ctx)
+}
+
+func (c *campaign) makeGuests(ctx context.Context) error {
+	shared := filepath.Join(c.work, "shared")
+	if err := os.MkdirAll(shared, 0o755); err != nil {
+		return err
+	}
+	steps := [][]string{
+		{"pool", "create", "shared", "--type", "shared", "--path", shared},
+		{"image", "create", "tiny", "--pool", "shared", "--file", c.image},
+	}
+	for i := range c.vms {
+		g := &guest{name: fmt.Sprintf("g%d", i+1)}
+		c.guests = append(c.guests, g)
+		steps = append(steps, []string{"vm", "create", g.name, "--cpu", "1", "--memory", "96M", "--image", "tiny", "--pool", "shared", "--ha", "restart", "--start"})
+	}
+	for _, s := range steps {
+		if _, err := c.Muster(0, append([]string{"--data-dir", c.Hosts.Data(0)}, s...)...); err != nil {
+			return err
+		}
+	}
+	return lab.Eventually(ctx, firstBoot, func(ctx context.Context) error {
+		for _, g := range c.guests {
+			c.readConsole(ctx, g)
+			if g.newest().counter < 5 {
+				return fmt.Errorf("%s does not count", g.name)
+			}
+		}
+		return nil
+	})
+}
+
+// owner is the node that runs the first VM, as the cluster has it; -1 if none does.
+func (c *campaign) owner(ctx context.Context) int {
+	for i := range c.nodes {
+		a := c.Rest.Do(ctx, i, lab.Request{Method: "GET", Path: "/vms/" + c.guests[0].name + "?consistency=stale", Timeout: askTimeout})
+		var vm struct{ Status struct{ Node string } }
+		if !a.OK() || json.Unmarshal(a.Body, &vm) != nil {
+			continue
+		}
+		for n := range c.nodes {
+			if c.Hosts.Name(n) == vm.Status.Node {
+				return n
+			}
+		}
+	}
+	return -1
+}
+
+func (c *campaign) noteExit(e lab.Exit) {
+	c.mu.Lock()
+	expected := e.Full || c.tolerated[e.Node]
+	c.mu.Unlock()
+	c.say("the daemon of %s ended: %s (expected: %t)", e.Node, e.Why, expected)
+	if !expected {
+		c.violate(daemonDied, "%s: %s", e.Node, e.Why)
+	}
+}
+
+// torment lets episodes happen for a time.
+func (c *campaign) torment(ctx context.Context, length time.Duration) {
+	watch, stop := context.WithCancel(ctx)
+	var watchers sync.WaitGroup
+	watchers.Go(func() { c.watchProcesses(watch) })
+	watchers.Go(func() { c.watchDogs(watch) })
+	for _, g := range c.guests {
+		watchers.Go(func() { c.watchConsole(watch, g) })
+	}
+	s := newSchedule(c.seed, c.nodes)
+	for end := c.now() + length; c.now() < end && ctx.Err() == nil; {
+		if !c.episode(ctx, s.next()) {
+			break
+		}
+	}
+	if ctx.Err() == nil {
+		c.lastWord(ctx)
+	}
+	stop()
+	watchers.Wait()
+}
+
+// episode returns false when the campaign cannot go on.
+func (c *campaign) episode(ctx context.Context, e episode) bool {
+	if !wait(ctx, e.calm) {
+		return true
+	}
+	began, from := time.Now(), c.now()
+	var on []*active
+	what := ""
+	for _, f := range e.faults {
+		if !wait(ctx, f.delay) {
+			break
+		}
+		a := c.choose(ctx, f, on)
+		if err := c.inject(ctx, a); err != nil {
+			c.violate(harness, "%s: %v", f, err)
+			return false
+		}
+		on = append(on, a)
+		c.mu.Lock()
+		c.faults[string(f.kind)]++
+		c.mu.Unlock()
+		c.say("%s on %s", f, c.Hosts.Name(a.node))
+		what = joined(what, string(f.kind))
+	}
+	if e.hold > longLeast && len(e.faults) == 1 {
+		what += " (long)"
+	}
+	wait(ctx, e.hold-time.Since(began))
+	for _, a := range slices.Backward(on) {
+		if err := c.heal(a); err != nil {
+			c.violate(harness, "%s ends: %v", a.fault, err)
+			return false
+		}
+	}
+	healed := c.now()
+	err := lab.Eventually(ctx, bound, c.allCount(healed))
+	if ctx.Err() != nil {
+		return false
+	}
+	if err != nil {
+		c.violate(notUp, "after %s: %v", what, err)
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.episodes++
+	c.back[what] = append(c.back[what], c.lastBack()-from)
+	c.say("  over after %.1f s; every VM counts %.1f s after that, %.1f s after the first fault", e.hold.Seconds(), (c.now() - healed).Seconds(), (c.now() - from).Seconds())
+	return true
+}
+
+// lastBack is when the last VM began to count again after its longest pause, of
+// the present episode.
+func (c *campaign) lastBack() (at time.Duration) {
+	for _, g := range c.guests {
+		at = max(at, g.resumed())
+	}
+	return at
+}
+
+// allCount succeeds when each guest has counted after a time.
+func (c *campaign) allCount(after time.Duration) func(context.Context) error {
+	return func(context.Context) error {
+		for _, g := range c.guests {
+			if n := g.newest(); n.at <= after+time.Second {
+				return fmt.Errorf("%s has not counted since %.1f s (boot %d, counter %d)", g.name, n.at.Seconds(), n.boot, n.counter)
+			}
+		}
+		return nil
+	}
+}
+
+// lastWord ends each QEMU once more: a guest that boots shows what its disk has.
+func (c *campaign) lastWord(ctx context.Context) {
+	for i := range c.nodes {
+		if err := killed(c.qemus(i)); err != nil {
+			c.violate(harness, "last word: %v", err)
+		}
+	}
+	if err := lab.Eventually(ctx, bound, c.allCount(c.now())); err != nil && ctx.Err() == nil {
+		c.violate(notUp, "after the last word: %v", err)
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func joined(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "+" + b
+}
+
+// end takes all down. The namespaces and what else runs in them are the script's.
+func (c *campaign) end() {
+	for _, d := range c.daemons {
+		d.End()
+	}
+}
+
+// summary is the last line of a campaign.
+type summary struct {
+	Torture    string         `json:"torture"`
+	Seed       uint64         `json:"seed"`
+	Nodes      int            `json:"nodes"`
+	VMs        int            `json:"vms"`
+	Seconds    float64        `json:"seconds"`
+	Episodes   int            `json:"episodes"`
+	Faults     int            `json:"faults"`
+	ByKind     map[string]int `json:"by_kind"`
+	Resets     int            `json:"watchdog_resets"`
+	Looks      int            `json:"looks_at_processes"`
+	Boots      int            `json:"boots"`
+	Counted    int            `json:"counted"`
+	Violations int            `json:"violations"`
+}
+
+func (c *campaign) finish(ctx context.Context) (ok bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := summary{
+		Torture: "ha", Seed: c.seed, Nodes: c.nodes, VMs: c.vms, Seconds: c.now().Seconds(), Episodes: c.episodes,
+		ByKind: c.faults, Resets: c.resets, Looks: c.looks, Violations: len(c.violations),
+	}
+	for _, n := range c.faults {
+		s.Faults += n
+	}
+	for _, g := range c.guests {
+		n := g.newest()
+		s.Boots, s.Counted = s.Boots+n.boot, s.Counted+n.counter
+	}
+	fmt.Println("from the first fault until every VM counted again, median and most, in seconds:")
+	for _, what := range slices.Sorted(maps.Keys(c.back)) {
+		t := slices.Sorted(slices.Values(c.back[what]))
+		fmt.Printf("  %-32s %6.1f %6.1f  (%d)\n", what, t[len(t)/2].Seconds(), t[len(t)-1].Seconds(), len(t))
+	}
+	for _, v := range c.violations {
+		fmt.Println("VIOLATION", v.Kind+":", v.What)
+	}
+	line, err := json.Marshal(s)
+	if err != nil {
+		return false, err
+	}
+	fmt.Println(string(line))
+	return len(c.violations) == 0, nil
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+)
+
+// kind is a kind of fault.
+type kind string
+
+// The faults. Each ends with its episode.
+const (
+	killDaemon kind = "kill_daemon" // SIGKILL; started again at the end
+	killGuard  kind = "kill_guard"  // SIGKILL; the daemon starts another
+	killQEMU   kind = "kill_qemu"   // SIGKILL, all of the host's
+	powerCut   kind = "power_cut"   // SIGKILL for everything; comes back at the end
+	stopDaemon kind = "stop_daemon" // SIGSTOP, then SIGCONT
+	stopGuard  kind = "stop_guard"
+	stopQEMU   kind = "stop_qemu"
+	stopAll    kind = "stop_all"  // daemon, guard and QEMUs at once
+	isolate    kind = "isolate"   // no packet in or out
+	deaf       kind = "deaf"      // none in
+	mute       kind = "mute"      // none out
+	flap       kind = "flap"      // isolated for a second, connected for a second
+	fullDisk   kind = "full_disk" // the node's own
+	twoHosts   kind = "two_power_cuts"
+)
+
+var kinds = []kind{
+	powerCut, isolate, killDaemon, killGuard, killQEMU, stopDaemon, stopGuard, stopQEMU, stopAll, deaf, mute, flap, fullDisk, twoHosts,
+}
+
+// target is whom a fault meets.
+type target string
+
+// The targets: who leads, who runs the first VM, or a node of the seed's choice.
+const (
+	leader target = "leader"
+	owner  target = "owner"
+	anyone target = "any"
+)
+
+// fault is one thing that goes wrong.
+type fault struct {
+	kind  kind
+	at    target
+	node  int           // of anyone
+	delay time.Duration // after the first of its episode
+}
+
+func (f fault) String() string { return string(f.kind) + "@" + string(f.at) }
+
+// episode is a calm time and then one or two faults, all over after hold.
+type episode struct {
+	n          int
+	calm, hold time.Duration
+	faults     []fault
+}
+
+func (e episode) String() string {
+	var parts []string
+	for _, f := range e.faults {
+		s := f.String()
+		if f.delay > 0 {
+			s += fmt.Sprintf(" %.1f s later", f.delay.Seconds())
+		}
+		parts = append(parts, s)
+	}
+	return fmt.Sprintf("%d: calm %.1f s, %s, for %.1f s", e.n, e.calm.Seconds(), strings.Join(parts, " and "), e.hold.Seconds())
+}
+
+// Times of the schedule. A lease ends after 10 s and a node is lost after 13.1 s:
+// the short hold is over before, the long one after.
+const (
+	calmMost                = 3 * time.Second
+	shortLeast, shortMost   = 2 * time.Second, 12 * time.Second
+	longLeast, longMost     = 14 * time.Second, 30 * time.Second
+	secondAtOnce            = time.Second
+	secondLeast, secondMost = 10 * time.Second, 18 * time.Second // while a VM moves
+)
+
+// schedule is the sequence of episodes of a seed.
+type schedule struct {
+	rng   *rand.Rand
+	nodes int
+	n     int
+	queue []episode
+}
+
+func newSchedule(seed uint64, nodes int) *schedule {
+	return &schedule{rng: rand.New(rand.NewPCG(seed, 0x4a)), nodes: nodes}
+}
+
+func (s *schedule) next() episode {
+	if len(s.queue) == 0 {
+		s.fill()
+	}
+	e := s.queue[0]
+	s.queue = s.queue[1:]
+	e.n = s.n
+	s.n++
+	return e
+}
+
+// fill makes a round: each kind once for the owner or leader, then pairs.
+func (s *schedule) fill() {
+	for _, i := range s.rng.Perm(len(kinds)) {
+		k := kinds[i]
+		if k == twoHosts && s.nodes < 5 {
+			continue // no majority would be left
+		}
+		s.queue = append(s.queue, s.episode(s.fault(k)))
+	}
+	single := slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return k == twoHosts })
+	for range len(kinds) / 2 {
+		first, second := s.fault(single[s.rng.IntN(len(single))]), s.fault(single[s.rng.IntN(len(single))])
+		second.delay = s.between(0, secondAtOnce)
+		if s.rng.IntN(2) == 0 {
+			second.delay = s.between(secondLeast, secondMost)
+		}
+		e := s.episode(first, second)
+		e.hold = max(e.hold, second.delay+shortLeast)
+		s.queue = append(s.queue, e)
+	}
+}
+
+func (s *schedule) fault(k kind) fault {
+	return fault{kind: k, at: []target{leader, owner, owner, anyone}[s.rng.IntN(4)], node: s.rng.IntN(s.nodes)}
+}
+
+func (s *schedule) episode(faults ...fault) episode {
+	e := episode{calm: s.between(0, calmMost), hold: s.between(shortLeast, shortMost), faults: faults}
+	if s.rng.IntN(2) == 0 {
+		e.hold = s.between(longLeast, longMost)
+	}
+	return e
+}
+
+func (s *schedule) between(least, most time.Duration) time.Duration {
+	return least + time.Duration(s.rng.Int64N(int64(most-least))).Truncate(100*time.Millisecond)
+}
