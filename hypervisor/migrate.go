@@ -54,6 +54,7 @@ type migrateInfo struct {
 	Status    string `json:"status"`
 	TotalTime int64  `json:"total-time"` // ms
 	Downtime  int64  `json:"downtime"`   // ms
+	Expected  int64  `json:"expected-downtime"`
 	Error     string `json:"error-desc"`
 	// Sockets are those that an incoming QEMU listens on.
 	Sockets []struct{} `json:"socket-address"`

@@ -180,3 +180,30 @@ func TestMigrationOfARealMachineWithPluggedInHardware(t *testing.T) {
 	p.over(id, "succeeded")
 	p.settled(id, "node-1")
 }
+
+// What flows can be read while it does, and how fast the guest changes its memory
+// before.
+func TestTransferAndDirtyRateOfARealQEMU(t *testing.T) {
+	p := newPair(t, true)
+	id, _ := p.env.running(api.VMSpec{Memory: 256 * api.MiB})
+	if rate, err := p.h.DirtyRate(t.Context(), id); err != nil || rate < 0 || rate > api.GiB {
+		t.Errorf("%v, %v", rate, err)
+	}
+	if tr, err := p.h.MigrationTransfer(t.Context(), id); err != nil || tr != nil {
+		t.Errorf("before it began: %+v, %v", tr, err)
+	}
+	p.migrate(id, func(m *api.MigrationSpec) { m.Bandwidth = api.MiB })
+	var last *api.MigrationTransfer
+	p.until("memory flows", func() bool {
+		tr, err := p.h.MigrationTransfer(t.Context(), id)
+		must(t, err)
+		last = tr
+		return tr != nil && tr.State == "active" && tr.Sent > 0
+	}, func() string { return fmt.Sprintf("%+v", last) })
+	if last.MemoryTotal < 256*api.MiB || last.MemoryLeft <= 0 || last.MemoryLeft > last.MemoryTotal {
+		t.Errorf("%+v", last)
+	}
+	p.cancel(id)
+	p.over(id, "cancelled")
+	p.settled(id, "node-1")
+}

@@ -158,6 +158,24 @@ func (o machinesOf) QEMU(ctx context.Context, vmID string, log int) (api.VMQEMU,
 	return m.hyper.QEMU(ctx, vmID, log)
 }
 
+// MigrationTransfer implements rest.Machines.
+func (o machinesOf) MigrationTransfer(ctx context.Context, vmID string) (*api.MigrationTransfer, error) {
+	m := o.d.current()
+	if m == nil {
+		return nil, notMember()
+	}
+	return m.hyper.MigrationTransfer(ctx, vmID)
+}
+
+// DirtyRate implements rest.Machines.
+func (o machinesOf) DirtyRate(ctx context.Context, vmID string) (api.Size, error) {
+	m := o.d.current()
+	if m == nil {
+		return 0, notMember()
+	}
+	return m.hyper.DirtyRate(ctx, vmID)
+}
+
 // consolesOf are the consoles of this node as rest sees them.
 type consolesOf struct{ d *Daemon }
 

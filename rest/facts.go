@@ -17,6 +17,12 @@ type Machines interface {
 	// messages on its monitor. It fails with api.CodeRefused when the VM does not
 	// run here.
 	QEMU(ctx context.Context, vmID string, log int) (api.VMQEMU, error)
+	// MigrationTransfer is what flows of a VM that leaves this node, nil if nothing
+	// does.
+	MigrationTransfer(ctx context.Context, vmID string) (*api.MigrationTransfer, error)
+	// DirtyRate measures for dirtyMillis how many bytes of its memory a guest changes
+	// in a second.
+	DirtyRate(ctx context.Context, vmID string) (api.Size, error)
 }
 
 // facts answers GET /nodes/{name}/facts.

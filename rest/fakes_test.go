@@ -112,6 +112,12 @@ func (m fakeMachines) QEMU(_ context.Context, vmID string, log int) (api.VMQEMU,
 	return out, nil
 }
 
+func (m fakeMachines) MigrationTransfer(context.Context, string) (*api.MigrationTransfer, error) {
+	return &api.MigrationTransfer{State: "active", MemoryTotal: api.GiB, MemoryLeft: api.MiB}, nil
+}
+
+func (m fakeMachines) DirtyRate(context.Context, string) (api.Size, error) { return 3 * api.MiB, nil }
+
 type fakeImages struct {
 	db      configdb.DB
 	mu      sync.Mutex

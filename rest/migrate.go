@@ -10,11 +10,11 @@ import (
 )
 
 func (r *vmResource) migrationRoutes() []route {
-	return []route{{
+	return append(r.migrationReads(), route{
 		method: http.MethodPost, path: base + "vms/{name}/migrate", need: needOperator, handle: r.migrate,
 		summary: "Move a running VM to another node without stopping it", params: longParams,
 		in: typeOf[api.MigrateRequest](), out: typeOf[TaskReply](), status: http.StatusAccepted,
-	}}
+	})
 }
 
 // migrate answers POST /vms/{name}/migrate.

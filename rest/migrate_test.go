@@ -252,3 +252,30 @@ func TestWhatKeepsAGuestFromMoving(t *testing.T) {
 		})
 	}
 }
+
+func TestMigrationIsPlannedAndFollowed(t *testing.T) {
+	f := newFixture(t)
+	vm := f.movableVM("web1", api.VMDisk{Size: api.GiB, Pool: "shared"})
+	at := f.binding(vm.Meta.ID).Spec.Node
+	other := map[string]string{"m1": "m2", "m2": "m1"}[at]
+	wantProblem(t, f.do(call{method: "GET", path: "vms/web1/migration"}), 404, api.CodeNotFound, "")
+	was := f.rev()
+	for _, node := range []string{at, other} { // one of them has to ask the other
+		p := want[api.MigrationPlan](t, f.do(call{method: "GET", path: "vms/web1/migration/plan?bandwidth=64M", node: node}), http.StatusOK)
+		if p.From != at || p.To != other || p.Memory != vm.Spec.Memory || p.DirtyRate != 3*api.MiB || p.Bandwidth != 64*api.MiB || p.Assumed || !p.Converges || p.TotalMillis < 1 || len(p.Volumes) != 0 {
+			t.Errorf("asked at %s: %+v", node, p)
+		}
+	}
+	wantProblem(t, f.do(call{method: "GET", path: "vms/web1/migration/plan?target=" + at}), 409, api.CodeRefused, "to")
+	wantProblem(t, f.do(call{method: "GET", path: "vms/web1/migration/plan?bandwidth=much"}), 422, api.CodeInvalid, "bandwidth")
+	if f.rev() != was {
+		t.Error("a plan wrote something")
+	}
+	r := want[TaskReply](t, f.do(call{method: "POST", path: "vms/web1/migrate"}), http.StatusAccepted)
+	for _, node := range []string{at, other} {
+		p := want[api.MigrationProgress](t, f.do(call{method: "GET", path: "vms/web1/migration", node: node, role: api.RoleViewer}), http.StatusOK)
+		if p.From != at || p.To != other || p.Task != r.Task.Meta.ID || p.Phase != api.TaskPending || p.Transfer == nil || p.Transfer.MemoryLeft != api.MiB {
+			t.Errorf("asked at %s: %+v", node, p)
+		}
+	}
+}

@@ -36,34 +36,40 @@ type beginning struct {
 // ID of its task. It fails, with the reason, if the VM cannot be moved as wished.
 func (m Migration) Begin(v *configdb.View, tx *configdb.Txn, vm api.VM, in *api.MigrateRequest) (task string, err error) {
 	b := &beginning{Migration: m, v: v, vm: vm}
-	if vm.Meta.Deleting() {
-		return "", api.Errorf(api.CodeRefused, "vm %s is being deleted", vm.Meta.Name)
-	}
-	if b.binding, err = configdb.Bindings.Get(v, vm.Meta.ID); err != nil {
-		return "", fmt.Errorf("vm %s has no binding: %w", vm.Meta.Name, err)
+	to, copied, err := b.decide(in)
+	if err != nil {
+		return "", err
 	}
 	tx.RequireRevision(configdb.Bindings.SpecKey(vm.Meta.ID), b.binding.Meta.Revision)
-	if op, err := configdb.Operations.Get(v, vm.Meta.ID); err == nil {
-		return "", busy(&vm, &op)
-	}
-	if !feature.Migration.InForce(v) {
-		return "", api.Errorf(api.CodeRefused, "vms can be migrated when all nodes know how: the feature level of the cluster has to be %d, it is %d; upgrade the nodes that muster cluster status names", feature.Migration.Level(), feature.Level(v))
-	}
-	if err := b.mayLeave(); err != nil {
-		return "", err
-	}
-	copied, err := b.nodeBound(in)
-	if err != nil {
-		return "", err
-	}
-	to, err := b.chooseTarget(in, copied)
-	if err != nil {
-		return "", err
-	}
 	if err := m.Reserve(to.Meta.ID); err != nil {
 		return "", err
 	}
 	return b.write(tx, in, to, copied)
+}
+
+// decide finds the target and what goes along, or the reason against it.
+func (b *beginning) decide(in *api.MigrateRequest) (to api.Node, copied []string, err error) {
+	v, vm := b.v, &b.vm
+	if vm.Meta.Deleting() {
+		return to, nil, api.Errorf(api.CodeRefused, "vm %s is being deleted", vm.Meta.Name)
+	}
+	if b.binding, err = configdb.Bindings.Get(v, vm.Meta.ID); err != nil {
+		return to, nil, fmt.Errorf("vm %s has no binding: %w", vm.Meta.Name, err)
+	}
+	if op, err := configdb.Operations.Get(v, vm.Meta.ID); err == nil {
+		return to, nil, busy(vm, &op)
+	}
+	if !feature.Migration.InForce(v) {
+		return to, nil, api.Errorf(api.CodeRefused, "vms can be migrated when all nodes know how: the feature level of the cluster has to be %d, it is %d; upgrade the nodes that muster cluster status names", feature.Migration.Level(), feature.Level(v))
+	}
+	if err := b.mayLeave(); err != nil {
+		return to, nil, err
+	}
+	if copied, err = b.nodeBound(in); err != nil {
+		return to, nil, err
+	}
+	to, err = b.chooseTarget(in, copied)
+	return to, copied, err
 }
 
 // busy says what works on a VM.

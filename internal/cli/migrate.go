@@ -16,7 +16,7 @@ func (a *app) vmMigrate() *cobra.Command {
 	var to string
 	var bandwidth api.Size
 	var downtime time.Duration
-	var storage bool
+	var storage, dryRun bool
 	cmd := &cobra.Command{
 		Use: "migrate NAME...", Short: "Move running VMs to another node without stopping them", Args: atLeastOne("NAME"),
 		Long: `Moves running or paused VMs to the node of --to, or to the best other one. The guest
@@ -24,7 +24,8 @@ runs on; it stands still for a moment, when the last of its memory goes over. If
 anything fails before that, it stays where it is. muster task cancel gives a
 migration up.`,
 		Example: `  muster vm migrate web1
-  muster vm migrate web1 --to m2 --bandwidth 100M --max-downtime 100ms`,
+  muster vm migrate web1 --to m2 --bandwidth 100M --max-downtime 100ms
+  muster vm migrate web1 --dry-run`,
 		ValidArgsFunction: a.completeNames(api.KindVM),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			body := map[string]any{}
@@ -38,6 +39,9 @@ migration up.`,
 				}
 			}
 			return a.each(names, func(c *client.Client, name string) error {
+				if dryRun {
+					return a.planMigration(cmd.Context(), c, name, body)
+				}
 				r, err := c.Action(cmd.Context(), api.KindVM, a.project, name, "migrate", body)
 				if err != nil {
 					return err
@@ -49,6 +53,7 @@ migration up.`,
 	cmd.Flags().StringVar(&to, "to", "", "node to move to (default the best other one)")
 	cmd.Flags().Var(sizeFlag{&bandwidth}, "bandwidth", "most bytes per second, such as 100M")
 	cmd.Flags().BoolVar(&storage, "with-storage", false, "copy the disks that only the present node has")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only say where to, what would go along and how long it would take")
 	cmd.Flags().DurationVar(&downtime, "max-downtime", api.DefaultDowntimeMillis*time.Millisecond, "how long the guest may stand still for the last of its memory")
 	a.completeFlag(cmd, "to", a.completeNames(api.KindNode))
 	return cmd
