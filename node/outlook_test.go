@@ -169,7 +169,7 @@ func (g *ground) random(rng *rand.Rand, vms int) {
 // in which some VMs find no place.
 func TestTheRecoveryDoesWhatWasSimulated(t *testing.T) {
 	seen := map[api.HAOutcome]int{}
-	for seed := range uint64(40) {
+	for seed := range uint64(30) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		var sizes []api.Size
 		for range 4 + rng.IntN(3) {
@@ -276,14 +276,7 @@ func TestThePromiseFollowsTheState(t *testing.T) {
 	if p.Kept || p.RefusedVMs != 2 || len(p.Worst) != 1 || len(p.Refused) != 2 || !strings.Contains(p.Message, "2 protected VMs would not restart") {
 		t.Errorf("full: %+v", p)
 	}
-	g.commit(func(tx *configdb.Txn) error {
-		all, err := configdb.Clusters.List(g.db.Local())
-		if err != nil {
-			return err
-		}
-		all[0].Spec.HA = api.HASettings{Failures: 2}
-		return configdb.Clusters.UpdateSpec(g.db.Local(), tx, &all[0])
-	})
+	g.set(api.HASettings{Failures: 2})
 	if p := promise(); p.Kept || p.Sets != 3 || len(p.Worst) != 2 || !strings.Contains(p.Message, "1 of 3 voters are left and 2 are needed") {
 		t.Errorf("two failures: %+v", p)
 	}
@@ -346,6 +339,78 @@ func TestThePromiseIsToldOnceWhenItBreaksAndWhenItIsKeptAgain(t *testing.T) {
 	wait("ha.promise-broken", "ha.promise-kept")
 }
 
+// set changes the promise.
+func (g *ground) set(ha api.HASettings) {
+	g.tb.Helper()
+	g.commit(func(tx *configdb.Txn) error {
+		all, err := configdb.Clusters.List(g.db.Local())
+		if err != nil {
+			return err
+		}
+		all[0].Spec.HA = ha
+		return configdb.Clusters.UpdateSpec(g.db.Local(), tx, &all[0])
+	})
+}
+
+func TestAStartIsJudgedByWhatItBreaks(t *testing.T) {
+	g := newGround(t, 5*api.GiB, 5*api.GiB, 5*api.GiB)
+	o := g.outlook()
+	for i := range 3 {
+		g.vm(fmt.Sprintf("v%d", i), 2*api.GiB, i, nil)
+	}
+	// start judges a start of a new VM, and makes it if that is wished.
+	start := func(name string, memory api.Size, at int, protected, really bool) (string, error) {
+		t.Helper()
+		before := g.db.Local()
+		make := func(tx *configdb.Txn) error {
+			vm := api.VM{Meta: api.NewMeta(api.KindVM, "", name), Spec: api.VMSpec{CPUs: 1, Memory: memory, Power: api.PowerRunning}}
+			b := api.Binding{Meta: api.Meta{ID: vm.Meta.ID, Name: name}, Spec: api.BindingSpec{NodeID: g.nodes[at].Meta.ID, Node: g.nodes[at].Meta.Name, Epoch: 1, Protected: protected}}
+			if err := configdb.VMs.Create(tx, &vm); err != nil {
+				return err
+			}
+			return configdb.Bindings.CreateUnnamed(tx, &b)
+		}
+		tx := &configdb.Txn{Actor: "test"}
+		if err := make(tx); err != nil {
+			t.Fatal(err)
+		}
+		warning, err := o.Admit(before, tx.Seen(before))
+		if really {
+			g.commit(make)
+		}
+		return warning, err
+	}
+	if w, err := start("small", 512*api.MiB, 0, true, false); w != "" || err != nil {
+		t.Errorf("one that keeps it: %q, %v", w, err)
+	}
+	// 2 GiB more on each of two nodes, and the third's VM has no place.
+	if w, err := start("w0", 2*api.GiB, 0, false, true); w != "" || err != nil {
+		t.Errorf("one that keeps it, unprotected: %q, %v", w, err)
+	}
+	w, err := start("w1", 2*api.GiB, 1, false, false)
+	if err != nil || !strings.Contains(w, "the loss of a node is survived: if n3 died, 1 protected VMs would not restart: v2") {
+		t.Errorf("one that breaks it: %q, %v", w, err)
+	}
+	g.set(api.HASettings{Failures: 1, Admission: api.AdmissionRefuse})
+	if w, err := start("w1", 2*api.GiB, 1, false, false); api.CodeOf(err) != api.CodeRefused || w != "" || !strings.Contains(err.Error(), "muster ha set") {
+		t.Errorf("refused: %q, %v", w, err)
+	}
+	g.set(api.HASettings{Failures: 1, Admission: api.AdmissionOff})
+	if w, err := start("w1", 2*api.GiB, 1, false, true); w != "" || err != nil {
+		t.Errorf("off: %q, %v", w, err)
+	}
+	g.set(api.HASettings{Failures: 1, Admission: api.AdmissionRefuse})
+	if _, err := start("plain", 64*api.MiB, 0, false, false); err != nil {
+		t.Errorf("one that makes a broken promise no worse: %v", err)
+	}
+	if _, err := start("more", 64*api.MiB, 2, true, false); err != nil {
+		t.Errorf("one that fits where a larger one does not: %v", err)
+	}
+	if _, err := start("large", 2*api.GiB, 2, true, false); api.CodeOf(err) != api.CodeRefused {
+		t.Errorf("one that makes a broken promise worse: %v", err)
+	}
+}
+
 // BenchmarkOutlook is one look at a large cluster, three quarters full.
 func BenchmarkOutlook(b *testing.B) {
 	for _, failures := range []int{1, 2} {
@@ -355,14 +420,7 @@ func BenchmarkOutlook(b *testing.B) {
 				sizes[i] = 256 * api.GiB
 			}
 			g := newGround(b, sizes...)
-			g.commit(func(tx *configdb.Txn) error {
-				all, err := configdb.Clusters.List(g.db.Local())
-				if err != nil {
-					return err
-				}
-				all[0].Spec.HA = api.HASettings{Failures: failures}
-				return configdb.Clusters.UpdateSpec(g.db.Local(), tx, &all[0])
-			})
+			g.set(api.HASettings{Failures: failures})
 			rng := rand.New(rand.NewPCG(1, 1))
 			for i := range 5000 {
 				g.vm(fmt.Sprintf("v%d", i), api.Size(1+rng.IntN(4))*api.GiB, i%64, func(vm *api.VM, _ *api.Binding) {
