@@ -17,6 +17,7 @@ import (
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/storetest"
 	"github.com/muster-vm/muster/ha"
+	"github.com/muster-vm/muster/ha/plan"
 )
 
 // ground is a made-up cluster with the real placement.
@@ -139,7 +140,7 @@ func fate(v *configdb.View, s api.HAStep) (api.HAOutcome, string) {
 		return api.HAMoves, b.Spec.Node
 	case vm.Status.Phase == api.VMFailed:
 		return api.HARefused, ""
-	case vm.Status.Phase == api.VMUnknown && vm.Spec.Power != api.PowerStopped:
+	case vm.Status.Phase == api.VMUnknown && plan.WantsRun(&vm):
 		return api.HAWaits, ""
 	}
 	return api.HAStays, ""
@@ -150,12 +151,15 @@ func (g *ground) random(rng *rand.Rand, vms int) {
 	for i := range vms {
 		at := rng.IntN(len(g.nodes))
 		g.vm(fmt.Sprintf("v%d", i), api.Size(64+rng.IntN(20)*64)*api.MiB, at, func(vm *api.VM, b *api.Binding) {
+			vm.Spec.Recovery = &api.VMRecovery{Priority: api.RecoveryPriorities()[rng.IntN(5)]}
 			switch rng.IntN(8) {
 			case 0:
 				vm.Spec.HA, b.Spec.Protected = api.HANone, false
 			case 1:
 				vm.Spec.Power, vm.Status.Phase = api.PowerStopped, api.VMStopped
 				b.Spec.Protected = rng.IntN(2) == 0
+			case 3:
+				vm.Spec.Power, vm.Status.Phase = api.PowerSuspended, api.VMSuspended
 			case 2:
 				vol := api.Volume{Meta: api.NewMeta(api.KindVolume, "", vm.Meta.Name+"-disk0"), Spec: api.VolumeSpec{Pool: "local", Size: api.GiB, Node: g.nodes[at].Meta.Name}}
 				g.commit(func(tx *configdb.Txn) error { return configdb.Volumes.Create(tx, &vol) })
@@ -229,6 +233,33 @@ func TestSimulationRefusesWhatIsNoNode(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("kill %q: %v, want %q", c.kill, err, c.says)
 		}
+	}
+}
+
+func TestHigherPrioritiesGetTheirPlacesFirst(t *testing.T) {
+	g := newGround(t, 8*api.GiB, 2*api.GiB)
+	g.voters = nil
+	for name, p := range map[string]api.RecoveryPriority{"a": api.PriorityLow, "b": api.PriorityHighest, "c": "", "d": api.PriorityHigh} {
+		g.vm(name, 700*api.MiB, 0, func(vm *api.VM, _ *api.Binding) {
+			if p != "" {
+				vm.Spec.Recovery = &api.VMRecovery{Priority: p}
+			}
+		})
+	}
+	g.vm("e", 1500*api.MiB, 0, func(vm *api.VM, _ *api.Binding) {
+		vm.Spec.Recovery = &api.VMRecovery{Priority: api.PriorityLowest}
+	})
+	l, err := g.outlook().Simulate(t.Context(), []string{"n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range l.Steps {
+		got = append(got, fmt.Sprintf("%s %s %s", s.VM, s.Priority, s.Outcome))
+	}
+	want := []string{"b highest restarts", "d high restarts", "c medium refused", "a low refused", "e lowest refused"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

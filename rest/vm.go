@@ -131,7 +131,8 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 
 // grows reports whether a change makes a VM take memory that it did not take.
 func grows(old, vm *api.VM) bool {
-	return vm.Spec.Power != api.PowerStopped && (old.Spec.Power == api.PowerStopped || vm.Spec.Memory > old.Spec.Memory)
+	down := func(p api.PowerState) bool { return p == api.PowerStopped || p == api.PowerSuspended }
+	return !down(vm.Spec.Power) && (down(old.Spec.Power) || vm.Spec.Memory > old.Spec.Memory)
 }
 
 // wish moves the VM to a power state and returns the action that this is, or

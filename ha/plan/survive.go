@@ -112,7 +112,7 @@ func (s *State) candidates() []*api.Node {
 	}
 	for i := range s.Bindings {
 		b := &s.Bindings[i]
-		if vm := s.VMs[b.Meta.ID]; !b.Spec.Protected && wantsRun(vm) {
+		if vm := s.VMs[b.Meta.ID]; !b.Spec.Protected && WantsRun(vm) {
 			cost[b.Spec.NodeID] -= vm.Status.HeldMemory(&vm.Spec) + api.OverheadPerVM
 		}
 	}
