@@ -39,12 +39,14 @@ type HAQuorum struct {
 // HAStep is what becomes of one VM.
 type HAStep struct {
 	// Order in which the VMs get their places, from 1.
-	Order   int       `json:"order"`
-	VM      string    `json:"vm"`
-	VMID    string    `json:"vmID"`
-	Project string    `json:"project"`
-	From    string    `json:"from" doc:"the node that it is bound to"`
-	Outcome HAOutcome `json:"outcome" enum:"restarts,moves,refused,waits,stays,ends"`
+	Order   int    `json:"order"`
+	VM      string `json:"vm"`
+	VMID    string `json:"vmID"`
+	Project string `json:"project"`
+	From    string `json:"from" doc:"the node that it is bound to"`
+	// Priority of its recovery.
+	Priority RecoveryPriority `json:"priority"`
+	Outcome  HAOutcome        `json:"outcome" enum:"restarts,moves,refused,waits,stays,ends"`
 	// Node that it gets; empty if it gets none.
 	Node   string `json:"node,omitempty"`
 	Reason string `json:"reason,omitempty"`

@@ -92,6 +92,8 @@ type VMSpec struct {
 	Boot *VMBoot `json:"boot,omitempty" doc:"what is fixed while the VM runs; in status.hardware only"`
 	// HA is "none" (default) or "restart".
 	HA HAPolicy `json:"ha,omitempty" enum:"none,restart"`
+	// Recovery says how a VM with ha "restart" is recovered.
+	Recovery *VMRecovery `json:"recovery,omitempty"`
 	// Power is the wished power state: stopped (default), running or paused;
 	// suspended is set by POST /vms/{name}/suspend only.
 	Power PowerState `json:"power,omitempty" enum:"stopped,running,paused,suspended"`
@@ -179,6 +181,9 @@ func (s *VMSpec) Validate() error {
 	case PowerStopped, PowerRunning, PowerPaused, PowerSuspended:
 	default:
 		return Invalid("spec.power", "is %q; give stopped, running or paused", clip(string(s.Power)))
+	}
+	if err := s.Recovery.validate(); err != nil {
+		return err
 	}
 	if err := s.Display.validate(); err != nil {
 		return err

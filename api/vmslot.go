@@ -140,6 +140,7 @@ func (s *VMSpec) Hardware() *VMSpec {
 	var h VMSpec
 	deepCopy(s, &h)
 	h.HA, h.Power, h.ForceStop, h.Reboots, h.MemoryMin, h.CloudInit, h.Limits = "", "", false, 0, 0, nil, nil
+	h.Recovery = nil
 	return &h
 }
 

@@ -185,7 +185,7 @@ func (o *Outlook) compute(v *configdb.View, voters []Voter) (*report, error) {
 			known[n.Meta.ID] = p
 		}
 	}
-	r.survival = plan.Survive(state, r.fleet, ids, r.settings.Failures, known)
+	r.survival = plan.Survive(state, r.fleet, ids, r.settings.Failures, plan.MaxSets, known)
 	r.took = o.now().Sub(began)
 	return r, nil
 }
@@ -297,10 +297,17 @@ func (r *report) admission() api.HAAdmission {
 		out.Worst = r.state.Names(sv.Worst.Killed)
 		out.RefusedVMs = n
 		out.Refused = sv.Worst.RefusedSteps(maxRefused)
-		why = append(why, fmt.Sprintf("if %s died, %d protected VMs would not restart: %s", strings.Join(out.Worst, " and "), n, names(out.Refused)))
+		why = append(why, r.missing())
 	}
 	out.Message = strings.Join(why, "; ")
 	return out
+}
+
+// missing says which VMs would not restart in the worst case.
+func (r *report) missing() string {
+	worst := r.survival.Worst
+	return fmt.Sprintf("if %s died, %d protected VMs would not restart: %s",
+		strings.Join(r.state.Names(worst.Killed), " and "), worst.Refused(), names(worst.RefusedSteps(maxNames+1)))
 }
 
 func die(n int) string {

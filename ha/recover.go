@@ -173,7 +173,7 @@ func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, nodeID,
 		return err
 	}
 	suspended := c.vm.Spec.Power == api.PowerSuspended
-	wantsRun := c.vm.Spec.Power != api.PowerStopped && !suspended && !c.vm.Meta.Deleting()
+	wantsRun := plan.WantsRun(&c.vm)
 	// Whoever raises the epoch hands the status over to the new owner.
 	message := fmt.Sprintf("moved from the lost node %s", c.node.Meta.Name)
 	c.vm.Status = api.VMStatus{

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/ha"
 )
 
@@ -50,6 +51,15 @@ func (o haOf) Simulate(ctx context.Context, kill []string) (*api.HALoss, error) 
 		return nil, notMember()
 	}
 	return m.outlook.Simulate(ctx, kill)
+}
+
+// Admit implements rest.HA.
+func (o haOf) Admit(before, after *configdb.View) (string, error) {
+	m := o.d.current()
+	if m == nil {
+		return "", notMember()
+	}
+	return m.outlook.Admit(before, after)
 }
 
 // Promise implements rest.HA.

@@ -17,6 +17,7 @@ import (
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/storetest"
 	"github.com/muster-vm/muster/ha"
+	"github.com/muster-vm/muster/ha/plan"
 )
 
 // ground is a made-up cluster with the real placement.
@@ -139,7 +140,7 @@ func fate(v *configdb.View, s api.HAStep) (api.HAOutcome, string) {
 		return api.HAMoves, b.Spec.Node
 	case vm.Status.Phase == api.VMFailed:
 		return api.HARefused, ""
-	case vm.Status.Phase == api.VMUnknown && vm.Spec.Power != api.PowerStopped:
+	case vm.Status.Phase == api.VMUnknown && plan.WantsRun(&vm):
 		return api.HAWaits, ""
 	}
 	return api.HAStays, ""
@@ -150,12 +151,15 @@ func (g *ground) random(rng *rand.Rand, vms int) {
 	for i := range vms {
 		at := rng.IntN(len(g.nodes))
 		g.vm(fmt.Sprintf("v%d", i), api.Size(64+rng.IntN(20)*64)*api.MiB, at, func(vm *api.VM, b *api.Binding) {
+			vm.Spec.Recovery = &api.VMRecovery{Priority: api.RecoveryPriorities()[rng.IntN(5)]}
 			switch rng.IntN(8) {
 			case 0:
 				vm.Spec.HA, b.Spec.Protected = api.HANone, false
 			case 1:
 				vm.Spec.Power, vm.Status.Phase = api.PowerStopped, api.VMStopped
 				b.Spec.Protected = rng.IntN(2) == 0
+			case 3:
+				vm.Spec.Power, vm.Status.Phase = api.PowerSuspended, api.VMSuspended
 			case 2:
 				vol := api.Volume{Meta: api.NewMeta(api.KindVolume, "", vm.Meta.Name+"-disk0"), Spec: api.VolumeSpec{Pool: "local", Size: api.GiB, Node: g.nodes[at].Meta.Name}}
 				g.commit(func(tx *configdb.Txn) error { return configdb.Volumes.Create(tx, &vol) })
@@ -169,7 +173,7 @@ func (g *ground) random(rng *rand.Rand, vms int) {
 // in which some VMs find no place.
 func TestTheRecoveryDoesWhatWasSimulated(t *testing.T) {
 	seen := map[api.HAOutcome]int{}
-	for seed := range uint64(40) {
+	for seed := range uint64(30) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		var sizes []api.Size
 		for range 4 + rng.IntN(3) {
@@ -232,6 +236,33 @@ func TestSimulationRefusesWhatIsNoNode(t *testing.T) {
 	}
 }
 
+func TestHigherPrioritiesGetTheirPlacesFirst(t *testing.T) {
+	g := newGround(t, 8*api.GiB, 2*api.GiB)
+	g.voters = nil
+	for name, p := range map[string]api.RecoveryPriority{"a": api.PriorityLow, "b": api.PriorityHighest, "c": "", "d": api.PriorityHigh} {
+		g.vm(name, 700*api.MiB, 0, func(vm *api.VM, _ *api.Binding) {
+			if p != "" {
+				vm.Spec.Recovery = &api.VMRecovery{Priority: p}
+			}
+		})
+	}
+	g.vm("e", 1500*api.MiB, 0, func(vm *api.VM, _ *api.Binding) {
+		vm.Spec.Recovery = &api.VMRecovery{Priority: api.PriorityLowest}
+	})
+	l, err := g.outlook().Simulate(t.Context(), []string{"n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range l.Steps {
+		got = append(got, fmt.Sprintf("%s %s %s", s.VM, s.Priority, s.Outcome))
+	}
+	want := []string{"b highest restarts", "d high restarts", "c medium refused", "a low refused", "e lowest refused"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestTheLossOfTheMajorityRestartsNothing(t *testing.T) {
 	g := newGround(t, 8*api.GiB, 8*api.GiB, 8*api.GiB)
 	g.vm("a", api.GiB, 1, nil)
@@ -276,14 +307,7 @@ func TestThePromiseFollowsTheState(t *testing.T) {
 	if p.Kept || p.RefusedVMs != 2 || len(p.Worst) != 1 || len(p.Refused) != 2 || !strings.Contains(p.Message, "2 protected VMs would not restart") {
 		t.Errorf("full: %+v", p)
 	}
-	g.commit(func(tx *configdb.Txn) error {
-		all, err := configdb.Clusters.List(g.db.Local())
-		if err != nil {
-			return err
-		}
-		all[0].Spec.HA = api.HASettings{Failures: 2}
-		return configdb.Clusters.UpdateSpec(g.db.Local(), tx, &all[0])
-	})
+	g.set(api.HASettings{Failures: 2})
 	if p := promise(); p.Kept || p.Sets != 3 || len(p.Worst) != 2 || !strings.Contains(p.Message, "1 of 3 voters are left and 2 are needed") {
 		t.Errorf("two failures: %+v", p)
 	}
@@ -346,6 +370,78 @@ func TestThePromiseIsToldOnceWhenItBreaksAndWhenItIsKeptAgain(t *testing.T) {
 	wait("ha.promise-broken", "ha.promise-kept")
 }
 
+// set changes the promise.
+func (g *ground) set(ha api.HASettings) {
+	g.tb.Helper()
+	g.commit(func(tx *configdb.Txn) error {
+		all, err := configdb.Clusters.List(g.db.Local())
+		if err != nil {
+			return err
+		}
+		all[0].Spec.HA = ha
+		return configdb.Clusters.UpdateSpec(g.db.Local(), tx, &all[0])
+	})
+}
+
+func TestAStartIsJudgedByWhatItBreaks(t *testing.T) {
+	g := newGround(t, 5*api.GiB, 5*api.GiB, 5*api.GiB)
+	o := g.outlook()
+	for i := range 3 {
+		g.vm(fmt.Sprintf("v%d", i), 2*api.GiB, i, nil)
+	}
+	// start judges a start of a new VM, and makes it if that is wished.
+	start := func(name string, memory api.Size, at int, protected, really bool) (string, error) {
+		t.Helper()
+		before := g.db.Local()
+		make := func(tx *configdb.Txn) error {
+			vm := api.VM{Meta: api.NewMeta(api.KindVM, "", name), Spec: api.VMSpec{CPUs: 1, Memory: memory, Power: api.PowerRunning}}
+			b := api.Binding{Meta: api.Meta{ID: vm.Meta.ID, Name: name}, Spec: api.BindingSpec{NodeID: g.nodes[at].Meta.ID, Node: g.nodes[at].Meta.Name, Epoch: 1, Protected: protected}}
+			if err := configdb.VMs.Create(tx, &vm); err != nil {
+				return err
+			}
+			return configdb.Bindings.CreateUnnamed(tx, &b)
+		}
+		tx := &configdb.Txn{Actor: "test"}
+		if err := make(tx); err != nil {
+			t.Fatal(err)
+		}
+		warning, err := o.Admit(before, tx.Seen(before))
+		if really {
+			g.commit(make)
+		}
+		return warning, err
+	}
+	if w, err := start("small", 512*api.MiB, 0, true, false); w != "" || err != nil {
+		t.Errorf("one that keeps it: %q, %v", w, err)
+	}
+	// 2 GiB more on each of two nodes, and the third's VM has no place.
+	if w, err := start("w0", 2*api.GiB, 0, false, true); w != "" || err != nil {
+		t.Errorf("one that keeps it, unprotected: %q, %v", w, err)
+	}
+	w, err := start("w1", 2*api.GiB, 1, false, false)
+	if err != nil || !strings.Contains(w, "the loss of a node is survived: if n3 died, 1 protected VMs would not restart: v2") {
+		t.Errorf("one that breaks it: %q, %v", w, err)
+	}
+	g.set(api.HASettings{Failures: 1, Admission: api.AdmissionRefuse})
+	if w, err := start("w1", 2*api.GiB, 1, false, false); api.CodeOf(err) != api.CodeRefused || w != "" || !strings.Contains(err.Error(), "muster ha set") {
+		t.Errorf("refused: %q, %v", w, err)
+	}
+	g.set(api.HASettings{Failures: 1, Admission: api.AdmissionOff})
+	if w, err := start("w1", 2*api.GiB, 1, false, true); w != "" || err != nil {
+		t.Errorf("off: %q, %v", w, err)
+	}
+	g.set(api.HASettings{Failures: 1, Admission: api.AdmissionRefuse})
+	if _, err := start("plain", 64*api.MiB, 0, false, false); err != nil {
+		t.Errorf("one that makes a broken promise no worse: %v", err)
+	}
+	if _, err := start("more", 64*api.MiB, 2, true, false); err != nil {
+		t.Errorf("one that fits where a larger one does not: %v", err)
+	}
+	if _, err := start("large", 2*api.GiB, 2, true, false); api.CodeOf(err) != api.CodeRefused {
+		t.Errorf("one that makes a broken promise worse: %v", err)
+	}
+}
+
 // BenchmarkOutlook is one look at a large cluster, three quarters full.
 func BenchmarkOutlook(b *testing.B) {
 	for _, failures := range []int{1, 2} {
@@ -355,14 +451,7 @@ func BenchmarkOutlook(b *testing.B) {
 				sizes[i] = 256 * api.GiB
 			}
 			g := newGround(b, sizes...)
-			g.commit(func(tx *configdb.Txn) error {
-				all, err := configdb.Clusters.List(g.db.Local())
-				if err != nil {
-					return err
-				}
-				all[0].Spec.HA = api.HASettings{Failures: failures}
-				return configdb.Clusters.UpdateSpec(g.db.Local(), tx, &all[0])
-			})
+			g.set(api.HASettings{Failures: failures})
 			rng := rand.New(rand.NewPCG(1, 1))
 			for i := range 5000 {
 				g.vm(fmt.Sprintf("v%d", i), api.Size(1+rng.IntN(4))*api.GiB, i%64, func(vm *api.VM, _ *api.Binding) {

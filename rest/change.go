@@ -34,6 +34,7 @@ type effect struct {
 	id      string
 	task    string // ID, if there is one
 	changed string // fields, for the audit trail
+	warning string // for the caller, if the change was made all the same
 	// object as it was written, for an answer after the object is gone.
 	object any
 }
@@ -172,6 +173,7 @@ func (q *request) answerTask(out outcome) error {
 	}
 	q.w.Header().Set("Location", base+"tasks/"+out.task)
 	q.markReplay(out)
+	q.warn(out)
 	q.reply(status, rev, TaskReply{Task: &task, Object: object, Revision: rev})
 	return nil
 }
@@ -222,6 +224,7 @@ func (q *request) answerObject(out outcome) error {
 		q.w.Header().Set(headerTask, out.task)
 	}
 	q.markReplay(out)
+	q.warn(out)
 	q.reply(out.status, out.revision, object)
 	return nil
 }

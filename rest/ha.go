@@ -7,10 +7,12 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
 )
 
 // HA says what would happen if nodes died.
@@ -22,6 +24,28 @@ type HA interface {
 	// Promise is whether the promise to survive failures can be kept, as it was
 	// found last and after how long; false before it was looked at.
 	Promise() (a api.HAAdmission, took time.Duration, ok bool)
+	// Admit judges a change that makes a VM run: it returns a warning if the change
+	// breaks the promise, or fails with api.CodeRefused if that is wished.
+	Admit(before, after *configdb.View) (warning string, err error)
+}
+
+// admit asks whether the change so far keeps the promise to survive failures. It
+// comes last, when all that the change does is in its transaction.
+func (c *change) admit(e *effect) error {
+	warning, err := c.q.s.cfg.HA.Admit(c.v, c.tx.Seen(c.v))
+	e.warning = warning
+	return err
+}
+
+// headerWarning carries what the caller should know of a change that was made
+// all the same (RFC 7234, section 5.5, with the code for "other").
+const headerWarning = "Warning"
+
+// warn puts the warning of a change into the answer.
+func (q *request) warn(out outcome) {
+	if out.warning != "" {
+		q.w.Header().Set(headerWarning, "299 muster "+strconv.QuoteToASCII(out.warning))
+	}
 }
 
 // haTimeout bounds the wait for the newest state.

@@ -15,7 +15,35 @@ import (
 )
 
 // fakeHA answers without looking at anything.
-type fakeHA struct{}
+type fakeHA struct {
+	warn   string
+	refuse bool
+	asked  []string // VMs that would run after a change and did not before
+}
+
+func running(v *configdb.View) map[string]api.Size {
+	out := map[string]api.Size{}
+	vms, _ := configdb.VMs.List(v)
+	for _, vm := range vms {
+		if vm.Spec.Power != api.PowerStopped {
+			out[vm.Meta.Name] = vm.Spec.Memory
+		}
+	}
+	return out
+}
+
+func (h *fakeHA) Admit(before, after *configdb.View) (string, error) {
+	was := running(before)
+	for name, memory := range running(after) {
+		if memory > was[name] {
+			h.asked = append(h.asked, name)
+		}
+	}
+	if h.refuse {
+		return "", api.Errorf(api.CodeRefused, "this breaks the promise")
+	}
+	return h.warn, nil
+}
 
 func (*fakeHA) Status(context.Context) (*api.HAStatus, error) {
 	return &api.HAStatus{Node: "m1", Revision: 7, Nodes: []api.HANode{{Node: "m1"}}}, nil
@@ -70,5 +98,40 @@ func TestThePromiseIsASetting(t *testing.T) {
 	}
 	for field, ha := range map[string]map[string]any{"ha.failures": {"failures": 5}, "ha.admission": {"admission": "maybe"}} {
 		wantProblem(t, f.do(call{method: "PATCH", path: "cluster/settings", body: map[string]any{"ha": ha}}), http.StatusUnprocessableEntity, api.CodeInvalid, field)
+	}
+}
+
+// Whatever makes a VM run, or run with more memory, is judged with all that it
+// does, and nothing else is.
+func TestWhatMakesAVMRunIsJudged(t *testing.T) {
+	f := newFixture(t)
+	f.ha.warn = "this breaks \"it\": möglich"
+	body := vmBody("web1")
+	body["spec"].(map[string]any)["power"] = "running"
+	a := f.do(call{method: "POST", path: "vms", body: body})
+	want[vmReply](t, a, http.StatusAccepted)
+	if w := a.header.Get("Warning"); w != `299 muster "this breaks \"it\": m\u00f6glich"` {
+		t.Errorf("warning %q", w)
+	}
+	f.newVM("web2", api.VMStopped)
+	f.do(call{method: "POST", path: "vms/web2/start"})
+	f.do(call{method: "POST", path: "vms/web2/start"}) // runs already
+	f.newVM("web3", api.VMStopped)
+	f.do(call{method: "PATCH", path: "vms/web3", body: map[string]any{"meta": map[string]any{"labels": map[string]string{"a": "b"}}}})
+	a = f.do(call{method: "PATCH", path: "vms/web3", body: map[string]any{"spec": map[string]any{"power": "running"}}})
+	if a.header.Get("Warning") == "" {
+		t.Error("a PATCH is not warned of")
+	}
+	if got := strings.Join(f.ha.asked, " "); got != "web1 web2 web3" {
+		t.Errorf("judged: %s", got)
+	}
+	f.newVM("web4", api.VMStopped)
+	f.ha.refuse = true
+	wantProblem(t, f.do(call{method: "POST", path: "vms/web4/start"}), http.StatusConflict, api.CodeRefused, "")
+	if vm, err := configdb.VMs.Find(f.db.Local(), "", "web4"); err != nil || vm.Spec.Power != api.PowerStopped {
+		t.Errorf("after the refusal: %+v %v", vm.Spec.Power, err)
+	}
+	for _, name := range []string{"web1", "web2"} {
+		want[vmReply](t, f.do(call{method: "POST", path: "vms/" + name + "/stop"}), http.StatusAccepted)
 	}
 }

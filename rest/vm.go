@@ -116,6 +116,9 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 		action = api.ActionVMChange
 	}
 	e, err := r.store(c, &st.vm)
+	if err == nil && grows(old, &st.vm) {
+		err = c.admit(e)
+	}
 	if err == nil && !slices.Equal(old.Spec.ExtraArgs, st.vm.Spec.ExtraArgs) {
 		e.changed = "spec.extraArgs: " + argNames(st.vm.Spec.ExtraArgs)
 	}
@@ -124,6 +127,12 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 	}
 	e.task, err = c.vmTask(st, action)
 	return e, err
+}
+
+// grows reports whether a change makes a VM take memory that it did not take.
+func grows(old, vm *api.VM) bool {
+	down := func(p api.PowerState) bool { return p == api.PowerStopped || p == api.PowerSuspended }
+	return !down(vm.Spec.Power) && (down(old.Spec.Power) || vm.Spec.Memory > old.Spec.Memory)
 }
 
 // wish moves the VM to a power state and returns the action that this is, or
@@ -219,6 +228,7 @@ func (r *vmResource) act(c *change, action api.Action, force, discard bool) (*ef
 	if err := c.respectSaved(st, action, discard); err != nil {
 		return nil, err
 	}
+	old := api.VM{Spec: st.vm.Spec}
 	switch action {
 	case api.ActionVMStart:
 		err = c.wishRunning(st)
@@ -241,7 +251,9 @@ func (r *vmResource) act(c *change, action api.Action, force, discard bool) (*ef
 		return nil, err
 	}
 	e.status = http.StatusAccepted
-	e.task, err = c.vmTask(st, action)
+	if e.task, err = c.vmTask(st, action); err == nil && grows(&old, &st.vm) {
+		err = c.admit(e)
+	}
 	return e, err
 }
 

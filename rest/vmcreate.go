@@ -100,6 +100,9 @@ func (r *vmResource) build(c *change, vm *api.VM, volumes []newVolume, only stri
 	if len(vm.Spec.ExtraArgs) > 0 {
 		e.changed = "spec.extraArgs: " + argNames(vm.Spec.ExtraArgs)
 	}
+	if err == nil && vm.Spec.Power == api.PowerRunning {
+		err = c.admit(e)
+	}
 	return e, err
 }
 

@@ -30,6 +30,7 @@ func (c *change) rework(old *api.VM, st *vmState, want *api.VMSpec) (bool, error
 		return false, err
 	}
 	vm.Spec.CPUs, vm.Spec.Memory, vm.Spec.HA, vm.Spec.Display = want.CPUs, want.Memory, want.HA, want.Display
+	vm.Spec.Recovery = want.Recovery
 	vm.Spec.MaxCPUs, vm.Spec.MaxMemory, vm.Spec.MemoryMin = want.MaxCPUs, want.MaxMemory, want.MemoryMin
 	vm.Spec.AssignSlotsBeside(&old.Spec, old.Status.Hardware)
 	if err := vm.Spec.Validate(); err != nil {

@@ -104,12 +104,15 @@ func Make(s *State, fleet Fleet, o Options) *Plan {
 	return p
 }
 
-// wantsRun reports whether the VM is meant to run.
-func wantsRun(vm *api.VM) bool { return vm.Spec.Power != api.PowerStopped && !vm.Meta.Deleting() }
+// WantsRun reports whether the VM is meant to run. A suspended one is not: its
+// memory is on disk.
+func WantsRun(vm *api.VM) bool {
+	return vm.Spec.Power != api.PowerStopped && vm.Spec.Power != api.PowerSuspended && !vm.Meta.Deleting()
+}
 
 // decide finds out what becomes of one VM, and counts it where it goes.
 func (st *Step) decide(fleet Fleet, quorum *api.HAQuorum) {
-	runs := wantsRun(st.VM)
+	runs := WantsRun(st.VM)
 	switch {
 	case !st.Binding.Spec.Protected:
 		st.Outcome = api.HAWaits
@@ -152,7 +155,7 @@ func (s *State) ending(gone map[string]bool) (out []Step) {
 	for i := range s.Bindings {
 		b := &s.Bindings[i]
 		vm := s.VMs[b.Meta.ID]
-		if gone[b.Spec.NodeID] || s.lost(b.Spec.NodeID) || !b.Spec.Protected || !wantsRun(vm) {
+		if gone[b.Spec.NodeID] || s.lost(b.Spec.NodeID) || !b.Spec.Protected || !WantsRun(vm) {
 			continue
 		}
 		out = append(out, Step{VM: vm, Binding: b, From: s.Nodes[b.Spec.NodeID], Outcome: api.HAEnds})
@@ -161,19 +164,21 @@ func (s *State) ending(gone map[string]bool) (out []Step) {
 }
 
 // inOrder is the order in which VMs get their places: protected ones that are
-// meant to run first, large ones before small ones, so that more of them fit.
+// meant to run first, by priority, and of one priority large ones before small
+// ones, so that more of them fit.
 func inOrder(steps []Step) []Step {
 	rank := func(s *Step) int {
 		switch {
 		case !s.Binding.Spec.Protected:
 			return 2
-		case !wantsRun(s.VM):
+		case !WantsRun(s.VM):
 			return 1
 		}
 		return 0
 	}
 	slices.SortStableFunc(steps, func(a, b Step) int {
-		return cmp.Or(cmp.Compare(rank(&a), rank(&b)), cmp.Compare(b.VM.Spec.Memory, a.VM.Spec.Memory), cmp.Compare(a.VM.Meta.ID, b.VM.Meta.ID))
+		return cmp.Or(cmp.Compare(rank(&a), rank(&b)), cmp.Compare(a.VM.Spec.RecoveryPriority().Rank(), b.VM.Spec.RecoveryPriority().Rank()),
+			cmp.Compare(b.VM.Spec.Memory, a.VM.Spec.Memory), cmp.Compare(a.VM.Meta.ID, b.VM.Meta.ID))
 	})
 	return steps
 }

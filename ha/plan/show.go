@@ -18,7 +18,8 @@ func (p *Plan) Loss(s *State) *api.HALoss {
 func (st *Step) show(order int) api.HAStep {
 	out := api.HAStep{
 		Order: order, VM: st.VM.Meta.Name, VMID: st.VM.Meta.ID, Project: st.VM.Meta.Project, From: st.From.Meta.Name,
-		Outcome: st.Outcome, Node: st.Node,
+		Priority: st.VM.Spec.RecoveryPriority(),
+		Outcome:  st.Outcome, Node: st.Node,
 	}
 	switch {
 	case st.Err != nil:

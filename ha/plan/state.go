@@ -103,7 +103,7 @@ func (s *State) Running() (protected, unprotected map[string]int) {
 	for i := range s.Bindings {
 		b := &s.Bindings[i]
 		switch {
-		case !wantsRun(s.VMs[b.Meta.ID]):
+		case !WantsRun(s.VMs[b.Meta.ID]):
 		case b.Spec.Protected:
 			protected[b.Spec.NodeID]++
 		default:

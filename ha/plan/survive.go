@@ -39,9 +39,9 @@ func (s *Survival) Refused() int {
 func (s *Survival) Kept() bool { return s.Quorum.Kept && s.Refused() == 0 }
 
 // Survive makes the plans for the loss of so many nodes together. The fleet is
-// of the same view and stays as it is. known are plans for single nodes, by ID,
-// that need not be made again.
-func Survive(s *State, fleet Fleet, voters []string, failures int, known map[string]*Plan) *Survival {
+// of the same view and stays as it is. At most so many sets are looked at. known
+// are plans for single nodes, by ID, that need not be made again.
+func Survive(s *State, fleet Fleet, voters []string, failures, sets int, known map[string]*Plan) *Survival {
 	out := &Survival{Failures: failures, Quorum: s.quorumAfter(voters, failures)}
 	nodes := s.candidates()
 	n := len(nodes)
@@ -50,7 +50,7 @@ func Survive(s *State, fleet Fleet, voters []string, failures int, known map[str
 	}
 	k := min(failures, n)
 	out.OfAll = choose(n, k)
-	for choose(n, k) > MaxSets && n > k {
+	for choose(n, k) > sets && n > k {
 		n--
 	}
 	combinations(n, k, func(at []int) {
@@ -112,7 +112,7 @@ func (s *State) candidates() []*api.Node {
 	}
 	for i := range s.Bindings {
 		b := &s.Bindings[i]
-		if vm := s.VMs[b.Meta.ID]; !b.Spec.Protected && wantsRun(vm) {
+		if vm := s.VMs[b.Meta.ID]; !b.Spec.Protected && WantsRun(vm) {
 			cost[b.Spec.NodeID] -= vm.Status.HeldMemory(&vm.Spec) + api.OverheadPerVM
 		}
 	}

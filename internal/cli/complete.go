@@ -103,6 +103,8 @@ var flagWords = map[string][]string{
 	"ci-format":   {string(api.CloudInitNoCloud), string(api.CloudInitConfigDrive)},
 	"display":     {string(api.DisplayVNC), string(api.DisplayNone)},
 	"ha":          {string(api.HANone), string(api.HARestart)},
+	"admission":   {string(api.AdmissionOff), string(api.AdmissionWarn), string(api.AdmissionRefuse)},
+	"ha-priority": {string(api.PriorityHighest), string(api.PriorityHigh), string(api.PriorityMedium), string(api.PriorityLow), string(api.PriorityLowest)},
 	"accelerator": {string(api.AccelAuto), string(api.AccelKVM), string(api.AccelTCG)},
 	"type":        {string(api.PoolDir), string(api.PoolShared)},
 }

@@ -18,7 +18,7 @@ func (f *fakeCluster) serveHA(w http.ResponseWriter, r *http.Request, path strin
 		Killed: []string{"m1"}, Revision: 12, Quorum: api.HAQuorum{Voters: 3, Left: 2, Needed: 2, Kept: true},
 		Counts: map[string]int{"restarts": 1, "refused": 1, "waits": 1},
 		Steps: []api.HAStep{
-			{Order: 1, VM: "web1", Project: "default", From: "m1", Outcome: api.HARestarts, Node: "m2"},
+			{Order: 1, Priority: api.PriorityHigh, VM: "web1", Project: "default", From: "m1", Outcome: api.HARestarts, Node: "m2"},
 			{Order: 2, VM: "db1", Project: "default", From: "m1", Outcome: api.HARefused, Reason: "no node can take it:\x1b[31m m2: needs 8 GiB"},
 			{Order: 3, VM: "plain", Project: "default", From: "m1", Outcome: api.HAWaits, Reason: "it is not protected"},
 		},

@@ -120,6 +120,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 // finish follows the task of a change, if there is one and the user waits, and
 // prints the result. done is the past participle: "created", "started".
 func (a *app) finish(ctx context.Context, c *client.Client, k *kindView, name, done string, r *client.Result) error {
+	a.warnOf(r)
 	if r.Task == nil {
 		return a.finished(k, name, done, r.Object, "", 0)
 	}
@@ -145,6 +146,13 @@ func (a *app) finish(ctx context.Context, c *client.Client, k *kindView, name, d
 		return err // the document must not be of before the work
 	}
 	return a.finished(k, name, done, object, nodeOf(object), spent)
+}
+
+// warnOf says what the server thinks of a change that it made all the same.
+func (a *app) warnOf(r *client.Result) {
+	if r.Warning != "" {
+		a.notice("warning: %s", r.Warning)
+	}
 }
 
 // finished prints a change that is complete.

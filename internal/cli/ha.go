@@ -90,13 +90,13 @@ func (a *app) simulate(ctx context.Context, kill []string) error {
 
 // stepTable lists what becomes of VMs, at most so many; 0 for all.
 func stepTable(steps []api.HAStep, most int) *table {
-	t := &table{head: []string{"ORDER", "VM", "PROJECT", "FROM", "OUTCOME", "NODE", "WHY"}}
+	t := &table{head: []string{"ORDER", "PRIORITY", "VM", "PROJECT", "FROM", "OUTCOME", "NODE", "WHY"}}
 	for i, s := range steps {
 		if most > 0 && i == most {
-			t.add("…", fmt.Sprintf("and %d more", len(steps)-most), "", "", "", "", "")
+			t.add("…", "", fmt.Sprintf("and %d more", len(steps)-most), "", "", "", "", "")
 			break
 		}
-		t.add(strconv.Itoa(s.Order), s.VM, s.Project, s.From, string(s.Outcome), dash(s.Node), s.Reason)
+		t.add(strconv.Itoa(s.Order), dash(string(s.Priority)), s.VM, s.Project, s.From, string(s.Outcome), dash(s.Node), s.Reason)
 	}
 	return t
 }

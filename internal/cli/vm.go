@@ -53,7 +53,8 @@ type vmCreateFlags struct {
 	labels   []string
 	options  string
 	machineFlags
-	limits limitFlags
+	limits   limitFlags
+	recovery recoveryFlags
 }
 
 func (a *app) vmCreate() *cobra.Command {
@@ -119,6 +120,7 @@ N such VMs, NAME-1 to NAME-N (as many digits as N has), several at a time.`,
 	f.ci.bind(fs)
 	fs.StringVar(&f.display, "display", "", "screen: vnc or none (default \"vnc\")")
 	f.limits.add(fs)
+	f.recovery.add(fs)
 	fs.BoolVar(&f.start, "start", false, "start the VM when it is created")
 	fs.IntVar(&f.count, "count", 1, "create so many VMs, NAME-1 and so on")
 	fs.StringArrayVar(&f.labels, "label", nil, "label KEY=VALUE (repeatable)")
@@ -174,6 +176,7 @@ func (f *vmCreateFlags) spec() (map[string]any, error) {
 	}
 	set(spec, "memoryMin", f.least)
 	set(spec, "ha", f.ha)
+	f.recovery.into(spec)
 	set(spec, "display", f.display)
 	f.limits.into(spec)
 	if f.start {
@@ -221,6 +224,7 @@ func (a *app) vmSet() *cobra.Command {
 	var labels, networks []string
 	var machine machineFlags
 	var limits limitFlags
+	var recovery recoveryFlags
 	cmd := &cobra.Command{
 		Use: "set NAME", Short: "Change CPUs, memory, machine, networks, HA policy or labels", Args: args("NAME"),
 		Long: `Changes what is given and leaves the rest. A VM that
@@ -257,6 +261,7 @@ Limits (--cpu-weight to --io-weight) are in force at once, also of a running VM.
 				spec["display"] = display
 			}
 			limits.into(spec)
+			recovery.into(spec)
 			if changed("network") {
 				nics, err := parseNICs(networks)
 				if err != nil {
@@ -279,6 +284,7 @@ Limits (--cpu-weight to --io-weight) are in force at once, also of a running VM.
 	}
 	machine.add(cmd.Flags(), false)
 	limits.add(cmd.Flags())
+	recovery.add(cmd.Flags())
 	cmd.Flags().IntVar(&cpus, "cpu", 0, "virtual CPUs")
 	cmd.Flags().Var(sizeFlag{&memory}, "memory", "guest memory, such as 512M or 4G")
 	cmd.Flags().Var(sizeFlag{&least}, "memory-min", "memory that the node may squeeze it to when it is short; as much as its memory for never")

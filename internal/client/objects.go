@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -42,6 +43,9 @@ type Result struct {
 	Task *api.Task
 	// TaskID is the task of a change whose answer is the object itself.
 	TaskID string
+	// Warning is what the caller should know of a change that was made all the
+	// same; empty if there is nothing.
+	Warning string
 	// Body is the whole answer.
 	Body []byte
 	// Created is set when the object is new.
@@ -273,7 +277,7 @@ func (c *Client) post(ctx context.Context, path string, q url.Values, body any) 
 const headerTask = "Muster-Task"
 
 func resultOf(reply *Reply) *Result {
-	r := &Result{Body: reply.Body, TaskID: reply.Header.Get(headerTask)}
+	r := &Result{Body: reply.Body, TaskID: reply.Header.Get(headerTask), Warning: warningOf(reply.Header)}
 	var accepted struct {
 		Task   *api.Task       `json:"task"`
 		Object json.RawMessage `json:"object"`
@@ -287,6 +291,19 @@ func resultOf(reply *Reply) *Result {
 		r.Object = reply.Body
 	}
 	return r
+}
+
+// warningOf returns the text of a Warning header (RFC 7234, section 5.5).
+func warningOf(h http.Header) string {
+	const before = "299 muster "
+	text, ok := strings.CutPrefix(h.Get("Warning"), before)
+	if !ok {
+		return ""
+	}
+	if plain, err := strconv.Unquote(text); err == nil {
+		return plain
+	}
+	return text
 }
 
 func projectQuery(kind api.Kind, project string) url.Values {
