@@ -9,7 +9,9 @@
 //     request that the leader answered after a majority confirmed it; the
 //     node's guard kills the protected VMs when that time is over.
 //   - The leader declares a node lost only when every lease it or an earlier
-//     leader granted has run out and the guard had KillTime to do its work.
+//     leader granted has run out and the guard had KillTime to do its work, or
+//     when a power device read it back as off, twice, after this leader had
+//     barred it from leases and commanded off.
 //   - A lost node gets no lease until it was readmitted by a transaction, and
 //     a VM is moved away from it only by a transaction that requires that it
 //     was not.
@@ -17,6 +19,6 @@
 // Non-guarantees: VMs without protection stay with their node, whose state is
 // then unknown. A guard that is itself frozen is a matter for the watchdog.
 //
-// Keeper.Run owns one goroutine; Service.Run owns those of its reconcile loop
-// and one for detection. All end with their context.
+// Keeper.Run owns one goroutine; Service.Run owns those of its reconcile loop,
+// one for detection, and one for each node that is being switched off. All end with their context.
 package ha

@@ -52,7 +52,9 @@ type grantor struct {
 	term    uint64
 	since   time.Duration
 	granted map[string]time.Duration // by node ID
+	heard   map[string]time.Duration // when it last asked, whatever it was answered
 	barred  map[string]bool          // being declared lost: no grants
+	fenced  map[string]bool          // being switched off: no grants
 	readmit func(nodeID string)      // tells the service that a lost node is back
 }
 
@@ -64,6 +66,7 @@ func (g *grantor) enter(term uint64) bool {
 	if term > g.term {
 		g.term, g.since = term, g.now()
 		g.granted, g.barred = map[string]time.Duration{}, map[string]bool{}
+		g.heard, g.fenced = map[string]time.Duration{}, map[string]bool{}
 	}
 	return term == g.term
 }
@@ -74,6 +77,7 @@ func (g *grantor) renew(ctx context.Context, nodeID string) (renewAnswer, error)
 	if !ok {
 		return renewAnswer{}, refusal{"this node is not the leader"}
 	}
+	g.hear(l.Term, nodeID)
 	if err := g.admissible(l.Term, nodeID); err != nil {
 		return renewAnswer{}, err
 	}
@@ -105,16 +109,19 @@ func (g *grantor) check(term uint64, nodeID string) (*configdb.View, error) {
 	if g.barred[nodeID] {
 		return nil, refusal{"the node is being declared lost"}
 	}
+	if g.fenced[nodeID] {
+		return nil, refusal{"the node is being switched off"}
+	}
 	v := g.db.Local()
 	n, err := configdb.Nodes.Get(v, nodeID)
 	if err != nil {
 		return nil, refusal{"the node is not a member: " + err.Error()}
 	}
-	if n.Status.Phase == api.NodeLost {
+	if n.Status.Phase == api.NodeLost || n.Status.Fencing != "" { // a mark of an earlier leader: it lives
 		if g.readmit != nil {
 			g.readmit(nodeID)
 		}
-		return nil, refusal{"the node was declared lost and is being readmitted"}
+		return nil, refusal{"the node was declared lost, or was to be switched off, and is being readmitted"}
 	}
 	return v, nil
 }

@@ -42,6 +42,11 @@ type Service struct {
 	placer Placer
 	log    *slog.Logger
 	grant  *grantor
+	fencer Fencer // nil: nodes are not switched off
+	nodeID string
+	name   string
+	// heldBack is that it was said that too many are silent.
+	heldBack bool
 
 	mu        sync.Mutex
 	returning map[string]bool // lost nodes that asked for a lease
@@ -55,6 +60,10 @@ type ServiceConfig struct {
 	Placer Placer
 	Log    *slog.Logger
 	Now    func() time.Duration // nil: BootTime
+	// NodeID and NodeName are this node's.
+	NodeID, NodeName string
+	// Fencer switches silent nodes off; nil: nobody does.
+	Fencer Fencer
 }
 
 // NewService returns a service that grants nothing until this node leads.
@@ -62,10 +71,11 @@ func NewService(c ServiceConfig) *Service {
 	if c.Now == nil {
 		c.Now = BootTime
 	}
-	s := &Service{db: c.DB, placer: c.Placer, log: c.Log, returning: map[string]bool{}, kick: make(chan struct{}, 1)}
+	s := &Service{db: c.DB, placer: c.Placer, log: c.Log, fencer: c.Fencer, nodeID: c.NodeID, name: c.NodeName, returning: map[string]bool{}, kick: make(chan struct{}, 1)}
 	s.grant = &grantor{
 		db: c.DB, leader: c.Leader, now: c.Now,
-		granted: map[string]time.Duration{}, barred: map[string]bool{}, readmit: s.noteReturn,
+		granted: map[string]time.Duration{}, heard: map[string]time.Duration{},
+		barred: map[string]bool{}, fenced: map[string]bool{}, readmit: s.noteReturn,
 	}
 	return s
 }
@@ -100,7 +110,9 @@ func (s *Service) takeReturning() []string {
 func (s *Service) Run(ctx context.Context, term uint64) error {
 	s.grant.begin(term)
 	group, ctx := contain.NewGroup(ctx)
-	group.Go(func() { s.detect(ctx, term) })
+	group.Go(func() {
+		s.detect(ctx, term, func(attempt func(context.Context)) { group.Go(func() { attempt(ctx) }) })
+	})
 	// One plan for all that is lost, whatever changed.
 	all := func(*configdb.View, configdb.Change) []string { return []string{"lost nodes"} }
 	loop := reconcile.New(reconcile.Config{
@@ -115,8 +127,9 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 	return errors.Join(err, group.Stop())
 }
 
-// detect declares silent nodes lost and readmits returning ones.
-func (s *Service) detect(ctx context.Context, term uint64) {
+// detect declares silent nodes lost, has them switched off, and readmits
+// returning ones. run starts what takes longer.
+func (s *Service) detect(ctx context.Context, term uint64, run func(func(context.Context))) {
 	tick := time.NewTicker(detectEvery)
 	defer tick.Stop()
 	for {
@@ -128,6 +141,7 @@ func (s *Service) detect(ctx context.Context, term uint64) {
 		for _, id := range s.grant.overdue(term, s.readyNodes()) {
 			s.declareLost(ctx, term, id)
 		}
+		s.fenceSilent(term, run)
 		select {
 		case <-tick.C:
 		case <-s.kick:
@@ -162,6 +176,7 @@ func (s *Service) declareLost(ctx context.Context, term uint64, nodeID string) {
 			}
 			now := time.Now().UTC()
 			n.Status.Phase, n.Status.LostAt, n.Status.LostTerm = api.NodeLost, &now, term
+			n.Status.LostAction, n.Status.Fencing = "", ""
 			n.Status.Message = fmt.Sprintf("no lease was renewed for %.1f s; its protected VMs are restarted elsewhere", silent.Seconds())
 			return true
 		})
@@ -188,13 +203,21 @@ func (s *Service) declareLost(ctx context.Context, term uint64, nodeID string) {
 // readmit lets a lost node have leases again. Moves of its VMs required the
 // status that this rewrites, so none can land after it.
 func (s *Service) readmit(ctx context.Context, term uint64, nodeID string) error {
+	if s.grant.aimedAt(term, nodeID) {
+		return nil // it asks again when that has ended
+	}
 	s.grant.welcome(term, nodeID)
-	_, err := s.update(ctx, term, nodeID, func(n *api.Node) bool {
-		if n.Status.Phase != api.NodeLost {
-			return false
+	_, err := configdb.Transact(ctx, s.db, Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
+		n, err := configdb.Nodes.Get(v, nodeID)
+		if err != nil || n.Status.Phase != api.NodeLost && n.Status.Fencing == "" {
+			return err
 		}
-		n.Status.Phase, n.Status.Message = api.NodeReady, ""
-		return true
+		tx.RequireTerm(term)
+		if err := interruptAction(v, tx, n.Status.Fencing); err != nil {
+			return err
+		}
+		n.Status.Phase, n.Status.Message, n.Status.Fencing = api.NodeReady, "", ""
+		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
 	if err == nil {
 		s.log.Info("node readmitted", "node", nodeID, "term", term)

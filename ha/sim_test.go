@@ -48,6 +48,10 @@ type world struct {
 	resets int             // of hosts, by their watchdogs
 	steps  int             // also those in the middle of decisions
 	broken string          // what went wrong, at the first time
+	shot   int             // attempts to switch a node off that were confirmed
+	cuts   []string        // nodes that were switched off, without chance
+	// power is what a device does for node by; nil: there is none
+	power func(by *simNode, nodeID string, before func() error) ([]api.PowerStep, error)
 }
 
 type event struct {
@@ -56,14 +60,15 @@ type event struct {
 }
 
 type simNode struct {
-	w      *world
-	i      int
-	id     string
-	offset time.Duration
-	rate   float64
-	cutOff bool          // from the majority
-	frozen time.Duration // the daemon does nothing until then
-	view   *configdb.View
+	w       *world
+	i       int
+	id      string
+	offset  time.Duration
+	rate    float64
+	cutOff  bool          // from the majority
+	noPower time.Duration // it is switched off until then
+	frozen  time.Duration // the daemon does nothing until then
+	view    *configdb.View
 	// what the node believes of its own leadership, perhaps wrongly
 	believes configdb.Leadership
 	leads    bool
@@ -332,7 +337,7 @@ func newWorld(t *testing.T, seed uint64, vms int, off rule) *world {
 		o := api.Node{Meta: api.NewMeta(api.KindNode, "", fmt.Sprintf("m%d", i)), Status: api.NodeStatus{Phase: api.NodeReady}}
 		o.Meta.ID = n.id
 		must(t, configdb.Nodes.Create(tx, &o))
-		n.svc = NewService(ServiceConfig{DB: n, Leader: n, Placer: n, Log: log, Now: n.leaderClock})
+		n.svc = NewService(ServiceConfig{DB: n, Leader: n, Placer: n, Log: log, Now: n.leaderClock, NodeID: n.id, NodeName: o.Meta.Name, Fencer: n})
 		if off == lostGetsNoLease {
 			n.svc.grant.readmit = nil
 		}
@@ -532,6 +537,11 @@ func (n *simNode) govern() {
 		n.detect(ctx, term)
 		n.detecting = false
 	}
+	n.svc.fenceSilent(term, func(attempt func(context.Context)) {
+		soon, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		defer cancel()
+		attempt(soon)
+	})
 	if n.w.rng.IntN(4) == 0 && !n.w.busy[term] {
 		_, _ = n.svc.recover(ctx, term)
 	}
@@ -622,9 +632,10 @@ func TestNoTwoNodesRunOneVM(t *testing.T) {
 	const each, vms = 2000, 4 // seven minutes of cluster time in each world
 	wanted, seed := setting(t, envSteps, 8*each), setting(t, envSeed, 1)
 	var moved uint64
-	var steps, looks, ran, worlds, resets int
+	var steps, looks, ran, worlds, resets, shot int
 	for ; steps < wanted; seed++ {
 		w := newWorld(t, uint64(seed), vms, everyRule)
+		w.power = w.chancy
 		ran += w.run(each)
 		if w.broken != "" {
 			t.Fatalf("world %d: %s", seed, w.broken)
@@ -635,10 +646,11 @@ func TestNoTwoNodesRunOneVM(t *testing.T) {
 			moved += bindings[i].Spec.Epoch - 1
 		}
 		worlds, looks, steps, resets = worlds+1, looks+each, steps+w.steps, resets+w.resets
+		shot += w.shot
 		w.mem.Close()
 	}
-	t.Logf("%d worlds, %d steps, %d moves, %d hosts reset by their watchdogs, VMs were running in %d %% of the looks, none twice", worlds, steps, moved, resets, 100*ran/(looks*vms))
-	if moved < uint64(worlds) || ran < looks || resets == 0 {
+	t.Logf("%d worlds, %d steps, %d moves, %d hosts reset by their watchdogs, %d switched off, VMs were running in %d %% of the looks, none twice", worlds, steps, moved, resets, shot, 100*ran/(looks*vms))
+	if moved < uint64(worlds) || ran < looks || resets == 0 || shot == 0 {
 		t.Error("the simulation is too quiet to prove anything")
 	}
 }

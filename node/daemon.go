@@ -108,6 +108,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	// The services go on for the moment that it takes to say that they end.
+	work, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
 	d.sup = newSupervisor("musterd", d.log)
 	if info != nil {
 		err = d.start(info)
@@ -123,7 +126,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	d.serve("local", d.rest.HTTPServer(d.rest.LocalHandler()), local)
-	done := d.sup.ServeBackground(ctx)
+	done := d.sup.ServeBackground(work)
 	d.log.Info("musterd ready", "node", d.nodeName(), "data", d.cfg.DataDir, "listen", d.cfg.Listen, "member", info != nil, "version", version.Version)
 	select {
 	case err = <-d.fatal:
@@ -131,8 +134,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 			d.log.Error("this node cannot go on", "err", err)
 		}
 	case <-ctx.Done():
+		if m := d.current(); m != nil {
+			m.sayStopping()
+		}
 	}
-	cancel()
+	end()
 	if serr := <-done; serr != nil && !errors.Is(serr, context.Canceled) {
 		d.log.Warn("services did not all end", "err", serr)
 	}

@@ -122,7 +122,9 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, DataDir: m.cfg.DataDir,
 		QemuImg: m.cfg.QEMUImg, Log: m.log.With("module", "storage"),
 	})
-	m.ha = ha.NewService(ha.ServiceConfig{DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, Log: m.log.With("module", "ha")})
+	m.ha = ha.NewService(ha.ServiceConfig{
+		DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, NodeID: m.info.NodeID, NodeName: m.info.Node, Fencer: fencer{m}, Log: m.log.With("module", "ha"),
+	})
 	m.outlook = m.newOutlook()
 	m.keeper = ha.NewKeeper(ha.KeeperConfig{
 		NodeID: m.info.NodeID, Caller: m, Guard: leaseGuard{m.guard}, Log: m.log.With("module", "ha"),

@@ -6,6 +6,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -123,6 +124,50 @@ func (m *member) doPower(ctx context.Context, n api.Node, a api.PowerAction) (ap
 	}
 	m.log.Info("power action", "node", n.Meta.Name, "action", a.Spec.Action, "actor", a.Spec.Actor, "phase", phase, "message", message)
 	return a, nil
+}
+
+// fencer is what speaks to power devices as ha sees it.
+type fencer struct{ m *member }
+
+// Can implements ha.Fencer.
+func (f fencer) Can(v *configdb.View, nodeID string) bool {
+	for e := range v.Scan(configdb.PowerDevices.SpecPrefix(), "") {
+		id, _ := configdb.PowerDevices.IDOf(e.Key)
+		if d, err := configdb.PowerDevices.Get(v, id); err == nil && d.Spec.NodeID == nodeID && !d.Spec.Disabled {
+			return true
+		}
+	}
+	return false
+}
+
+// Off implements ha.Fencer.
+func (f fencer) Off(ctx context.Context, nodeID string, before func(context.Context) error) ([]api.PowerStep, error) {
+	targets, err := f.m.powerTargets(f.m.store.Local(), nodeID)
+	if err != nil {
+		return nil, err
+	}
+	r := power.SwitchOff(ctx, targets, before)
+	if !r.Done && r.Err == nil {
+		r.Err = errors.New("not confirmed")
+	}
+	return r.Steps, r.Err
+}
+
+// stopWithin bounds how long a daemon that is told to end says so.
+const stopWithin = time.Second
+
+// sayStopping tells the others that this node's silence is in order. It matters
+// only where somebody would switch the node off.
+func (m *member) sayStopping() {
+	if !(fencer{m}).Can(m.store.Local(), m.info.NodeID) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
+	defer cancel()
+	m.facts.stopping.Store(true)
+	if err := m.facts.write(ctx); err != nil {
+		m.log.Warn("the others do not know that this daemon stops in order, and may switch this host off", "err", err)
+	}
 }
 
 // powerOf is what speaks to power devices as rest sees it.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -28,6 +29,8 @@ type registrar struct {
 	m      *member
 	bootID string
 	seen   bool // the replica has had this node's object
+	// stopping: the daemon ends in order.
+	stopping atomic.Bool
 }
 
 func (r *registrar) run(ctx context.Context) error {
@@ -68,7 +71,10 @@ func (r *registrar) write(ctx context.Context) error {
 		s.ObservedGeneration, s.Version, s.BootID = n.Meta.Generation, version.Version, r.bootID
 		s.FeatureLevels = new(feature.Supported())
 		s.Accelerator, s.AcceleratorReason, s.QEMUVersion = facts.Accelerator, facts.AcceleratorReason, facts.QEMUVersion
-		s.SystemUUID = systemUUID()
+		// A daemon that runs again is expected only when it has been heard: until
+		// its first lease its silence is that of the stop.
+		_, _, leased := r.m.keeper.Current()
+		s.SystemUUID, s.Stopping = systemUUID(), r.stopping.Load() || s.Stopping && !leased
 		s.CPUs, s.Memory = facts.CPUs, facts.Memory
 		if level := r.m.guard.Level(); level != "" {
 			s.GuardLevel = level

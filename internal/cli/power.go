@@ -6,6 +6,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -165,19 +166,24 @@ func (a *app) askPower(ctx context.Context, node, via string) (r api.PowerReport
 	if err != nil {
 		return r, nil, err
 	}
-	reply, err := c.Call(ctx, http.MethodGet, powerPath(node, via), nil, &r)
-	if err != nil {
-		return r, nil, err
-	}
-	return r, reply.Body, nil
+	reply, err := callPower(ctx, c, client.Request{Method: http.MethodGet, Once: true}, node, via, &r)
+	return r, reply, err
 }
 
-func powerPath(node, via string) string {
-	path := "/nodes/" + url.PathEscape(node) + "/power"
+// callPower asks for a node's power, of the node via or the leader.
+func callPower(ctx context.Context, c *client.Client, r client.Request, node, via string, into any) ([]byte, error) {
+	r.Path = "/nodes/" + url.PathEscape(node) + "/power"
 	if via != "" {
-		path += "?" + url.Values{"via": {via}}.Encode()
+		r.Query = url.Values{"via": {via}}
 	}
-	return path
+	reply, err := c.Do(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(reply.Body, into); err != nil {
+		return nil, api.Errorf(api.CodeInternal, "decode the answer: %w", err)
+	}
+	return reply.Body, nil
 }
 
 func (a *app) powerTest() *cobra.Command {
@@ -310,13 +316,17 @@ func (a *app) switchNode(ctx context.Context, verb api.PowerVerb, node, via, rea
 		}
 	}
 	var out api.PowerAction
-	reply, err := c.Call(ctx, http.MethodPost, powerPath(node, via), api.PowerRequest{Action: verb, Confirm: n.Meta.Name, Reason: reason}, &out)
+	body, err := json.Marshal(api.PowerRequest{Action: verb, Confirm: n.Meta.Name, Reason: reason})
+	if err != nil {
+		return err
+	}
+	reply, err := callPower(ctx, c, client.Request{Method: http.MethodPost, Body: body, Once: true}, node, via, &out)
 	if err != nil {
 		return err
 	}
 	switch {
 	case a.structured():
-		err = a.printJSON(reply.Body)
+		err = a.printJSON(reply)
 	case out.Status.Phase == api.PowerActionConfirmed:
 		a.say("node %s: power %s, %s", n.Meta.Name, verb, out.Status.Message)
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"net"
+	"sync/atomic"
 	"testing"
 
 	"github.com/bougou/go-ipmi/pkg/types"
@@ -35,7 +36,7 @@ func plainOff(session uint32, seq, rqSeq byte) []byte {
 // wire, the library takes the first and panics on the second.
 func TestForgedAnswersAreNotBelieved(t *testing.T) {
 	h := powersim.NewHost(nil)
-	sent := 0
+	var sent atomic.Int64
 	forge := func(answer []byte) [][]byte {
 		var out [][]byte
 		session := uint32(0xa0a1a2a3)
@@ -51,7 +52,7 @@ func TestForgedAnswersAreNotBelieved(t *testing.T) {
 			bent[len(bent)-20] ^= 0x01
 			out = append(out, bent)
 		}
-		sent += len(out)
+		sent.Add(int64(len(out)))
 		return out
 	}
 	s, err := powersim.NewIPMI(powersim.IPMIConfig{Host: h, User: testUser, Password: testPassword, Forge: forge})
@@ -62,8 +63,8 @@ func TestForgedAnswersAreNotBelieved(t *testing.T) {
 			t.Fatalf("state %q, %v", st, r.Err)
 		}
 	}
-	if sent < 100 {
-		t.Errorf("only %d packets were forged", sent)
+	if n := sent.Load(); n < 100 {
+		t.Errorf("only %d packets were forged", n)
 	}
 }
 
