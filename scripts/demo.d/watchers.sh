@@ -21,7 +21,7 @@ start_watchers() {
 	pid=$!
 	wait_for_watcher "the mail server" "$pid" listens_tcp 25
 	(umask 077 && echo "authCommunity log $COMMUNITY" >"$DEMO/m0/snmptrapd.conf")
-	SNMP_PERSISTENT_DIR=$DEMO/m0/snmp in_host m0 setsid snmptrapd -f -Lf "$TRAP_LOG" "${MIBS[@]}" -C -c "$DEMO/m0/snmptrapd.conf" \
+	SNMP_PERSISTENT_DIR=$DEMO/m0/snmp in_host m0 setsid snmptrapd -f -Ob -Lf "$TRAP_LOG" "${MIBS[@]}" -C -c "$DEMO/m0/snmptrapd.conf" \
 		-p "$DEMO/m0/snmptrapd.pid" "udp:$(address m0):162" >"$DEMO/logs/snmptrapd.log" 2>&1 </dev/null 9>&- &
 	pid=$!
 	wait_for_watcher "snmptrapd" "$pid" listens_udp 162
@@ -56,7 +56,8 @@ disk_percent() { df --block-size=1M --output=size,avail "$DEMO" | awk 'NR == 2 {
 mails() { grep -c "^[0-9]* $1 " "$MAIL_LOG" || true; } # PHASE
 mail_subject() { sed -n "s/^[0-9]* $1 //p" "$MAIL_LOG" | tail -n 1; }
 
-# In the log of snmptrapd one line has all variables of a notification, with tabs between them.
+# In the log of snmptrapd one line has all variables of a notification, with tabs between them. -Ob: indexes as numbers; as
+# text one may hold a space, or a tab.
 traps() { grep -a -c "MUSTER-MIB::musterAlert$1\b" "$TRAP_LOG" || true; } # Firing or Resolved
 trap_message() {
 	grep -a "MUSTER-MIB::musterAlert$1\b" "$TRAP_LOG" | tail -n 1 | tr '\t' '\n' | sed -n 's/^MUSTER-MIB::musterAlertMessage[^ ]* = STRING: //p'
