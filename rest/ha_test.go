@@ -7,6 +7,7 @@ import (
 	"context"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 type fakeHA struct {
 	warn   string
 	refuse bool
+	mu     sync.Mutex
 	asked  []string // VMs that would run after a change and did not before
 }
 
@@ -34,6 +36,8 @@ func running(v *configdb.View) map[string]api.Size {
 
 func (h *fakeHA) Admit(before, after *configdb.View) (string, error) {
 	was := running(before)
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for name, memory := range running(after) {
 		if memory > was[name] {
 			h.asked = append(h.asked, name)

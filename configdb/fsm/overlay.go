@@ -10,7 +10,9 @@ package fsm
 // that is what a precondition would be checked against. Nothing of it is in the
 // state machine.
 func (v *View) With(ops []Op) *View {
+	v.copying.Lock()
 	tree := v.tree.Copy()
+	v.copying.Unlock()
 	for _, op := range ops {
 		if op.Delete {
 			tree.Delete(op.Key)
@@ -19,5 +21,5 @@ func (v *View) With(ops []Op) *View {
 		old, _ := v.tree.Get(op.Key)
 		tree.Set(op.Key, item{value: op.Value, revision: old.revision, created: old.created})
 	}
-	return &View{tree: tree, revision: v.revision, term: v.term, time: v.time, bytes: v.bytes}
+	return &View{tree: tree, revision: v.revision, term: v.term, time: v.time, bytes: v.bytes, level: v.level}
 }

@@ -6,6 +6,7 @@ package fsm
 import (
 	"iter"
 	"strings"
+	"sync"
 
 	"github.com/tidwall/btree"
 )
@@ -32,6 +33,8 @@ type View struct {
 	time     int64
 	bytes    int64
 	level    int
+	// copying: a copy of a tree marks the original, too, and many may want one.
+	copying sync.Mutex
 }
 
 // Revision is the Raft index of the last entry that this view contains.
