@@ -120,12 +120,12 @@ func (h *Hypervisor) checkAgents(ctx context.Context) {
 		}
 		select {
 		case places <- struct{}{}:
-		case <-ctx.Done():
+			group.Go(func() {
+				defer func() { <-places }()
+				h.checkAgent(ctx, in, a)
+			})
+		case <-ctx.Done(): // nobody has a place, so nobody gives one back
 		}
-		group.Go(func() {
-			defer func() { <-places }()
-			h.checkAgent(ctx, in, a)
-		})
 	}
 	if err := group.Wait(); err != nil {
 		h.log.Error("guest agents are not looked at", "err", err)

@@ -5,6 +5,7 @@ package hypervisor
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"strings"
 	"testing"
@@ -80,5 +81,30 @@ func TestRealQEMUWithoutAnAgentSaysSo(t *testing.T) {
 	e.wait(id, "stopped", func(vm api.VM) bool { return vm.Status.Phase == api.VMStopped })
 	if _, err := e.h.GuestAgent(id); api.CodeOf(err) != api.CodeRefused {
 		t.Errorf("the agent of a stopped VM: %v", err)
+	}
+}
+
+// A daemon that ends in the middle of its look at the agents ends.
+func TestTheLookAtAgentsEndsWithItsContext(t *testing.T) {
+	e := newEnv(t, false)
+	id, _ := e.running(api.VMSpec{})
+	e.until("QEMU is known", func() bool { return e.h.instance(id).openConn() != nil }, nothing)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 200 { // which of two ready ways is taken is chance
+			in := e.h.instance(id)
+			in.mu.Lock()
+			in.portKnown = false // so that it is due
+			in.mu.Unlock()
+			e.h.checkAgents(ctx)
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		t.Fatal("it waits for somebody who never had a place")
 	}
 }
