@@ -21,6 +21,11 @@ import (
 // powerLabel is what the password of a power device is sealed for.
 func powerLabel(deviceID string) string { return "powerdevice/" + deviceID }
 
+// switches reports whether a device is one of the node's that are used.
+func switches(d *api.PowerDevice, nodeID string) bool {
+	return d.Spec.NodeID == nodeID && !d.Spec.Disabled
+}
+
 // powerTargets returns the devices of a node in their order, with their
 // passwords.
 func (m *member) powerTargets(v *configdb.View, nodeID string) ([]power.Target, error) {
@@ -34,7 +39,7 @@ func (m *member) powerTargets(v *configdb.View, nodeID string) ([]power.Target, 
 	var out []power.Target
 	for i := range list {
 		d := &list[i]
-		if d.Spec.NodeID != nodeID || d.Spec.Disabled {
+		if !switches(d, nodeID) {
 			continue
 		}
 		password, err := (sealer{m.info.clusterKey}).Open(powerLabel(d.Meta.ID), d.Spec.SealedPassword)
@@ -131,13 +136,8 @@ type fencer struct{ m *member }
 
 // Can implements ha.Fencer.
 func (f fencer) Can(v *configdb.View, nodeID string) bool {
-	for e := range v.Scan(configdb.PowerDevices.SpecPrefix(), "") {
-		id, _ := configdb.PowerDevices.IDOf(e.Key)
-		if d, err := configdb.PowerDevices.Get(v, id); err == nil && d.Spec.NodeID == nodeID && !d.Spec.Disabled {
-			return true
-		}
-	}
-	return false
+	all, _ := configdb.PowerDevices.List(v) // one that cannot be read is no device that could be used
+	return slices.ContainsFunc(all, func(d api.PowerDevice) bool { return switches(&d, nodeID) })
 }
 
 // Off implements ha.Fencer.

@@ -35,14 +35,8 @@ func (q *request) membership(in any, call func(context.Context) (any, error)) er
 }
 
 func (q *request) membershipFor(within time.Duration, in any, call func(context.Context) (any, error)) error {
-	body, err := q.body()
-	if err != nil {
+	if _, err := q.optional(in); err != nil {
 		return err
-	}
-	if len(body) > 0 {
-		if err := decode(body, in); err != nil {
-			return err
-		}
 	}
 	_ = q.ctl.SetWriteDeadline(time.Now().Add(within + replyTimeout))
 	ctx, cancel := context.WithTimeout(q.ctx(), within)

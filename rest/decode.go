@@ -35,6 +35,15 @@ func (q *request) body() ([]byte, error) {
 	}
 }
 
+// optional reads a body that may be left out, and decodes what there is.
+func (q *request) optional(in any) ([]byte, error) {
+	body, err := q.body()
+	if err == nil && len(body) > 0 {
+		err = decode(body, in)
+	}
+	return body, err
+}
+
 // decode reads JSON into v: one value, no unknown fields, no wrong types. A
 // body that is no JSON at all is answered with 400, a wrong field with 422.
 func decode(body []byte, v any) error {

@@ -20,15 +20,10 @@ func (r *nodeResource) evacuateRoute() route {
 
 // evacuate answers POST /nodes/{name}/evacuate. The leader does the work.
 func (r *nodeResource) evacuate(q *request) error {
-	body, err := q.body()
+	var in api.EvacuateRequest
+	body, err := q.optional(&in)
 	if err != nil {
 		return err
-	}
-	var in api.EvacuateRequest
-	if len(body) > 0 {
-		if err := decode(body, &in); err != nil {
-			return err
-		}
 	}
 	if err := in.Validate(); err != nil {
 		return err

@@ -19,15 +19,10 @@ func (r *vmResource) migrationRoutes() []route {
 
 // migrate answers POST /vms/{name}/migrate.
 func (r *vmResource) migrate(q *request) error {
-	body, err := q.body()
+	var in api.MigrateRequest
+	body, err := q.optional(&in)
 	if err != nil {
 		return err
-	}
-	var in api.MigrateRequest
-	if len(body) > 0 {
-		if err := decode(body, &in); err != nil {
-			return err
-		}
 	}
 	if err := in.Validate(); err != nil {
 		return err

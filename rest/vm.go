@@ -184,15 +184,10 @@ func phaseText(vm *api.VM) string {
 // action answers POST /vms/{name}/<verb>.
 func (r *vmResource) action(action api.Action) func(*request) error {
 	return func(q *request) error {
-		body, err := q.body()
+		var in vmRequest
+		body, err := q.optional(&in)
 		if err != nil {
 			return err
-		}
-		var in vmRequest
-		if len(body) > 0 {
-			if err := decode(body, &in); err != nil {
-				return err
-			}
 		}
 		if in.Force && action != api.ActionVMStop {
 			return api.Invalid("force", "has a meaning for stop only")

@@ -234,10 +234,8 @@ func judgeOperation(s api.TaskSpec, what target) verdict {
 	}
 	st := &op.Status
 	switch {
-	case st.Phase == api.TaskSucceeded:
-		return verdict{phase: api.TaskSucceeded, progress: 100, message: st.Message}
 	case st.Phase.Final():
-		return verdict{phase: st.Phase, progress: st.Progress, message: st.Message, code: st.Code}
+		return spoken(st.Phase, st.Progress, st.Message, st.Code)
 	case what.vm.Meta.Deleting():
 		return cancelled(fmt.Sprintf("vm %q is being deleted", s.Target))
 	case op.Spec.Migration != nil:
@@ -248,6 +246,14 @@ func judgeOperation(s api.TaskSpec, what target) verdict {
 		return failed(api.CodeConflict, fmt.Sprintf("vm %q was bound anew meanwhile", s.Target))
 	}
 	return running(min(st.Progress, 99), st.Message)
+}
+
+// spoken is the last word of whoever does the work.
+func spoken(phase api.TaskPhase, progress int, message string, code api.Code) verdict {
+	if phase == api.TaskSucceeded {
+		return verdict{phase: phase, progress: 100, message: message}
+	}
+	return verdict{phase: phase, progress: progress, message: message, code: code}
 }
 
 // reached reports whether the VM, which has seen the wish, is as wished.

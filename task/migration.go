@@ -46,11 +46,8 @@ func judgeEvacuation(s api.TaskSpec, what target) verdict {
 		return failed(api.CodeInternal, fmt.Sprintf("nobody empties node %q for this task any more", s.Target))
 	}
 	st := &e.Status
-	switch {
-	case st.Phase == api.TaskSucceeded:
-		return verdict{phase: api.TaskSucceeded, progress: 100, message: st.Message}
-	case st.Phase.Final():
-		return verdict{phase: st.Phase, progress: st.Progress, message: st.Message, code: st.Code}
+	if st.Phase.Final() {
+		return spoken(st.Phase, st.Progress, st.Message, st.Code)
 	}
 	return running(min(st.Progress, 99), st.Message)
 }

@@ -171,17 +171,10 @@ func (f *ruleFlags) bind(cmd *cobra.Command) {
 // spec returns the fields whose flags were given.
 func (f *ruleFlags) spec(cmd *cobra.Command) map[string]any {
 	out := map[string]any{}
-	for flag, v := range map[string]struct {
-		field string
-		value any
-	}{
+	givenInto(cmd, out, map[string]flagField{
 		"severity": {"severity", f.severity}, "threshold": {"threshold", f.threshold}, "metric": {"metric", f.metric},
 		"below": {"below", f.below}, "for": {"forSeconds", int(f.wait / time.Second)}, "disabled": {"disabled", f.disabled},
-	} {
-		if cmd.Flags().Changed(flag) {
-			out[v.field] = v.value
-		}
-	}
+	})
 	return out
 }
 
@@ -247,30 +240,44 @@ func (f *receiverFlags) bind(cmd *cobra.Command) {
 // spec returns the fields whose flags were given.
 func (a *app) receiverSpec(cmd *cobra.Command, f *receiverFlags) (map[string]any, error) {
 	out := map[string]any{}
-	for flag, v := range map[string]struct {
-		field string
-		value any
-	}{
+	givenInto(cmd, out, map[string]flagField{
 		"address": {"address", f.address}, "min-severity": {"minSeverity", f.severity}, "from": {"from", f.from}, "to": {"to", f.to},
 		"tls": {"tls", f.tls}, "snmp-version": {"version", f.version}, "user": {"user", f.user}, "secret": {"secret", f.secret},
 		"disabled": {"disabled", f.disabled},
-	} {
+	})
+	return out, a.secretInto(out, "secret", f.secret, f.secretFile)
+}
+
+// flagField is the field that a flag sets, and to what.
+type flagField struct {
+	field string
+	value any
+}
+
+// givenInto sets the fields whose flags were given.
+func givenInto(cmd *cobra.Command, spec map[string]any, flags map[string]flagField) {
+	for flag, v := range flags {
 		if cmd.Flags().Changed(flag) {
-			out[v.field] = v.value
+			spec[v.field] = v.value
 		}
 	}
-	if f.secretFile == "" {
-		return out, nil
+}
+
+// secretInto sets a field to what its file says, if one is given: the flags are
+// --FIELD and --FIELD-file.
+func (a *app) secretInto(spec map[string]any, field, text, file string) error {
+	if file == "" {
+		return nil
 	}
-	if f.secret != "" {
-		return nil, usagef("--secret and --secret-file contradict each other; give one")
+	if text != "" {
+		return usagef("--%s and --%s-file contradict each other; give one", field, field)
 	}
-	b, err := a.readFile(f.secretFile, maxSecretFile)
+	b, err := a.readFile(file, maxSecretFile)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	out["secret"] = strings.TrimRight(string(b), "\r\n")
-	return out, nil
+	spec[field] = strings.TrimRight(string(b), "\r\n")
+	return nil
 }
 
 func (a *app) receiverCmd() *cobra.Command {

@@ -76,19 +76,12 @@ func (f *powerFlags) bind(cmd *cobra.Command) {
 // powerSpec returns the fields whose flags were given.
 func (a *app) powerSpec(cmd *cobra.Command, f *powerFlags) (map[string]any, error) {
 	out := map[string]any{}
-	for flag, v := range map[string]struct {
-		field string
-		value any
-	}{
+	givenInto(cmd, out, map[string]flagField{
 		"driver": {"driver", f.driver}, "address": {"address", f.address}, "port": {"port", f.port}, "user": {"user", f.user},
 		"password": {"password", f.password}, "order": {"order", f.order}, "timeout": {"timeoutSeconds", f.timeout},
 		"cipher-suite": {"cipherSuite", f.suite}, "privilege": {"privilege", f.privilege}, "system-id": {"systemID", f.systemID},
 		"fingerprint": {"fingerprint", f.fingerprint}, "disabled": {"disabled", f.disabled},
-	} {
-		if cmd.Flags().Changed(flag) {
-			out[v.field] = v.value
-		}
-	}
+	})
 	if f.caFile != "" {
 		b, err := a.readFile(f.caFile, maxCertificateFile)
 		if err != nil {
@@ -96,18 +89,7 @@ func (a *app) powerSpec(cmd *cobra.Command, f *powerFlags) (map[string]any, erro
 		}
 		out["caCert"] = string(b)
 	}
-	if f.passwordFile == "" {
-		return out, nil
-	}
-	if f.password != "" {
-		return nil, usagef("--password and --password-file contradict each other; give one")
-	}
-	b, err := a.readFile(f.passwordFile, maxSecretFile)
-	if err != nil {
-		return nil, err
-	}
-	out["password"] = strings.TrimRight(string(b), "\r\n")
-	return out, nil
+	return out, a.secretInto(out, "password", f.password, f.passwordFile)
 }
 
 func (a *app) powerAdd() *cobra.Command {

@@ -22,7 +22,6 @@ const (
 	recoverWithin = 60 * time.Second
 	// cutSettle is how long a cut may take to be noticed by all.
 	cutSettle = time.Second
-	refill    = 300 * time.Millisecond
 )
 
 // torment runs clients, watches and the schedule for a time.
@@ -67,13 +66,13 @@ type active struct {
 // episode lets the faults of an episode happen and pass. It returns false when
 // the cluster does not recover.
 func (c *campaign) episode(ctx context.Context, e torture.Episode) bool {
-	if !wait(ctx, e.Calm) {
+	if !lab.Wait(ctx, e.Calm) {
 		return true
 	}
 	began, span := time.Now(), faultSpan{Span: torture.Span{From: c.rec.Now()}}
 	var on []*active
 	for _, f := range e.Faults {
-		wait(ctx, f.Delay)
+		lab.Wait(ctx, f.Delay)
 		a, err := c.inject(ctx, f, on)
 		if err != nil {
 			c.violate(torture.NotRecovered, "campaign", "a fault could not be made: %v", err)
@@ -95,7 +94,7 @@ func (c *campaign) episode(ctx context.Context, e torture.Episode) bool {
 			c.probe(a.node)
 		}
 	}
-	wait(ctx, e.Hold-time.Since(began))
+	lab.Wait(ctx, e.Hold-time.Since(began))
 	healed := c.rec.Now()
 	var errs []error
 	for _, a := range on {
@@ -126,15 +125,6 @@ func (c *campaign) ackList() []torture.Ack {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return append([]torture.Ack(nil), c.acks...)
-}
-
-func wait(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // majority reports whether the faults leave nodes enough that work and hear
@@ -180,7 +170,9 @@ func (c *campaign) inject(ctx context.Context, f torture.Fault, on []*active) (*
 		return a, d.Signal(syscall.SIGSTOP)
 	case torture.DiskFull:
 		d.SetFull(true)
-		return a, c.startFilling(a)
+		var err error
+		a.stop, err = c.hosts.KeepFull(a.node, c.say)
+		return a, err
 	}
 	c.setDrops(a, true)
 	return a, c.hosts.ApplyDrops()
@@ -223,32 +215,6 @@ func (c *campaign) setDrops(a *active, lost bool) {
 			drop[o][a.node] = lost
 		}
 	}
-}
-
-// startFilling keeps a disk full: what its node frees is taken too.
-func (c *campaign) startFilling(a *active) error {
-	if err := c.hosts.Fill(a.node); err != nil {
-		return err
-	}
-	stop, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-time.After(refill):
-				if err := c.hosts.Fill(a.node); err != nil {
-					c.say("%v", err)
-				}
-			case <-stop:
-				return
-			}
-		}
-	}()
-	a.stop = func() {
-		close(stop)
-		<-ended
-	}
-	return nil
 }
 
 // serves waits until every node, or for all is false some node, answers a

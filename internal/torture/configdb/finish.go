@@ -58,7 +58,7 @@ func (c *campaign) lastWord(ctx context.Context) error {
 	if err := c.serves(ctx, true); err != nil {
 		return err
 	}
-	wait(ctx, c.lastUnknown()+writesEnd-c.rec.Now())
+	lab.Wait(ctx, c.lastUnknown()+writesEnd-c.rec.Now())
 	a := c.rest.Do(ctx, 0, ruleRequest(torture.Put, lastRule, "end", 0, listTimeout))
 	if !a.OK() {
 		return fmt.Errorf("the last write: %s", a.Word())

@@ -57,7 +57,6 @@ type campaign struct {
 	back       map[string][]time.Duration // by faults: until every VM counted again, from the first fault
 	resets     int
 	looks      int // at the processes
-	tolerated  map[string]bool
 }
 
 func newCampaign(cfg config) *campaign {
@@ -157,11 +156,8 @@ func (c *campaign) owner(ctx context.Context) int {
 }
 
 func (c *campaign) noteExit(e lab.Exit) {
-	c.mu.Lock()
-	expected := e.Full || c.tolerated[e.Node]
-	c.mu.Unlock()
-	c.say("the daemon of %s ended: %s (expected: %t)", e.Node, e.Why, expected)
-	if !expected {
+	c.say("the daemon of %s ended: %s (disk full: %t)", e.Node, e.Why, e.Full)
+	if !e.Full {
 		c.violate(daemonDied, "%s: %s", e.Node, e.Why)
 	}
 }
@@ -190,18 +186,18 @@ func (c *campaign) torment(ctx context.Context, length time.Duration) {
 
 // episode returns false when the campaign cannot go on.
 func (c *campaign) episode(ctx context.Context, e episode) bool {
-	if !wait(ctx, e.calm) {
+	if !lab.Wait(ctx, e.calm) {
 		return true
 	}
 	began, from := time.Now(), c.now()
 	var on []*active
 	what := ""
 	for _, f := range e.faults {
-		if !wait(ctx, f.delay) {
+		if !lab.Wait(ctx, f.delay) {
 			break
 		}
 		a := c.choose(ctx, f, on)
-		if err := c.inject(ctx, a); err != nil {
+		if err := c.inject(a); err != nil {
 			c.violate(harness, "%s: %v", f, err)
 			return false
 		}
@@ -215,7 +211,7 @@ func (c *campaign) episode(ctx context.Context, e episode) bool {
 	if e.hold > longLeast && len(e.faults) == 1 {
 		what += " (long)"
 	}
-	wait(ctx, e.hold-time.Since(began))
+	lab.Wait(ctx, e.hold-time.Since(began))
 	for _, a := range slices.Backward(on) {
 		if err := c.heal(a); err != nil {
 			c.violate(harness, "%s ends: %v", a.fault, err)
@@ -269,15 +265,6 @@ func (c *campaign) lastWord(ctx context.Context) {
 	}
 	if err := lab.Eventually(ctx, bound, c.allCount(c.now())); err != nil && ctx.Err() == nil {
 		c.violate(notUp, "after the last word: %v", err)
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

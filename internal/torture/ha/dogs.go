@@ -8,12 +8,12 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/muster-vm/muster/internal/torture/lab"
 )
 
 const (
 	dogEvery = 50 * time.Millisecond
-	// dogTimeout is that of the guards of this campaign, see haguard.
-	dogTimeout = 5 * time.Second
 	// bootTime is how long a host that was reset is away.
 	bootTime = 3 * time.Second
 )
@@ -52,7 +52,7 @@ func (d *dog) bites() bool {
 	if fi.Size() != d.size {
 		d.size, d.at = fi.Size(), time.Now()
 	}
-	return !d.at.IsZero() && time.Since(d.at) >= dogTimeout
+	return !d.at.IsZero() && time.Since(d.at) >= lab.DogTimeout
 }
 
 // watchDogs resets hosts whose guards do not pet. A host comes back by itself,
@@ -60,7 +60,7 @@ func (d *dog) bites() bool {
 func (c *campaign) watchDogs(ctx context.Context) {
 	var boots sync.WaitGroup
 	defer boots.Wait()
-	for wait(ctx, dogEvery) {
+	for lab.Wait(ctx, dogEvery) {
 		for i, d := range c.dogs {
 			if !d.bites() {
 				continue
@@ -77,7 +77,7 @@ func (c *campaign) watchDogs(ctx context.Context) {
 				continue
 			}
 			boots.Go(func() {
-				wait(ctx, bootTime)
+				lab.Wait(ctx, bootTime)
 				if err := c.daemons[i].Start(); err != nil {
 					c.violate(harness, "start of %s: %v", c.Hosts.Name(i), err)
 				}

@@ -8,16 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"syscall"
 	"time"
+
+	"github.com/muster-vm/muster/internal/torture/lab"
 )
 
 const (
 	flapEvery = time.Second
 	// emptyWithin bounds the end of a host's processes.
 	emptyWithin = 10 * time.Second
-	refill      = 300 * time.Millisecond
 )
 
 // active is a fault in force.
@@ -50,7 +50,7 @@ func (c *campaign) choose(ctx context.Context, f fault, on []*active) *active {
 	return a
 }
 
-func (c *campaign) inject(_ context.Context, a *active) (err error) {
+func (c *campaign) inject(a *active) (err error) {
 	d := c.daemons[a.node]
 	switch a.kind {
 	case killDaemon:
@@ -77,10 +77,10 @@ func (c *campaign) inject(_ context.Context, a *active) (err error) {
 		return errors.Join(err, send(syscall.SIGSTOP, a.pids))
 	case fullDisk:
 		d.SetFull(true)
-		a.stop = repeat(refill, func(int) error { return c.Hosts.Fill(a.node) }, c.say)
-		return nil
+		a.stop, err = c.Hosts.KeepFull(a.node, c.say)
+		return err
 	case flap:
-		a.stop = repeat(flapEvery, func(n int) error { return c.cut(a.node, true, true, n%2 == 0) }, c.say)
+		a.stop = lab.Repeat(flapEvery, func(n int) error { return c.cut(a.node, true, true, n%2 == 0) }, c.say)
 		return nil
 	case isolate, deaf, mute:
 		return c.cut(a.node, a.kind != mute, a.kind != deaf, true)
@@ -110,29 +110,6 @@ func (c *campaign) heal(a *active) error {
 		return c.cut(a.node, a.kind != mute, a.kind != deaf, false)
 	}
 	return nil
-}
-
-// repeat does something now and then again and again until the returned function
-// is called, which waits for it.
-func repeat(every time.Duration, do func(n int) error, say func(string, ...any)) (stop func()) {
-	quit, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for n := 0; ; n++ {
-			if err := do(n); err != nil {
-				say("%v", err)
-			}
-			select {
-			case <-time.After(every):
-			case <-quit:
-				return
-			}
-		}
-	}()
-	return sync.OnceFunc(func() {
-		close(quit)
-		<-ended
-	})
 }
 
 // cut loses, or no longer loses, what a node receives and what it sends.

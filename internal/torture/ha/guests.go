@@ -106,7 +106,7 @@ func (c *campaign) readConsole(ctx context.Context, g *guest) {
 }
 
 func (c *campaign) watchConsole(ctx context.Context, g *guest) {
-	for wait(ctx, consoleEvery) {
+	for lab.Wait(ctx, consoleEvery) {
 		c.readConsole(ctx, g)
 	}
 }

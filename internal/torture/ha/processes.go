@@ -102,7 +102,7 @@ func (c *campaign) machines() (found []process) {
 // the second: then both were there at one moment.
 func (c *campaign) watchProcesses(ctx context.Context) {
 	told := map[string]bool{}
-	for wait(ctx, processesEvery) {
+	for lab.Wait(ctx, processesEvery) {
 		c.mu.Lock()
 		c.looks++
 		c.mu.Unlock()

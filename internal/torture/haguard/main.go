@@ -15,15 +15,12 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/muster-vm/muster/internal/guard"
+	"github.com/muster-vm/muster/internal/torture/lab"
 )
-
-// timeout is that of the campaign's watchdogs, too.
-const timeout = 5 * time.Second
 
 func main() { os.Exit(run()) }
 
@@ -50,7 +47,7 @@ func serve(ctx context.Context, runDir, path string) error {
 	if err != nil {
 		return err
 	}
-	s, err := guard.NewServer(guard.Config{RunDir: runDir, Device: dog, DeviceTimeout: timeout, Harden: true, Log: os.Stderr})
+	s, err := guard.NewServer(guard.Config{RunDir: runDir, Device: dog, DeviceTimeout: lab.DogTimeout, Harden: true, Log: os.Stderr})
 	if err != nil {
 		return err
 	}

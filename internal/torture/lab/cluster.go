@@ -56,6 +56,16 @@ func (c *Cluster) NewCaller() (*Caller, error) {
 	return NewCaller(urls, c.Token, c.CA)
 }
 
+// Wait returns false when the context ended first.
+func Wait(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // Eventually tries until it works, the time is over or the campaign is ended.
 func Eventually(ctx context.Context, within time.Duration, try func(context.Context) error) error {
 	deadline := time.Now().Add(within)

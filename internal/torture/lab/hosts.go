@@ -11,7 +11,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 )
 
 // The network of the hosts, which exists in their namespaces only.
@@ -161,6 +163,45 @@ func (h *Hosts) Fill(i int) error {
 		}
 	}
 	return nil
+}
+
+// DogTimeout is that of the hosts' watchdogs, where they have one: their guards go
+// by it, and the campaign resets a host by it.
+const DogTimeout = 5 * time.Second
+
+// refill is the pause between two fillings of a disk that is kept full.
+const refill = 300 * time.Millisecond
+
+// KeepFull fills a host's disk, and takes what its node frees, too, until stop is
+// called.
+func (h *Hosts) KeepFull(i int, say func(string, ...any)) (stop func(), err error) {
+	if err := h.Fill(i); err != nil {
+		return nil, err
+	}
+	return Repeat(refill, func(int) error { return h.Fill(i) }, say), nil
+}
+
+// Repeat does something at once and again and again until the returned function is
+// called, which waits for it.
+func Repeat(every time.Duration, do func(n int) error, say func(string, ...any)) (stop func()) {
+	quit, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for n := 0; ; n++ {
+			if err := do(n); err != nil {
+				say("%v", err)
+			}
+			select {
+			case <-time.After(every):
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() {
+		close(quit)
+		<-ended
+	})
 }
 
 // MakeRoom gives the room back.
