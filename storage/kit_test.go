@@ -56,20 +56,20 @@ func (k *kit) txn(f func(v *configdb.View, tx *configdb.Txn) error) {
 	}
 }
 
-// hostDir is a folder that goes with the test. Run does not wait for calls that may
-// hang, so one of them may write there for a moment longer.
-func (k *kit) hostDir() string {
-	k.t.Helper()
+// serviceDir is a folder that goes with the test. A service writes there, and its Run
+// does not wait for calls that may hang, so one may write for a moment longer.
+func serviceDir(t *testing.T) string {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "storage")
 	if err != nil {
-		k.t.Fatal(err)
+		t.Fatal(err)
 	}
-	k.t.Cleanup(func() {
+	t.Cleanup(func() {
 		for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 			if err := os.RemoveAll(dir); err == nil {
 				return
 			} else if time.Now().After(end) {
-				k.t.Error(err)
+				t.Error(err)
 				return
 			}
 		}
@@ -81,7 +81,7 @@ func (k *kit) addNode(name string) *host {
 	k.t.Helper()
 	n := api.Node{Meta: api.NewMeta(api.KindNode, "", name), Status: api.NodeStatus{Phase: api.NodeReady}}
 	k.txn(func(_ *configdb.View, tx *configdb.Txn) error { return configdb.Nodes.Create(tx, &n) })
-	h := &host{id: n.Meta.ID, dir: k.hostDir()}
+	h := &host{id: n.Meta.ID, dir: serviceDir(k.t)}
 	k.nodes[name] = h
 	h.Service = New(k.config(name))
 	return h

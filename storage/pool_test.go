@@ -18,7 +18,7 @@ import (
 
 func TestSharedPoolIsReadyEverywhereAndThenQuiet(t *testing.T) {
 	k := newKit(t, "m1", "m2", "m3")
-	p := k.pool("nfs", api.PoolSpec{Type: api.PoolShared, Path: t.TempDir()})
+	p := k.pool("nfs", api.PoolSpec{Type: api.PoolShared, Path: serviceDir(t)})
 	k.start("m1", "m2", "m3")
 	k.untilReady(p, "m1", "m2", "m3")
 	st := k.state(k.db.Local(), p, "m2")
@@ -62,7 +62,7 @@ func TestAnotherDirectoryIsFoundOut(t *testing.T) {
 	for _, kind := range []string{"empty", "copy", "missing"} {
 		t.Run(kind, func(t *testing.T) {
 			k := newKit(t, "m1", "m2", "m3")
-			shared, other := t.TempDir(), filepath.Join(t.TempDir(), "other")
+			shared, other := serviceDir(t), filepath.Join(serviceDir(t), "other")
 			p := k.pool("nfs", api.PoolSpec{Type: api.PoolShared, Path: shared})
 			k.start("m1", "m2", "m3")
 			k.untilReady(p, "m1", "m2", "m3")
@@ -107,11 +107,11 @@ func TestAnotherDirectoryIsFoundOut(t *testing.T) {
 
 func TestOfTwoDirectoriesFromTheStartOnlyOneIsReady(t *testing.T) {
 	k := newKit(t, "m1", "m2")
-	path := t.TempDir()
+	path := serviceDir(t)
 	p := k.pool("nfs", api.PoolSpec{Type: api.PoolShared, Path: path})
 	start := time.Now()
 	for i, h := range []*host{k.nodes["m1"], k.nodes["m2"]} {
-		dirs := []string{t.TempDir(), t.TempDir()}
+		dirs := []string{serviceDir(t), serviceDir(t)}
 		h.mounts = map[string]string{path: dirs[i]}
 		h.cfg.Now = func() time.Time { return start.Add(10 * time.Since(start)) }
 	}
@@ -127,7 +127,7 @@ func TestOfTwoDirectoriesFromTheStartOnlyOneIsReady(t *testing.T) {
 
 func TestLostNodeIsNoObstacleAndARemovedOneIsForgotten(t *testing.T) {
 	k := newKit(t, "m1", "m2")
-	p := k.pool("nfs", api.PoolSpec{Type: api.PoolShared, Path: t.TempDir()})
+	p := k.pool("nfs", api.PoolSpec{Type: api.PoolShared, Path: serviceDir(t)})
 	k.start("m1", "m2")
 	k.untilReady(p, "m1", "m2")
 	k.nodes["m1"].stop()
@@ -142,14 +142,14 @@ func TestLostNodeIsNoObstacleAndARemovedOneIsForgotten(t *testing.T) {
 
 func TestMarkersAndBadDirectories(t *testing.T) {
 	k := newKit(t, "m1")
-	taken := t.TempDir()
+	taken := serviceDir(t)
 	first := k.pool("first", api.PoolSpec{Type: api.PoolDir, Path: taken})
 	k.start("m1")
 	k.untilReady(first, "m1")
 	second := k.pool("second", api.PoolSpec{Type: api.PoolDir, Path: taken})
 	k.untilNotReady(second, "m1", "belongs to another pool ("+first.Meta.ID+")")
-	file := filepath.Join(t.TempDir(), "file")
-	junk := t.TempDir()
+	file := filepath.Join(serviceDir(t), "file")
+	junk := serviceDir(t)
 	for _, f := range []string{file, filepath.Join(junk, markerName)} {
 		if err := os.WriteFile(f, []byte("junk"), 0o600); err != nil {
 			t.Fatal(err)
@@ -183,8 +183,8 @@ func TestMarkersAndBadDirectories(t *testing.T) {
 
 func TestAHungPoolStallsNoOther(t *testing.T) {
 	k := newKit(t, "m1")
-	hung := k.pool("hung", api.PoolSpec{Type: api.PoolDir, Path: filepath.Join(t.TempDir(), "a")})
-	good := k.pool("good", api.PoolSpec{Type: api.PoolDir, Path: filepath.Join(t.TempDir(), "b")})
+	hung := k.pool("hung", api.PoolSpec{Type: api.PoolDir, Path: filepath.Join(serviceDir(t), "a")})
+	good := k.pool("good", api.PoolSpec{Type: api.PoolDir, Path: filepath.Join(serviceDir(t), "b")})
 	stuck := make(chan struct{})
 	defer close(stuck)
 	lp := k.nodes["m1"].local(hung)

@@ -99,7 +99,7 @@ func TestVolumeInUseIsKept(t *testing.T) {
 
 func TestVolumeRefusals(t *testing.T) {
 	k, h, root := local(t)
-	p2 := k.pool("second", api.PoolSpec{Type: api.PoolDir, Path: filepath.Join(t.TempDir(), "a:b,c")})
+	p2 := k.pool("second", api.PoolSpec{Type: api.PoolDir, Path: filepath.Join(serviceDir(t), "a:b,c")})
 	k.untilReady(p2, "m1")
 	k.upload(h, "tiny", "local", "8M")
 	for i, c := range []struct {
@@ -190,7 +190,7 @@ func TestVolumeNeverReplacesAFile(t *testing.T) {
 
 func TestReassign(t *testing.T) {
 	k := newKit(t, "m1", "m2", "m3")
-	shared := t.TempDir()
+	shared := serviceDir(t)
 	nfs := k.pool("nfs", api.PoolSpec{Type: api.PoolShared, Path: shared})
 	dir := k.pool("local", api.PoolSpec{Type: api.PoolDir})
 	k.start("m1", "m2", "m3")
