@@ -47,6 +47,9 @@ const (
 	KindUser        Kind = "user"
 	KindPowerDevice Kind = "powerdevice"
 	KindPowerAction Kind = "poweraction"
+
+	KindFailover     Kind = "failover"
+	KindFailoverMove Kind = "failovermove"
 )
 
 // Plural returns the REST path element of k.

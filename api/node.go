@@ -131,6 +131,8 @@ type NodeStatus struct {
 	// LostAction is the power action that confirmed that the node was off, if it
 	// was declared lost by that; see ha/DESIGN.md.
 	LostAction string `json:"lostAction,omitempty"`
+	// Failover is the evidence of the loss, while the node is lost.
+	Failover string `json:"failover,omitempty"`
 	// Fencing is the power action by which the leader is switching the node off:
 	// it gets no lease meanwhile. The leader's ha service writes it.
 	Fencing string `json:"fencing,omitempty"`

@@ -304,6 +304,8 @@ type VMStatus struct {
 	RebootsDone uint64 `json:"rebootsDone,omitempty"`
 	// Crashes counts unexpected ends of QEMU since the last wished start.
 	Crashes uint32 `json:"crashes,omitempty"`
+	// Tries are the starts that did not lead to a VM that runs, while there are any.
+	Tries *VMTries `json:"tries,omitempty"`
 	// Message is one line for people: why the VM is in this phase.
 	Message    string      `json:"message,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`

@@ -9,11 +9,7 @@ import "github.com/muster-vm/muster/api"
 // the oldest ones beyond those that are kept. Actions have no claim of a name:
 // it is their ID, which grows with time.
 func PutPowerAction(v *View, tx *Txn, a *api.PowerAction) error {
-	var ids []string
-	for e := range v.Scan(PowerActions.SpecPrefix(), "") {
-		id, _ := PowerActions.IDOf(e.Key)
-		ids = append(ids, id)
-	}
+	ids := idsOf(v, PowerActions)
 	for len(ids) >= api.KeptPowerActions {
 		tx.Delete(PowerActions.SpecKey(ids[0]))
 		tx.Delete(PowerActions.StatusKey(ids[0]))

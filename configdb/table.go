@@ -58,6 +58,9 @@ var (
 	Users        = Table[api.UserSpec, api.UserStatus]{api.KindUser}
 	PowerDevices = Table[api.PowerDeviceSpec, struct{}]{api.KindPowerDevice}
 	PowerActions = Table[api.PowerActionSpec, api.PowerActionStatus]{api.KindPowerAction}
+
+	Failovers     = Table[api.FailoverSpec, api.FailoverStatus]{api.KindFailover}
+	FailoverMoves = Table[api.FailoverMoveSpec, api.FailoverMoveStatus]{api.KindFailoverMove}
 )
 
 // LaterLifeKey exists if a node was recovered into a later life of the cluster

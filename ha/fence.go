@@ -139,7 +139,7 @@ func (s *Service) fenceSilent(term uint64, run func(attempt func(context.Context
 		a := api.NewPowerAction(n, api.PowerOff, api.TriggerHA, time.Now())
 		a.Spec.Actor, a.Spec.Term, a.Spec.Via = Actor, term, s.name
 		a.Spec.Reason = fmt.Sprintf("nothing was heard of it for %.1f s", quiet.Seconds())
-		run(func(ctx context.Context) { s.fence(ctx, term, a) })
+		run(func(ctx context.Context) { s.fence(ctx, term, a, quiet) })
 	}
 }
 
@@ -184,9 +184,9 @@ var errNotMarked = errors.New("the node is not to be switched off any more")
 
 // fence is one attempt at a node, which is barred from leases. The bar is
 // lifted when the outcome is known.
-func (s *Service) fence(ctx context.Context, term uint64, a api.PowerAction) {
+func (s *Service) fence(ctx context.Context, term uint64, a api.PowerAction, quiet time.Duration) {
 	id := a.Spec.NodeID
-	if !s.markFencing(ctx, term, &a) {
+	if !s.markFencing(ctx, term, &a, quiet) {
 		return
 	}
 	s.log.Warn("node is being switched off", "node", a.Spec.Node, "action", a.Meta.ID, "why", a.Spec.Reason, "term", term)
@@ -202,12 +202,12 @@ func (s *Service) fence(ctx context.Context, term uint64, a api.PowerAction) {
 		return err
 	})
 	cancel()
-	s.endFencing(ctx, term, &a, steps, err)
+	s.endFencing(ctx, term, &a, quiet, steps, err)
 }
 
 // markFencing commits the mark and the record. If it returns false, the attempt
 // is over and the bar is lifted, unless nobody knows whether there is a mark.
-func (s *Service) markFencing(ctx context.Context, term uint64, a *api.PowerAction) bool {
+func (s *Service) markFencing(ctx context.Context, term uint64, a *api.PowerAction, quiet time.Duration) bool {
 	_, err := configdb.Transact(ctx, s.db, Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
 		n, err := configdb.Nodes.Get(v, a.Spec.NodeID)
 		if err != nil {
@@ -234,7 +234,7 @@ func (s *Service) markFencing(ctx context.Context, term uint64, a *api.PowerActi
 		return false
 	}
 	s.log.Warn("node not switched off, because that cannot be recorded", "node", a.Spec.Node, "err", err)
-	s.endFencing(ctx, term, a, nil, err)
+	s.endFencing(ctx, term, a, quiet, nil, err)
 	return false
 }
 
@@ -253,7 +253,7 @@ func interruptAction(v *configdb.View, tx *configdb.Txn, id string) error {
 
 // endFencing commits what came of an attempt: the node is lost if it was
 // confirmed, and its mark goes in any case. It goes on until that is known.
-func (s *Service) endFencing(ctx context.Context, term uint64, a *api.PowerAction, steps []api.PowerStep, failed error) {
+func (s *Service) endFencing(ctx context.Context, term uint64, a *api.PowerAction, quiet time.Duration, steps []api.PowerStep, failed error) {
 	phase, message := api.PowerActionConfirmed, "the node was switched off and read back as off twice"
 	if failed != nil {
 		phase, message = api.PowerActionFailed, failed.Error()
@@ -278,6 +278,12 @@ func (s *Service) endFencing(ctx context.Context, term uint64, a *api.PowerActio
 			if failed == nil && n.Status.Phase == api.NodeReady {
 				lost = true
 				at := ended.UTC()
+				f := api.NewFailover(&n, api.CausePower, at)
+				f.Spec.SilentMillis, f.Spec.Since = quiet.Milliseconds(), api.SinceGrant
+				f.Spec.Power = &api.FailoverPower{Action: a.Meta.ID, BeganAt: a.Spec.At, EndedAt: at, Steps: steps}
+				if err := s.noteLoss(tx, term, &n, f); err != nil {
+					return err
+				}
 				n.Status.Phase, n.Status.LostAt, n.Status.LostTerm, n.Status.LostAction = api.NodeLost, &at, term, a.Meta.ID
 				n.Status.Message = "it fell silent and was switched off, which its power device confirms; its protected VMs are restarted elsewhere"
 			}

@@ -73,7 +73,7 @@ func (w *world) chancy(by *simNode, nodeID string, before func() error) ([]api.P
 	}
 	w.meanwhile(1, 200) // it is on again before anybody hears of it
 	w.shot++
-	return nil, nil
+	return switchedOff(), nil
 }
 
 // inline runs an attempt at once.
@@ -81,6 +81,12 @@ func inline(attempt func(context.Context)) { attempt(context.Background()) }
 
 // powered is a world without chance in which node 3 is silent and its device
 // works.
+// switchedOff is what a device answers that switches its host off.
+func switchedOff() []api.PowerStep {
+	read := api.PowerStep{Device: "bmc", Do: api.PowerRead, Answer: "off", OK: true}
+	return []api.PowerStep{{Device: "bmc", Do: api.PowerOff, Answer: "accepted", OK: true}, read, read}
+}
+
 func powered(t *testing.T) *world {
 	w := chaosFree(t)
 	w.nodes[0].svc.grant.overdue(1, nil) // the leadership begins here
@@ -89,7 +95,7 @@ func powered(t *testing.T) *world {
 			return nil, err
 		}
 		w.cuts = append(w.cuts, id)
-		return []api.PowerStep{{Device: "bmc", Do: api.PowerRead, Answer: "off", OK: true}}, nil
+		return switchedOff(), nil
 	}
 	return w
 }
@@ -141,7 +147,7 @@ func TestConfirmedOffShortensTheWait(t *testing.T) {
 		t.Errorf("lost after %v, hardly sooner than without", w.now)
 	}
 	all := w.actions()
-	if len(all) != 1 || all[0].Meta.ID != s.LostAction || all[0].Status.Phase != api.PowerActionConfirmed || len(all[0].Status.Steps) != 1 ||
+	if len(all) != 1 || all[0].Meta.ID != s.LostAction || all[0].Status.Phase != api.PowerActionConfirmed || len(all[0].Status.Steps) != 3 ||
 		all[0].Spec.Term != 1 || all[0].Spec.Trigger != api.TriggerHA || all[0].Spec.Via != "m0" || all[0].Status.EndedAt == nil {
 		t.Errorf("evidence: %+v", all)
 	}

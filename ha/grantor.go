@@ -176,9 +176,19 @@ func (g *grantor) settle(term uint64, nodeID string) {
 // silence returns how long ago the node's last lease was granted, at most the
 // age of this leadership.
 func (g *grantor) silence(nodeID string) time.Duration {
+	d, _ := g.silenceSince(nodeID)
+	return d
+}
+
+// silenceSince is silence with what it counts from.
+func (g *grantor) silenceSince(nodeID string) (time.Duration, api.SilenceSince) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.now() - max(g.since, g.granted[nodeID])
+	last, since := g.granted[nodeID], api.SinceGrant
+	if g.since >= last {
+		last, since = g.since, api.SinceLeadership
+	}
+	return g.now() - last, since
 }
 
 // serve is the handler of MethodRenew. caller is the node that proved its

@@ -124,7 +124,7 @@ func addStep(v *configdb.View, tx *configdb.Txn, term uint64, st plan.Step, targ
 	c := &lossCase{vm: st.VM.Clone(), binding: *st.Binding, node: *st.From}
 	switch st.Outcome {
 	case api.HARestarts, api.HAMoves:
-		err = c.move(v, part, term, st.NodeID, st.Node)
+		err = c.move(v, part, term, st.Outcome, st.NodeID, st.Node)
 	case api.HARefused:
 		err = c.explain(v, part, term, st.Err)
 	case api.HAWaits, api.HAStays:
@@ -161,9 +161,22 @@ func (c *lossCase) require(tx *configdb.Txn, term uint64) {
 	tx.RequireRevision(configdb.VMs.SpecKey(c.vm.Meta.ID), c.vm.Meta.Revision)
 }
 
-// move binds the VM to another node under the next epoch.
-func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, nodeID, node string) error {
+// move binds the VM of a lost node to another one.
+func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, outcome api.HAOutcome, nodeID, node string) error {
 	c.require(tx, term)
+	from := c.binding
+	if err := c.bind(v, tx, nodeID, node, fmt.Sprintf("moved from the lost node %s", c.node.Meta.Name)); err != nil {
+		return err
+	}
+	if err := c.noteMove(tx, term, from, outcome); err != nil {
+		return err
+	}
+	return configdb.VMs.UpdateStatus(v, tx, &c.vm)
+}
+
+// bind binds the VM to another node under the next epoch, and makes the status
+// that the new owner takes over; the caller writes it.
+func (c *lossCase) bind(v *configdb.View, tx *configdb.Txn, nodeID, node, message string) error {
 	// The new node must not begin to leave the cluster meanwhile.
 	to, _ := v.Get(configdb.Nodes.SpecKey(nodeID))
 	tx.RequireRevision(configdb.Nodes.SpecKey(nodeID), to.Revision)
@@ -173,9 +186,7 @@ func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, nodeID,
 		return err
 	}
 	suspended := c.vm.Spec.Power == api.PowerSuspended
-	wantsRun := plan.WantsRun(&c.vm)
 	// Whoever raises the epoch hands the status over to the new owner.
-	message := fmt.Sprintf("moved from the lost node %s", c.node.Meta.Name)
 	c.vm.Status = api.VMStatus{
 		ObservedGeneration: c.vm.Status.ObservedGeneration, RebootsDone: c.vm.Status.RebootsDone,
 		Phase: api.VMStopped, Node: node, Epoch: c.binding.Spec.Epoch, Message: message,
@@ -183,16 +194,14 @@ func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, nodeID,
 	if suspended {
 		c.vm.Status.Phase = api.VMSuspended
 	}
-	if wantsRun {
-		c.vm.Status.Phase = api.VMStarting
-		t := api.NewTask(api.ActionVMRecover, api.KindVM, c.vm.Meta, Actor, recoverDeadline, time.Now())
-		t.Spec.TargetEpoch = c.binding.Spec.Epoch
-		t.Status.Message = message
-		if err := configdb.Tasks.CreateUnnamed(tx, &t); err != nil {
-			return err
-		}
+	if !plan.WantsRun(&c.vm) {
+		return nil
 	}
-	return configdb.VMs.UpdateStatus(v, tx, &c.vm)
+	c.vm.Status.Phase = api.VMStarting
+	t := api.NewTask(api.ActionVMRecover, api.KindVM, c.vm.Meta, Actor, recoverDeadline, time.Now())
+	t.Spec.TargetEpoch = c.binding.Spec.Epoch
+	t.Status.Message = message
+	return configdb.Tasks.CreateUnnamed(tx, &t)
 }
 
 // markUnknown says of an unprotected VM that nobody knows whether it runs. One

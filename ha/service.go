@@ -114,14 +114,27 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 		s.detect(ctx, term, func(attempt func(context.Context)) { group.Go(func() { attempt(ctx) }) })
 	})
 	// One plan for all that is lost, whatever changed.
-	all := func(*configdb.View, configdb.Change) []string { return []string{"lost nodes"} }
+	const lostNodes = "lost nodes"
+	all := func(*configdb.View, configdb.Change) []string { return []string{lostNodes} }
 	loop := reconcile.New(reconcile.Config{
 		Name: "ha", DB: s.db, Log: s.log, Workers: 1,
 		Sources: []reconcile.Source{
 			{Prefix: configdb.Nodes.StatusPrefix(), IDs: all},
 			{Prefix: configdb.Bindings.SpecPrefix(), IDs: all},
+			{Prefix: configdb.VMs.StatusPrefix(), IDs: givenUp},
 		},
-		Reconcile: func(ctx context.Context, _ string) (reconcile.Result, error) { return s.recover(ctx, term) },
+		Reconcile: func(ctx context.Context, what string) (reconcile.Result, error) {
+			if what == givenUpVMs {
+				return s.relocate(ctx, term)
+			}
+			return s.recover(ctx, term)
+		},
+	})
+	evidence := s.newWitness(term)
+	group.Go(func() {
+		if err := evidence.Run(ctx); err != nil {
+			s.log.Error("evidence of losses is not completed", "err", err)
+		}
 	})
 	err := loop.Run(ctx)
 	return errors.Join(err, group.Stop())
@@ -168,18 +181,9 @@ func (s *Service) readyNodes() []string {
 // declareLost marks a node, which is barred from leases, as lost. The bar is
 // lifted only when it is known whether the mark was set.
 func (s *Service) declareLost(ctx context.Context, term uint64, nodeID string) {
-	silent := s.grant.silence(nodeID)
+	silent, since := s.grant.silenceSince(nodeID)
 	for {
-		_, err := s.update(ctx, term, nodeID, func(n *api.Node) bool {
-			if n.Status.Phase != api.NodeReady {
-				return false
-			}
-			now := time.Now().UTC()
-			n.Status.Phase, n.Status.LostAt, n.Status.LostTerm = api.NodeLost, &now, term
-			n.Status.LostAction, n.Status.Fencing = "", ""
-			n.Status.Message = fmt.Sprintf("no lease was renewed for %.1f s; its protected VMs are restarted elsewhere", silent.Seconds())
-			return true
-		})
+		_, err := s.markLost(ctx, term, nodeID, silent, since)
 		switch {
 		case err == nil:
 			s.log.Warn("node lost", "node", nodeID, "silent", silent, "term", term)
@@ -213,7 +217,7 @@ func (s *Service) readmit(ctx context.Context, term uint64, nodeID string) error
 			return err
 		}
 		tx.RequireTerm(term)
-		if err := interruptAction(v, tx, n.Status.Fencing); err != nil {
+		if err := errors.Join(interruptAction(v, tx, n.Status.Fencing), noteReturnOf(v, tx, term, &n)); err != nil {
 			return err
 		}
 		n.Status.Phase, n.Status.Message, n.Status.Fencing = api.NodeReady, "", ""
@@ -225,16 +229,23 @@ func (s *Service) readmit(ctx context.Context, term uint64, nodeID string) error
 	return err
 }
 
-func (s *Service) update(ctx context.Context, term uint64, nodeID string, change func(*api.Node) bool) (uint64, error) {
+// markLost commits that a node is lost, with the evidence.
+func (s *Service) markLost(ctx context.Context, term uint64, nodeID string, silent time.Duration, since api.SilenceSince) (uint64, error) {
 	return configdb.Transact(ctx, s.db, Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
 		n, err := configdb.Nodes.Get(v, nodeID)
-		if err != nil {
+		if err != nil || n.Status.Phase != api.NodeReady {
 			return err
 		}
-		if !change(&n) {
-			return nil
-		}
 		tx.RequireTerm(term)
+		now := time.Now().UTC()
+		f := api.NewFailover(&n, api.CauseLease, now)
+		f.Spec.SilentMillis, f.Spec.Since = silent.Milliseconds(), since
+		if err := s.noteLoss(tx, term, &n, f); err != nil {
+			return err
+		}
+		n.Status.Phase, n.Status.LostAt, n.Status.LostTerm = api.NodeLost, &now, term
+		n.Status.LostAction, n.Status.Fencing = "", ""
+		n.Status.Message = fmt.Sprintf("no lease was renewed for %.1f s; its protected VMs are restarted elsewhere", silent.Seconds())
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
 }

@@ -74,6 +74,7 @@ func (s *step) exited(ctx context.Context) error {
 		return err
 	}
 	s.conditions()
+	s.noteTries()
 	if err := configdb.VMs.UpdateStatus(s.v, tx, &s.vm); err != nil {
 		return err
 	}
@@ -122,6 +123,7 @@ func (s *step) sentence(tx *configdb.Txn, why verdict) error {
 		s.vm.Status.Crashes++
 		s.crashed(api.VMStarting, "QEMU crashed")
 	case endedAtStart:
+		s.startFailed = true
 		s.crashed(api.VMFailed, "QEMU could not start")
 	}
 	return nil

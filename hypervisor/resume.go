@@ -36,6 +36,7 @@ func (o *operation) savedMachine(ctx context.Context) (*api.SavedMachine, error)
 func (s *step) beforeStart() (saved *api.SavedState, ok bool) {
 	if name := configdb.UnfinishedRevert(s.v, s.vm.Meta.ID); name != "" {
 		s.wait(api.VMFailed, fmt.Sprintf("a revert to snapshot %s was interrupted; revert again: muster vm snapshot revert %s %s", name, s.vm.Meta.Name, name))
+		s.startFailed = false // it would be the same on any node
 		return nil, false
 	}
 	st, err := configdb.SavedStates.Get(s.v, s.vm.Meta.ID)

@@ -75,7 +75,7 @@ func (s *step) start(ctx context.Context) error {
 		s.result.After = attachRetry
 		return nil
 	}
-	if !s.makeRoom() {
+	if s.heldBack() || !s.makeRoom() {
 		return nil
 	}
 	saved, ok := s.beforeStart()
@@ -108,6 +108,9 @@ func (s *step) start(ctx context.Context) error {
 		VM: s.vm.Meta.ID, Epoch: s.b.Spec.Epoch, Session: session, Protected: s.b.Spec.Protected,
 		Argv: args, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Dir: p.dir, LogPath: p.qemuLog, User: user,
 	}
+	if err := s.beginTry(ctx); err != nil {
+		return err
+	}
 	if ok, err := s.startTPM(ctx, &m, r); !ok {
 		return err
 	}
@@ -121,12 +124,14 @@ func (s *step) wait(phase api.VMPhase, message string) {
 		phase = api.VMCreating
 	}
 	s.report(phase, message)
+	s.startFailed = s.startFailed || phase == api.VMFailed
 	s.result.After = waitLook
 }
 
 // fail reports a start that cannot work as things are; it is tried again later.
 func (s *step) fail(message string) {
 	s.report(api.VMFailed, message)
+	s.startFailed = true
 	s.backOff()
 }
 

@@ -43,6 +43,8 @@ type step struct {
 	result   reconcile.Result
 	silent   bool // write no status this time
 	settling bool // an operation waits until the hardware is known
+	// startFailed: a start of this step cannot work, or one that was begun did not.
+	startFailed bool
 }
 
 // reconcile takes one step towards the wish for one VM.
@@ -271,6 +273,7 @@ func (s *step) write(ctx context.Context) error {
 	}
 	tx := &configdb.Txn{Actor: actor}
 	s.conditions()
+	s.noteTries()
 	if err := configdb.VMs.UpdateStatus(s.v, tx, &s.vm); err != nil {
 		return err
 	}

@@ -21,26 +21,44 @@ const readBuffer = 1 << 18
 
 // openBackup reads a backup twice: first for its checksum, which tells damage
 // without any key, then for its content.
-func openBackup(path string, key func(*backup.Header) ([]byte, error)) (*fsm.State, *backup.Header, error) {
+func openBackup(path string, key func(*backup.Header) ([]byte, error)) (state *fsm.State, h *backup.Header, err error) {
+	err = readTwice(path, func(r io.Reader) error {
+		state, h, err = backup.Read(r, key)
+		return err
+	})
+	return state, h, err
+}
+
+// proveBackup checks all that openBackup does, and returns how many bytes the
+// state has.
+func proveBackup(path string, key []byte) (h *backup.Header, size int64, err error) {
+	err = readTwice(path, func(r io.Reader) error {
+		h, size, err = backup.Prove(r, func(*backup.Header) ([]byte, error) { return key, nil })
+		return err
+	})
+	return h, size, err
+}
+
+// readTwice checks the checksum of a backup and then lets content read it.
+func readTwice(path string, content func(io.Reader) error) error {
 	in, err := os.Open(path)
 	if err != nil {
-		return nil, nil, api.Errorf(api.CodeInvalid, "open the backup: %w", err)
+		return api.Errorf(api.CodeInvalid, "open the backup: %w", err)
 	}
 	defer func() { _ = in.Close() }()
 	if info, err := in.Stat(); err == nil && !info.Mode().IsRegular() {
-		return nil, nil, api.Errorf(api.CodeInvalid, "%s is not a regular file", path)
+		return api.Errorf(api.CodeInvalid, "%s is not a regular file", path)
 	}
 	if _, _, err := backupfile.Verify(bufio.NewReaderSize(in, readBuffer)); err != nil {
-		return nil, nil, fileError(path, err)
+		return fileError(path, err)
 	}
 	if _, err := in.Seek(0, io.SeekStart); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", path, err)
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	state, h, err := backup.Read(bufio.NewReaderSize(in, readBuffer), key)
-	if err != nil {
-		return nil, nil, fileError(path, err)
+	if err := content(bufio.NewReaderSize(in, readBuffer)); err != nil {
+		return fileError(path, err)
 	}
-	return state, h, nil
+	return nil
 }
 
 // fileError names the file and keeps the code.

@@ -60,6 +60,30 @@ func (s *Server) haRoutes() []route {
 	}
 }
 
+// failoverRoutes are about the evidence of losses.
+func (s *Server) failoverRoutes() []route {
+	failovers := &resource[api.FailoverSpec, api.FailoverStatus]{table: configdb.Failovers, need: needViewer, global: true}
+	s.kinds[api.KindFailover] = failovers
+	proof := func(q *request) error {
+		v, err := q.view(fresh)
+		if err != nil {
+			return err
+		}
+		f, err := failovers.find(q, v)
+		if err != nil {
+			return err
+		}
+		p, err := configdb.ProofOf(v, f)
+		if err != nil {
+			return err
+		}
+		q.reply(http.StatusOK, p.Revision, p)
+		return nil
+	}
+	return append(reads(failovers), route{method: http.MethodGet, path: base + "failovers/{name}/proof", need: needViewer, handle: proof,
+		summary: "Everything that is kept of a failover, to be checked", params: oneParams, out: typeOf[api.FailoverProof](), status: http.StatusOK})
+}
+
 func (s *Server) haStatus(q *request) error {
 	ctx, cancel := context.WithTimeout(q.ctx(), haTimeout)
 	defer cancel()

@@ -133,6 +133,7 @@ func (s *Server) routes() []route {
 	out = append(out, s.receiverRoutes(receivers)...)
 	out = append(out, s.metricsRoute())
 	out = append(out, s.powerRoutes(nodes)...)
+	out = append(out, s.failoverRoutes()...)
 
 	users := newUsers()
 	s.kinds[api.KindUser] = users

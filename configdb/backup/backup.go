@@ -4,6 +4,7 @@
 package backup
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"strings"
@@ -100,17 +101,39 @@ func Read(r io.Reader, key func(*Header) ([]byte, error)) (*fsm.State, *Header, 
 	if err := state.Restore(in); err != nil {
 		return nil, nil, readError(in.Header, err)
 	}
-	h, v := in.Header, state.View()
+	v := state.View()
+	if err := fits(in.Header, v, fsm.Content{Keys: v.Len(), Bytes: v.Bytes()}); err != nil {
+		return nil, nil, err
+	}
+	return state, in.Header, nil
+}
+
+// Prove reads a backup to its end and checks all that Read does, with the memory
+// that a few keys take. It returns how many bytes the state has.
+func Prove(r io.Reader, key func(*Header) ([]byte, error)) (*Header, int64, error) {
+	in, err := backupfile.NewReader(r, key)
+	if err != nil {
+		return nil, 0, err
+	}
+	cluster := []byte(configdb.Clusters.SpecPrefix())
+	v, c, err := fsm.Survey(in, func(key []byte) bool { return bytes.HasPrefix(key, cluster) })
+	if err != nil {
+		return nil, 0, readError(in.Header, err)
+	}
+	return in.Header, c.Bytes, fits(in.Header, v, c)
+}
+
+// fits compares a state with what the header says of it.
+func fits(h *Header, v *configdb.View, content fsm.Content) error {
 	c, err := Cluster(v)
 	switch {
 	case err != nil:
-	case v.Revision() != h.Revision || v.Len() != h.Keys:
-		err = fmt.Errorf("it has %d keys at revision %d, its header says %d at %d", v.Len(), v.Revision(), h.Keys, h.Revision)
+	case v.Revision() != h.Revision || content.Keys != h.Keys:
+		err = fmt.Errorf("it has %d keys at revision %d, its header says %d at %d", content.Keys, v.Revision(), h.Keys, h.Revision)
 	case c.Meta.ID != h.ClusterID || c.Spec.Life != h.Life:
 		err = fmt.Errorf("it is of cluster %s, life %d; its header says %s, life %d", c.Meta.ID, c.Spec.Life, h.ClusterID, h.Life)
+	default:
+		return nil
 	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("the content of the backup is not what it should be: %w", err)
-	}
-	return state, h, nil
+	return fmt.Errorf("the content of the backup is not what it should be: %w", err)
 }

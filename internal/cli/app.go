@@ -245,6 +245,16 @@ func args(names ...string) cobra.PositionalArgs {
 	}
 }
 
+// atMostOne allows one argument.
+func atMostOne() cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		if len(given) > 1 {
+			return usagef("%s: %q is one argument too many", cmd.CommandPath(), given[1])
+		}
+		return nil
+	}
+}
+
 // atLeastOne checks for one or more arguments of the same meaning.
 func atLeastOne(name string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, given []string) error {

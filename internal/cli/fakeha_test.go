@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 )
@@ -54,5 +56,39 @@ func (f *fakeCluster) serveHA(w http.ResponseWriter, r *http.Request, path strin
 		reply(loss)
 	default:
 		http.NotFound(w, r)
+	}
+}
+
+// serveFailovers has two losses: the second was declared too early.
+func (f *fakeCluster) serveFailovers(w http.ResponseWriter, r *http.Request, path string) {
+	reply := func(v any) { b, _ := json.Marshal(v); f.send(w, 200, b) }
+	loss := func(id string, silent int64) api.Failover {
+		o := api.NewFailover(&api.Node{Meta: api.Meta{ID: "n1", Name: "m1"}, Status: api.NodeStatus{GuardLevel: "softdog"}}, api.CauseLease, time.Now())
+		o.Meta.ID, o.Meta.Name, o.Meta.Kind, o.Meta.Revision = id, id, api.KindFailover, 50
+		o.Spec.LeaderID, o.Spec.Leader, o.Spec.Term, o.Spec.SilentMillis, o.Spec.Since = "n2", "m2", 3, silent, api.SinceGrant
+		o.Spec.Rules = api.LeaseRules{LeaseMillis: 10_000, DriftPerMille: 10, KillMillis: 2_000, MarginMillis: 1_000}
+		return o
+	}
+	all := map[string]api.Failover{"loss1": loss("loss1", 13_204), "loss2": loss("loss2", 9_000)}
+	id, isProof := strings.CutSuffix(strings.TrimPrefix(path, "failovers"), "/proof")
+	id = strings.TrimPrefix(id, "/")
+	o, known := all[id]
+	switch {
+	case r.Method != http.MethodGet:
+		http.NotFound(w, r)
+	case id == "":
+		reply(map[string]any{"kind": "failoverList", "items": []api.Failover{all["loss1"], all["loss2"]}, "revision": 60})
+	case !known:
+		f.fail(w, &api.Error{Code: api.CodeNotFound, Detail: "failover \"" + id + "\" does not exist"})
+	case !isProof:
+		reply(o)
+	default:
+		m := api.NewFailoverMove(id, &api.VM{Meta: api.Meta{ID: "v1", Name: "web\x1b[31m1", Project: "default"}}, o.Spec.At.Add(41*time.Millisecond))
+		m.Meta.Revision, m.Meta.StatusRevision = 51, 55
+		m.Spec.Outcome, m.Spec.Term, m.Spec.FromNodeID, m.Spec.FromEpoch, m.Spec.NodeID, m.Spec.Node, m.Spec.Epoch = api.HARestarts, 3, "n1", 1, "n2", "m2", 2
+		runs := m.Spec.At.Add(420 * time.Millisecond)
+		m.Status = api.FailoverMoveStatus{Phase: api.MoveRunning, At: &runs, Epoch: 2}
+		b := api.Binding{Meta: api.Meta{ID: "v1", Revision: 51}, Spec: api.BindingSpec{NodeID: "n2", Node: "m2", Epoch: 2}}
+		reply(api.FailoverProof{Failover: o, Moves: []api.FailoverMove{m}, Bindings: []api.Binding{b}, Revision: 60})
 	}
 }

@@ -107,6 +107,9 @@ func (f *fakeCluster) route(w http.ResponseWriter, r *http.Request, node, path s
 	case parts[0] == "config":
 		f.serveConfig(w, r, path)
 		return
+	case parts[0] == "failovers":
+		f.serveFailovers(w, r, path)
+		return
 	case parts[0] == "ha":
 		f.serveHA(w, r, path)
 		return

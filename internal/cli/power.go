@@ -398,9 +398,13 @@ func powerActionShow(s *sections, o *api.PowerAction, now time.Time) {
 		return
 	}
 	s.title("Steps")
+	s.table(powerSteps(o.Status.Steps))
+}
+
+func powerSteps(steps []api.PowerStep) *table {
 	t := &table{head: []string{"TIME", "DEVICE", "DO", "OK", "MS", "ANSWER"}}
-	for _, st := range o.Status.Steps {
+	for _, st := range steps {
 		t.add(st.At.Format("15:04:05.000"), st.Device, string(st.Do), yesNo(st.OK), strconv.FormatInt(st.Milliseconds, 10), st.Answer)
 	}
-	s.table(t)
+	return t
 }

@@ -29,7 +29,7 @@ func Scoped(k api.Kind) bool {
 	switch k {
 	case api.KindNode, api.KindPool, api.KindToken, api.KindUser, api.KindCluster, api.KindNetwork, api.KindIPPool, api.KindUplink,
 		api.KindEvent, api.KindAlert, api.KindRule, api.KindReceiver,
-		api.KindPowerDevice, api.KindPowerAction:
+		api.KindPowerDevice, api.KindPowerAction, api.KindFailover:
 		return false
 	}
 	return true

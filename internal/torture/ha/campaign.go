@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/torture/lab"
 )
 
@@ -38,6 +39,7 @@ const (
 	lostWrite  = "lost_write"
 	notUp      = "not_up"
 	daemonDied = "daemon_died"
+	notProved  = "not_proved"
 	harness    = "fault_not_made"
 )
 
@@ -57,10 +59,16 @@ type campaign struct {
 	back       map[string][]time.Duration // by faults: until every VM counted again, from the first fault
 	resets     int
 	looks      int // at the processes
+
+	// Only the campaign's own goroutine uses these. hurried: the last episode was
+	// rushed.
+	hurried bool
+	proved  map[string]bool
+	moves   []api.Phases
 }
 
 func newCampaign(cfg config) *campaign {
-	return &campaign{config: cfg, began: time.Now(), faults: map[string]int{}, back: map[string][]time.Duration{}}
+	return &campaign{config: cfg, began: time.Now(), faults: map[string]int{}, back: map[string][]time.Duration{}, proved: map[string]bool{}}
 }
 
 func (c *campaign) now() time.Duration { return time.Since(c.began) }
@@ -219,6 +227,13 @@ func (c *campaign) episode(ctx context.Context, e episode) bool {
 		}
 	}
 	healed := c.now()
+	if c.hurried = e.rushed || c.hurried; e.rushed {
+		c.mu.Lock()
+		c.episodes++
+		c.mu.Unlock()
+		c.say("  over after %.1f s, and on", e.hold.Seconds())
+		return ctx.Err() == nil
+	}
 	err := lab.Eventually(ctx, bound, c.allCount(healed))
 	if ctx.Err() != nil {
 		return false
@@ -227,10 +242,17 @@ func (c *campaign) episode(ctx context.Context, e episode) bool {
 		c.violate(notUp, "after %s: %v", what, err)
 		return false
 	}
+	if err := lab.Eventually(ctx, bound, c.prove); err != nil && ctx.Err() == nil {
+		c.violate(notProved, "the evidence cannot be read: %v", err)
+		return false
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.episodes++
-	c.back[what] = append(c.back[what], max(0, c.lastBack()-from)) // 0: none paused
+	if !c.hurried { // else a pause may be of an earlier episode
+		c.back[what] = append(c.back[what], max(0, c.lastBack()-from)) // 0: none paused
+	}
+	c.hurried = false
 	c.say("  over after %.1f s; every VM counts %.1f s after that, %.1f s after the first fault", e.hold.Seconds(), (c.now() - healed).Seconds(), (c.now() - from).Seconds())
 	return true
 }
@@ -296,6 +318,8 @@ type summary struct {
 	Looks      int            `json:"looks_at_processes"`
 	Boots      int            `json:"boots"`
 	Counted    int            `json:"counted"`
+	Proved     int            `json:"losses_proved"`
+	Moves      int            `json:"moves"`
 	Violations int            `json:"violations"`
 }
 
@@ -307,7 +331,7 @@ func (c *campaign) finish(ctx context.Context) (ok bool, err error) {
 	defer c.mu.Unlock()
 	s := summary{
 		Torture: "ha", Seed: c.seed, Nodes: c.nodes, VMs: c.vms, Seconds: c.now().Seconds(), Episodes: c.episodes,
-		ByKind: c.faults, Resets: c.resets, Looks: c.looks, Violations: len(c.violations),
+		ByKind: c.faults, Resets: c.resets, Looks: c.looks, Violations: len(c.violations), Proved: len(c.proved), Moves: len(c.moves),
 	}
 	for _, n := range c.faults {
 		s.Faults += n
@@ -321,6 +345,7 @@ func (c *campaign) finish(ctx context.Context) (ok bool, err error) {
 		t := slices.Sorted(slices.Values(c.back[what]))
 		fmt.Printf("  %-32s %6.1f %6.1f  (%d)\n", what, t[len(t)/2].Seconds(), t[len(t)-1].Seconds(), len(t))
 	}
+	c.showMoves()
 	for _, v := range c.violations {
 		fmt.Println("VIOLATION", v.Kind+":", v.What)
 	}

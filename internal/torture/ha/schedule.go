@@ -61,6 +61,8 @@ type episode struct {
 	n          int
 	calm, hold time.Duration
 	faults     []fault
+	// rushed: the next one begins before the VMs are up again.
+	rushed bool
 }
 
 func (e episode) String() string {
@@ -71,6 +73,9 @@ func (e episode) String() string {
 			s += fmt.Sprintf(" %.1f s later", f.delay.Seconds())
 		}
 		parts = append(parts, s)
+	}
+	if e.rushed {
+		parts = append(parts, "rushed")
 	}
 	return fmt.Sprintf("%d: calm %.1f s, %s, for %.1f s", e.n, e.calm.Seconds(), strings.Join(parts, " and "), e.hold.Seconds())
 }
@@ -87,10 +92,11 @@ const (
 
 // schedule is the sequence of episodes of a seed.
 type schedule struct {
-	rng   *rand.Rand
-	nodes int
-	n     int
-	queue []episode
+	rng    *rand.Rand
+	nodes  int
+	n      int
+	rounds int
+	queue  []episode
 }
 
 func newSchedule(seed uint64, nodes int) *schedule {
@@ -108,7 +114,12 @@ func (s *schedule) next() episode {
 	return e
 }
 
-// fill makes a round: each kind once for the owner or leader, then pairs.
+// restEvery is how many episodes of a rushed round pass until all VMs must be up.
+const restEvery = 5
+
+// fill makes a round: each kind once for the owner or leader, then pairs. In the
+// first round the VMs are up again before the next episode; later rounds are
+// rushed, so that faults meet recoveries and returns that are under way.
 func (s *schedule) fill() {
 	for _, i := range s.rng.Perm(len(kinds)) {
 		k := kinds[i]
@@ -128,6 +139,10 @@ func (s *schedule) fill() {
 		e.hold = max(e.hold, second.delay+shortLeast)
 		s.queue = append(s.queue, e)
 	}
+	for i := range s.queue {
+		s.queue[i].rushed = s.rounds > 0 && i%restEvery != restEvery-1 && i != len(s.queue)-1
+	}
+	s.rounds++
 }
 
 func (s *schedule) fault(k kind) fault {

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"slices"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/proof"
+	"github.com/muster-vm/muster/internal/torture/lab"
+)
+
+// prove checks the evidence of every loss so far that was not looked at: each must
+// hold. It is called when the cluster is calm, so a loss that is still under way
+// is looked at again.
+func (c *campaign) prove(ctx context.Context) error {
+	var list struct{ Items []api.Failover }
+	if err := c.read(ctx, "/failovers", &list); err != nil {
+		return err
+	}
+	for i := range list.Items {
+		id := list.Items[i].Meta.ID
+		if c.proved[id] {
+			continue
+		}
+		var p api.FailoverProof
+		if err := c.read(ctx, "/failovers/"+url.PathEscape(id)+"/proof", &p); err != nil {
+			return err
+		}
+		v := proof.Check(&p)
+		for _, f := range v.Findings {
+			if !f.OK {
+				c.violate(notProved, "loss %s of %s: %s: %s", id, v.Node, f.Rule, f.Detail)
+			}
+		}
+		final := !slices.ContainsFunc(p.Moves, func(m api.FailoverMove) bool { return !m.Status.Phase.Final() })
+		if final && p.Failover.Status.ReadmittedAt != nil {
+			c.proved[id] = true
+			for j := range p.Moves {
+				c.moves = append(c.moves, api.PhasesOf(&p.Failover, &p.Moves[j]))
+			}
+		}
+	}
+	return nil
+}
+
+// read asks the nodes in turn until one answers.
+func (c *campaign) read(ctx context.Context, path string, out any) (err error) {
+	for i := range c.nodes {
+		a := c.Rest.Do(ctx, i, lab.Request{Method: "GET", Path: path, Timeout: askTimeout})
+		if !a.OK() {
+			err = fmt.Errorf("GET %s at %s: status %d, %v", path, c.Hosts.Name(i), a.Status, a.Err)
+			continue
+		}
+		return json.Unmarshal(a.Body, out)
+	}
+	return err
+}
+
+// showMoves prints how long the parts of the failovers took.
+func (c *campaign) showMoves() {
+	if len(c.moves) == 0 {
+		return
+	}
+	fmt.Printf("%d moves of VMs at %d losses; milliseconds of each part, median and most:\n", len(c.moves), len(c.proved))
+	for _, part := range []struct {
+		name string
+		of   func(p api.Phases) int64
+	}{
+		{"silence until declared lost", func(p api.Phases) int64 { return p.Detection }},
+		{"placement", func(p api.Phases) int64 { return p.Placement }},
+		{"until QEMU runs", func(p api.Phases) int64 { return p.Start }},
+		{"in all", api.Phases.Total},
+	} {
+		var t []int64
+		for _, p := range c.moves {
+			if v := part.of(p); v >= 0 {
+				t = append(t, v)
+			}
+		}
+		if len(t) == 0 {
+			continue
+		}
+		slices.Sort(t)
+		fmt.Printf("  %-32s %6d %6d  (%d)\n", part.name, t[len(t)/2], t[len(t)-1], len(t))
+	}
+}
