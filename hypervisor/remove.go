@@ -25,7 +25,13 @@ func (s *step) remove(ctx context.Context) error {
 			return fmt.Errorf("end vm %s before its deletion: %w", s.vm.Meta.Name, err)
 		}
 	}
-	s.in.stopWork()
+	if w := s.in.work; w != nil && !w.ended() {
+		// It may be about to write to a volume that somebody else has next.
+		s.in.stopWork()
+		s.silent = true
+		s.result.After = lookSoon
+		return nil
+	}
 	s.in.detach()
 	s.ended()
 	if err := s.h.endTPM(ctx, id); err != nil {
