@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/muster-vm/muster/api"
@@ -95,6 +96,13 @@ func (s *step) giveBack(ctx context.Context) (left []string, err error) {
 			configdb.Volumes.Release(tx, vol.Meta.ID, api.KindVM, id)
 		}
 		if vol.Meta.Owner != owner {
+			continue
+		}
+		if slices.ContainsFunc(configdb.Volumes.Referrers(s.v, vol.Meta.ID), func(by string) bool { return by != owner }) {
+			vol.Meta.Owner = "" // it is another VM's disk by now
+			if err := configdb.Volumes.UpdateSpec(s.v, tx, vol); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		left = append(left, vol.Meta.Name)

@@ -67,3 +67,20 @@ func TestDevicesOfTheHostAreForAdministrators(t *testing.T) {
 	f.reportNamed("a", api.VMStopped)
 	want[any](t, f.do(call{method: "PATCH", path: "vms/a", body: `{"spec":{"cpus":2}}`, role: api.RoleOperator}), http.StatusOK)
 }
+
+// A revert that has looked at the sizes of the disks took one that was enlarged
+// meanwhile back to its old size, of which the database knew nothing.
+func TestADiskIsNotEnlargedUnderAnOperation(t *testing.T) {
+	f := newFixture(t)
+	f.newVM("a", api.VMStopped, api.VMDisk{Size: api.GiB})
+	f.readyDisks()
+	f.reportNamed("a", api.VMStopped)
+	want[vmReply](t, f.do(call{method: "POST", path: "vms/a/snapshots", body: `{"name":"one"}`}), http.StatusAccepted)
+	const larger = `{"spec":{"size":"2G"}}`
+	p := wantProblem(t, f.do(call{method: "PATCH", path: "volumes/a-disk0", body: larger}), 409, api.CodeRefused, "")
+	if !strings.Contains(p.Detail, "is being snapshotted; wait for task") {
+		t.Error(p.Detail)
+	}
+	f.endOperation("a")
+	want[api.Volume](t, f.do(call{method: "PATCH", path: "volumes/a-disk0", body: larger}), http.StatusOK)
+}
