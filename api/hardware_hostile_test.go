@@ -5,6 +5,7 @@ package api
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 )
 
@@ -20,5 +21,14 @@ func TestOtherHardwareLeavesTheWishes(t *testing.T) {
 	b, _ := json.Marshal(got)
 	if string(a) != string(b) {
 		t.Errorf("was %s\n is %s", a, b)
+	}
+}
+
+// More CPUs than QEMU's machines have places for were taken, and the VM never started.
+func TestMoreCPUsThanAMachineTakesAreRefusedAtOnce(t *testing.T) {
+	s := VMSpec{CPUs: 256, Memory: GiB}
+	s.SetDefaults()
+	if err := s.Validate(); err == nil || !strings.Contains(err.Error(), "spec.cpus: is 256; give 1 to 255") {
+		t.Error(err)
 	}
 }
