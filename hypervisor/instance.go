@@ -54,6 +54,7 @@ type instance struct {
 	unplugging  map[string]*unplug  // devices that the guest was asked to let go of
 	growing     bool                // the guest's memory is on its way
 	memorySince time.Time           // when the guest was asked for another size of memory
+	memorySaid  memorySaid          // what was said of it
 	grown       map[string]api.Size // disks that QEMU was told to enlarge, by volume
 	linkDown    time.Time           // when a cable was taken out to change a network
 
@@ -182,7 +183,7 @@ func (in *instance) begin(pid int, now time.Time) {
 	in.pid, in.startedAt, in.wasUp, in.loadPID, in.strayAsked = pid, now, false, 0, false
 	in.quietUntil, in.buttonAt, in.stopSince, in.askedOff = time.Time{}, time.Time{}, time.Time{}, false
 	in.grown = nil
-	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince = false, false, nil, time.Time{}, time.Time{}
+	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince, in.memorySaid = false, false, nil, time.Time{}, time.Time{}, memorySaid{}
 	in.mu.Lock()
 	in.shutdown, in.panicked, in.followed = nil, false, nil
 	in.mu.Unlock()
