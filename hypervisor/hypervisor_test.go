@@ -307,6 +307,7 @@ func TestPanicAndDiskErrorAreShown(t *testing.T) {
 	q.Emit("GUEST_PANICKED", `{"action": "run"}`)
 	e.wait(id, "panic", has(ConditionGuestPanicked))
 	q.Emit("RESET", `{"guest": true, "reason": "guest-reset"}`)
+	e.clock.advance(PanicTime)
 	e.wait(id, "no panic", func(vm api.VM) bool { return len(vm.Status.Conditions) == 0 })
 	q.SetState("io-error")
 	q.Emit("STOP", "{}")

@@ -76,6 +76,8 @@ type instance struct {
 	followed chan struct{} // closed when all events of conn were seen
 	shutdown *shutdownEvent
 	panicked bool
+	// panickedAt is when its kernel said so last.
+	panickedAt time.Time
 	viewers  int           // of the screen
 	shot     chan struct{} // holds a token while a screenshot is taken
 	stale    bool          // QEMU's devices changed by themselves
@@ -185,7 +187,7 @@ func (in *instance) begin(pid int, now time.Time) {
 	in.grown = nil
 	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince, in.memorySaid = false, false, nil, time.Time{}, time.Time{}, memorySaid{}
 	in.mu.Lock()
-	in.shutdown, in.panicked, in.followed = nil, false, nil
+	in.shutdown, in.panicked, in.panickedAt, in.followed = nil, false, time.Time{}, nil
 	in.mu.Unlock()
 }
 
@@ -254,7 +256,7 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 			in.mu.Unlock()
 		case "GUEST_PANICKED":
 			in.mu.Lock()
-			in.panicked = true
+			in.panicked, in.panickedAt = true, h.cfg.Now()
 			in.mu.Unlock()
 		case "RESET":
 			in.mu.Lock()

@@ -34,3 +34,30 @@ func TestGuestThatPlaysWithItsMemoryWritesNothing(t *testing.T) {
 		t.Errorf("%d writes for %d words of the guest", n, times)
 	}
 }
+
+// A kernel of the user's own may panic and reset itself all the time.
+func TestGuestThatPanicsAllTheTimeWritesOnce(t *testing.T) {
+	e := newEnv(t, false)
+	id, _ := e.running(api.VMSpec{})
+	q := e.fakes.qemu()
+	panicked := func(vm api.VM) bool { return condition(vm, ConditionGuestPanicked) != "" }
+	q.Emit("GUEST_PANICKED", `{"action": "run"}`)
+	e.wait(id, "panicked", panicked)
+	before := e.db.Local().Revision()
+	for range 10 {
+		for _, event := range []string{"RESET", "GUEST_PANICKED"} {
+			looks := q.Count("query-status")
+			q.Emit(event, `{"guest": true, "action": "run", "reason": "guest-reset"}`)
+			e.until("it was looked at", func() bool { return q.Count("query-status") > looks }, nothing)
+		}
+	}
+	q.Emit("RESET", `{"guest": true, "reason": "guest-reset"}`)
+	looks := q.Count("query-status")
+	e.until("the last look", func() bool { e.h.Wake(); return q.Count("query-status") > looks+1 }, nothing)
+	if n := e.db.Local().Revision() - before; n > 1 {
+		t.Errorf("%d writes", n)
+	}
+	e.clock.advance(PanicTime)
+	e.h.Wake()
+	e.wait(id, "it is over", func(vm api.VM) bool { return !panicked(vm) })
+}

@@ -251,8 +251,12 @@ func (s *step) show(state string) {
 	}
 	s.in.mu.Lock()
 	panicked := s.in.panicked
+	left := s.in.panickedAt.Add(PanicTime).Sub(s.now)
 	s.in.mu.Unlock()
-	if panicked {
+	if !panicked && left > 0 {
+		s.lookAgain(left)
+	}
+	if panicked || left > 0 {
 		s.problem(ConditionGuestPanicked, fmt.Sprintf("the guest's kernel panicked; see its console, and reset it with muster vm reboot %s if it does not do so itself", name))
 	}
 }
