@@ -6,7 +6,6 @@ package hypervisor
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"

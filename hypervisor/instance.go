@@ -78,10 +78,10 @@ type instance struct {
 	panicked bool
 	// panickedAt is when its kernel said so last.
 	panickedAt time.Time
-	viewers  int           // of the screen
-	shot     chan struct{} // holds a token while a screenshot is taken
-	stale    bool          // QEMU's devices changed by themselves
-	agent    *agent.Agent
+	viewers    int           // of the screen
+	shot       chan struct{} // holds a token while a screenshot is taken
+	stale      bool          // QEMU's devices changed by themselves
+	agent      *agent.Agent
 	// portKnown is whether the agent knows if a program in the guest has its
 	// channel open; portNews counts the events that told.
 	portKnown bool

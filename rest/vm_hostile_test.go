@@ -84,3 +84,19 @@ func TestADiskIsNotEnlargedUnderAnOperation(t *testing.T) {
 	f.endOperation("a")
 	want[api.Volume](t, f.do(call{method: "PATCH", path: "volumes/a-disk0", body: larger}), http.StatusOK)
 }
+
+// What was asked for and does not exist is named with its field.
+func TestWordsForWhatDoesNotExist(t *testing.T) {
+	f := newFixture(t)
+	const body = `{"meta":{"name":"b"},"spec":{"disks":[{"image":"tiny","pool":"%s"}]}}`
+	p := wantProblem(t, f.do(call{method: "POST", path: "vms", body: strings.ReplaceAll(body, "%s", "nosuch")}), 404, api.CodeNotFound, "spec.disks[0].pool")
+	if !strings.Contains(p.Detail, `"nosuch" does not exist`) {
+		t.Error(p.Detail)
+	}
+	wantProblem(t, f.do(call{method: "POST", path: "vms", body: strings.ReplaceAll(body, "%s", "local")}), 409, api.CodeRefused, "spec.disks[0].pool")
+	f.suspended("a")
+	p = wantProblem(t, f.do(call{method: "DELETE", path: "vms/a"}), 409, api.CodeRefused, "")
+	if !strings.Contains(p.Detail, "muster vm stop --discard-suspend a") {
+		t.Errorf("the remedy is one that is refused: %s", p.Detail)
+	}
+}

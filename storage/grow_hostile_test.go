@@ -24,7 +24,7 @@ func TestEnlargingDoesNotFollowAHeaderToAnotherFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	victim, evil := filepath.Join(k.hostDir(), "victim"), filepath.Join(k.hostDir(), "evil.qcow2")
+	victim, evil := filepath.Join(t.TempDir(), "victim"), filepath.Join(t.TempDir(), "evil.qcow2")
 	qemu(t, "create", "-q", "-f", "qcow2", "-o", "data_file="+victim+",data_file_raw=on", evil, "8M")
 	if err := os.WriteFile(path, read(t, evil), 0o600); err != nil {
 		t.Fatal(err)
