@@ -100,3 +100,14 @@ func TestWordsForWhatDoesNotExist(t *testing.T) {
 		t.Errorf("the remedy is one that is refused: %s", p.Detail)
 	}
 }
+
+// Nobody enlarges the disk of a suspended VM: it has no QEMU to do it, and its memory
+// knows the old size. The request was taken, and waited for ever.
+func TestADiskOfASuspendedVMIsNotEnlarged(t *testing.T) {
+	f := newFixture(t)
+	vm := f.suspended("a")
+	p := wantProblem(t, f.do(call{method: "PATCH", path: "volumes/" + vm.Spec.Disks[0].Volume, body: `{"spec":{"size":"2G"}}`}), 409, api.CodeRefused, "")
+	if !strings.Contains(p.Detail, "muster vm resume a") {
+		t.Error(p.Detail)
+	}
+}

@@ -45,8 +45,9 @@ func (r *volumeResource) change(c *change, old, want *api.Volume) (*effect, erro
 	return e, err
 }
 
-// unworked refuses while something works on a VM that has the volume: a snapshot or
-// a revert has looked at the size.
+// unworked refuses while something works on a VM that has the volume, because a
+// snapshot or a revert has looked at the size; and while its guest is on disk, which
+// expects to find its own disk again.
 func (c *change) unworked(vol *api.Volume) error {
 	for _, by := range configdb.Volumes.Referrers(c.v, vol.Meta.ID) {
 		id, ok := strings.CutPrefix(by, string(api.KindVM)+"/")
@@ -62,6 +63,9 @@ func (c *change) unworked(vol *api.Volume) error {
 		}
 		if err := c.idle(&vm); err != nil {
 			return err
+		}
+		if _, saved := c.saved(id); saved || vm.Spec.Power == api.PowerSuspended {
+			return errSuspended(&vm, "its disks are not enlarged")
 		}
 	}
 	return nil
