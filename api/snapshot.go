@@ -176,7 +176,7 @@ func (s *VMSpec) WithHardware(h *VMSpec) VMSpec {
 	var out VMSpec
 	deepCopy(h, &out)
 	out.HA, out.Power, out.ForceStop, out.Reboots = s.HA, s.Power, s.ForceStop, s.Reboots
-	out.MemoryMin, out.CloudInit, out.Limits = s.MemoryMin, s.CloudInit, s.Limits
+	out.MemoryMin, out.CloudInit, out.Limits, out.Recovery = s.MemoryMin, s.CloudInit, s.Limits, s.Recovery
 	out.Boot = nil // of a QEMU, not of a wish
 	return out
 }

@@ -120,7 +120,7 @@ func TestVMSpec(t *testing.T) {
 	disk := func(d VMDisk) *VMSpec { return &VMSpec{Disks: []VMDisk{{Size: MiB}, d}} }
 	runSpecs(t, []spec{
 		{"empty gets defaults", &VMSpec{}, ""},
-		{"largest", &VMSpec{CPUs: 512, Memory: 8 * TiB, Disks: disks(24), HA: HARestart, Power: PowerPaused}, ""},
+		{"largest", &VMSpec{CPUs: 255, Memory: 8 * TiB, Disks: disks(24), HA: HARestart, Power: PowerPaused}, ""},
 		{"smallest", &VMSpec{CPUs: 1, Memory: 16 * MiB}, ""},
 		{"negative CPUs", &VMSpec{CPUs: -1}, "spec.cpus"},
 		{"too many CPUs", &VMSpec{CPUs: 513}, "spec.cpus"},

@@ -36,7 +36,7 @@ const (
 
 // Limits of a VM's hardware.
 const (
-	MaxCPUs   = 512
+	MaxCPUs   = 255 // of QEMU's machines without interrupt remapping
 	MinMemory = 16 * MiB
 	MaxMemory = 8 * TiB
 	MaxDisks  = 24
@@ -46,8 +46,8 @@ const (
 
 // VMSpec is the wish.
 type VMSpec struct {
-	// CPUs is the number of virtual CPUs, 1-512.
-	CPUs int `json:"cpus" minimum:"1" maximum:"512" doc:"virtual CPUs"`
+	// CPUs is the number of virtual CPUs, 1-255.
+	CPUs int `json:"cpus" minimum:"1" maximum:"255" doc:"virtual CPUs"`
 	// Memory of the guest: 16 MiB to 8 TiB, a multiple of 1 MiB.
 	Memory Size `json:"memory" doc:"guest memory in bytes, or a string such as 512M"`
 	// Disks in boot order, at most 24.

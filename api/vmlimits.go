@@ -15,7 +15,7 @@ const (
 	MaxWeight     = 10000
 	DefaultWeight = 100
 	// MaxCPUPercent: all of 512 CPUs.
-	MaxCPUPercent = 100 * MaxCPUs
+	MaxCPUPercent = 100 * 512
 	// MinMemoryMargin is what QEMU needs at least besides the guest's memory.
 	MinMemoryMargin = 128 * MiB
 	// maxCPUNumber bounds the numbers of host CPUs, maxCPUList a list of them.

@@ -55,7 +55,7 @@ const (
 	// OverheadPerVM is what QEMU itself takes beside the guest's memory.
 	OverheadPerVM = 64 * MiB
 	// maxMachineCPUs is what QEMU's q35 machine has places for.
-	maxMachineCPUs = 255
+	maxMachineCPUs = MaxCPUs
 )
 
 // PowerOn is the hardware that a start now gives the VM, complete with Boot.

@@ -59,9 +59,9 @@ type VMCPU struct {
 	// Sockets, Cores of a socket and Threads of a core: their product is
 	// spec.cpus. What is left out follows from the rest; without any, all CPUs
 	// are cores of one socket.
-	Sockets int `json:"sockets,omitempty" minimum:"0" maximum:"512"`
-	Cores   int `json:"cores,omitempty" minimum:"0" maximum:"512"`
-	Threads int `json:"threads,omitempty" minimum:"0" maximum:"512"`
+	Sockets int `json:"sockets,omitempty" minimum:"0" maximum:"255"`
+	Cores   int `json:"cores,omitempty" minimum:"0" maximum:"255"`
+	Threads int `json:"threads,omitempty" minimum:"0" maximum:"255"`
 }
 
 // FirmwareType is what begins a guest.

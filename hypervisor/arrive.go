@@ -6,7 +6,6 @@ package hypervisor
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -252,6 +251,10 @@ func (s *step) takeOver(ctx context.Context, op *api.Operation) (done bool, err 
 		if op != nil {
 			return true, s.lostArrival(ctx, op, err.Error())
 		}
+		var not *notLoadedError
+		if !errors.As(err, &not) { // nobody has another copy of the guest: wait for an answer
+			return true, s.unreachable(ctx, err)
+		}
 		s.result.After = attachRetry
 		return true, s.h.sweep(ctx, id, s.proc)
 	}
@@ -289,6 +292,11 @@ func (s *step) refusedToRun(ctx context.Context, op *api.Operation, err error) e
 	return s.lostArrival(ctx, op, "QEMU refuses to run the guest there: "+refused.Error())
 }
 
+// notLoadedError is QEMU's own word that it has not got all of the guest.
+type notLoadedError struct{ state string }
+
+func (e *notLoadedError) Error() string { return "its QEMU says " + e.state }
+
 // hasGuest reports whether QEMU has all of the guest; the error says why not.
 func (in *instance) hasGuest(ctx context.Context) error {
 	m, err := in.queryMigrate(ctx)
@@ -296,14 +304,14 @@ func (in *instance) hasGuest(ctx context.Context) error {
 		return err
 	}
 	if m.Status != migCompleted {
-		return fmt.Errorf("its QEMU says %s", m.Status)
+		return &notLoadedError{m.Status}
 	}
 	state, err := in.runState(ctx)
 	if err != nil {
 		return err
 	}
 	if state == runInMigrate {
-		return fmt.Errorf("its QEMU is in state %s", state)
+		return &notLoadedError{state}
 	}
 	return nil
 }

@@ -40,6 +40,9 @@ type departure struct {
 	ending      bool    // and to end that
 	finished    bool    // everything that the guest wrote is at the target
 	limit       int64   // bytes per second that QEMU was told
+
+	silentSince time.Time // QEMU has not answered since
+	cut         bool      // its streams were broken for that
 }
 
 // departure returns the memory of an operation.
@@ -70,11 +73,7 @@ func (s *step) endDeparture() {
 	if out == nil {
 		return
 	}
-	for _, s := range []*sender{out.sending, out.copying} {
-		if s != nil {
-			s.close()
-		}
-	}
+	out.closeStreams()
 }
 
 // depart takes one step of a migration from here and returns QEMU's run state
@@ -95,6 +94,7 @@ func (s *step) depart(ctx context.Context, state string) (string, error) {
 	s.in.mu.Lock()
 	out.info = m
 	s.in.mu.Unlock()
+	out.silentSince = time.Time{}
 	s.result.After = transferLook
 	switch {
 	case !op.Status.Begun:
@@ -405,8 +405,11 @@ func (s *step) watchTransfer(ctx context.Context, op *api.Operation, out *depart
 		return nil
 	case migCompleted:
 		return s.giveAway(ctx, op, out, arr, state)
-	case migDevice: // QEMU says itself how that ends
+	case migDevice: // QEMU says itself how that ends, unless it waits for too long
 		s.result.After = switchLook
+		if out.stalled(op, out.stoodAt, s.now); out.reason != "" {
+			return s.in.command(ctx, "migrate_cancel", nil)
+		}
 		return nil
 	case migPreSwitch:
 		return s.switchOver(ctx, op, out)
@@ -438,6 +441,10 @@ func (s *step) switchOver(ctx context.Context, op *api.Operation, out *departure
 	if err != nil {
 		return err
 	}
+	if out.stoodAt.IsZero() {
+		out.stoodAt = s.now
+	}
+	out.stalled(op, out.stoodAt, s.now)
 	if len(all) > 0 && out.reason == "" && !out.finished {
 		done, err := s.finishMirrors(ctx, out, all)
 		switch {
@@ -453,9 +460,6 @@ func (s *step) switchOver(ctx context.Context, op *api.Operation, out *departure
 	}
 	if out.reason != "" {
 		return s.in.command(ctx, "migrate_cancel", nil)
-	}
-	if out.stoodAt.IsZero() {
-		out.stoodAt = s.now
 	}
 	return s.in.execute(ctx, "migrate-continue", map[string]any{"state": migPreSwitch}, nil)
 }

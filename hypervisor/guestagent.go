@@ -13,6 +13,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/hypervisor/agent"
+	"github.com/muster-vm/muster/internal/access"
 	"github.com/muster-vm/muster/internal/contain"
 )
 
@@ -55,10 +56,9 @@ func (h *Hypervisor) openAgent(in *instance) *agent.Agent {
 		path := h.pathsOf(in.id).agent
 		in.agent = agent.New(agent.Config{
 			VM: name, Log: h.log, Now: h.cfg.Now, Changed: func() { h.loop.Enqueue(in.id) },
-			Dial: func(ctx context.Context) (net.Conn, error) {
-				var d net.Dialer
-				return d.DialContext(ctx, "unix", path)
-			},
+			// The directory is the VM's: another socket there may lead to the agent of
+			// another guest, who would be told this one's passwords.
+			Dial: func(ctx context.Context) (net.Conn, error) { return access.Dial(ctx, path, in.ownPID()) },
 		})
 	}
 	return in.agent

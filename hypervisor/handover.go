@@ -177,6 +177,9 @@ func (s *step) handedOver(ctx context.Context, op *api.Operation) error {
 		}
 		return s.endOperation(ctx, op, api.TaskFailed, api.CodeTimeout, fmt.Sprintf("node %s has the vm, but has not said within %v that it runs", op.Spec.Migration.Node, HandOverTime))
 	case alive && !s.standsStill(ctx):
+		if ctx.Err() != nil { // the daemon ends: that says nothing about QEMU
+			return context.Cause(ctx)
+		}
 		s.h.log.Error("a QEMU that was handed over is not known to stand still; it is killed", "vm", s.vm.Meta.ID, "pid", s.proc.PID)
 		s.result.After = attachRetry
 		return s.h.kill(ctx, s.vm.Meta.ID)

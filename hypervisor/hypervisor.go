@@ -57,6 +57,9 @@ const (
 	// IORetry is the pause between two attempts to continue a guest that was
 	// paused because the host's disk is full.
 	IORetry = 30 * time.Second
+	// PanicTime is how long the panic of a guest is shown at least. A guest may panic
+	// and reset itself a hundred times in a second, and each would be two writes.
+	PanicTime = 30 * time.Second
 	// freshTime is how long a new QEMU may take to open its sockets before
 	// somebody is told, attachRetry the pause between looks meanwhile.
 	freshTime   = 2 * time.Second

@@ -306,6 +306,7 @@ func TestPanicAndDiskErrorAreShown(t *testing.T) {
 	q := e.fakes.qemu()
 	q.Emit("GUEST_PANICKED", `{"action": "run"}`)
 	e.wait(id, "panic", has(ConditionGuestPanicked))
+	e.clock.advance(PanicTime)
 	q.Emit("RESET", `{"guest": true, "reason": "guest-reset"}`)
 	e.wait(id, "no panic", func(vm api.VM) bool { return len(vm.Status.Conditions) == 0 })
 	q.SetState("io-error")

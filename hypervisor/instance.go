@@ -54,6 +54,7 @@ type instance struct {
 	unplugging  map[string]*unplug  // devices that the guest was asked to let go of
 	growing     bool                // the guest's memory is on its way
 	memorySince time.Time           // when the guest was asked for another size of memory
+	memorySaid  memorySaid          // what was said of it
 	grown       map[string]api.Size // disks that QEMU was told to enlarge, by volume
 	linkDown    time.Time           // when a cable was taken out to change a network
 
@@ -75,10 +76,12 @@ type instance struct {
 	followed chan struct{} // closed when all events of conn were seen
 	shutdown *shutdownEvent
 	panicked bool
-	viewers  int           // of the screen
-	shot     chan struct{} // holds a token while a screenshot is taken
-	stale    bool          // QEMU's devices changed by themselves
-	agent    *agent.Agent
+	// panickedAt is when its kernel said so last.
+	panickedAt time.Time
+	viewers    int           // of the screen
+	shot       chan struct{} // holds a token while a screenshot is taken
+	stale      bool          // QEMU's devices changed by themselves
+	agent      *agent.Agent
 	// portKnown is whether the agent knows if a program in the guest has its
 	// channel open; portNews counts the events that told.
 	portKnown bool
@@ -182,9 +185,9 @@ func (in *instance) begin(pid int, now time.Time) {
 	in.pid, in.startedAt, in.wasUp, in.loadPID, in.strayAsked = pid, now, false, 0, false
 	in.quietUntil, in.buttonAt, in.stopSince, in.askedOff = time.Time{}, time.Time{}, time.Time{}, false
 	in.grown = nil
-	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince = false, false, nil, time.Time{}, time.Time{}
+	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince, in.memorySaid = false, false, nil, time.Time{}, time.Time{}, memorySaid{}
 	in.mu.Lock()
-	in.shutdown, in.panicked, in.followed = nil, false, nil
+	in.shutdown, in.panicked, in.panickedAt, in.followed = nil, false, time.Time{}, nil
 	in.mu.Unlock()
 }
 
@@ -253,7 +256,7 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 			in.mu.Unlock()
 		case "GUEST_PANICKED":
 			in.mu.Lock()
-			in.panicked = true
+			in.panicked, in.panickedAt = true, h.cfg.Now()
 			in.mu.Unlock()
 		case "RESET":
 			in.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/hypervisor/argv"
@@ -119,12 +120,30 @@ func (l *live) memory(ctx context.Context) error {
 	if plugged > hot {
 		what = fmt.Sprintf("the guest to give memory back: it has %s and shall have %s", b.Memory+plugged, aim)
 	}
+	what = l.s.in.saidOfMemory(aim, what, l.s.now)
 	l.waits = append(l.waits, what)
 	l.s.lookAgain(UnplugInterval)
 	if l.s.now.Sub(l.s.in.memorySince) >= UnplugTimeout {
 		l.slow = what
 	}
 	return nil
+}
+
+// saidOfMemory is what is said of memory that is on its way. What the guest has is
+// its own to change, once a second; each word of it would be a write to the database,
+// so a new one is said every UnplugInterval at most.
+func (in *instance) saidOfMemory(aim api.Size, text string, now time.Time) string {
+	if old := in.memorySaid; old.aim != aim || now.Sub(old.at) >= UnplugInterval {
+		in.memorySaid = memorySaid{aim, text, now}
+	}
+	return in.memorySaid.text
+}
+
+// memorySaid is the last word, about which wish and when.
+type memorySaid struct {
+	aim  api.Size
+	text string
+	at   time.Time
 }
 
 func peripheral(id string) string { return "/machine/peripheral/" + id }

@@ -270,7 +270,12 @@ func (s *step) updateOperation(ctx context.Context, op *api.Operation, f func(*a
 	wctx, cancel := context.WithTimeout(ctx, WriteDeadline)
 	defer cancel()
 	if _, err := s.h.cfg.DB.Txn(wctx, tx); err != nil {
-		return fmt.Errorf("write the status of the migration of vm %s: %w", s.vm.Meta.Name, err)
+		return &storeError{fmt.Errorf("write the status of the migration of vm %s: %w", s.vm.Meta.Name, err)}
 	}
 	return nil
 }
+
+// storeError is a failure of the database, which says nothing about a QEMU.
+type storeError struct{ error }
+
+func (e *storeError) Unwrap() error { return e.error }

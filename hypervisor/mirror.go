@@ -244,6 +244,9 @@ func (s *step) copyProgress(ctx context.Context, op *api.Operation, out *departu
 }
 
 func (s *step) giveUpCopy(ctx context.Context, op *api.Operation, out *departure) error {
+	if out.copying != nil {
+		out.copying.close() // a job ends only when what is on its way has arrived, or failed
+	}
 	if done, err := s.clearMirrors(ctx); !done || err != nil {
 		s.result.After = lookSoon
 		return err

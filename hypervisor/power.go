@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/hypervisor/console"
 	"github.com/muster-vm/muster/hypervisor/qmp"
 )
@@ -116,6 +117,16 @@ func (s *step) unreachable(ctx context.Context, err error) error {
 	if errors.As(err, &refused) {
 		return fmt.Errorf("vm %s: %w", s.vm.Meta.Name, err)
 	}
+	var store *storeError
+	if errors.As(err, &store) {
+		s.h.log.Warn("a step of a vm is tried again", "vm", s.vm.Meta.ID, "err", err)
+		s.silent = true
+		s.result.After = lookSoon
+		if errors.Is(err, configdb.ErrNoQuorum) {
+			s.result.After = waitLook
+		}
+		return nil
+	}
 	s.h.procs.invalidate()
 	if !s.in.wasUp && s.h.cfg.Now().Sub(s.in.startedAt) < freshTime {
 		s.silent = true
@@ -137,6 +148,7 @@ func (s *step) unreachable(ctx context.Context, err error) error {
 }
 
 func (s *step) unresponsive() {
+	s.cutStalled()
 	if !s.in.wasUp && s.vm.Status.Phase != api.VMRunning && s.vm.Status.Phase != api.VMPaused {
 		s.report(api.VMStarting, "QEMU has not opened its monitor yet")
 	}
@@ -239,8 +251,12 @@ func (s *step) show(state string) {
 	}
 	s.in.mu.Lock()
 	panicked := s.in.panicked
+	left := s.in.panickedAt.Add(PanicTime).Sub(s.now)
 	s.in.mu.Unlock()
-	if panicked {
+	if !panicked && left > 0 {
+		s.lookAgain(left)
+	}
+	if panicked || left > 0 {
 		s.problem(ConditionGuestPanicked, fmt.Sprintf("the guest's kernel panicked; see its console, and reset it with muster vm reboot %s if it does not do so itself", name))
 	}
 }

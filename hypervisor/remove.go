@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/muster-vm/muster/api"
@@ -25,7 +26,13 @@ func (s *step) remove(ctx context.Context) error {
 			return fmt.Errorf("end vm %s before its deletion: %w", s.vm.Meta.Name, err)
 		}
 	}
-	s.in.stopWork()
+	if w := s.in.work; w != nil && !w.ended() {
+		// It may be about to write to a volume that somebody else has next.
+		s.in.stopWork()
+		s.silent = true
+		s.result.After = lookSoon
+		return nil
+	}
 	s.in.detach()
 	s.ended()
 	if err := s.h.endTPM(ctx, id); err != nil {
@@ -89,6 +96,13 @@ func (s *step) giveBack(ctx context.Context) (left []string, err error) {
 			configdb.Volumes.Release(tx, vol.Meta.ID, api.KindVM, id)
 		}
 		if vol.Meta.Owner != owner {
+			continue
+		}
+		if slices.ContainsFunc(configdb.Volumes.Referrers(s.v, vol.Meta.ID), func(by string) bool { return by != owner }) {
+			vol.Meta.Owner = "" // it is another VM's disk by now
+			if err := configdb.Volumes.UpdateSpec(s.v, tx, vol); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		left = append(left, vol.Meta.Name)

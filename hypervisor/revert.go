@@ -288,7 +288,9 @@ func (o *operation) exchangeDevices(v *configdb.View, tx *configdb.Txn, vm *api.
 	for _, d := range vm.Spec.Disks {
 		vol, err := configdb.Volumes.Find(v, vm.Meta.Project, d.Volume)
 		if err == nil && !then[d.Volume] {
-			configdb.Volumes.Release(tx, vol.Meta.ID, api.KindVM, vm.Meta.ID)
+			if err := configdb.ReleaseVolume(v, tx, vm.Meta.ID, &vol); err != nil {
+				return err
+			}
 		}
 	}
 	left := slices.DeleteFunc(slices.Clone(vm.Spec.NICs), func(n api.VMNIC) bool {

@@ -35,14 +35,28 @@ type evacuation struct {
 	placer rest.Placer
 	log    *slog.Logger
 	term   uint64
-	// tries and reasons are by VM: how often its move was begun, and why it stays.
+	// known is by the ID of the evacuation, which is that of its node.
+	known map[string]*attempts
+}
+
+// attempts are by VM: how often its move was begun, the last task, why it stays.
+type attempts struct {
 	tries   map[string]int
 	tasks   map[string]string
 	reasons map[string]string
 }
 
+func (e *evacuation) of(ev *api.Evacuation) *attempts {
+	a := e.known[ev.Meta.ID]
+	if a == nil {
+		a = &attempts{tries: map[string]int{}, tasks: map[string]string{}, reasons: map[string]string{}}
+		e.known[ev.Meta.ID] = a
+	}
+	return a
+}
+
 func newEvacuation(db configdb.DB, placer rest.Placer, term uint64, log *slog.Logger) *evacuation {
-	return &evacuation{db: db, placer: placer, log: log, term: term, tries: map[string]int{}, tasks: map[string]string{}, reasons: map[string]string{}}
+	return &evacuation{db: db, placer: placer, log: log, term: term, known: map[string]*attempts{}}
 }
 
 func (m *member) evacuate(ctx context.Context, term uint64) error {
@@ -65,9 +79,25 @@ func (m *member) evacuate(ctx context.Context, term uint64) error {
 func (e *evacuation) look(ctx context.Context) error {
 	all, err := configdb.Evacuations.List(e.db.Local())
 	for i := range all {
-		if !all[i].Status.Phase.Final() {
+		switch _, nodeErr := configdb.Nodes.Get(e.db.Local(), all[i].Meta.ID); {
+		case nodeErr != nil && api.IgnoreNotFound(nodeErr) == nil:
+			err = errors.Join(err, e.drop(ctx, &all[i]))
+		case !all[i].Status.Phase.Final():
 			err = errors.Join(err, e.step(ctx, &all[i]))
 		}
+	}
+	return err
+}
+
+// drop forgets the evacuation of a node that was removed meanwhile. Nobody else
+// does: its task is about a node that is not there.
+func (e *evacuation) drop(ctx context.Context, ev *api.Evacuation) error {
+	tx := e.txn()
+	configdb.Evacuations.DeleteUnnamed(tx, ev)
+	delete(e.known, ev.Meta.ID)
+	_, err := e.db.Txn(ctx, tx)
+	if err == nil {
+		e.log.Info("the evacuation of a node that was removed is forgotten", "node", ev.Spec.Node)
 	}
 	return err
 }
@@ -108,7 +138,7 @@ func (e *evacuation) step(ctx context.Context, ev *api.Evacuation) error {
 		return e.write(ctx, ev, st)
 	}
 	for i := range guests {
-		if g := &guests[i]; !g.busy && moving < ev.Spec.Parallel && e.reasons[g.vm.Meta.ID] == "" {
+		if g := &guests[i]; !g.busy && moving < ev.Spec.Parallel && e.of(ev).reasons[g.vm.Meta.ID] == "" {
 			began, err := e.move(ctx, ev, g)
 			if err != nil {
 				return err
@@ -151,7 +181,7 @@ func (e *evacuation) report(ctx context.Context, ev *api.Evacuation, st api.Evac
 	var left []string
 	waiting := 0
 	for i := range guests {
-		if why := e.reasons[guests[i].vm.Meta.ID]; why != "" {
+		if why := e.of(ev).reasons[guests[i].vm.Meta.ID]; why != "" {
 			left = append(left, guests[i].vm.Meta.Name+": "+why)
 		} else {
 			waiting++
@@ -184,7 +214,7 @@ func (e *evacuation) move(ctx context.Context, ev *api.Evacuation, g *guest) (be
 	if g.vm.Meta.Deleting() || changing(&g.vm) {
 		return false, nil // it is looked at again when that is over
 	}
-	if task := e.tasks[id]; task != "" && e.tries[id] >= evacuateTries {
+	if task := e.of(ev).tasks[id]; task != "" && e.of(ev).tries[id] >= evacuateTries {
 		why := "its migration failed"
 		if t, err := configdb.Tasks.Get(e.db.Local(), task); err == nil && t.Status.Message != "" {
 			why += ": " + t.Status.Message
@@ -229,7 +259,7 @@ func changing(vm *api.VM) bool {
 func (e *evacuation) stay(ctx context.Context, ev *api.Evacuation, g *guest, why error) error {
 	id := g.vm.Meta.ID
 	if ev.Spec.Level != api.EvacuateStop || atRest(&g.vm) || slices.Contains(ev.Status.Stopped, id) {
-		e.reasons[id] = why.Error()
+		e.of(ev).reasons[id] = why.Error()
 		return nil
 	}
 	e.log.Info("a VM that cannot be moved while it runs is shut down", "vm", id, "reason", why)
@@ -269,8 +299,8 @@ func (e *evacuation) migrate(ctx context.Context, ev *api.Evacuation, g *guest) 
 	if _, err := e.db.Txn(ctx, tx); err != nil {
 		return err
 	}
-	e.tries[g.vm.Meta.ID]++
-	e.tasks[g.vm.Meta.ID] = task
+	e.of(ev).tries[g.vm.Meta.ID]++
+	e.of(ev).tasks[g.vm.Meta.ID] = task
 	return nil
 }
 
@@ -323,7 +353,7 @@ func (e *evacuation) startAgain(ctx context.Context, ev *api.Evacuation) error {
 		}
 		b, berr := configdb.Bindings.Get(v, id)
 		gone := err != nil || berr != nil || vm.Meta.Deleting() || vm.Spec.Power != api.PowerStopped
-		if !gone && (vm.Status.Phase != api.VMStopped || b.Spec.NodeID == ev.Meta.ID && e.reasons[id] == "") {
+		if !gone && (vm.Status.Phase != api.VMStopped || b.Spec.NodeID == ev.Meta.ID && e.of(ev).reasons[id] == "") {
 			continue // it is still shutting down, or has not moved yet
 		}
 		tx := e.txn()
@@ -349,11 +379,12 @@ func (e *evacuation) startAgain(ctx context.Context, ev *api.Evacuation) error {
 
 func (e *evacuation) end(ctx context.Context, ev *api.Evacuation, st api.EvacuationStatus, phase api.TaskPhase, code api.Code, message string) error {
 	st.Phase, st.Code, st.Message = phase, code, message
+	if err := e.write(ctx, ev, st); err != nil {
+		return err
+	}
+	delete(e.known, ev.Meta.ID)
 	e.log.Info("evacuation ended", "node", ev.Spec.Node, "phase", phase, "reason", message)
-	clear(e.tries)
-	clear(e.tasks)
-	clear(e.reasons)
-	return e.write(ctx, ev, st)
+	return nil
 }
 
 func (e *evacuation) write(ctx context.Context, ev *api.Evacuation, st api.EvacuationStatus) error {

@@ -225,7 +225,7 @@ func (b *beginning) chooseTarget(in *api.MigrateRequest, copied []string) (api.N
 	}
 	id, _, err := b.Placer.ChooseOther(b.v, vm, exclude, in.To, copied)
 	if err != nil {
-		return owner, err
+		return owner, atField(err, "to")
 	}
 	return configdb.Nodes.Get(b.v, id)
 }

@@ -57,7 +57,7 @@ func TestOpenAPI(t *testing.T) {
 			t.Errorf("schema %s is missing", m[1])
 		}
 	}
-	for _, has := range []string{`"enum":["none","restart"]`, `"maximum":512`, `"readOnly":true`, `"openapi":"3.1.0"`} {
+	for _, has := range []string{`"enum":["none","restart"]`, `"maximum":255`, `"readOnly":true`, `"openapi":"3.1.0"`} {
 		if !strings.Contains(string(a.body), has) {
 			t.Errorf("%s is missing", has)
 		}

@@ -304,6 +304,8 @@ func (r *vmResource) delete(q *request) error {
 		case force:
 			c.discardSaved(&st.vm)
 			st.vm.Spec.Power, st.vm.Spec.ForceStop = api.PowerStopped, true
+		case !st.vm.Meta.Deleting() && vm.Spec.Power == api.PowerSuspended:
+			return nil, errSuspended(&vm, "it is not removed with the memory of its guest")
 		case !st.vm.Meta.Deleting():
 			return nil, api.Errorf(api.CodeRefused, "vm %s is %s; stop it first, or force it (--force, ?force=true)", vm.Meta.Name, phaseText(&vm))
 		}

@@ -95,7 +95,7 @@ func TestCreateVMRefusesBadInput(t *testing.T) {
 		{"no such volume", `{"meta":{"name":"a"},"spec":{"disks":[{"volume":"nope"}]}}`, 404, api.CodeNotFound, "spec.disks[0].volume"},
 		{"volume and image", `{"meta":{"name":"a"},"spec":{"disks":[{"volume":"v","image":"tiny"}]}}`, 422, api.CodeInvalid, "spec.disks[0]"},
 		{"smaller than the image", `{"meta":{"name":"a"},"spec":{"disks":[{"image":"tiny","size":"1M"}]}}`, 422, api.CodeInvalid, "spec.disks[0].size"},
-		{"clone in another pool", `{"meta":{"name":"a"},"spec":{"disks":[{"image":"tiny","pool":"local"}]}}`, 409, api.CodeRefused, ""},
+		{"clone in another pool", `{"meta":{"name":"a"},"spec":{"disks":[{"image":"tiny","pool":"local"}]}}`, 409, api.CodeRefused, "spec.disks[0].pool"},
 		{"too large", `{"meta":{"name":"` + strings.Repeat("a", 2<<20) + `"}}`, 413, api.CodeTooLarge, ""},
 	}
 	for _, tt := range tests {

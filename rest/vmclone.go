@@ -82,7 +82,7 @@ func (r *vmResource) copyOf(c *change, in CloneRequest) (*effect, error) {
 // name: with it comes a new instance for cloud-init, which makes new host keys.
 func wishesOf(source *api.VM, name string) *api.VMSpec {
 	was := source.Clone()
-	s := &api.VMSpec{HA: was.Spec.HA, Power: api.PowerStopped, MemoryMin: was.Spec.MemoryMin, Limits: was.Spec.Limits, CloudInit: was.Spec.CloudInit}
+	s := &api.VMSpec{HA: was.Spec.HA, Power: api.PowerStopped, MemoryMin: was.Spec.MemoryMin, Limits: was.Spec.Limits, CloudInit: was.Spec.CloudInit, Recovery: was.Spec.Recovery}
 	if s.CloudInit != nil {
 		_, domain, qualified := strings.Cut(s.CloudInit.Hostname, ".")
 		s.CloudInit.Hostname = ""

@@ -198,8 +198,11 @@ func (c *change) source(vol *api.Volume, field string) (*api.Image, api.Pool, er
 		case vol.Spec.Pool == "":
 			vol.Spec.Pool = img.Spec.Pool
 		case vol.Spec.Pool != img.Spec.Pool:
-			return nil, api.Pool{}, api.Errorf(api.CodeRefused,
-				"image %s is in pool %s and a volume cloned from it has to be there too, not in pool %s", img.Meta.Name, img.Spec.Pool, vol.Spec.Pool)
+			if pool, err := configdb.Pools.Find(c.v, api.DefaultProject, vol.Spec.Pool); err != nil {
+				return nil, pool, atField(err, field+".pool")
+			}
+			return nil, api.Pool{}, &api.Error{Code: api.CodeRefused, Field: field + ".pool", Detail: fmt.Sprintf(
+				"image %s is in pool %s and a volume cloned from it has to be there too, not in pool %s; leave the pool out", img.Meta.Name, img.Spec.Pool, vol.Spec.Pool)}
 		}
 		if vs := img.Status.VirtualSize; vol.Spec.Size != 0 && vol.Spec.Size < vs {
 			return nil, api.Pool{}, api.Invalid(field+".size", "is %s, less than the %s of image %s", vol.Spec.Size, vs, img.Meta.Name)

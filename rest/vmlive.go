@@ -108,8 +108,10 @@ func (c *change) replaceDisks(old *api.VM, st *vmState, want []api.VMDisk) ([]ne
 		case err != nil && api.CodeOf(err) == api.CodeNotFound:
 		case err != nil:
 			return nil, err
-		case atRest(old):
-			// The node must not say meanwhile that it has started the VM.
+		case atRest(old) && old.Status.ObservedGeneration == old.Meta.Generation:
+			// The word "stopped" is about this very wish: one that is older may have been
+			// followed by a start that the node has not told yet. And the node must not say
+			// meanwhile that it has started the VM.
 			c.tx.RequireRevision(configdb.VMs.StatusKey(vm.Meta.ID), vm.Meta.StatusRevision)
 			if err := configdb.ReleaseVolume(c.v, c.tx, vm.Meta.ID, &vol); err != nil {
 				return nil, err

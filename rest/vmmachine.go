@@ -4,6 +4,7 @@
 package rest
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -23,7 +24,7 @@ const cidTries = 16
 // what it claims, and the volumes that keep its state, which it returns.
 func (c *change) newMachine(vm *api.VM, disks []newVolume) ([]newVolume, error) {
 	s := &vm.Spec
-	if err := c.extraArgs(nil, s.ExtraArgs); err != nil {
+	if err := errors.Join(c.extraArgs(nil, s.ExtraArgs), c.hostDevices(nil, s.HostDevices)); err != nil {
 		return nil, err
 	}
 	if s.Firmware != nil {
@@ -48,6 +49,15 @@ func (c *change) extraArgs(old, want []string) error {
 		return nil
 	}
 	return &api.Error{Code: api.CodeForbidden, Field: "spec.extraArgs", Detail: fmt.Sprintf("is for administrators; %q has the role %s", c.q.who.actor, c.q.who.role)}
+}
+
+// hostDevices refuses a change of the host's devices that a VM has by anybody but an
+// administrator: among those of USB are the disks and the keys of the host itself.
+func (c *change) hostDevices(old, want []api.VMHostDevice) error {
+	if slices.Equal(old, want) || c.q.who.may(needAdministrator) {
+		return nil
+	}
+	return &api.Error{Code: api.CodeForbidden, Field: "spec.hostDevices", Detail: fmt.Sprintf("is for administrators; %q has the role %s", c.q.who.actor, c.q.who.role)}
 }
 
 // argNames are the options among extra arguments, for the audit trail. Their
@@ -213,7 +223,7 @@ func (c *change) changeMachine(st *vmState, old, want *api.VM) error {
 	if err := keepState(&old.Spec, w); err != nil {
 		return err
 	}
-	if err := c.extraArgs(old.Spec.ExtraArgs, w.ExtraArgs); err != nil {
+	if err := errors.Join(c.extraArgs(old.Spec.ExtraArgs, w.ExtraArgs), c.hostDevices(old.Spec.HostDevices, w.HostDevices)); err != nil {
 		return err
 	}
 	changed := machineChanges(&old.Spec, w)

@@ -4,7 +4,10 @@
 package rest
 
 import (
+	"strings"
+
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
 )
 
 // change carries out a PUT or PATCH: of a volume only the size changes, and only
@@ -24,6 +27,9 @@ func (r *volumeResource) change(c *change, old, want *api.Volume) (*effect, erro
 	if old.Status.Phase != api.StorageReady {
 		return nil, api.Errorf(api.CodeRefused, "volume %s is %s; enlarge it when it is ready", old.Meta.Name, old.Status.Phase)
 	}
+	if err := c.unworked(old); err != nil {
+		return nil, err
+	}
 	before := old.Clone()
 	before.Spec.Size = size
 	if _, err := r.updateLabels(c, &before, want); err != nil { // nothing else
@@ -37,4 +43,30 @@ func (r *volumeResource) change(c *change, old, want *api.Volume) (*effect, erro
 		Action: api.ActionVolumeResize, TargetKind: api.KindVolume, TargetID: want.Meta.ID, Target: want.Meta.Name, TargetGeneration: want.Meta.Generation,
 	}, storageDeadline)
 	return e, err
+}
+
+// unworked refuses while something works on a VM that has the volume, because a
+// snapshot or a revert has looked at the size; and while its guest is on disk, which
+// expects to find its own disk again.
+func (c *change) unworked(vol *api.Volume) error {
+	for _, by := range configdb.Volumes.Referrers(c.v, vol.Meta.ID) {
+		id, ok := strings.CutPrefix(by, string(api.KindVM)+"/")
+		if !ok {
+			continue
+		}
+		vm, err := configdb.VMs.Get(c.v, id)
+		if api.IgnoreNotFound(err) != nil {
+			return err
+		}
+		if err != nil {
+			continue
+		}
+		if err := c.idle(&vm); err != nil {
+			return err
+		}
+		if _, saved := c.saved(id); saved || vm.Spec.Power == api.PowerSuspended {
+			return errSuspended(&vm, "its disks are not enlarged")
+		}
+	}
+	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -29,7 +30,7 @@ func (s *Service) grow(ctx context.Context, v *configdb.View, vol api.Volume) (r
 		return reconcile.Result{After: retryPool}, s.growing(ctx, id, err.Error())
 	}
 	path := volumePath(lp.path, id)
-	have, err := s.grown(ctx, lp, path)
+	have, err := s.grown(ctx, v, lp, &vol)
 	if err != nil {
 		return reconcile.Result{After: retryPool}, errors.Join(s.growing(ctx, id, diskError(lp, "enlarge the volume", err).Error()), context.Cause(ctx))
 	}
@@ -50,8 +51,21 @@ func (s *Service) grow(ctx context.Context, v *configdb.View, vol api.Volume) (r
 	}))
 }
 
-func (s *Service) grown(ctx context.Context, lp *localPool, path string) (int64, error) {
-	return call(ctx, lp.work, infoDeadline+callDeadline, func() (int64, error) { return s.img.sizeOf(ctx, path) })
+// grown is the size of a volume, as its header has it. That is read here: qemu-img
+// would open what else the header names, and a QEMU may have written it.
+func (s *Service) grown(ctx context.Context, v *configdb.View, lp *localPool, vol *api.Volume) (int64, error) {
+	path := volumePath(lp.path, vol.Meta.ID)
+	if _, err := s.honest(ctx, v, lp, path, vol.Meta.Project, vol.Meta.Name); err != nil {
+		return 0, err
+	}
+	return call(ctx, lp.work, callDeadline, func() (int64, error) {
+		f, err := os.Open(path)
+		if err != nil {
+			return 0, err
+		}
+		defer f.Close()
+		return sizeIn(f)
+	})
 }
 
 // growing says why a volume is not as large as wished yet.

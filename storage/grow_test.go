@@ -4,6 +4,8 @@
 package storage
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -59,4 +61,25 @@ func TestAVolumeGrowsAndAQEMUThatHasItDoesTheWork(t *testing.T) {
 		t.Fatal(err)
 	}
 	grown(32 * api.MiB)
+}
+
+func TestSizeOfAHeader(t *testing.T) {
+	for _, c := range []struct {
+		size string
+		want api.Size
+	}{{"1M", api.MiB}, {"256T", 256 * api.TiB}} {
+		path := filepath.Join(t.TempDir(), "v.qcow2")
+		qemu(t, "create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", path, c.size)
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if got, err := sizeIn(f); err != nil || got != int64(c.want) {
+			t.Errorf("%s: %d, %v", c.size, got, err)
+		}
+	}
+	if _, err := sizeIn(strings.NewReader(strings.Repeat("\xff", 104))); api.CodeOf(err) != api.CodeRefused {
+		t.Errorf("an absurd size: %v", err)
+	}
 }

@@ -151,6 +151,23 @@ func backingOf(r io.ReaderAt) (string, error) {
 	return string(name), nil
 }
 
+// qcow2SizeAt is where a qcow2 header has the virtual size, in bytes.
+const qcow2SizeAt = 24
+
+// sizeIn returns the virtual size that the header of a volume says. It has been
+// looked at by backingOf.
+func sizeIn(r io.ReaderAt) (int64, error) {
+	var b [8]byte
+	if _, err := r.ReadAt(b[:], qcow2SizeAt); err != nil {
+		return 0, err
+	}
+	size := binary.BigEndian.Uint64(b[:])
+	if size > uint64(maxVirtualSize) {
+		return 0, api.Errorf(api.CodeRefused, "its virtual size of %d bytes is over the limit of %s", size, api.Size(maxVirtualSize))
+	}
+	return int64(size), nil
+}
+
 func checkQcow2Extensions(h []byte, at int) error {
 	for at+8 <= len(h) {
 		kind, length := binary.BigEndian.Uint32(h[at:]), int64(binary.BigEndian.Uint32(h[at+4:]))

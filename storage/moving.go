@@ -60,6 +60,9 @@ func (s *Service) MakeCopy(ctx context.Context, v *configdb.View, volumeID strin
 	defer s.moves.Unlock()
 	path = volumePath(lp.path, volumeID)
 	if err := lp.work.do(ctx, callDeadline, func() error {
+		if err := unmarked(path); err != nil {
+			return err
+		}
 		if err := os.WriteFile(path+copyMark, nil, 0o600); err != nil {
 			return err
 		}
@@ -77,6 +80,17 @@ func (s *Service) MakeCopy(ctx context.Context, v *configdb.View, volumeID strin
 		return "", "", diskError(lp, "make the volume's copy", err)
 	}
 	return path, formatQcow2, nil
+}
+
+// unmarked refuses to replace a file that no migration has made: after the restore of
+// an older backup it may be the last copy of the volume.
+func unmarked(path string) error {
+	_, file := os.Lstat(path)
+	_, mark := os.Lstat(path + copyMark)
+	if file != nil || mark == nil {
+		return nil
+	}
+	return api.Errorf(api.CodeRefused, "%s is there already, and no migration has put it there; look what it is and move it away", path)
 }
 
 // MarkCopied marks the file of a volume that a migration takes away from here.
@@ -231,7 +245,7 @@ func (s *Service) sever(ctx context.Context, id string) error {
 		if !ok {
 			return errNotOurs
 		}
-		vol.Spec.Image, vol.Spec.Size = "", vol.Status.Size
+		vol.Spec.Image, vol.Spec.Size = "", max(vol.Spec.Size, vol.Status.Size)
 		tx.RequireRevision(configdb.Operations.SpecKey(strings.TrimPrefix(vol.Meta.Owner, "vm/")), 0)
 		configdb.Images.Release(tx, img.Meta.ID, api.KindVolume, id)
 		return configdb.Volumes.UpdateSpec(v, tx, &vol)

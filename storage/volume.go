@@ -82,11 +82,12 @@ func (s *Service) reconcileVolume(ctx context.Context, id string) (reconcile.Res
 		return reconcile.Result{}, nil
 	case vol.Meta.Deleting():
 		return s.deleteVolume(ctx, v, vol)
-	case vol.Status.Phase == api.StorageReady && vol.Status.Size < vol.Spec.Size:
-		return s.grow(ctx, v, vol)
 	case vol.Status.Phase == api.StorageReady:
-		if _, ok := s.severed(v, &vol); ok {
+		if _, ok := s.severed(v, &vol); ok { // its header names no image any more
 			return reconcile.Result{}, s.sever(ctx, id)
+		}
+		if vol.Status.Size < vol.Spec.Size {
+			return s.grow(ctx, v, vol)
 		}
 		return reconcile.Result{}, nil
 	}

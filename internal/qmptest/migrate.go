@@ -23,6 +23,7 @@ type migration struct {
 	goOn     chan struct{} // closed by migrate-continue
 	cancel   bool
 	was      string // run state before
+	stall    bool   // it waits for the other end in the switch
 }
 
 // BreakMirrors ends the copies of disks with an error.
@@ -79,6 +80,14 @@ func (q *QEMU) Release() {
 	}
 }
 
+// StallSwitch makes the next migration hang in its switch, as QEMU does that cannot
+// write to the other end: it answers nothing until its stream is broken.
+func (q *QEMU) StallSwitch() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.stall = true
+}
+
 // Migration returns QEMU's migration status.
 func (q *QEMU) Migration() string {
 	q.mu.Lock()
@@ -124,11 +133,11 @@ func (q *QEMU) migrateCommand(cmd string, args json.RawMessage) (reply string, a
 		q.listen = append(q.listen, ln)
 		go q.receive(ln)
 	case "migrate":
-		q.mig = migration{status: "setup", released: q.hold, goOn: make(chan struct{}), was: q.state}
+		q.mig = migration{status: "setup", released: q.hold, goOn: make(chan struct{}), was: q.state, stall: q.stall}
 		return done, func() { go q.send(path) }, true
 	case "migrate_cancel":
 		switch q.mig.status {
-		case "setup", "active", "pre-switchover":
+		case "setup", "active", "pre-switchover", "device":
 			q.mig.cancel = true
 			q.setMigration("cancelling")
 			if q.mig.conn != nil {
@@ -198,6 +207,13 @@ func (q *QEMU) send(path string) {
 		q.mu.Unlock()
 		<-goOn
 		q.mu.Lock()
+		if q.mig.stall && !q.mig.cancel {
+			q.hang = true
+			q.mu.Unlock()
+			<-gone
+			q.mu.Lock()
+			q.hang, err = false, io.ErrUnexpectedEOF
+		}
 	}
 	if err == nil && !q.mig.cancel {
 		select {

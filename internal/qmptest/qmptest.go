@@ -33,6 +33,7 @@ type QEMU struct {
 	mu       sync.Mutex
 	mig      migration
 	hold     chan struct{}
+	stall    bool
 	on       map[string]func()
 	state    string
 	hang     bool
