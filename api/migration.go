@@ -12,6 +12,10 @@ const (
 	MaxDowntimeMillis     = 60_000
 	MinBandwidth          = 1 * MiB
 	MaxBandwidth          = 1 * TiB
+	// DefaultMigrationChannels is how many connections carry the memory if nobody
+	// says otherwise; docs/benchmarks.md has the figures.
+	DefaultMigrationChannels = 1
+	MaxMigrationChannels     = 16
 )
 
 // MigrationSpec is the wish of a vm.migrate operation.
@@ -27,6 +31,9 @@ type MigrationSpec struct {
 	// Volumes are the IDs of the volumes that are copied along, because they are
 	// in a pool of the source alone.
 	Volumes []string `json:"volumes,omitempty"`
+	// Channels is how many connections shall carry the memory, if both nodes say
+	// in their status that they do that; 0 and 1 are one.
+	Channels int `json:"channels,omitempty"`
 }
 
 // MigrateRequest is the body of POST /vms/{name}/migrate.
@@ -39,6 +46,8 @@ type MigrateRequest struct {
 	Bandwidth Size `json:"bandwidth,omitempty" doc:"most bytes per second"`
 	// WithStorage copies the volumes that are in a pool of the source alone.
 	WithStorage bool `json:"withStorage,omitempty" doc:"copy the disks that only the present node has"`
+	// Channels: 1-16; 0 means DefaultMigrationChannels.
+	Channels int `json:"channels,omitempty" doc:"how many connections carry the memory at once"`
 }
 
 // Validate checks the numbers.
@@ -54,7 +63,18 @@ func (r *MigrateRequest) Validate() error {
 	if b := r.Bandwidth; b != 0 && (b < MinBandwidth || b > MaxBandwidth) {
 		return Invalid("bandwidth", "is %s per second; give %s to %s", b, MinBandwidth, MaxBandwidth)
 	}
+	if r.Channels < 0 || r.Channels > MaxMigrationChannels {
+		return Invalid("channels", "is %d; give 1 to %d connections", r.Channels, MaxMigrationChannels)
+	}
 	return nil
+}
+
+// WishedChannels is how many connections shall carry the memory.
+func (r *MigrateRequest) WishedChannels() int {
+	if r.Channels == 0 {
+		return DefaultMigrationChannels
+	}
+	return r.Channels
 }
 
 // Arrival is a VM that moves to a node, as that node sees it. Its ID is the
@@ -89,4 +109,8 @@ type ArrivalStatus struct {
 	Message string `json:"message,omitempty"`
 	// Code of the failure.
 	Code Code `json:"code,omitempty"`
+	// Channels that the target's QEMU waits for beside its main connection; it
+	// answers the source's word in the operation's status. Absent: none, as from
+	// an older node.
+	Channels int `json:"channels,omitempty"`
 }

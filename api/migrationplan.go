@@ -61,6 +61,8 @@ type MigrationPlan struct {
 	// that nobody bounds it and that it is a guess.
 	Bandwidth Size `json:"bandwidth"`
 	Assumed   bool `json:"assumed,omitempty"`
+	// Channels that would carry the memory.
+	Channels int `json:"channels"`
 	// TotalMillis and DowntimeMillis are the forecast. Converges is false if the
 	// guest changes its memory faster than it can be sent: then it is slowed down.
 	TotalMillis    int64 `json:"totalMillis"`

@@ -47,6 +47,9 @@ type OperationStatus struct {
 	// Machine is what the guest of a migration runs in; the status of the VM has
 	// its hardware, which does not change any more.
 	Machine *SavedMachine `json:"machine,omitempty"`
+	// Channels is over how many connections the source can send the guest of a
+	// migration; it comes with Machine. Absent: one, as from an older node.
+	Channels int `json:"channels,omitempty"`
 }
 
 // IsOperation reports whether an action is carried out as an operation.

@@ -143,7 +143,7 @@ func (s *step) listen(ctx context.Context, op *api.Operation, arr api.Arrival) e
 	}
 	if m.Status == migNone && len(m.Sockets) == 0 {
 		// The socket of the memory comes last: where that is, the rest is, too.
-		err := s.in.setCapabilities(ctx, "events", capLateActivate)
+		err := s.in.withChannels(ctx, op.Status.Channels, "events", capLateActivate)
 		if err == nil {
 			err = s.export(ctx, op)
 		}
@@ -158,7 +158,9 @@ func (s *step) listen(ctx context.Context, op *api.Operation, arr api.Arrival) e
 			return err
 		}
 	}
-	return s.writeArrival(ctx, arr, func(st *api.ArrivalStatus) { st.Phase, st.Message, st.Code = api.ArrivalReady, "", "" })
+	return s.writeArrival(ctx, arr, func(st *api.ArrivalStatus) {
+		st.Phase, st.Message, st.Code, st.Channels = api.ArrivalReady, "", "", op.Status.Channels
+	})
 }
 
 // noteArrival says what the target waits for.

@@ -206,6 +206,9 @@ func (s *step) prepareDeparture(ctx context.Context, op *api.Operation, out *dep
 	return s.updateOperation(ctx, op, func(st *api.OperationStatus) {
 		st.Phase, st.Begun, st.Progress = api.TaskRunning, true, 1
 		st.Message = "memory goes to node " + op.Spec.Migration.Node
+		if n := channelsOf(op, &arr); n > 0 {
+			st.Message += fmt.Sprintf(" over %d connections", n)
+		}
 	})
 }
 
@@ -230,7 +233,7 @@ func (s *step) tellMachine(ctx context.Context, op *api.Operation, out *departur
 	if err != nil {
 		return err
 	}
-	return s.updateOperation(ctx, op, func(st *api.OperationStatus) { st.Machine = m })
+	return s.updateOperation(ctx, op, func(st *api.OperationStatus) { st.Machine, st.Channels = m, canSend(op) })
 }
 
 // waitsFor says what a migration has to wait for before it begins, by its turn at
@@ -360,9 +363,13 @@ func (s *step) send(ctx context.Context, op *api.Operation, out *departure) erro
 	if out.sending != nil {
 		out.sending.close()
 	}
-	var err error
+	arr, err := s.arrivalOf(op)
+	if err != nil {
+		return err
+	}
+	channels := channelsOf(op, &arr)
 	path := s.h.pathsOf(s.vm.Meta.ID).out
-	if out.sending, err = s.h.newSender(path, to.NodeID, streamHello{VM: s.vm.Meta.ID, Task: op.Spec.TaskID, Purpose: purposeMemory}); err != nil {
+	if out.sending, err = s.h.newSender(path, to.NodeID, streamHello{VM: s.vm.Meta.ID, Task: op.Spec.TaskID, Purpose: purposeMemory, Channels: channels}); err != nil {
 		return err
 	}
 	out.begun, out.started = true, true
@@ -373,7 +380,7 @@ func (s *step) send(ctx context.Context, op *api.Operation, out *departure) erro
 	if to.MaxDowntimeMillis > 0 {
 		downtime = to.MaxDowntimeMillis
 	}
-	err = s.in.setCapabilities(ctx, "auto-converge", "events", capPauseSwitch)
+	err = s.in.withChannels(ctx, channels, "auto-converge", "events", capPauseSwitch)
 	if err == nil {
 		err = s.in.execute(ctx, "migrate-set-parameters", map[string]any{"max-bandwidth": bandwidth, "downtime-limit": downtime}, nil)
 	}

@@ -234,6 +234,7 @@ type Hypervisor struct {
 	runCtx    context.Context // of Run; only for goroutines that Run waits for
 	tasks     *contain.Group  // of Run
 	instances map[string]*instance
+	gates     map[string]*gate // of VMs that come over several connections
 	strangers map[string]Process
 	starting  map[string]api.Size // VM that waits for room → what it needs
 	waiting   map[string]string   // volume being deleted → VM that waits for it
@@ -361,7 +362,7 @@ func (h *Hypervisor) Run(ctx context.Context) error {
 	h.mu.Lock()
 	h.running = false
 	all := h.instances
-	h.instances = map[string]*instance{}
+	h.instances, h.gates = map[string]*instance{}, map[string]*gate{}
 	h.mu.Unlock()
 	for _, in := range all {
 		in.detach()

@@ -192,7 +192,7 @@ func TestTransferAndDirtyRateOfARealQEMU(t *testing.T) {
 	if tr, err := p.h.MigrationTransfer(t.Context(), id); err != nil || tr != nil {
 		t.Errorf("before it began: %+v, %v", tr, err)
 	}
-	p.migrate(id, func(m *api.MigrationSpec) { m.Bandwidth = api.MiB })
+	p.migrate(id, func(m *api.MigrationSpec) { m.Bandwidth, m.Channels = api.MiB, 2 })
 	var last *api.MigrationTransfer
 	p.until("memory flows", func() bool {
 		tr, err := p.h.MigrationTransfer(t.Context(), id)
@@ -206,4 +206,18 @@ func TestTransferAndDirtyRateOfARealQEMU(t *testing.T) {
 	p.cancel(id)
 	p.over(id, "cancelled")
 	p.settled(id, "node-1")
+
+	// One of several connections breaks: the guest stays, and moves at the next try.
+	p.migrate(id, func(m *api.MigrationSpec) { m.Bandwidth, m.Channels = api.MiB, 4 })
+	p.until("memory flows again", func() bool {
+		tr, err := p.h.MigrationTransfer(t.Context(), id)
+		must(t, err)
+		return tr != nil && tr.State == "active" && tr.Sent > 0
+	}, nothing)
+	p.links.severOne()
+	p.over(id, "failed")
+	p.settled(id, "node-1")
+	p.migrate(id, over4)
+	p.over(id, "succeeded")
+	p.settled(id, "node-2")
 }

@@ -596,7 +596,7 @@ func TestMigrationOfARealQEMU(t *testing.T) {
 	if strings.Contains(string(c.History(1<<20)), "SeaBIOS") {
 		t.Error("the firmware began anew")
 	}
-	p.migrate(id, nil)
+	p.migrate(id, over4)
 	p.over(id, "succeeded")
 	p.settled(id, "node-1")
 	if now := p.vm(id); now.Status.PID == was.Status.PID || now.Status.Crashes != 0 {

@@ -31,7 +31,7 @@ const (
 	// maxHello is the longest line in bytes.
 	maxHello = 4096
 	// MaxStreams are carried at a time to this node.
-	MaxStreams = 64
+	MaxStreams = 128
 	streamOK   = "ok"
 )
 
@@ -48,6 +48,9 @@ type streamHello struct {
 	VM      string `json:"vm"`
 	Task    string `json:"task"`
 	Purpose string `json:"purpose"`
+	// Channels are how many others there are beside the main connection with
+	// memory; only a target that said so gets it.
+	Channels int `json:"channels,omitempty"`
 }
 
 // The purposes of a stream.
@@ -137,7 +140,7 @@ func (h *Hypervisor) ServeStream(ctx context.Context, conn net.Conn, peer string
 		h.log.Warn("a stream began with no word for what it is", "peer", peer, "err", err)
 		return
 	}
-	up, err := h.admitStream(ctx, hello, peer)
+	up, g, err := h.admitStream(ctx, hello, peer)
 	if err != nil {
 		h.log.Warn("a stream is refused", "peer", peer, "vm", hello.VM, "purpose", hello.Purpose, "err", err)
 		fmt.Fprintln(conn, strings.ReplaceAll(err.Error(), "\n", " "))
@@ -148,39 +151,53 @@ func (h *Hypervisor) ServeStream(ctx context.Context, conn net.Conn, peer string
 		stopUp := context.AfterFunc(ctx, func() { _ = up.Close() })
 		defer stopUp()
 	}
-	if _, err := fmt.Fprintln(conn, streamOK); err != nil || up == nil {
+	if g != nil {
+		defer h.leaveGate(hello.VM, g)
+	}
+	if _, err := fmt.Fprintln(conn, streamOK); err != nil || up == nil && g == nil {
 		return
 	}
 	_ = conn.SetDeadline(time.Time{})
-	if err := splice(c, up); err != nil {
+	if g != nil {
+		err = g.carry(ctx, c)
+	} else {
+		err = splice(c, up)
+	}
+	if err != nil {
 		h.log.Info("a stream broke", "peer", peer, "vm", hello.VM, "purpose", hello.Purpose, "err", err)
 	}
 }
 
 // admitStream checks that a node may send what it wants to send and returns the
-// connection to QEMU, if there is to be one.
-func (h *Hypervisor) admitStream(ctx context.Context, hello streamHello, peer string) (net.Conn, error) {
+// connection to QEMU, or the gate that leads to it, if there is to be one.
+func (h *Hypervisor) admitStream(ctx context.Context, hello streamHello, peer string) (up net.Conn, g *gate, err error) {
 	op := liveMigration(h.cfg.DB.Local(), hello.VM)
 	mark, err := h.marked(hello.VM)
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	case op == nil || op.Spec.TaskID != hello.Task:
-		return nil, fmt.Errorf("node %s knows no migration of vm %s in task %s", h.cfg.NodeName, hello.VM, hello.Task)
+		return nil, nil, fmt.Errorf("node %s knows no migration of vm %s in task %s", h.cfg.NodeName, hello.VM, hello.Task)
 	case op.Spec.NodeID != peer || op.Spec.Migration.NodeID != h.cfg.NodeID:
-		return nil, api.Errorf(api.CodeForbidden, "the migration of vm %s is not one from node %s to node %s", op.Spec.VM, peer, h.cfg.NodeName)
+		return nil, nil, api.Errorf(api.CodeForbidden, "the migration of vm %s is not one from node %s to node %s", op.Spec.VM, peer, h.cfg.NodeName)
 	case mark != hello.Task:
-		return nil, fmt.Errorf("node %s does not expect vm %s", h.cfg.NodeName, op.Spec.VM)
+		return nil, nil, fmt.Errorf("node %s does not expect vm %s", h.cfg.NodeName, op.Spec.VM)
 	}
 	switch hello.Purpose {
 	case purposeMemory:
-		return h.dialIncoming(ctx, hello.VM, h.pathsOf(hello.VM).in)
+		if hello.Channels > 0 {
+			g, err = h.enterGate(hello)
+			return nil, g, err
+		}
+		up, err = h.dialIncoming(ctx, hello.VM, h.pathsOf(hello.VM).in)
+		return up, nil, err
 	case purposeDisk:
-		return h.dialIncoming(ctx, hello.VM, h.pathsOf(hello.VM).nbd)
+		up, err = h.dialIncoming(ctx, hello.VM, h.pathsOf(hello.VM).nbd)
+		return up, nil, err
 	case purposeLoaded:
-		return nil, h.awaitLoaded(ctx, hello.VM)
+		return nil, nil, h.awaitLoaded(ctx, hello.VM)
 	}
-	return nil, fmt.Errorf("node %s does not know streams for %q; upgrade it", h.cfg.NodeName, hello.Purpose)
+	return nil, nil, fmt.Errorf("node %s does not know streams for %q; upgrade it", h.cfg.NodeName, hello.Purpose)
 }
 
 // dialIncoming connects to a socket of the waiting QEMU, and to that of no other:
@@ -223,24 +240,35 @@ func (h *Hypervisor) awaitLoaded(ctx context.Context, id string) error {
 // splice copies both ways until both ends are done or one fails. What one side
 // ends, the other is told.
 func splice(a, b net.Conn) error {
-	errs := make(chan error, 2)
-	go func() { errs <- contain.Call(func() error { return pour(a, b) }) }()
-	go func() { errs <- contain.Call(func() error { return pour(b, a) }) }()
-	err := <-errs
-	if err != nil { // the other direction is of no use any more
-		_ = a.Close()
-		_ = b.Close()
-	}
-	second := <-errs
-	_ = a.Close()
-	_ = b.Close()
-	if err == nil {
-		err = second
-	}
+	_, err := join(a, b)
 	if errors.Is(err, net.ErrClosed) {
 		return nil
 	}
 	return err
+}
+
+// join is splice that tells whether b was the first to end, and that connections
+// were closed from here.
+func join(a, b net.Conn) (second bool, err error) {
+	type end struct {
+		ofB bool
+		err error
+	}
+	ends := make(chan end, 2)
+	go func() { ends <- end{true, contain.Call(func() error { return pour(a, b) })} }()
+	go func() { ends <- end{false, contain.Call(func() error { return pour(b, a) })} }()
+	first := <-ends
+	if first.err != nil { // the other direction is of no use any more
+		_ = a.Close()
+		_ = b.Close()
+	}
+	other := <-ends
+	_ = a.Close()
+	_ = b.Close()
+	if first.err != nil {
+		return first.ofB, first.err
+	}
+	return first.ofB, other.err
 }
 
 // pour copies one way until the end, and tells it.
@@ -257,6 +285,9 @@ func pour(to, from net.Conn) error {
 type sender struct {
 	ln     net.Listener
 	cancel context.CancelFunc
+	// most connections are carried, all or none of them; 0 is no bound, and each
+	// for itself.
+	most int
 
 	mu   sync.Mutex
 	last error
@@ -279,14 +310,21 @@ func (h *Hypervisor) newSender(path, node string, hello streamHello) (*sender, e
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &sender{ln: ln, cancel: cancel}
+	if hello.Channels > 0 {
+		s.most = hello.Channels + 1
+	}
 	context.AfterFunc(ctx, func() { _ = ln.Close() })
 	h.spawn(func(run context.Context) {
 		stop := context.AfterFunc(run, cancel)
 		defer stop()
-		for {
+		for n := 1; ; n++ {
 			c, err := ln.Accept()
 			if err != nil {
 				return
+			}
+			if s.most > 0 && n > s.most {
+				_ = c.Close()
+				continue
 			}
 			h.spawn(func(context.Context) { s.carry(ctx, h, c, node, hello) })
 		}
@@ -302,9 +340,13 @@ func (s *sender) err() error {
 	return s.last
 }
 
-// carry takes one connection of QEMU to the target.
+// carry takes one connection of QEMU to the target. Of several that belong
+// together one that breaks ends all, or QEMU would wait for the others. A target
+// that ends one first has all of the guest or is broken: either way nothing
+// flows any more.
 func (s *sender) carry(ctx context.Context, h *Hypervisor, c net.Conn, node string, hello streamHello) {
 	defer c.Close()
+	far := false
 	out, err := h.openStream(ctx, node, hello)
 	if err == nil {
 		stop := context.AfterFunc(ctx, func() {
@@ -312,13 +354,16 @@ func (s *sender) carry(ctx context.Context, h *Hypervisor, c net.Conn, node stri
 			_ = out.Close()
 		})
 		defer stop()
-		err = splice(c, out)
+		far, err = join(c, out)
 		_ = out.Close()
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
 		h.log.Warn("a stream to the target broke", "vm", hello.VM, "purpose", hello.Purpose, "err", err)
 		s.mu.Lock()
 		s.last = err
 		s.mu.Unlock()
+	}
+	if s.most > 0 && (far || err != nil) {
+		s.cancel()
 	}
 }

@@ -32,7 +32,7 @@ func TestGuestCountsThroughMigrations(t *testing.T) {
 
 	for i := range 3 {
 		from := f.nodes[0].vm("web1").Status.Node
-		out := f.nodes[i].run("vm", "migrate", "web1")
+		out := f.nodes[i].run("vm", "migrate", "web1", "--channels", strconv.Itoa(1+2*i))
 		now := f.nodes[i].vm("web1")
 		if now.Status.Node == from || now.Status.PID == 0 {
 			t.Fatalf("after migration %d it is on %s, was on %s: %s", i, now.Status.Node, from, out)
@@ -53,7 +53,7 @@ func TestGuestCountsThroughMigrations(t *testing.T) {
 			to := f.others(from)[0]
 			asked := f.others(from)[1]
 			f.eventually(60*time.Second, "a migration begins", func() error { // the other one may still be ending
-				if r := asked.try("vm", "migrate", "web1", "--to", to.name, "--bandwidth", "4M", "--no-wait"); r.code != 0 {
+				if r := asked.try("vm", "migrate", "web1", "--to", to.name, "--bandwidth", "4M", "--channels", "2", "--no-wait"); r.code != 0 {
 					return fmt.Errorf("%s", r.stderr)
 				}
 				return nil

@@ -262,16 +262,24 @@ func TestMigrationIsPlannedAndFollowed(t *testing.T) {
 	was := f.rev()
 	for _, node := range []string{at, other} { // one of them has to ask the other
 		p := want[api.MigrationPlan](t, f.do(call{method: "GET", path: "vms/web1/migration/plan?bandwidth=64M", node: node}), http.StatusOK)
-		if p.From != at || p.To != other || p.Memory != vm.Spec.Memory || p.DirtyRate != 3*api.MiB || p.Bandwidth != 64*api.MiB || p.Assumed || !p.Converges || p.TotalMillis < 1 || len(p.Volumes) != 0 {
+		if p.From != at || p.To != other || p.Memory != vm.Spec.Memory || p.DirtyRate != 3*api.MiB || p.Bandwidth != 64*api.MiB || p.Assumed || !p.Converges || p.TotalMillis < 1 || len(p.Volumes) != 0 || p.Channels != api.DefaultMigrationChannels {
 			t.Errorf("asked at %s: %+v", node, p)
 		}
 	}
 	wantProblem(t, f.do(call{method: "GET", path: "vms/web1/migration/plan?target=" + at}), 409, api.CodeRefused, "to")
 	wantProblem(t, f.do(call{method: "GET", path: "vms/web1/migration/plan?bandwidth=much"}), 422, api.CodeInvalid, "bandwidth")
+	wantProblem(t, f.do(call{method: "GET", path: "vms/web1/migration/plan?channels=17"}), 422, api.CodeInvalid, "channels")
+	wantProblem(t, f.do(call{method: "POST", path: "vms/web1/migrate", body: `{"channels": 17}`}), 422, api.CodeInvalid, "channels")
+	if p := want[api.MigrationPlan](t, f.do(call{method: "GET", path: "vms/web1/migration/plan?channels=3"}), http.StatusOK); p.Channels != 3 {
+		t.Errorf("%+v", p)
+	}
 	if f.rev() != was {
 		t.Error("a plan wrote something")
 	}
-	r := want[TaskReply](t, f.do(call{method: "POST", path: "vms/web1/migrate"}), http.StatusAccepted)
+	r := want[TaskReply](t, f.do(call{method: "POST", path: "vms/web1/migrate", body: `{"channels": 16}`}), http.StatusAccepted)
+	if op, err := configdb.Operations.Get(f.db.Local(), vm.Meta.ID); err != nil || op.Spec.Migration.Channels != 16 {
+		t.Errorf("%+v, %v", op.Spec.Migration, err)
+	}
 	for _, node := range []string{at, other} {
 		p := want[api.MigrationProgress](t, f.do(call{method: "GET", path: "vms/web1/migration", node: node, role: api.RoleViewer}), http.StatusOK)
 		if p.From != at || p.To != other || p.Task != r.Task.Meta.ID || p.Phase != api.TaskPending || p.Transfer == nil || p.Transfer.MemoryLeft != api.MiB {

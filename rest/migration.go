@@ -88,6 +88,7 @@ func (b *beginning) write(tx *configdb.Txn, in *api.MigrateRequest, to api.Node,
 			Action: api.ActionVMMigrate, VM: vm.Meta.Name, TaskID: task.Meta.ID, NodeID: at.NodeID, Epoch: at.Epoch,
 			Migration: &api.MigrationSpec{
 				NodeID: to.Meta.ID, Node: to.Meta.Name, MaxDowntimeMillis: in.MaxDowntimeMillis, Bandwidth: in.Bandwidth, Volumes: copied,
+				Channels: in.WishedChannels(),
 			},
 		},
 		Status: api.OperationStatus{Phase: api.TaskPending},

@@ -17,7 +17,7 @@ func (r *vmResource) migrationReads() []route {
 	}, {
 		method: http.MethodGet, path: base + "vms/{name}/migration/plan", need: needViewer, handle: r.migrationPlan,
 		summary: "Where a VM would be migrated to, what would go along and how long it would take; changes nothing",
-		params:  append(append([]string{}, oneParams...), "target", "withStorage", "bandwidth", "maxDowntimeMillis"), out: typeOf[api.MigrationPlan](), status: http.StatusOK,
+		params:  append(append([]string{}, oneParams...), "target", "withStorage", "bandwidth", "maxDowntimeMillis", "channels"), out: typeOf[api.MigrationPlan](), status: http.StatusOK,
 	}}
 }
 
@@ -104,6 +104,9 @@ func planRequest(q *request) (*api.MigrateRequest, error) {
 	if in.MaxDowntimeMillis, err = q.intParam("maxDowntimeMillis", 0, 0, api.MaxDowntimeMillis); err != nil {
 		return nil, err
 	}
+	if in.Channels, err = q.intParam("channels", 0, 0, api.MaxMigrationChannels); err != nil {
+		return nil, err
+	}
 	if b := q.r.URL.Query().Get("bandwidth"); b != "" {
 		if in.Bandwidth, err = api.ParseSize(b); err != nil {
 			return nil, api.Invalid("bandwidth", "%v", err)
@@ -123,7 +126,7 @@ func (m Migration) Plan(v *configdb.View, vm api.VM, in *api.MigrateRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	p := &api.MigrationPlan{VM: vm.Meta.Name, From: from.Meta.Name, To: to.Meta.Name, Memory: vm.Status.Hardware.Memory, Bandwidth: in.Bandwidth}
+	p := &api.MigrationPlan{VM: vm.Meta.Name, From: from.Meta.Name, To: to.Meta.Name, Memory: vm.Status.Hardware.Memory, Bandwidth: in.Bandwidth, Channels: in.WishedChannels()}
 	if balloon := vm.Status.Memory; balloon != nil {
 		p.Memory = min(p.Memory, balloon.Target)
 	}

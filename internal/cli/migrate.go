@@ -17,6 +17,7 @@ func (a *app) vmMigrate() *cobra.Command {
 	var bandwidth api.Size
 	var downtime time.Duration
 	var storage, dryRun bool
+	var channels int
 	cmd := &cobra.Command{
 		Use: "migrate NAME...", Short: "Move running VMs to another node without stopping them", Args: atLeastOne("NAME"),
 		Long: `Moves running or paused VMs to the node of --to, or to the best other one. The guest
@@ -32,6 +33,11 @@ migration up.`,
 			set(body, "to", to)
 			set(body, "bandwidth", bandwidth)
 			set(body, "withStorage", storage)
+			if cmd.Flags().Changed("channels") {
+				if body["channels"] = channels; channels < 1 || channels > api.MaxMigrationChannels {
+					return usagef("--channels: is %d; give 1 to %d", channels, api.MaxMigrationChannels)
+				}
+			}
 			if cmd.Flags().Changed("max-downtime") {
 				body["maxDowntimeMillis"] = downtime.Milliseconds()
 				if downtime < time.Millisecond {
@@ -55,6 +61,7 @@ migration up.`,
 	cmd.Flags().BoolVar(&storage, "with-storage", false, "copy the disks that only the present node has")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only say where to, what would go along and how long it would take")
 	cmd.Flags().DurationVar(&downtime, "max-downtime", api.DefaultDowntimeMillis*time.Millisecond, "how long the guest may stand still for the last of its memory")
+	cmd.Flags().IntVar(&channels, "channels", api.DefaultMigrationChannels, "how many connections carry the memory at once")
 	a.completeFlag(cmd, "to", a.completeNames(api.KindNode))
 	return cmd
 }

@@ -10,10 +10,12 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // migration is the part of the fake that sends or receives a guest. What is sent
-// is one line, "memory", while the guest runs and one, "last", after that.
+// is one line, "memory", while the guest runs and one, "last", after that. With
+// the capability multifd there are more connections, as QEMU 7.2 has them.
 type migration struct {
 	status   string
 	err      string
@@ -24,6 +26,43 @@ type migration struct {
 	cancel   bool
 	was      string // run state before
 	stall    bool   // it waits for the other end in the switch
+}
+
+// What the connections of a migration begin with if there are several.
+const (
+	mainMagic    = "QEVM"
+	channelMagic = "\x11\x22\x33\x44"
+)
+
+// setMultifd keeps what matters of migrate-set-capabilities and
+// migrate-set-parameters.
+func (q *QEMU) setMultifd(args json.RawMessage) {
+	var a struct {
+		Capabilities []struct {
+			Capability string
+			State      bool
+		}
+		Channels int `json:"multifd-channels"`
+	}
+	_ = json.Unmarshal(args, &a)
+	for _, c := range a.Capabilities {
+		if c.Capability == "multifd" {
+			q.multifd = c.State
+		}
+	}
+	if a.Channels > 0 {
+		q.channels = a.Channels
+	}
+}
+
+// Channels is how many connections beside the main one QEMU was told to use.
+func (q *QEMU) Channels() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.multifd {
+		return 0
+	}
+	return q.channels
 }
 
 // BreakMirrors ends the copies of disks with an error.
@@ -118,7 +157,9 @@ func (q *QEMU) migrateCommand(cmd string, args json.RawMessage) (reply string, a
 	_ = json.Unmarshal(args, &a)
 	path := strings.TrimPrefix(a.URI, "unix:")
 	switch cmd {
-	case "migrate-set-capabilities", "migrate-set-parameters", "announce-self":
+	case "announce-self":
+	case "migrate-set-capabilities", "migrate-set-parameters":
+		q.setMultifd(args)
 	case "query-migrate":
 		return q.migrateInfo(), nil, true
 	case "migrate-incoming":
@@ -174,23 +215,35 @@ func (q *QEMU) migrateInfo() string {
 
 // send plays the source until the end of its migration.
 func (q *QEMU) send(path string) {
+	channels := q.Channels()
 	c, err := net.Dial("unix", path)
+	gone := make(chan struct{}) // the other end hung up
+	hung := sync.OnceFunc(func() { close(gone) })
+	begin := "memory\n"
+	for range channels {
+		var ch net.Conn
+		if err == nil {
+			ch, err = net.Dial("unix", path)
+		}
+		if err == nil { // they speak before the main one does
+			begin = mainMagic + "memory\n"
+			_, err = io.WriteString(ch, channelMagic)
+			go func() { _, _ = io.Copy(io.Discard, ch); hung() }()
+			defer ch.Close()
+		}
+	}
 	q.mu.Lock()
 	if err == nil {
 		q.mig.conn = c
-		_, err = io.WriteString(c, "memory\n")
+		_, err = io.WriteString(c, begin)
 	}
 	released, goOn := q.mig.released, q.mig.goOn
 	if err == nil && !q.mig.cancel {
 		q.setMigration("active")
 	}
 	q.mu.Unlock()
-	gone := make(chan struct{}) // the other end hung up
 	if err == nil {
-		go func() {
-			_, _ = io.Copy(io.Discard, c)
-			close(gone)
-		}()
+		go func() { _, _ = io.Copy(io.Discard, c); hung() }()
 		if released != nil {
 			select {
 			case <-released:
@@ -259,9 +312,26 @@ func (q *QEMU) receive(ln net.Listener) {
 	if err != nil {
 		return
 	}
+	want := "memory\nlast\n"
+	if n := q.Channels(); n > 0 {
+		want = mainMagic + want // the first that comes is the main one
+		for range n {
+			ch, aerr := ln.Accept()
+			magic := make([]byte, len(channelMagic))
+			if aerr == nil {
+				defer ch.Close()
+				_, aerr = io.ReadFull(ch, magic)
+			}
+			if aerr != nil || string(magic) != channelMagic {
+				_ = c.Close()
+				q.Exit(1, 0)
+				return
+			}
+		}
+	}
 	b, err := io.ReadAll(c)
 	_ = c.Close()
-	if err != nil || string(b) != "memory\nlast\n" {
+	if err != nil || string(b) != want {
 		q.Exit(1, 0)
 		return
 	}

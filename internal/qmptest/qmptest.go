@@ -34,6 +34,8 @@ type QEMU struct {
 	mig      migration
 	hold     chan struct{}
 	stall    bool
+	multifd  bool
+	channels int // of multifd
 	on       map[string]func()
 	state    string
 	hang     bool
