@@ -270,7 +270,7 @@ func New(cfg Config) (*Hypervisor, error) {
 	}
 	h := &Hypervisor{
 		cfg: cfg, log: cfg.Log, procs: newProcessTable(cfg.Guard), users: newUserTable(cfg.Users),
-		instances: map[string]*instance{}, strangers: map[string]Process{}, waiting: map[string]string{},
+		instances: map[string]*instance{}, gates: map[string]*gate{}, strangers: map[string]Process{}, waiting: map[string]string{},
 		tell: make(chan struct{}, 1), agentWake: make(chan struct{}, 1),
 		starting: map[string]api.Size{}, hurry: make(chan struct{}, 1),
 	}
@@ -362,7 +362,7 @@ func (h *Hypervisor) Run(ctx context.Context) error {
 	h.mu.Lock()
 	h.running = false
 	all := h.instances
-	h.instances, h.gates = map[string]*instance{}, map[string]*gate{}
+	h.instances = map[string]*instance{}
 	h.mu.Unlock()
 	for _, in := range all {
 		in.detach()
