@@ -198,7 +198,7 @@ func over4(m *api.MigrationSpec) { m.Channels = 4 }
 func (l *links) severOne() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, c := range l.conns[:2] {
+	for _, c := range l.conns[len(l.conns)-2:] { // of the latest
 		_ = c.Close()
 	}
 }
