@@ -110,32 +110,43 @@ func (b *bareMover) begin(context.Context) error { return b.qmp.do("cont", nil, 
 
 func (b *bareMover) log() string { return filepath.Join(b.dir, "log") }
 
-// shell types a command at the guest's console.
-func (b *bareMover) shell(command string) error {
+// shell types a command at the guest's console and waits until it has said a line.
+// Only then it hangs up: QEMU forgets what it has not read when that happens.
+func (b *bareMover) shell(command, said string) error {
 	c, err := net.Dial("unix", filepath.Join(b.dir, "serial"))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(step)); err != nil {
+		return err
+	}
+	r := bufio.NewReader(c)
+	await := func(what string, ok func(line string) bool) error {
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				return fmt.Errorf("wait for %s: %w", what, err)
+			}
+			if ok(strings.TrimSpace(line)) {
+				return nil
+			}
+		}
+	}
 	if _, err := fmt.Fprint(c, "\n"); err != nil { // asks for the shell
 		return err
 	}
-	prompt := bufio.NewReader(c)
-	if err := c.SetReadDeadline(time.Now().Add(ready)); err != nil {
+	if err := await("the shell of the guest", func(line string) bool { return strings.HasSuffix(line, shellPrompt) }); err != nil {
 		return err
 	}
-	for {
-		line, err := prompt.ReadString('\n')
-		if err != nil {
-			return fmt.Errorf("wait for the shell of the guest: %w", err)
-		}
-		if strings.Contains(line, "muster-guest shell") {
-			break
-		}
+	if _, err := fmt.Fprintf(c, "%s\n", command); err != nil {
+		return err
 	}
-	_, err = fmt.Fprintf(c, "%s\n", command)
-	return err
+	return await(said, func(line string) bool { return line == said })
 }
+
+// shellPrompt is what the guest's shell says before each command.
+const shellPrompt = "muster-guest shell (exit to leave)"
 
 func (b *bareMover) end() error {
 	if b.qmp != nil {

@@ -130,15 +130,10 @@ func (m *movers) fill(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if err := m.at.shell(pulse); err != nil {
+	if err := m.at.shell(pulse, "filled"); err != nil {
 		return err
 	}
-	for _, log := range []func() string{m.log, m.at.log} {
-		if err := until(ctx, step, "the guest's memory is filled", func() bool { return strings.Contains(read(log()), "filled") }); err != nil {
-			return err
-		}
-	}
-	return nil
+	return until(ctx, step, "the guest's memory is filled", func() bool { return strings.Contains(read(m.log()), "filled") })
 }
 
 func read(path string) string {
