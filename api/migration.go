@@ -13,7 +13,7 @@ const (
 	MinBandwidth          = 1 * MiB
 	MaxBandwidth          = 1 * TiB
 	// DefaultMigrationChannels is how many connections carry the memory if nobody
-	// says otherwise.
+	// says otherwise; docs/benchmarks.md has the figures.
 	DefaultMigrationChannels = 1
 	MaxMigrationChannels     = 16
 )

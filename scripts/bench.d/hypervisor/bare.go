@@ -4,12 +4,9 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,19 +39,9 @@ func beginBare(ctx context.Context, o *ours) (*direct, error) {
 		if _, err := o.command(ctx, append([]string{"vm", "create", name, "--start"}, create...)...); err != nil {
 			return d, err
 		}
-		args, vmDir, err := o.arguments(ctx, name)
+		or, err := o.original(ctx, name, o.data)
 		if err != nil {
 			return d, err
-		}
-		or := original{args: args, dir: vmDir}
-		for _, a := range args {
-			if _, rest, ok := strings.Cut(a, "filename="+o.data); ok {
-				file, _, _ := strings.Cut(rest, ",")
-				or.disk = o.data + file
-			}
-		}
-		if or.disk == "" {
-			return d, fmt.Errorf("no disk in %q", args)
 		}
 		if err := o.stop(ctx, name); err != nil {
 			return d, err
@@ -67,6 +54,32 @@ func beginBare(ctx context.Context, o *ours) (*direct, error) {
 		d.argv[kind] = or
 	}
 	return d, nil
+}
+
+// original is the command line of a VM whose disk is below a folder.
+func (o *ours) original(ctx context.Context, name, pool string) (or original, err error) {
+	if or.args, or.dir, err = o.arguments(ctx, name); err != nil {
+		return or, err
+	}
+	for _, a := range or.args {
+		if _, rest, ok := strings.Cut(a, "filename="+pool); ok {
+			file, _, _ := strings.Cut(rest, ",")
+			or.disk = pool + file
+		}
+	}
+	if or.disk == "" {
+		return or, fmt.Errorf("no disk in %q", or.args)
+	}
+	return or, nil
+}
+
+// moved are the arguments with another run directory and disk.
+func (or *original) moved(dir, disk string) []string {
+	args := make([]string, len(or.args))
+	for i, a := range or.args {
+		args[i] = strings.ReplaceAll(strings.ReplaceAll(a, or.dir, dir), or.disk, disk)
+	}
+	return args
 }
 
 // kinds of VMs: one whose firmware finds no system, one with a guest.
@@ -117,10 +130,7 @@ func (d *direct) prepare(name string) (*exec.Cmd, func(context.Context) error, e
 }
 
 func (d *direct) command(or original, name, dir, disk string) *exec.Cmd {
-	args := make([]string, len(or.args))
-	for i, a := range or.args {
-		args[i] = strings.ReplaceAll(strings.ReplaceAll(a, or.dir, dir), or.disk, disk)
-	}
+	args := or.moved(dir, disk)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = dir
 	d.running[name] = cmd
@@ -129,48 +139,16 @@ func (d *direct) command(or original, name, dir, disk string) *exec.Cmd {
 
 // awaitRunning talks QMP until query-status says running.
 func awaitRunning(ctx context.Context, socket string) error {
-	var conn net.Conn
-	if err := until(ctx, ready, "QEMU opens its monitor", func() (ok bool) {
-		var err error
-		conn, err = net.Dial("unix", socket)
-		return err == nil
-	}); err != nil {
+	m, err := dialMonitor(ctx, socket)
+	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }()
-	r := bufio.NewReader(conn)
-	if _, err := r.ReadBytes('\n'); err != nil {
-		return err
-	}
-	ask := func(cmd string) (string, error) {
-		if _, err := fmt.Fprintf(conn, "{\"execute\":%q}\n", cmd); err != nil {
-			return "", err
-		}
-		for {
-			line, err := r.ReadBytes('\n')
-			if err != nil {
-				return "", err
-			}
-			var reply struct {
-				Event  string `json:"event"`
-				Return struct {
-					Status string `json:"status"`
-				} `json:"return"`
-			}
-			if err := json.Unmarshal(line, &reply); err != nil {
-				return "", err
-			}
-			if reply.Event == "" {
-				return reply.Return.Status, nil
-			}
-		}
-	}
-	if _, err := ask("qmp_capabilities"); err != nil {
-		return err
-	}
+	defer func() { _ = m.conn.Close() }()
 	for {
-		state, err := ask("query-status")
-		if err != nil || state == "running" {
+		var is struct {
+			Status string `json:"status"`
+		}
+		if err := m.do("query-status", nil, &is); err != nil || is.Status == "running" {
 			return err
 		}
 		time.Sleep(look)

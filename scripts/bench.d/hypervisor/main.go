@@ -85,8 +85,7 @@ func run() int {
 	return 0
 }
 
-// all begins the systems and takes the rows in their order. The row of migration
-// belongs after states: two daemons, and two bare QEMUs driven by hand.
+// all begins the systems and takes the rows in their order.
 func (b *bench) all(ctx context.Context) (err error) {
 	if err := os.RemoveAll(b.data); err != nil {
 		return err
@@ -108,7 +107,7 @@ func (b *bench) all(ctx context.Context) (err error) {
 		take func(context.Context) error
 	}{
 		{"start", b.starts}, {"first serial byte", b.serial}, {"state", b.states},
-		{"twenty in a row and at once", b.fleets}, {"idle", b.idle}, {"linked clones", b.clones},
+		{"migration", b.migrations}, {"twenty in a row and at once", b.fleets}, {"idle", b.idle}, {"linked clones", b.clones},
 	} {
 		fmt.Printf("== %s\n", row.name)
 		if err := b.load.during(row.name, func() error { return row.take(ctx) }); err != nil {

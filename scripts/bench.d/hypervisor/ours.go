@@ -41,7 +41,8 @@ type ours struct {
 	token               string
 }
 
-func beginOurs(ctx context.Context, programs, data, guest string) (*ours, error) {
+// spawnDaemon starts a daemon that is in no cluster yet.
+func spawnDaemon(ctx context.Context, programs, data, name string) (*ours, error) {
 	run, err := os.MkdirTemp("/run", "mb") // sockets have short names
 	if err != nil {
 		return nil, err
@@ -50,22 +51,42 @@ func beginOurs(ctx context.Context, programs, data, guest string) (*ours, error)
 	if err != nil {
 		return nil, err
 	}
-	o := &ours{programs: programs, data: filepath.Join(data, "muster"), run: run, url: "https://" + port}
-	if o.log, err = os.Create(filepath.Join(data, "musterd.log")); err != nil {
+	o := &ours{programs: programs, data: filepath.Join(data, name), run: run, url: "https://" + port}
+	if o.log, err = os.Create(filepath.Join(data, name+".log")); err != nil {
 		return nil, err
 	}
-	o.daemon = exec.Command(filepath.Join(programs, "musterd"), "--data-dir", o.data, "--run-dir", run, "--listen", port)
+	o.daemon = exec.Command(filepath.Join(programs, "musterd"), "--data-dir", o.data, "--run-dir", run, "--listen", port, "--node-name", name)
 	o.daemon.Stdout, o.daemon.Stderr = o.log, o.log
 	o.daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a signal for the bench is not for it
 	if err := o.daemon.Start(); err != nil {
 		return nil, err
 	}
-	if err := until(ctx, ready, "musterd is ready", func() bool { _, err := os.Stat(filepath.Join(o.data, "muster.sock")); return err == nil }); err != nil {
-		return o, err
-	}
-	out, err := o.command(ctx, "cluster", "init", "--data-dir", o.data)
+	return o, until(ctx, ready, "musterd is ready", func() bool { _, err := os.Stat(filepath.Join(o.data, "muster.sock")); return err == nil })
+}
+
+// beginOurs is one daemon, its cluster and the guest's image.
+func beginOurs(ctx context.Context, programs, data, guest string) (*ours, error) {
+	o, err := spawnDaemon(ctx, programs, data, "muster")
 	if err != nil {
 		return o, err
+	}
+	if err := o.found(ctx); err != nil {
+		return o, err
+	}
+	if err := until(ctx, ready, "the pool is ready", func() bool {
+		_, err := o.command(ctx, "image", "create", "guest", "--file", guest)
+		return err == nil
+	}); err != nil {
+		return o, err
+	}
+	return o, o.settle(ctx)
+}
+
+// found makes a cluster of the daemon.
+func (o *ours) found(ctx context.Context) error {
+	out, err := o.command(ctx, "cluster", "init", "--data-dir", o.data)
+	if err != nil {
+		return err
 	}
 	_, rest, _ := strings.Cut(out, "token: ")
 	o.token, _, _ = strings.Cut(rest, "\n")
@@ -73,28 +94,33 @@ func beginOurs(ctx context.Context, programs, data, guest string) (*ours, error)
 	o.env = []string{"MUSTER_SERVER=" + o.url, "MUSTER_TOKEN=" + o.token, "MUSTER_CACERT=" + ca}
 	pem, err := os.ReadFile(ca)
 	if err != nil {
-		return o, err
+		return err
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		return o, fmt.Errorf("%s has no certificate", ca)
+		return fmt.Errorf("%s has no certificate", ca)
 	}
 	o.http = &http.Client{Timeout: step, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}}}
-	if err := until(ctx, ready, "the pool is ready", func() bool {
-		_, err := o.command(ctx, "image", "create", "guest", "--file", guest)
+	return nil
+}
+
+// findGuard waits for the guard of the daemon.
+func (o *ours) findGuard(ctx context.Context) error {
+	return until(ctx, ready, "the guard runs", func() bool {
+		pid, err := childNamed(o.daemon.Process.Pid, "muster-guard")
+		o.guard = pid
 		return err == nil
-	}); err != nil {
-		return o, err
+	})
+}
+
+// settle waits until all nodes can start VMs.
+func (o *ours) settle(ctx context.Context) error {
+	if err := o.findGuard(ctx); err != nil {
+		return err
 	}
-	if err := until(ctx, ready, "the guard runs", func() bool {
-		o.guard, err = childNamed(o.daemon.Process.Pid, "muster-guard")
-		return err == nil
-	}); err != nil {
-		return o, err
-	}
-	return o, until(ctx, ready, "the accelerator is known", func() bool {
+	return until(ctx, ready, "the accelerators are known", func() bool {
 		out, err := o.command(ctx, "node", "ls", "-o", "json")
-		return err == nil && strings.Contains(out, `"accelerator":`)
+		return err == nil && strings.Count(out, `"accelerator":`) >= strings.Count(out, `"phase":`)
 	})
 }
 
@@ -132,23 +158,31 @@ type vm struct {
 }
 
 func (o *ours) request(ctx context.Context, method, path string, want int, into any) error {
-	req, err := http.NewRequestWithContext(ctx, method, o.url+"/api/v1"+path, http.NoBody)
+	return o.send(ctx, method, path, "", want, into)
+}
+
+// send is request with a body, JSON.
+func (o *ours) send(ctx context.Context, method, path, body string, want int, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, o.url+"/api/v1"+path, strings.NewReader(body))
 	if err != nil {
 		return err
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	req.Header.Set("Authorization", "Bearer "+o.token)
 	resp, err := o.http.Do(req)
 	if err != nil {
 		return err
 	}
-	body, err := io.ReadAll(resp.Body)
+	answer, err := io.ReadAll(resp.Body)
 	if err := errors.Join(err, resp.Body.Close()); err != nil {
 		return err
 	}
 	if resp.StatusCode != want {
-		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, body)
+		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, answer)
 	}
-	return json.Unmarshal(body, into)
+	return json.Unmarshal(answer, into)
 }
 
 func (o *ours) get(ctx context.Context, name string) (v vm, err error) {
@@ -196,10 +230,12 @@ func (o *ours) end() error {
 	ctx, cancel := context.WithTimeout(context.Background(), step)
 	defer cancel()
 	var errs []error
-	if out, err := o.command(ctx, "vm", "ls", "-o", "name"); err == nil {
-		if names := strings.Fields(strings.ReplaceAll(out, "vm/", "")); len(names) > 0 {
-			_, err = o.command(ctx, append([]string{"vm", "rm", "--force"}, names...)...)
-			errs = append(errs, err)
+	if o.env != nil { // else its VMs are another one's, too
+		if out, err := o.command(ctx, "vm", "ls", "-o", "name"); err == nil {
+			if names := strings.Fields(strings.ReplaceAll(out, "vm/", "")); len(names) > 0 {
+				_, err = o.command(ctx, append([]string{"vm", "rm", "--force"}, names...)...)
+				errs = append(errs, err)
+			}
 		}
 	}
 	errs = append(errs, o.daemon.Process.Signal(syscall.SIGTERM))
