@@ -11,9 +11,10 @@ ARGS=()
 bench_usage() {
 	cat <<'TEXT'
   hypervisor          one musterd beside QEMUs with the same arguments, started by hand, and beside libvirt: starts of one VM, of 20 in a
-                      row and 20 at once, the first byte of the serial port, the state, what the daemons take, linked clones. 6 minutes
+                      row and 20 at once, the first byte of the serial port, the state, live migrations, what the daemons take, linked clones. 6 minutes
   hypervisor --quick  fewer rounds and clones; about two minutes when everything is built
   hypervisor --rounds N              other rounds
+  hypervisor --only NAME             one group of rows: start, 'first serial byte', state, migration, 'twenty in a row and at once', idle, 'linked clones'
 TEXT
 }
 
@@ -24,6 +25,11 @@ bench_arguments() {
 		--rounds)
 			[[ ${2:-} =~ ^[1-9][0-9]*$ ]] || usage_error "$1 needs a number"
 			ARGS+=(-rounds "$2")
+			shift
+			;;
+		--only)
+			[ -n "${2:-}" ] || usage_error "$1 needs a name"
+			ARGS+=(-only "$2")
 			shift
 			;;
 		*) usage_error "unknown argument '$1'" ;;

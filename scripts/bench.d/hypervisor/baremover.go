@@ -177,8 +177,9 @@ func (b *bareMover) prepare(channels int, capabilities ...string) error {
 	return b.qmp.do("migrate-set-parameters", map[string]any{"max-bandwidth": unbounded, "downtime-limit": downtime, "multifd-channels": max(channels, 2)}, nil)
 }
 
-// awaitMigration asks until QEMU is at a state and returns its time.
-func (b *bareMover) awaitMigration(ctx context.Context, want string) (time.Duration, error) {
+// awaitMigration asks until QEMU is at a state and returns its time, which only the
+// source says, a moment later.
+func (b *bareMover) awaitMigration(ctx context.Context, want string, timed bool) (time.Duration, error) {
 	var info struct {
 		Status string `json:"status"`
 		Error  string `json:"error-desc"`
@@ -190,7 +191,7 @@ func (b *bareMover) awaitMigration(ctx context.Context, want string) (time.Durat
 		if failed == nil && info.Status == "failed" {
 			failed = errors.New(info.Error)
 		}
-		return failed != nil || info.Status == want && (want != "completed" || info.Total > 0)
+		return failed != nil || info.Status == want && (!timed || info.Total > 0)
 	})
 	return time.Duration(info.Total) * time.Millisecond, errors.Join(err, failed)
 }
@@ -212,12 +213,12 @@ func (m *movers) moveBare(ctx context.Context, channels int) (moved, error) {
 			func() error { return to.qmp.do("migrate-incoming", uri, nil) },
 			func() error { return from.prepare(channels, "auto-converge", "events", "pause-before-switchover") },
 			func() error { return from.qmp.do("migrate", uri, nil) },
-			func() error { _, err := from.awaitMigration(ctx, "pre-switchover"); return err },
+			func() error { _, err := from.awaitMigration(ctx, "pre-switchover", false); return err },
 			func() error {
 				return from.qmp.do("migrate-continue", map[string]any{"state": "pre-switchover"}, nil)
 			},
-			func() error { took, err = from.awaitMigration(ctx, "completed"); return err },
-			func() error { _, err := to.awaitMigration(ctx, "completed"); return err },
+			func() error { took, err = from.awaitMigration(ctx, "completed", true); return err },
+			func() error { _, err := to.awaitMigration(ctx, "completed", false); return err },
 			func() error { return to.qmp.do("cont", nil, nil) },
 		}
 		for _, s := range steps {

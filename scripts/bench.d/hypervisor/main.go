@@ -34,6 +34,7 @@ type options struct {
 	programs, data, guest string
 	quick                 bool
 	rounds                int
+	only                  string // one group of rows; "" is all
 }
 
 // bench is one run.
@@ -55,6 +56,7 @@ func run() int {
 	flag.StringVar(&o.guest, "guest", "", "disk image of a small guest with a serial console")
 	flag.BoolVar(&o.quick, "quick", false, "few rounds")
 	flag.IntVar(&o.rounds, "rounds", 0, "another number of rounds")
+	flag.StringVar(&o.only, "only", "", "the name of one group of rows")
 	flag.Parse()
 	if flag.NArg() > 0 || o.programs == "" || o.data == "" || o.guest == "" {
 		fmt.Fprintln(os.Stderr, "hypervisor: called with wrong arguments; use scripts/bench")
@@ -102,6 +104,7 @@ func (b *bench) all(ctx context.Context) (err error) {
 	if b.direct, err = beginBare(ctx, b.ours); err != nil {
 		return fmt.Errorf("bare QEMU: %w", err)
 	}
+	taken := 0
 	for _, row := range []struct {
 		name string
 		take func(context.Context) error
@@ -109,10 +112,17 @@ func (b *bench) all(ctx context.Context) (err error) {
 		{"start", b.starts}, {"first serial byte", b.serial}, {"state", b.states},
 		{"migration", b.migrations}, {"twenty in a row and at once", b.fleets}, {"idle", b.idle}, {"linked clones", b.clones},
 	} {
+		if b.only != "" && b.only != row.name {
+			continue
+		}
 		fmt.Printf("== %s\n", row.name)
 		if err := b.load.during(row.name, func() error { return row.take(ctx) }); err != nil {
 			return fmt.Errorf("%s: %w", row.name, err)
 		}
+		taken++
+	}
+	if taken == 0 {
+		return fmt.Errorf("there are no rows %q", b.only)
 	}
 	return nil
 }
