@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/internal/access"
 )
 
@@ -52,9 +54,10 @@ type ProcessUser struct {
 	Memlock int64
 }
 
-// userTable knows which VM of this node has which user. A VM's first choice
-// follows from its ID alone, so that it most often has the same user on every node
-// that shares its disks with this one; where two meet, the second takes the next.
+// userTable knows which VM of this node has which user. A VM's choice follows from
+// the IDs of the cluster's VMs alone (places), so that it has the same user on every
+// node that shares its disks with this one, and nobody else has it, also while the VM
+// is stopped and its files are still that user's.
 type userTable struct {
 	cfg Users
 	mu  sync.Mutex
@@ -67,9 +70,43 @@ func (t *userTable) on() bool { return t.cfg.Last > 0 }
 
 var errNoUser = errors.New("all users of the range are taken by other VMs; widen vmUsers in the configuration of musterd")
 
+// places are the users that the VMs of the cluster choose, as far as the range goes.
+// ids are in the order of their making: each takes the first that is free from a
+// number of its own on, so that a later VM never takes an earlier one's.
+func (t *userTable) places(ids iter.Seq[string]) map[string]int {
+	out, used := map[string]int{}, map[int]bool{}
+	size := t.cfg.Last - t.cfg.First + 1
+	for id := range ids {
+		if len(used) == size {
+			break
+		}
+		for i := range size {
+			uid := t.choice(id, i)
+			if used[uid] {
+				continue
+			}
+			used[uid] = true
+			if t.cfg.Taken[uid] {
+				continue
+			}
+			out[id] = uid
+			break
+		}
+	}
+	return out
+}
+
+// choice is the user that a VM asks for in a try, from 0.
+func (t *userTable) choice(vm string, try int) int {
+	size := t.cfg.Last - t.cfg.First + 1
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(vm))
+	return t.cfg.First + (int(h.Sum32()%uint32(size))+try)%size
+}
+
 // assign returns the user of a VM, which it keeps until release. What runs has
-// what the guard says.
-func (t *userTable) assign(vm string, procs map[string]Process) (int, error) {
+// what the guard says. Another VM's place is taken only if there is nothing else.
+func (t *userTable) assign(vm string, procs map[string]Process, places map[string]int) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	taken := map[int]bool{}
@@ -87,16 +124,32 @@ func (t *userTable) assign(vm string, procs map[string]Process) (int, error) {
 	if uid, ok := t.of[vm]; ok && free(uid) {
 		return uid, nil
 	}
-	size := t.cfg.Last - t.cfg.First + 1
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(vm))
-	for i := range size {
-		if uid := t.cfg.First + (int(h.Sum32()%uint32(size))+i)%size; free(uid) {
-			t.of[vm] = uid
-			return uid, nil
+	reserved := map[int]bool{}
+	for id, uid := range places {
+		if id != vm {
+			reserved[uid] = true
+		}
+	}
+	for _, spare := range []bool{true, false} {
+		for i := range t.cfg.Last - t.cfg.First + 1 {
+			if uid := t.choice(vm, i); free(uid) && !(spare && reserved[uid]) {
+				t.of[vm] = uid
+				return uid, nil
+			}
 		}
 	}
 	return 0, errNoUser
+}
+
+// vmIDs are those of all VMs of the cluster, in the order of their making.
+func vmIDs(v *configdb.View) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for e := range v.Scan(configdb.VMs.SpecPrefix(), "") {
+			if id, ok := configdb.VMs.IDOf(e.Key); ok && !yield(id) {
+				return
+			}
+		}
+	}
 }
 
 // note remembers the user of a VM that runs.
@@ -144,7 +197,7 @@ func (s *step) user() (u *ProcessUser, ok bool) {
 	if !t.on() {
 		return nil, true
 	}
-	uid, err := t.assign(s.vm.Meta.ID, s.procs)
+	uid, err := t.assign(s.vm.Meta.ID, s.procs, t.places(vmIDs(s.v)))
 	if err != nil {
 		s.wait(api.VMStarting, "waiting: "+err.Error())
 		return nil, false

@@ -29,25 +29,25 @@ func TestUsersAreNeverShared(t *testing.T) {
 	seen := map[int]string{70004: "the host", 70007: "adopted"}
 	for i := range 8 {
 		vm := fmt.Sprint("vm-", i)
-		uid, err := tab.assign(vm, procs)
+		uid, err := tab.assign(vm, procs, nil)
 		must(t, err)
 		if uid < cfg.First || uid > cfg.Last || seen[uid] != "" {
 			t.Fatalf("%s got %d, which is %q's", vm, uid, seen[uid])
 		}
 		seen[uid] = vm
-		if again, err := tab.assign(vm, procs); err != nil || again != uid {
+		if again, err := tab.assign(vm, procs, nil); err != nil || again != uid {
 			t.Fatalf("asked again: %d, %v, was %d", again, err, uid)
 		}
 	}
-	if _, err := tab.assign("one too many", procs); !errors.Is(err, errNoUser) {
+	if _, err := tab.assign("one too many", procs, nil); !errors.Is(err, errNoUser) {
 		t.Fatal(err)
 	}
 	tab.note("adopted", 70007)
-	if uid, err := tab.assign("adopted", procs); err != nil || uid != 70007 {
+	if uid, err := tab.assign("adopted", procs, nil); err != nil || uid != 70007 {
 		t.Fatalf("what runs keeps its user: %d, %v", uid, err)
 	}
 	tab.release("vm-3")
-	if _, err := tab.assign("one too many", procs); err != nil {
+	if _, err := tab.assign("one too many", procs, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -58,8 +58,8 @@ func TestUserFollowsFromTheID(t *testing.T) {
 	different := map[int]bool{}
 	for i := range 20 {
 		vm := fmt.Sprint("0198f0c2-", i)
-		x, err1 := a.assign(vm, nil)
-		y, err2 := b.assign(vm, nil)
+		x, err1 := a.assign(vm, nil, nil)
+		y, err2 := b.assign(vm, nil, nil)
 		if err1 != nil || err2 != nil || x != y {
 			t.Fatalf("%d, %v and %d, %v", x, err1, y, err2)
 		}
