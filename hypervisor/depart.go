@@ -41,6 +41,8 @@ type departure struct {
 	finished    bool    // everything that the guest wrote is at the target
 	limit       int64   // bytes per second that QEMU was told
 
+	sent        int64 // bytes that have left, since sentAt no more
+	sentAt      time.Time
 	silentSince time.Time // QEMU has not answered since
 	cut         bool      // its streams were broken for that
 }
@@ -421,6 +423,7 @@ func (s *step) watchTransfer(ctx context.Context, op *api.Operation, out *depart
 	case migPreSwitch:
 		return s.switchOver(ctx, op, out)
 	}
+	out.moved(op, m.RAM.Transferred, s.now)
 	if out.reason != "" {
 		s.result.After = switchLook
 		return s.in.command(ctx, "migrate_cancel", nil)

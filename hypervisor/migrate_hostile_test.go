@@ -76,6 +76,20 @@ func TestSwitchToANodeThatDoesNotReadIsBrokenOff(t *testing.T) {
 	}
 }
 
+// While memory flows the guest runs, but its VM is closed for all other work: a target
+// that reads no more kept it so for a day.
+func TestTransferThatStandsStillIsGivenUp(t *testing.T) {
+	p := newPair(t, false)
+	id := p.begun(api.VMSpec{})
+	p.fakes.qemu().Hold()
+	p.migrate(id, nil)
+	p.atStep("active")
+	p.later("it ends", func() bool { _, err := configdb.Operations.Get(p.db.Local(), id); return err != nil })
+	p.over(id, "nothing has reached node node-2 for more than 1m0s")
+	p.fakes.qemu().Release()
+	p.settled(id, "node-1")
+}
+
 // After the hand-over, with the source gone, the target has the only copy of the
 // guest. That its QEMU is slow to answer is no reason to end it.
 func TestOnlyCopyOfAGuestIsNotEndedForASlowMonitor(t *testing.T) {

@@ -214,6 +214,7 @@ func (s *step) copyDisks(ctx context.Context, op *api.Operation, out *departure,
 	if ready == len(jobs) {
 		return true, nil
 	}
+	out.moved(op, current, s.now)
 	return false, s.copyProgress(ctx, op, out, current, total)
 }
 

@@ -34,6 +34,23 @@ func (out *departure) stalled(op *api.Operation, since, now time.Time) {
 	}
 }
 
+// IdleTime is how long nothing may reach the target while its disks or its memory are
+// on their way.
+const IdleTime = time.Minute
+
+// moved notes how many bytes have left, and gives the migration up when that has not
+// changed for too long: the target does not read, and would never.
+func (out *departure) moved(op *api.Operation, sent int64, now time.Time) {
+	if sent != out.sent || out.sentAt.IsZero() {
+		out.sent, out.sentAt = sent, now
+		return
+	}
+	if out.reason == "" && now.Sub(out.sentAt) > IdleTime {
+		out.phase, out.code = api.TaskFailed, api.CodeTimeout
+		out.reason = fmt.Sprintf("nothing has reached node %s for more than %v; the vm runs on here", op.Spec.Migration.Node, IdleTime)
+	}
+}
+
 // cutStalled breaks the streams of a QEMU that does not answer, if nobody wants its
 // migration any more or it has been silent for too long. A commit that is on its way
 // is not touched: its guest is at the other node.
