@@ -88,7 +88,7 @@ func (l *live) removeDisk(ctx context.Context, slot int, volume string) error {
 	if err != nil || !gone {
 		return err
 	}
-	if err := l.dropNodes(ctx, slot); err != nil {
+	if err := l.dropDisk(ctx, slot); err != nil {
 		return err
 	}
 	l.s.h.log.Info("disk unplugged", "vm", l.s.vm.Meta.ID, "slot", slot, "volume", volume)
@@ -97,12 +97,17 @@ func (l *live) removeDisk(ctx context.Context, slot int, volume string) error {
 	return nil
 }
 
-// dropNodes removes the block nodes of a slot that has no device.
-func (l *live) dropNodes(ctx context.Context, slot int) error {
+// dropDisk removes the block nodes of a slot that has no device.
+func (l *live) dropDisk(ctx context.Context, slot int) error {
+	return l.dropNodes(ctx, argv.DiskNode(slot), argv.FileNode(slot))
+}
+
+// dropNodes removes block nodes that nothing uses, as far as they are there.
+func (l *live) dropNodes(ctx context.Context, nodes ...string) error {
 	if err := l.blockNodes(ctx); err != nil {
 		return err
 	}
-	for _, node := range []string{argv.DiskNode(slot), argv.FileNode(slot)} {
+	for _, node := range nodes {
 		if _, ok := l.nodes[node]; !ok {
 			continue
 		}
@@ -129,7 +134,7 @@ func (l *live) addDisk(ctx context.Context, slot int, d api.VMDisk) error {
 		l.s.lookAgain(waitLook)
 		return nil
 	}
-	if err := l.dropNodes(ctx, slot); err != nil { // of an attempt that was cut off
+	if err := l.dropDisk(ctx, slot); err != nil { // of an attempt that was cut off
 		return err
 	}
 	disk := argv.Disk{Slot: slot, Path: path, Format: format, Options: d}
@@ -144,7 +149,7 @@ func (l *live) addDisk(ctx context.Context, slot int, d api.VMDisk) error {
 	}
 	var refused *qmp.CommandError
 	if errors.As(err, &refused) {
-		if undo := l.dropNodes(ctx, slot); undo != nil {
+		if undo := l.dropDisk(ctx, slot); undo != nil {
 			return errors.Join(err, undo)
 		}
 		return &qmp.CommandError{Command: refused.Command, Class: refused.Class, Desc: fmt.Sprintf("%s: %s", diskName(slot, d.Volume), refused.Desc)}
