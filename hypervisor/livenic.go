@@ -43,7 +43,7 @@ func (l *live) card(ctx context.Context, slot int) error {
 		if mac != want.MAC {
 			return l.removeCard(ctx, slot)
 		}
-		l.hw.NICs = append(l.hw.NICs, want)
+		l.plugged(want)
 		return l.setLink(ctx, want)
 	case there:
 		return l.removeCard(ctx, slot)
@@ -54,9 +54,22 @@ func (l *live) card(ctx context.Context, slot int) error {
 }
 
 // sameCard reports that the guest's device can stay: what it was told of its
-// network at the start, the MTU, holds for the new one, too.
+// network at the start, the MTU, holds for the new one, too. Memory that was saved
+// long ago may be of a card on a network that is another one by now.
 func (l *live) sameCard(have, want api.VMNIC) bool {
-	return have.MAC == want.MAC && (have.Network == want.Network || l.s.mtu(have.Network) == l.s.mtu(want.Network))
+	told := l.s.mtu(have.Network)
+	if c, ok := l.hw.Boot.CardIn(have.Slot); ok {
+		told = c.MTU
+	} else if have.Network == want.Network {
+		return have.MAC == want.MAC
+	}
+	return have.MAC == want.MAC && told == l.s.mtu(want.Network)
+}
+
+// plugged takes note of a card that came while the guest ran.
+func (l *live) plugged(n api.VMNIC) {
+	l.hw.NICs = append(l.hw.NICs, n)
+	l.hw.Boot.SetCard(api.VMCard{Slot: n.Slot, MTU: l.s.mtu(n.Network)})
 }
 
 func nicName(slot int) string { return fmt.Sprintf("the network card in slot %d", slot) }
@@ -111,7 +124,7 @@ func (l *live) addCard(ctx context.Context, slot int, want api.VMNIC) error {
 			return err
 		}
 	}
-	l.hw.NICs = append(l.hw.NICs, want)
+	l.plugged(want)
 	return nil
 }
 
@@ -157,6 +170,7 @@ func (l *live) removeCard(ctx context.Context, slot int) error {
 	}
 	l.s.h.log.Info("network card unplugged", "vm", l.s.vm.Meta.ID, "slot", slot)
 	l.hw.NICs = slices.DeleteFunc(l.hw.NICs, func(n api.VMNIC) bool { return n.Slot == slot })
+	l.hw.Boot.DropCard(slot)
 	l.s.lookAgain(lookSoon)
 	return nil
 }
