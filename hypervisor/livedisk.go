@@ -19,7 +19,7 @@ import (
 // then what is to come.
 func (l *live) disks(ctx context.Context) error {
 	var errs []error
-	for slot := 1; slot <= l.hw.Boot.DiskPorts; slot++ {
+	for slot := 1; slot <= api.MaxDisks; slot++ {
 		if err := l.try(l.disk(ctx, slot)); err != nil {
 			errs = append(errs, err)
 			break
@@ -39,8 +39,8 @@ func (l *live) disk(ctx context.Context, slot int) error {
 			return err
 		}
 		return l.limitDisk(ctx, slot, want)
-	case known && !have.Hotpluggable() || wanted && !want.Hotpluggable():
-		return nil // it has a fixed place: at the next start
+	case slot > l.hw.Boot.DiskPorts, known && !have.Hotpluggable() || wanted && !want.Hotpluggable():
+		return nil // it has a fixed place, or none: at the next start
 	case known:
 		return l.removeDisk(ctx, slot, have.Volume)
 	case there && wanted:

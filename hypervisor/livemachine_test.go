@@ -191,3 +191,27 @@ func TestMemoryIsNotSavedWhileADeviceLeaves(t *testing.T) {
 		t.Error("the memory was saved")
 	}
 }
+
+// A machine without hot-plug has its limits and cables all the same.
+func TestAMachineWithoutPortsIsLimited(t *testing.T) {
+	e := newEnv(t, false)
+	e.makeNetwork("lab", api.NetworkSpec{Type: api.NetworkIsolated})
+	card := api.VMNIC{Network: "lab", MAC: "52:54:00:00:00:01", Slot: 1}
+	id, vm := e.running(api.VMSpec{Machine: api.MachinePC, NICs: []api.VMNIC{card}})
+	if b := vm.Status.Hardware.Boot; b.NICPorts != 0 || b.DiskPorts != 0 {
+		t.Fatalf("%+v", b)
+	}
+	card.Limit, card.Link = api.NICLimit{BPSIn: api.MiB}, api.LinkDown
+	e.change(id, func(vm *api.VM) {
+		vm.Spec.NICs, vm.Spec.Disks[0].Limit = []api.VMNIC{card}, api.DiskLimit{IOPS: 100}
+	})
+	e.wait(id, "limited", func(vm api.VM) bool {
+		hw := vm.Status.Hardware
+		return len(vm.Status.Conditions) == 0 && hw.NICs[0] == card && hw.Disks[0].Limit.IOPS == 100
+	})
+	if q := e.fakes.qemu(); q.Property("nic1", "up") != false || q.Count("device_add") != 0 || q.Count("device_del") != 0 {
+		t.Error(q.Property("nic1", "up"))
+	}
+	e.change(id, func(vm *api.VM) { vm.Spec.NICs = nil })
+	e.wait(id, "pending", func(vm api.VM) bool { return strings.Contains(condition(vm, ConditionPendingRestart), "nics (slot 1)") })
+}

@@ -16,7 +16,7 @@ import (
 
 // cards brings the network cards closer to the wish, slot by slot.
 func (l *live) cards(ctx context.Context) error {
-	for slot := 1; slot <= l.hw.Boot.NICPorts; slot++ {
+	for slot := 1; slot <= api.MaxNICs; slot++ {
 		if err := l.try(l.card(ctx, slot)); err != nil {
 			return err
 		}
@@ -32,6 +32,8 @@ func (l *live) card(ctx context.Context, slot int) error {
 	case known && there && wanted && l.sameCard(have, want):
 		l.takenBack(argv.NICDevice(slot), nicName(slot))
 		return l.changeCard(ctx, have, want)
+	case slot > l.hw.Boot.NICPorts: // without a port it neither comes nor goes
+		return nil
 	case known:
 		return l.removeCard(ctx, slot)
 	case there && wanted:

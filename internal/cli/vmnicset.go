@@ -4,6 +4,8 @@
 package cli
 
 import (
+	"slices"
+
 	"github.com/spf13/cobra"
 
 	"github.com/muster-vm/muster/api"
@@ -85,4 +87,22 @@ func nicLimitText(l api.NICLimit) (in, out string) {
 		return n.String() + "/s"
 	}
 	return text(l.BPSIn), text(l.BPSOut)
+}
+
+// nicTable lists network cards, with their limits if any has one.
+func nicTable(nics []api.VMNIC) *table {
+	t := &table{head: []string{"SLOT", "NETWORK", "MAC", "ADDRESS", "LINK"}}
+	limited := slices.ContainsFunc(nics, func(n api.VMNIC) bool { return n.Limit != (api.NICLimit{}) })
+	if limited {
+		t.head = append(t.head, "LIMIT IN", "LIMIT OUT")
+	}
+	for _, n := range nics {
+		row := []string{dash(number(uint64(n.Slot))), n.Network, dash(n.MAC), dash(n.Address), first(string(n.Link), string(api.LinkUp))}
+		if limited {
+			in, out := nicLimitText(n.Limit)
+			row = append(row, in, out)
+		}
+		t.add(row...)
+	}
+	return t
 }
