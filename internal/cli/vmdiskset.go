@@ -60,9 +60,9 @@ force at once, also of a running VM.`,
 	fs.Int64Var(&l.IOPS, "limit-iops", 0, "requests in a second")
 	fs.Int64Var(&l.IOPSRead, "limit-iops-read", 0, "requests to read in a second")
 	fs.Int64Var(&l.IOPSWrite, "limit-iops-write", 0, "requests to write in a second")
-	fs.Var(sizeFlag{&l.BPS}, "limit-bps", "bytes in a second, such as 50M")
-	fs.Var(sizeFlag{&l.BPSRead}, "limit-bps-read", "bytes read in a second")
-	fs.Var(sizeFlag{&l.BPSWrite}, "limit-bps-write", "bytes written in a second")
+	fs.Var(limitSizeFlag{sizeFlag{&l.BPS}}, "limit-bps", "bytes in a second, such as 50M")
+	fs.Var(limitSizeFlag{sizeFlag{&l.BPSRead}}, "limit-bps-read", "bytes read in a second")
+	fs.Var(limitSizeFlag{sizeFlag{&l.BPSWrite}}, "limit-bps-write", "bytes written in a second")
 	fs.IntVar(&l.Burst, "burst", 0, "how many times the limits may be passed after a quiet time; 0 for never")
 	fs.IntVar(&l.BurstSeconds, "burst-seconds", 0, "for how long; 1 when left out")
 	return cmd

@@ -18,8 +18,8 @@ type nicLimitFlags struct {
 
 func (f *nicLimitFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
-	fs.Var(sizeFlag{&f.limit.BPSIn}, "limit-in", "bytes that the guest may receive in a second, such as 10M; 0 for no limit")
-	fs.Var(sizeFlag{&f.limit.BPSOut}, "limit-out", "bytes that the guest may send in a second, such as 10M; 0 for no limit")
+	fs.Var(limitSizeFlag{sizeFlag{&f.limit.BPSIn}}, "limit-in", "bytes that the guest may receive in a second, such as 10M; 0 for no limit")
+	fs.Var(limitSizeFlag{sizeFlag{&f.limit.BPSOut}}, "limit-out", "bytes that the guest may send in a second, such as 10M; 0 for no limit")
 	fs.IntVar(&f.limit.Burst, "burst", 0, "how many times the limits may be passed after a quiet time; 0 for never")
 	fs.IntVar(&f.limit.BurstSeconds, "burst-seconds", 0, "for how long; 1 when left out")
 }
