@@ -132,7 +132,7 @@ func (c *change) replaceDisks(old *api.VM, st *vmState, want []api.VMDisk) ([]ne
 		case err != nil && api.CodeOf(err) == api.CodeNotFound:
 		case err != nil:
 			return nil, err
-		case atRest(old) && old.Status.ObservedGeneration == old.Meta.Generation:
+		case saidAtRest(old):
 			// The word "stopped" is about this very wish: one that is older may have been
 			// followed by a start that the node has not told yet. And the node must not say
 			// meanwhile that it has started the VM.

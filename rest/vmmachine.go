@@ -162,7 +162,7 @@ func (c *change) claimImages(vm *api.VM, old *api.VM) error {
 	for _, name := range old.Spec.MachineImages() {
 		switch {
 		case kept[*name], given[*name]:
-		case atRest(old):
+		case saidAtRest(old):
 			configdb.ReleaseImage(c.v, c.tx, vm, *name)
 		default:
 			configdb.ReleaseImageLater(c.v, c.tx, vm, *name)
@@ -258,7 +258,7 @@ func (c *change) changeMachine(st *vmState, old, want *api.VM) error {
 		return err
 	}
 	if v := old.Spec.Vsock; v != nil && (w.Vsock == nil || w.Vsock.CID != v.CID) {
-		if atRest(old) {
+		if saidAtRest(old) {
 			configdb.ReleaseVsock(c.v, c.tx, old)
 		} else {
 			configdb.ReleaseVsockLater(c.v, c.tx, old)
@@ -268,6 +268,11 @@ func (c *change) changeMachine(st *vmState, old, want *api.VM) error {
 		return err
 	}
 	return c.changeState(st, old)
+}
+
+// saidAtRest reports that a VM is at rest by its node's word about this very wish.
+func saidAtRest(vm *api.VM) bool {
+	return atRest(vm) && vm.Status.ObservedGeneration == vm.Meta.Generation
 }
 
 // machineOfStart is the machine that a VM runs with or is about to; nil if it is at
