@@ -78,8 +78,8 @@ func goldenObjects() goldens {
 			Meta: goldenMeta(KindVM),
 			Spec: goldenMachine(VMSpec{
 				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local", Slot: 1, Limit: DiskLimit{IOPS: 1, IOPSRead: 2, IOPSWrite: 3, BPS: 4, BPSRead: 5, BPSWrite: 6, Burst: 7, BurstSeconds: 8}}},
-				NICs:    []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5", Slot: 2, Link: LinkDown}},
-				MaxCPUs: 8, MaxMemory: 4 * GiB, MemoryMin: 512 * MiB, Boot: &VMBoot{Memory: GiB, MaxMemory: 4 * GiB, MaxCPUs: 8, DiskPorts: 4, NICPorts: 2, Queues: 2},
+				NICs:    []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5", Slot: 2, Link: LinkDown, Limit: NICLimit{BPSIn: MiB, BPSOut: 2 * MiB, Burst: 3, BurstSeconds: 4}}},
+				MaxCPUs: 8, MaxMemory: 4 * GiB, MemoryMin: 512 * MiB, Boot: &VMBoot{Memory: GiB, MaxMemory: 4 * GiB, MaxCPUs: 8, DiskPorts: 4, NICPorts: 2, Queues: 2, Cards: []VMCard{{Slot: 2, MTU: 1450, ROM: true}}},
 				HA: HARestart, Recovery: &VMRecovery{Priority: PriorityHigh, StartAttempts: 5}, Power: PowerRunning, ForceStop: true, Reboots: 5,
 				Display: DisplayNone,
 				CloudInit: &CloudInit{

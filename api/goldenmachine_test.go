@@ -14,7 +14,7 @@ func goldenMachine(s VMSpec) VMSpec {
 	s.Kernel = &VMKernel{Image: "linux", Initrd: "initrd", Cmdline: "quiet"}
 	s.NUMA = []VMNUMANode{{CPUs: "0-1", Memory: GiB, HostNode: &one}}
 	s.Watchdog, s.Vsock = &VMWatchdog{Action: WatchdogPause}, &VMVsock{CID: 42}
-	s.CDROMs = []VMCDROM{{Image: "debian", Bus: BusSATA}}
+	s.CDROMs = []VMCDROM{{Image: "debian", Bus: BusSATA, Force: true}}
 	s.BootOrder = []string{"cdrom0", "disk0"}
 	s.HostDevices = []VMHostDevice{{Node: "n1", PCI: "0000:01:00.0", USB: "1234:5678"}}
 	s.ExtraArgs = []string{"-device", "edu"}

@@ -122,6 +122,8 @@ type SwitchStateStatus struct {
 	Networks []string `json:"networks,omitempty"`
 	// Problems says by name which networks are not, and why.
 	Problems map[string]string `json:"problems,omitempty"`
+	// LimitsProblem says why limits of network cards are not in force.
+	LimitsProblem string `json:"limitsProblem,omitempty"`
 }
 
 // Realised reports whether a network, by name, is usable on the node, and if
@@ -319,9 +321,14 @@ type VMNIC struct {
 	// Link is whether the cable is plugged in, for the guest: up (default) or
 	// down.
 	Link LinkState `json:"link,omitempty" enum:"up,down"`
+	// Limit bounds what the card does in a second.
+	Limit NICLimit `json:"limit,omitzero"`
 }
 
 func (n *VMNIC) validate(field string) error {
+	if err := n.Limit.validate(field + ".limit"); err != nil {
+		return err
+	}
 	if n.Link != "" && n.Link != LinkUp && n.Link != LinkDown {
 		return Invalid(field+".link", "is %q; give up or down", clip(string(n.Link)))
 	}

@@ -192,8 +192,8 @@ func claimed(s *VMSpec) map[string]any {
 // ClaimedDiffers names those in which two specs differ.
 func (s *VMSpec) ClaimedDiffers(other *VMSpec) []string {
 	var out []string
-	then := claimed(other)
-	for name, now := range claimed(s) {
+	then := claimed(other.Hardware())
+	for name, now := range claimed(s.Hardware()) {
 		a, errA := json.Marshal(now)
 		b, errB := json.Marshal(then[name])
 		if errA != nil || errB != nil || !bytes.Equal(a, b) {

@@ -40,15 +40,7 @@ func (l DiskLimit) validate(field string) error {
 			return Invalid(field+"."+r.name, "bounds both ways and goes with neither %sRead nor %sWrite; give one or the other", r.name, r.name)
 		}
 	}
-	switch {
-	case l.Burst < 0 || l.Burst > MaxBurst:
-		return Invalid(field+".burst", "is %d; give 2 to %d, or leave it out", l.Burst, MaxBurst)
-	case l.BurstSeconds < 0 || l.BurstSeconds > MaxBurstSeconds:
-		return Invalid(field+".burstSeconds", "is %d; give 1 to %d, or leave it out", l.BurstSeconds, MaxBurstSeconds)
-	case l.BurstSeconds > 0 && l.Burst < 2:
-		return Invalid(field+".burstSeconds", "says how long a burst may last, but %s.burst gives none", field)
-	}
-	return nil
+	return validBurst(field, l.Burst, l.BurstSeconds)
 }
 
 // Throttle is the limit in the words of QEMU (QAPI BlockIOThrottle).

@@ -23,6 +23,46 @@ type VMBoot struct {
 	// Queues of requests of what does not say how many: QEMU would count the CPUs
 	// of the moment in which it makes the device. 0 is one that QEMU chose.
 	Queues int `json:"queues,omitempty"`
+	// Cards are the network cards as QEMU made them; a QEMU of an earlier version
+	// did not say.
+	Cards []VMCard `json:"cards,omitzero"`
+}
+
+// VMCard is what the guest's device of a network card keeps as long as it has it,
+// whatever becomes of the network and of the boot order meanwhile.
+type VMCard struct {
+	Slot int `json:"slot"`
+	// MTU that the guest's driver was told, 0 for the usual.
+	MTU int `json:"mtu,omitempty"`
+	// ROM is whether it can boot from the network: one that was plugged in while
+	// the guest ran cannot.
+	ROM bool `json:"rom,omitempty"`
+}
+
+// CardIn returns the network card in a slot as QEMU made it.
+func (b *VMBoot) CardIn(slot int) (VMCard, bool) {
+	if b == nil {
+		return VMCard{}, false
+	}
+	i := slices.IndexFunc(b.Cards, func(c VMCard) bool { return c.Slot == slot })
+	if i < 0 {
+		return VMCard{}, false
+	}
+	return b.Cards[i], true
+}
+
+// SetCard takes note of a card. A machine of which it is not
+// known what cards it began with stays so.
+func (b *VMBoot) SetCard(c VMCard) {
+	b.DropCard(c.Slot)
+	if b.Cards != nil {
+		b.Cards = append(b.Cards, c)
+	}
+}
+
+// DropCard forgets a card.
+func (b *VMBoot) DropCard(slot int) {
+	b.Cards = slices.DeleteFunc(b.Cards, func(c VMCard) bool { return c.Slot == slot })
 }
 
 // Conditions of a VM about a change of its running hardware: it is under way;
@@ -177,10 +217,20 @@ type VMMemory struct {
 }
 
 // Elastic reports whether the VM may be squeezed.
-// A device of the host that writes into the guest's memory pins all of it.
 func (s *VMSpec) Elastic() bool {
-	pinned := slices.ContainsFunc(s.HostDevices, func(d VMHostDevice) bool { return d.PCI != "" })
-	return s.MemoryMin > 0 && s.MemoryMin < s.Memory && s.Hugepages.Size() == 0 && !pinned
+	return s.MemoryMin > 0 && s.MemoryMin < s.Memory && !s.unsqueezable()
+}
+
+// unsqueezable reports memory that no balloon gives back: a device of the host that
+// writes into the guest's memory pins all of it.
+func (s *VMSpec) unsqueezable() bool {
+	return s.Hugepages.Size() > 0 || slices.ContainsFunc(s.HostDevices, func(d VMHostDevice) bool { return d.PCI != "" })
+}
+
+// Elastic reports whether the VM may be squeezed as it runs now: its machine is
+// that of its start, whatever the spec says of the next one.
+func (st *VMStatus) Elastic(s *VMSpec) bool {
+	return s.Elastic() && (st.Hardware == nil || !st.Hardware.unsqueezable())
 }
 
 // HeldMemory is what a VM takes of its node in the end: the larger of what is
@@ -190,7 +240,7 @@ func (st *VMStatus) HeldMemory(s *VMSpec) Size {
 	if st.Hardware != nil {
 		held = max(held, st.Hardware.Memory)
 	}
-	if !s.Elastic() || st.Memory != nil && st.Memory.Silent {
+	if !st.Elastic(s) || st.Memory != nil && st.Memory.Silent {
 		return held
 	}
 	if st.Hardware == nil || st.Hardware.Boot == nil {

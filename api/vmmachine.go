@@ -133,6 +133,9 @@ type VMCDROM struct {
 	Image string `json:"image,omitempty"`
 	// Bus is sata (default on q35), ide (default on pc) or scsi.
 	Bus DiskBus `json:"bus,omitempty" enum:"sata,ide,scsi"`
+	// Force takes out what is in the tray of a running VM even if its guest has
+	// locked it. It is part of the wish, not of the hardware.
+	Force bool `json:"force,omitempty"`
 }
 
 // VMHostDevice is a device of the node that the VM has for itself.

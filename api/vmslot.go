@@ -141,6 +141,9 @@ func (s *VMSpec) Hardware() *VMSpec {
 	deepCopy(s, &h)
 	h.HA, h.Power, h.ForceStop, h.Reboots, h.MemoryMin, h.CloudInit, h.Limits = "", "", false, 0, 0, nil, nil
 	h.Recovery = nil
+	for i := range h.CDROMs {
+		h.CDROMs[i].Force = false
+	}
 	return &h
 }
 

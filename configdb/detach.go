@@ -18,22 +18,13 @@ func detachPrefix(vmID string) string { return Root + "detach/" + vmID + "/" }
 
 // Detach leaves the mark.
 func Detach(v *View, tx *Txn, vmID, volumeID string) {
-	key := detachPrefix(vmID) + volumeID
-	e, _ := v.Get(key)
-	tx.RequireRevision(key, e.Revision)
-	tx.Put(key, nil)
+	leaveMark(v, tx, detachPrefix(vmID)+volumeID)
 }
 
 // KeepAttached removes the mark of a volume that the VM wants again, and
 // reports whether there was one.
 func KeepAttached(v *View, tx *Txn, vmID, volumeID string) bool {
-	key := detachPrefix(vmID) + volumeID
-	e, ok := v.Get(key)
-	tx.RequireRevision(key, e.Revision)
-	if ok {
-		tx.Delete(key)
-	}
-	return ok
+	return takeMark(v, tx, detachPrefix(vmID)+volumeID)
 }
 
 // Detached releases the marked volumes of a VM for which free returns true: the

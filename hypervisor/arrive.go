@@ -122,6 +122,7 @@ func (s *step) incoming(ctx context.Context, op *api.Operation) (m *argv.Machine
 	if was.CPU != "" {
 		built.CPU = was.CPU // the baseline of the cluster may be another one by now
 	}
+	noteCards(hw, &built)
 	built.Incoming, built.Version = true, was.Type
 	return &built, hw, user, nil
 }

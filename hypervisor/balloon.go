@@ -10,6 +10,8 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -70,7 +72,7 @@ func (h *Hypervisor) BalanceNow(ctx context.Context) {
 	all := h.residents(v)
 	var elastic []resident
 	for _, r := range all {
-		if r.vm.Spec.Elastic() || r.squeezed() {
+		if r.vm.Status.Elastic(&r.vm.Spec) || r.squeezed() {
 			elastic = append(elastic, r)
 		}
 	}
@@ -79,6 +81,10 @@ func (h *Hypervisor) BalanceNow(ctx context.Context) {
 	}
 	node := h.room(v, all)
 	now := h.cfg.Now()
+	stall, told := h.cfg.HostPressure()
+	h.mu.Lock()
+	h.pressure.Note(&node, stall, told, now)
+	h.mu.Unlock()
 	var vms []memory.VM
 	var known []resident
 	for _, r := range elastic {
@@ -149,7 +155,7 @@ func (h *Hypervisor) room(v *configdb.View, all []resident) memory.Node {
 	}
 	for _, r := range all {
 		node.Budget -= api.OverheadPerVM
-		if !r.vm.Spec.Elastic() && !r.squeezed() {
+		if !r.vm.Status.Elastic(&r.vm.Spec) && !r.squeezed() {
 			node.Budget -= r.vm.Status.Hardware.Memory
 		}
 	}
@@ -212,7 +218,7 @@ func (h *Hypervisor) believe(b *balloon, r resident, stats *guestStats, actual a
 	b.vm.Fresh = now.Sub(b.since) < freshFor
 	b.vm.Max = hw.Memory
 	b.vm.Min = min(max(r.vm.Spec.MemoryMin, r.hot+api.MinMemory), hw.Memory)
-	if !r.vm.Spec.Elastic() {
+	if !r.vm.Status.Elastic(&r.vm.Spec) {
 		b.vm.Min = hw.Memory // it gets back what was taken
 	}
 	b.vm.Actual = min(max(actual+r.hot, 0), hw.Memory)
@@ -287,7 +293,7 @@ func (s *step) showMemory() {
 	if b == nil || b.pid != s.vm.Status.PID {
 		return
 	}
-	if !s.vm.Spec.Elastic() && b.vm.Target >= s.vm.Status.Hardware.Memory {
+	if !s.vm.Status.Elastic(&s.vm.Spec) && b.vm.Target >= s.vm.Status.Hardware.Memory {
 		s.vm.Status.Memory = nil
 		return
 	}
@@ -300,11 +306,11 @@ func (s *step) makeRoom() bool {
 	h := s.h
 	all := h.residents(s.v)
 	n, err := configdb.Nodes.Get(s.v, h.cfg.NodeID)
-	if err != nil || n.Status.Memory == 0 || !slices.ContainsFunc(all, func(r resident) bool { return r.vm.Spec.Elastic() }) {
+	if err != nil || n.Status.Memory == 0 || !slices.ContainsFunc(all, func(r resident) bool { return r.vm.Status.Elastic(&r.vm.Spec) }) {
 		return true // nobody to take it from: placement has decided
 	}
 	need := s.vm.Spec.Memory
-	if s.vm.Spec.Elastic() {
+	if s.vm.Status.Elastic(&s.vm.Spec) {
 		need = s.vm.Spec.MemoryMin
 	}
 	if s.b.Spec.NodeID != h.cfg.NodeID { // it arrives with what it has now
@@ -315,7 +321,7 @@ func (s *step) makeRoom() bool {
 	h.mu.Lock()
 	for _, r := range all {
 		mine := r.vm.Status.Hardware.Memory
-		if b := r.in.balloon; r.vm.Spec.Elastic() && b != nil && b.pid == r.vm.Status.PID {
+		if b := r.in.balloon; r.vm.Status.Elastic(&r.vm.Spec) && b != nil && b.pid == r.vm.Status.PID {
 			mine = min(max(b.vm.Target, b.vm.Actual), mine)
 		}
 		held += mine + api.OverheadPerVM
@@ -352,4 +358,27 @@ func hostMeminfo() (total, available api.Size) {
 		return 0, 0
 	}
 	return parseMem(b, "MemTotal:"), parseMem(b, "MemAvailable:")
+}
+
+// hostPressure is how much of the last ten seconds, in percent, some process of the
+// host waited for memory (PSI); ok is false if the kernel does not say.
+func hostPressure() (stall float64, ok bool) {
+	b, err := os.ReadFile("/proc/pressure/memory")
+	if err != nil {
+		return 0, false
+	}
+	return parsePressure(string(b))
+}
+
+func parsePressure(text string) (stall float64, ok bool) {
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || fields[0] != "some" {
+			continue
+		}
+		value, found := strings.CutPrefix(fields[1], "avg10=")
+		stall, err := strconv.ParseFloat(value, 64)
+		return stall, found && err == nil && stall >= 0 && stall <= 100
+	}
+	return 0, false
 }

@@ -27,6 +27,8 @@ func differences(hw, want *api.VMSpec) []string {
 		switch key {
 		case "disks", "nics":
 			out = append(out, bySlot(key, a[key], b[key])...)
+		case "cdroms":
+			out = append(out, byDrive(a[key], b[key])...)
 		default:
 			out = append(out, key)
 		}
@@ -37,6 +39,14 @@ func differences(hw, want *api.VMSpec) []string {
 func fieldsOf(s *api.VMSpec) map[string]any {
 	c := s.Hardware()
 	c.Boot = nil
+	// What is left out and what that means are the same.
+	c.Machine = c.MachineType()
+	if !c.UEFI() {
+		c.Firmware = nil
+	}
+	if c.Hugepages.Size() == 0 {
+		c.Hugepages = ""
+	}
 	b, err := json.Marshal(c)
 	var out map[string]any
 	if err == nil {
@@ -69,6 +79,31 @@ func bySlot(field string, a, b any) (out []string) {
 	return out
 }
 
+// mediumOf begins the difference of a drive that is changed while QEMU runs.
+const mediumOf = "cdroms (medium of drive "
+
+// byDrive compares two lists of CD-ROM drives, which are told apart by their
+// place.
+func byDrive(a, b any) (out []string) {
+	x, _ := a.([]any)
+	y, _ := b.([]any)
+	for n := range max(len(x), len(y)) {
+		if n >= len(x) || n >= len(y) {
+			out = append(out, fmt.Sprintf("cdroms (drive %d)", n))
+			continue
+		}
+		was, _ := x[n].(map[string]any)
+		is, _ := y[n].(map[string]any)
+		switch {
+		case was["bus"] != is["bus"]:
+			out = append(out, fmt.Sprintf("cdroms (drive %d)", n))
+		case was["image"] != is["image"]:
+			out = append(out, fmt.Sprintf("%s%d)", mediumOf, n))
+		}
+	}
+	return out
+}
+
 func slotsOf(list any) map[string]any {
 	out := map[string]any{}
 	items, _ := list.([]any)
@@ -82,5 +117,5 @@ func slotsOf(list any) map[string]any {
 
 // liveField reports that a difference is one that is changed while QEMU runs.
 func liveField(name string) bool {
-	return name == "memory" || strings.HasPrefix(name, "disks (slot") || strings.HasPrefix(name, "nics (slot")
+	return name == "memory" || strings.HasPrefix(name, mediumOf) || strings.HasPrefix(name, "disks (slot") || strings.HasPrefix(name, "nics (slot")
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/muster-vm/muster/hypervisor/accel"
 	"github.com/muster-vm/muster/hypervisor/argv"
 	"github.com/muster-vm/muster/hypervisor/console"
+	"github.com/muster-vm/muster/hypervisor/memory"
 	"github.com/muster-vm/muster/internal/contain"
 	"github.com/muster-vm/muster/internal/uefi"
 	"github.com/muster-vm/muster/reconcile"
@@ -211,6 +212,9 @@ type Config struct {
 	// HostMemory tells total and available memory of the host; its kernel is asked
 	// when nil.
 	HostMemory func() (total, available api.Size)
+	// HostPressure tells how much of the last ten seconds, in percent, the host
+	// waited for memory, if its kernel says so; that is asked when nil.
+	HostPressure func() (stall float64, ok bool)
 	// FactsChanged, if set, is called when Facts has news. It must not block.
 	FactsChanged func()
 }
@@ -241,6 +245,7 @@ type Hypervisor struct {
 	caughtUp  bool
 
 	hurry     chan struct{} // wakes the memory controller
+	pressure  memory.Pressure
 	agentWake chan struct{} // asks for a look at the guest agents
 }
 
@@ -267,6 +272,9 @@ func New(cfg Config) (*Hypervisor, error) {
 	}
 	if cfg.HostMemory == nil {
 		cfg.HostMemory = hostMeminfo
+	}
+	if cfg.HostPressure == nil {
+		cfg.HostPressure = hostPressure
 	}
 	h := &Hypervisor{
 		cfg: cfg, log: cfg.Log, procs: newProcessTable(cfg.Guard), users: newUserTable(cfg.Users),

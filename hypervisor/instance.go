@@ -57,6 +57,7 @@ type instance struct {
 	memorySaid  memorySaid          // what was said of it
 	grown       map[string]api.Size // disks that QEMU was told to enlarge, by volume
 	linkDown    time.Time           // when a cable was taken out to change a network
+	trays       map[int]*askedTray  // trays that the guest was asked to open, by drive
 
 	balloon *balloon // under the hypervisor's mu
 
@@ -184,7 +185,7 @@ func (in *instance) begin(pid int, now time.Time) {
 	in.detach()
 	in.pid, in.startedAt, in.wasUp, in.loadPID, in.strayAsked = pid, now, false, 0, false
 	in.quietUntil, in.buttonAt, in.stopSince, in.askedOff = time.Time{}, time.Time{}, time.Time{}, false
-	in.grown = nil
+	in.grown, in.trays = nil, nil
 	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince, in.memorySaid = false, false, nil, time.Time{}, time.Time{}, memorySaid{}
 	in.mu.Lock()
 	in.shutdown, in.panicked, in.panickedAt, in.followed = nil, false, time.Time{}, nil
@@ -262,7 +263,7 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 			in.mu.Lock()
 			in.panicked = false
 			in.mu.Unlock()
-		case "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEMORY_DEVICE_SIZE_CHANGE":
+		case "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEMORY_DEVICE_SIZE_CHANGE", "DEVICE_TRAY_MOVED":
 			in.mu.Lock()
 			in.stale = true
 			in.mu.Unlock()

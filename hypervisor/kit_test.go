@@ -421,7 +421,8 @@ func (e *env) begin() {
 	h, err := New(Config{
 		DB: e.db, NodeID: e.node, NodeName: e.name, Streams: e.streams, RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Copies: e.vols, Ports: e.ports, Snapshots: e.snaps, Users: e.users, Limits: e.limits,
 		Log: slog.New(slog.NewTextHandler(e.t.Output(), nil)), Now: e.clock.now,
-		HostMemory: func() (total, available api.Size) { return 64 * api.GiB, 60 * api.GiB },
+		HostMemory:   func() (total, available api.Size) { return 64 * api.GiB, 60 * api.GiB },
+		HostPressure: func() (float64, bool) { return 0, true },
 	})
 	must(e.t, err)
 	ctx, cancel := context.WithCancel(context.Background())

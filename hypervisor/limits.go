@@ -5,9 +5,11 @@ package hypervisor
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/hypervisor/limit"
 )
 
@@ -34,8 +36,29 @@ type limited struct {
 // limit puts the VM's limits into force, if that has not been done for this
 // process, and says what is not.
 func (s *step) limit() {
+	what := append(s.limitProcess(), s.limitCards()...)
+	if len(what) > 0 {
+		s.problem(ConditionLimits, fmt.Sprintf("not in force on this node: %s", strings.Join(what, "; ")))
+	}
+}
+
+// limitCards says why limits of network cards, which the virtual switch puts into
+// force, are not.
+func (s *step) limitCards() []string {
+	limited := func(n api.VMNIC) bool { return n.Limit != (api.NICLimit{}) }
+	if !slices.ContainsFunc(s.vm.Spec.NICs, limited) {
+		return nil
+	}
+	st, err := configdb.SwitchStates.Get(s.v, s.h.cfg.NodeID)
+	if err != nil || st.Status.LimitsProblem == "" {
+		return nil // one that does not work has conditions of its own
+	}
+	return []string{"nics[].limit (" + st.Status.LimitsProblem + ")"}
+}
+
+func (s *step) limitProcess() (what []string) {
 	if s.h.cfg.Limits == nil {
-		return
+		return nil
 	}
 	var want api.VMLimits
 	if s.vm.Spec.Limits != nil {
@@ -46,16 +69,13 @@ func (s *step) limit() {
 		*have = limited{pid: s.proc.PID, limits: want}
 		have.missing, have.err = s.h.cfg.Limits.Apply(s.vm.Meta.ID, s.proc.PID, want)
 	}
-	var what []string
 	for _, m := range have.missing {
 		what = append(what, m.Limit+" ("+m.Reason+")")
 	}
 	if have.err != nil && want != (api.VMLimits{}) {
 		what = append(what, have.err.Error())
 	}
-	if len(what) > 0 {
-		s.problem(ConditionLimits, fmt.Sprintf("not in force on this node: %s", strings.Join(what, "; ")))
-	}
+	return what
 }
 
 // unlimit forgets the limits of a VM whose process has ended.

@@ -22,6 +22,7 @@ const (
 	ConditionChanging       = api.ConditionChanging
 	ConditionUnplugIgnored  = "UnplugIgnored"
 	ConditionMemoryIgnored  = "MemoryIgnored"
+	ConditionTrayLocked     = "TrayLocked"
 	ConditionHotplugFailed  = api.ConditionHotplugFailed
 )
 
@@ -48,6 +49,7 @@ type live struct {
 	// nodes are QEMU's block nodes and the files of those that have one; read
 	// when they matter.
 	nodes   map[string]string
+	locked  []string // drives whose tray the guest keeps closed
 	full    bool     // status.hardware is not trusted: everything is looked at
 	held    bool     // an operation wants the hardware as it is
 	leaving bool     // a device that neither hw nor want knows is still there
@@ -88,7 +90,7 @@ func (s *step) adapt(ctx context.Context) error {
 	if err := l.look(ctx); err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context) error{l.disks, l.cards, l.cpus, l.memory} {
+	for _, part := range []func(context.Context) error{l.disks, l.cards, l.cpus, l.memory, l.drives} {
 		if err := l.try(part(ctx)); err != nil {
 			return err
 		}
@@ -112,7 +114,7 @@ func (l *live) try(err error) error {
 
 // sameLive compares what can be changed while QEMU runs.
 func sameLive(a, b *api.VMSpec) bool {
-	return a.CPUs == b.CPUs && a.Memory == b.Memory && sameSlots(a.Disks, b.Disks, func(d api.VMDisk) int { return d.Slot }) &&
+	return a.CPUs == b.CPUs && a.Memory == b.Memory && slices.Equal(a.CDROMs, b.CDROMs) && sameSlots(a.Disks, b.Disks, func(d api.VMDisk) int { return d.Slot }) &&
 		sameSlots(a.NICs, b.NICs, func(n api.VMNIC) int { return n.Slot })
 }
 
@@ -237,6 +239,10 @@ func (l *live) report() {
 		l.s.problem(ConditionUnplugIgnored, fmt.Sprintf("the guest does not let go of %s; it is asked again every %v: unmount it in the guest or let its system finish booting, put it back with muster vm set, or stop the vm with muster vm stop %s, which ends it for certain",
 			strings.Join(l.ignored, ", "), UnplugInterval, name))
 	}
+	if len(l.locked) > 0 {
+		l.s.problem(ConditionTrayLocked, fmt.Sprintf("the guest has locked the tray of %s; it is asked again every %v: eject the medium in the guest, or take it out all the same with muster vm cdrom eject --force %s DRIVE (insert has --force, too)",
+			strings.Join(l.locked, ", "), UnplugInterval, name))
+	}
 	if l.slow != "" {
 		l.s.problem(ConditionMemoryIgnored, fmt.Sprintf("waiting for %s; it needs the driver virtio_mem (Linux 5.8, or Windows' virtio-win drivers) and, to give back, memory that it can move: muster vm stop %s, then start, applies it for certain", l.slow, name))
 	}
@@ -261,20 +267,30 @@ func (l *live) pending() {
 	l.s.problem(ConditionPendingRestart, fmt.Sprintf("takes effect at the next start: %s; muster vm stop %s, then muster vm start %s (a reboot of the guest is not enough)", strings.Join(fields, ", "), name, name))
 }
 
-// detached releases the volumes that QEMU has let go of.
+// detached releases what QEMU has let go of: volumes, and what its machine read
+// or was called. What the memory of a suspended VM will ask for again stays.
 func (s *step) detached(tx *configdb.Txn) error {
-	held := map[string]bool{}
-	for _, d := range s.vm.Spec.Disks {
-		held[d.Volume] = true
+	hw := s.vm.Status.Hardware
+	if hw == nil && s.vm.Status.PID != 0 || hw != nil && !s.in.verified {
+		return nil // QEMU may have what the status does not say yet
 	}
-	if s.vm.Status.Hardware != nil {
-		for _, d := range s.vm.Status.Hardware.Disks {
+	holders := []*api.VMSpec{hw}
+	if vm, err := configdb.VMs.Get(s.v, s.vm.Meta.ID); err == nil { // the step's own copy may be of saved memory
+		holders = append(holders, &vm.Spec)
+	}
+	if st, err := configdb.SavedStates.Get(s.v, s.vm.Meta.ID); err == nil {
+		holders = append(holders, st.Spec.Hardware)
+	}
+	held := map[string]bool{}
+	for _, spec := range holders {
+		if spec == nil {
+			continue
+		}
+		for _, d := range spec.Disks {
 			held[d.Volume] = true
 		}
-		if !s.in.verified {
-			return nil // QEMU may have what the status does not say yet
-		}
 	}
+	configdb.LetGo(s.v, tx, &s.vm, holders)
 	return configdb.Detached(s.v, tx, s.vm.Meta.ID, func(vol *api.Volume) bool {
 		return !held[vol.Meta.Name]
 	})

@@ -19,7 +19,7 @@ import (
 // then what is to come.
 func (l *live) disks(ctx context.Context) error {
 	var errs []error
-	for slot := 1; slot <= l.hw.Boot.DiskPorts; slot++ {
+	for slot := 1; slot <= api.MaxDisks; slot++ {
 		if err := l.try(l.disk(ctx, slot)); err != nil {
 			errs = append(errs, err)
 			break
@@ -39,8 +39,8 @@ func (l *live) disk(ctx context.Context, slot int) error {
 			return err
 		}
 		return l.limitDisk(ctx, slot, want)
-	case known && !have.Hotpluggable() || wanted && !want.Hotpluggable():
-		return nil // it has a fixed place: at the next start
+	case slot > l.hw.Boot.DiskPorts, known && !have.Hotpluggable() || wanted && !want.Hotpluggable():
+		return nil // it has a fixed place, or none: at the next start
 	case known:
 		return l.removeDisk(ctx, slot, have.Volume)
 	case there && wanted:
@@ -88,7 +88,7 @@ func (l *live) removeDisk(ctx context.Context, slot int, volume string) error {
 	if err != nil || !gone {
 		return err
 	}
-	if err := l.dropNodes(ctx, slot); err != nil {
+	if err := l.dropDisk(ctx, slot); err != nil {
 		return err
 	}
 	l.s.h.log.Info("disk unplugged", "vm", l.s.vm.Meta.ID, "slot", slot, "volume", volume)
@@ -97,12 +97,17 @@ func (l *live) removeDisk(ctx context.Context, slot int, volume string) error {
 	return nil
 }
 
-// dropNodes removes the block nodes of a slot that has no device.
-func (l *live) dropNodes(ctx context.Context, slot int) error {
+// dropDisk removes the block nodes of a slot that has no device.
+func (l *live) dropDisk(ctx context.Context, slot int) error {
+	return l.dropNodes(ctx, argv.DiskNode(slot), argv.FileNode(slot))
+}
+
+// dropNodes removes block nodes that nothing uses, as far as they are there.
+func (l *live) dropNodes(ctx context.Context, nodes ...string) error {
 	if err := l.blockNodes(ctx); err != nil {
 		return err
 	}
-	for _, node := range []string{argv.DiskNode(slot), argv.FileNode(slot)} {
+	for _, node := range nodes {
 		if _, ok := l.nodes[node]; !ok {
 			continue
 		}
@@ -129,7 +134,7 @@ func (l *live) addDisk(ctx context.Context, slot int, d api.VMDisk) error {
 		l.s.lookAgain(waitLook)
 		return nil
 	}
-	if err := l.dropNodes(ctx, slot); err != nil { // of an attempt that was cut off
+	if err := l.dropDisk(ctx, slot); err != nil { // of an attempt that was cut off
 		return err
 	}
 	disk := argv.Disk{Slot: slot, Path: path, Format: format, Options: d}
@@ -144,7 +149,7 @@ func (l *live) addDisk(ctx context.Context, slot int, d api.VMDisk) error {
 	}
 	var refused *qmp.CommandError
 	if errors.As(err, &refused) {
-		if undo := l.dropNodes(ctx, slot); undo != nil {
+		if undo := l.dropDisk(ctx, slot); undo != nil {
 			return errors.Join(err, undo)
 		}
 		return &qmp.CommandError{Command: refused.Command, Class: refused.Class, Desc: fmt.Sprintf("%s: %s", diskName(slot, d.Volume), refused.Desc)}

@@ -16,7 +16,7 @@ import (
 
 // cards brings the network cards closer to the wish, slot by slot.
 func (l *live) cards(ctx context.Context) error {
-	for slot := 1; slot <= l.hw.Boot.NICPorts; slot++ {
+	for slot := 1; slot <= api.MaxNICs; slot++ {
 		if err := l.try(l.card(ctx, slot)); err != nil {
 			return err
 		}
@@ -32,6 +32,8 @@ func (l *live) card(ctx context.Context, slot int) error {
 	case known && there && wanted && l.sameCard(have, want):
 		l.takenBack(argv.NICDevice(slot), nicName(slot))
 		return l.changeCard(ctx, have, want)
+	case slot > l.hw.Boot.NICPorts: // without a port it neither comes nor goes
+		return nil
 	case known:
 		return l.removeCard(ctx, slot)
 	case there && wanted:
@@ -43,7 +45,7 @@ func (l *live) card(ctx context.Context, slot int) error {
 		if mac != want.MAC {
 			return l.removeCard(ctx, slot)
 		}
-		l.hw.NICs = append(l.hw.NICs, want)
+		l.plugged(want)
 		return l.setLink(ctx, want)
 	case there:
 		return l.removeCard(ctx, slot)
@@ -54,9 +56,22 @@ func (l *live) card(ctx context.Context, slot int) error {
 }
 
 // sameCard reports that the guest's device can stay: what it was told of its
-// network at the start, the MTU, holds for the new one, too.
+// network at the start, the MTU, holds for the new one, too. Memory that was saved
+// long ago may be of a card on a network that is another one by now.
 func (l *live) sameCard(have, want api.VMNIC) bool {
-	return have.MAC == want.MAC && (have.Network == want.Network || l.s.mtu(have.Network) == l.s.mtu(want.Network))
+	told := l.s.mtu(have.Network)
+	if c, ok := l.hw.Boot.CardIn(have.Slot); ok {
+		told = c.MTU
+	} else if have.Network == want.Network {
+		return have.MAC == want.MAC
+	}
+	return have.MAC == want.MAC && told == l.s.mtu(want.Network)
+}
+
+// plugged takes note of a card that came while the guest ran.
+func (l *live) plugged(n api.VMNIC) {
+	l.hw.NICs = append(l.hw.NICs, n)
+	l.hw.Boot.SetCard(api.VMCard{Slot: n.Slot, MTU: l.s.mtu(n.Network)})
 }
 
 func nicName(slot int) string { return fmt.Sprintf("the network card in slot %d", slot) }
@@ -111,7 +126,7 @@ func (l *live) addCard(ctx context.Context, slot int, want api.VMNIC) error {
 			return err
 		}
 	}
-	l.hw.NICs = append(l.hw.NICs, want)
+	l.plugged(want)
 	return nil
 }
 
@@ -157,6 +172,7 @@ func (l *live) removeCard(ctx context.Context, slot int) error {
 	}
 	l.s.h.log.Info("network card unplugged", "vm", l.s.vm.Meta.ID, "slot", slot)
 	l.hw.NICs = slices.DeleteFunc(l.hw.NICs, func(n api.VMNIC) bool { return n.Slot == slot })
+	l.hw.Boot.DropCard(slot)
 	l.s.lookAgain(lookSoon)
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -173,7 +174,7 @@ func TestMigrationOfARealMachineWithPluggedInHardware(t *testing.T) {
 		}
 	}
 	now := p.vm(id).Status.Hardware
-	if !was.SameHardware(now) || now.Boot == nil || *now.Boot != *was.Boot {
+	if !was.SameHardware(now) || now.Boot == nil || !reflect.DeepEqual(now.Boot, was.Boot) {
 		t.Errorf("hardware was %+v, is %+v", was, now)
 	}
 	p.migrate(id, nil)

@@ -298,6 +298,9 @@ func TestMigrationMovesTheGuestAndBack(t *testing.T) {
 	if strings.Contains(argv, "i6300esb") || !strings.Contains(argv, "-S -incoming defer") {
 		t.Errorf("the target's QEMU: %s", argv)
 	}
+	p.wait(id, "still pending there", func(vm api.VM) bool {
+		return strings.Contains(condition(vm, ConditionPendingRestart), ": watchdog") && vm.Status.Hardware.Watchdog == nil
+	})
 	p.migrate(id, nil)
 	p.over(id, "succeeded: it runs on node node-1")
 	p.settled(id, "node-1")

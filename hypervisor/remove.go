@@ -59,6 +59,7 @@ func (s *step) remove(ctx context.Context) error {
 	tx := &configdb.Txn{Actor: actor}
 	configdb.ReleaseNICs(s.v, tx, &s.vm)
 	configdb.ReleaseMachine(s.v, tx, &s.vm)
+	configdb.ForgetLetGo(s.v, tx, &s.vm)
 	if err := s.dropSnapshots(tx); err != nil {
 		return err
 	}

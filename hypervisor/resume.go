@@ -105,7 +105,7 @@ func (s *step) settle(op *api.Operation) (ok bool, why error) {
 	stale := s.in.stale
 	s.in.mu.Unlock()
 	hw := s.vm.Status.Hardware
-	known := hw != nil && s.vm.Status.PID == s.proc.PID && s.in.verified && !stale
+	known := hw != nil && s.vm.Status.PID == s.proc.PID && s.in.verified && !stale && (len(s.in.unplugging) == 0 || !s.savesMemory(op))
 	if known || hw != nil && hw.Boot == nil && s.vm.Status.PID == s.proc.PID {
 		s.in.settleSince, s.in.settleFor = s.now, ""
 		return true, nil
@@ -123,4 +123,15 @@ func (s *step) settle(op *api.Operation) (ok bool, why error) {
 	s.settling = true
 	s.lookAgain(lookSoon)
 	return false, nil
+}
+
+// savesMemory reports an operation after which the guest goes on in another QEMU: a
+// device that it was asked to let go of would have to be there, and may be
+// somebody else's by then.
+func (s *step) savesMemory(op *api.Operation) bool {
+	if op.Spec.Action == api.ActionVMSuspend {
+		return true
+	}
+	snap, err := configdb.Snapshots.Get(s.v, op.Spec.SnapshotID)
+	return op.Spec.Action == api.ActionVMSnapshot && err == nil && snap.Spec.Memory
 }

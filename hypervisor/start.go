@@ -91,6 +91,7 @@ func (s *step) start(ctx context.Context) error {
 	if !ok || !s.board(&m) || !s.asSaved(&m, saved) || !s.grant(ctx, user) || !s.plug(ctx, &m) {
 		return nil
 	}
+	noteCards(hw, &m)
 	args, err := argv.Build(m)
 	if err != nil {
 		s.fail(err.Error())
@@ -231,9 +232,24 @@ func (s *step) plug(ctx context.Context, m *argv.Machine) bool {
 			s.wait(api.VMStarting, "waiting for the virtual switch: "+err.Error())
 			return false
 		}
-		m.NICs = append(m.NICs, argv.NIC{Slot: nic.Slot, Device: device, MAC: nic.MAC, MTU: s.mtu(nic.Network), Offload: offload})
+		card := argv.NIC{Slot: nic.Slot, Device: device, MAC: nic.MAC, MTU: s.mtu(nic.Network), Offload: offload}
+		if was, ok := m.Boot.CardIn(nic.Slot); ok { // the guest's memory knows it like this
+			card.MTU, card.ROM = was.MTU, &was.ROM
+		}
+		m.NICs = append(m.NICs, card)
 	}
 	return true
+}
+
+// noteCards says in the hardware of a start what its network cards are.
+func noteCards(hw *api.VMSpec, m *argv.Machine) {
+	if hw.Boot == nil {
+		return // of an earlier version: it began without
+	}
+	hw.Boot.Cards = []api.VMCard{}
+	for i, c := range m.NICs {
+		hw.Boot.SetCard(api.VMCard{Slot: c.Slot, MTU: c.MTU, ROM: m.HasROM(i)})
+	}
 }
 
 func (s *step) mtu(network string) int {

@@ -52,7 +52,7 @@ func (s *step) grantAll(ctx context.Context, u *ProcessUser) error {
 		if name == "" {
 			continue
 		}
-		if err := s.h.cfg.Volumes.GrantImage(ctx, s.v, s.vm.Meta.Project, name, s.h.users.cfg.Group); err != nil {
+		if err := s.grantImage(ctx, name); err != nil {
 			return err
 		}
 	}

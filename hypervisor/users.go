@@ -234,6 +234,14 @@ func (s *step) grantVolume(ctx context.Context, volume string) error {
 	return s.h.cfg.Volumes.Grant(ctx, s.v, s.vm.Meta.Project, volume, uid, uid, s.h.users.cfg.Group)
 }
 
+// grantImage lets the VM's QEMU read an image.
+func (s *step) grantImage(ctx context.Context, name string) error {
+	if s.h.users.get(s.vm.Meta.ID) == 0 {
+		return nil
+	}
+	return s.h.cfg.Volumes.GrantImage(ctx, s.v, s.vm.Meta.Project, name, s.h.users.cfg.Group)
+}
+
 // grantFile lets the VM's QEMU open a file or device that is no volume's.
 func (h *Hypervisor) grantFile(vmID, path string) error {
 	uid := h.users.get(vmID)

@@ -219,9 +219,13 @@ func (m *machine) pagesLacking(h *host, f *api.NodeFactsStatus) (why []string) {
 	}
 	used := api.Size(0)
 	for i := range h.bound {
-		if o := &h.bound[i].Spec; o.Hugepages.Size() == page {
-			used += o.Memory
+		var most api.Size
+		for _, o := range machinesOf(h.bound[i]) {
+			if o.Hugepages.Size() == page {
+				most = max(most, o.Memory)
+			}
 		}
+		used += most
 	}
 	if have := f.HugepagesOf(page, nil); s.Memory > have-used {
 		why = append(why, fmt.Sprintf("needs %s in hugepages of %s, has %s left of %s", s.Memory, page, max(have-used, 0), have))
@@ -243,13 +247,26 @@ func (m *machine) devicesLacking(h *host, f *api.NodeFactsStatus) (why []string)
 			continue
 		}
 		for i := range h.bound {
-			others, _ := h.bound[i].Spec.HostDevicesOn(name)
-			if slices.ContainsFunc(others, func(o api.VMHostDevice) bool { return o.Key() == d.Key() }) {
+			if slices.ContainsFunc(machinesOf(h.bound[i]), func(o *api.VMSpec) bool { return hasDevice(o, name, &d) }) {
 				why = append(why, fmt.Sprintf("device %s belongs to vm %s", d.Key(), h.bound[i].Meta.Name))
 			}
 		}
 	}
 	return why
+}
+
+// machinesOf are the machine that a VM is to have and the one that it has until it
+// is stopped.
+func machinesOf(vm *api.VM) []*api.VMSpec {
+	if vm.Status.Hardware == nil {
+		return []*api.VMSpec{&vm.Spec}
+	}
+	return []*api.VMSpec{&vm.Spec, vm.Status.Hardware}
+}
+
+func hasDevice(s *api.VMSpec, node string, d *api.VMHostDevice) bool {
+	devices, _ := s.HostDevicesOn(node)
+	return slices.ContainsFunc(devices, func(o api.VMHostDevice) bool { return o.Key() == d.Key() })
 }
 
 // vfioDriver is what a PCI device must be bound to before a guest can have it.

@@ -225,3 +225,29 @@ func TestEveryNodeRunsTheBaseline(t *testing.T) {
 		}
 	})
 }
+
+// What a VM runs with is its own until it stops, whatever its spec says of the next
+// start; and what the spec says is, too.
+func TestWhatARunningMachineHasStaysReserved(t *testing.T) {
+	w := &world{t, storetest.New(t)}
+	m1 := w.node("m1", 16*api.GiB, nil)
+	w.pool("local", api.PoolDir, m1)
+	w.facts(m1, func(f *api.NodeFactsStatus) { f.USB = append(f.USB, api.HostUSB{ID: "1111:2222", Port: "1-2"}) })
+	other := newVM("other", api.GiB)
+	other.Spec.HostDevices = []api.VMHostDevice{{USB: "1111:2222"}}
+	other.Status.Hardware = other.Spec.Hardware()
+	other.Status.Hardware.HostDevices = []api.VMHostDevice{{USB: "046d:c52b"}}
+	other.Status.Hardware.Hugepages, other.Status.Hardware.Memory = api.Hugepages2M, 768*api.MiB
+	w.bound(other, m1)
+	for want, change := range map[string]func(*api.VMSpec){
+		"device usb 046d:c52b belongs to vm other":         func(s *api.VMSpec) { s.HostDevices = []api.VMHostDevice{{USB: "046d:c52b"}} },
+		"device usb 1111:2222 belongs to vm other":         func(s *api.VMSpec) { s.HostDevices = []api.VMHostDevice{{USB: "1111:2222"}} },
+		"in hugepages of 2 MiB, has 256 MiB left of 1 GiB": func(s *api.VMSpec) { s.Hugepages = api.Hugepages2M },
+	} {
+		vm := newVM("web1", api.GiB)
+		change(&vm.Spec)
+		if _, err := Choose(w.db.Local(), Request{VM: vm}); api.CodeOf(err) != api.CodeUnplaceable || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", want, err)
+		}
+	}
+}

@@ -26,6 +26,7 @@ type fakePlacer struct {
 	capacity api.Size
 	full     map[string]bool
 	asked    []api.VMDisk
+	last     api.VM // that a node was chosen for
 }
 
 func (p *fakePlacer) setFull(node string, full bool) {
@@ -52,7 +53,7 @@ func used(v *configdb.View, nodeID, except string) api.Size {
 func (p *fakePlacer) Choose(v *configdb.View, vm api.VM, newDisks []api.VMDisk, only string) (string, string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.asked = newDisks
+	p.asked, p.last = newDisks, vm
 	nodes, err := configdb.Nodes.List(v)
 	if err != nil {
 		return "", "", err

@@ -177,12 +177,41 @@ func (b *beginning) nodeBound(in *api.MigrateRequest) (ids []string, err error) 
 		}
 		ids, names = append(ids, vol.Meta.ID), append(names, vol.Meta.Name)
 	}
+	if err := b.leftBehind(volumes); err != nil {
+		return nil, err
+	}
 	if len(ids) > 0 && !in.WithStorage {
 		return nil, &api.Error{Code: api.CodeRefused, Field: "withStorage", Detail: fmt.Sprintf(
 			"vm %s has disks that only node %s has (%s); they can be copied along, which takes its time: --with-storage (\"withStorage\": true)",
 			b.vm.Meta.Name, b.binding.Spec.Node, strings.Join(names, ", "))}
 	}
 	return ids, nil
+}
+
+// leftBehind refuses a move that would leave behind what the VM gets at its next
+// start, because only the present node has it.
+func (b *beginning) leftBehind(running []string) error {
+	wished := b.vm.Spec.StateVolumes()
+	for _, d := range b.vm.Spec.Disks {
+		wished = append(wished, d.Volume)
+	}
+	for _, name := range wished {
+		if slices.Contains(running, name) {
+			continue
+		}
+		vol, err := configdb.Volumes.Find(b.v, b.vm.Meta.Project, name)
+		if err != nil {
+			return err
+		}
+		pool, err := configdb.Pools.Find(b.v, "", vol.Spec.Pool)
+		if err != nil {
+			return err
+		}
+		if pool.Spec.Type == api.PoolDir {
+			return api.Errorf(api.CodeRefused, "vm %s gets volume %s at its next start, and only node %s has it, so it would be left behind; stop and start the vm first, or take that change back", b.vm.Meta.Name, name, b.binding.Spec.Node)
+		}
+	}
+	return nil
 }
 
 // copyable refuses a volume of which a copy would lack something: what is inside

@@ -5,6 +5,7 @@ package rest
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/gorilla/mux"
 
@@ -280,6 +281,10 @@ func (r *snapshotResource) goBack(c *change, in RevertRequest) (*effect, error) 
 	}
 	if err := c.disksOfThen(vm, o); err != nil {
 		return nil, err
+	}
+	if differs := vm.Spec.ClaimedDiffers(o.Status.Hardware); o.Spec.Memory && len(differs) > 0 {
+		// Before anything is ended for it; the node looks again.
+		return nil, api.Errorf(api.CodeRefused, "vm %s has another %s now than when snapshot %s was taken, and its memory goes on in the machine of then only; make it what it was first", vm.Meta.Name, strings.Join(differs, ", "), o.Meta.Name)
 	}
 	_, saved := c.saved(vm.Meta.ID)
 	if (saved || !atRest(vm)) && !in.Force {

@@ -96,6 +96,9 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 	if err := c.idle(old); err != nil {
 		return nil, err
 	}
+	if err := completeMachine(&old.Spec, &want.Spec); err != nil {
+		return nil, err
+	}
 	changed, err := c.rework(old, st, &want.Spec)
 	if err != nil {
 		return nil, err
@@ -105,6 +108,7 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 	if err := c.changeMachine(st, old, want); err != nil {
 		return nil, err
 	}
+	changed = changed || len(machineChanges(&old.Spec, &st.vm.Spec)) > 0
 	if err := sealCloudInit(&st.vm, old); err != nil {
 		return nil, err
 	}

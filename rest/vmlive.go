@@ -33,6 +33,7 @@ func (c *change) rework(old *api.VM, st *vmState, want *api.VMSpec) (bool, error
 	vm.Spec.Recovery = want.Recovery
 	vm.Spec.MaxCPUs, vm.Spec.MaxMemory, vm.Spec.MemoryMin = want.MaxCPUs, want.MaxMemory, want.MemoryMin
 	vm.Spec.AssignSlotsBeside(&old.Spec, old.Status.Hardware)
+	adopt(&vm.Spec, want) // one part may be right with the other only
 	if err := vm.Spec.Validate(); err != nil {
 		return false, err
 	}
@@ -47,11 +48,12 @@ func (c *change) rework(old *api.VM, st *vmState, want *api.VMSpec) (bool, error
 func (c *change) fitLive(old *api.VM, st *vmState, made []newVolume) error {
 	vm, at := &st.vm, st.binding.Spec
 	larger := old.Status.HeldMemory(&vm.Spec) > old.Status.HeldMemory(&old.Spec)
-	more := larger || len(vm.Spec.NICs) > 0 && !slices.Equal(vm.Spec.NICs, old.Spec.NICs) || added(old.Spec.Disks, vm.Spec.Disks)
+	shown, disks := shownTo(vm, made)
+	media := asItRuns(old, &shown.Spec)
+	more := larger || media || len(vm.Spec.NICs) > 0 && !slices.Equal(vm.Spec.NICs, old.Spec.NICs) || added(old.Spec.Disks, vm.Spec.Disks)
 	if !more {
 		return nil
 	}
-	shown, disks := shownTo(vm, made)
 	if _, _, err := c.q.s.cfg.Placer.Choose(c.v, shown, disks, at.Node); err != nil {
 		return err
 	}
@@ -59,6 +61,28 @@ func (c *change) fitLive(old *api.VM, st *vmState, made []newVolume) error {
 		return c.reserve(at.NodeID)
 	}
 	return nil
+}
+
+// asItRuns gives a wish the machine that a VM runs with, because what is added
+// while it runs is added to that; only what is in its drives is changed, and media
+// is whether it is.
+func asItRuns(old *api.VM, spec *api.VMSpec) (media bool) {
+	hw := machineOfStart(old)
+	if hw == nil {
+		return false
+	}
+	wished := spec.CDROMs
+	adopt(spec, hw.Hardware())
+	if len(wished) < len(spec.CDROMs) {
+		return false
+	}
+	for i := range spec.CDROMs {
+		if d := &spec.CDROMs[i]; d.Bus == wished[i].Bus && d.Image != wished[i].Image {
+			d.Image = wished[i].Image
+			media = media || d.Image != ""
+		}
+	}
+	return media
 }
 
 func added(old, now []api.VMDisk) bool {
@@ -108,7 +132,7 @@ func (c *change) replaceDisks(old *api.VM, st *vmState, want []api.VMDisk) ([]ne
 		case err != nil && api.CodeOf(err) == api.CodeNotFound:
 		case err != nil:
 			return nil, err
-		case atRest(old) && old.Status.ObservedGeneration == old.Meta.Generation:
+		case saidAtRest(old):
 			// The word "stopped" is about this very wish: one that is older may have been
 			// followed by a start that the node has not told yet. And the node must not say
 			// meanwhile that it has started the VM.

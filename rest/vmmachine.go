@@ -133,7 +133,8 @@ func (c *change) stateVolumes(vm *api.VM, pool string) ([]newVolume, error) {
 }
 
 // claimImages claims the images that the VM's machine reads and gives back those
-// that old read and the VM does not.
+// that old read and the VM does not: at once if the VM is at rest, else when its
+// QEMU has let go.
 func (c *change) claimImages(vm *api.VM, old *api.VM) error {
 	kept := map[string]bool{}
 	images := vm.Spec.MachineImages()
@@ -147,17 +148,26 @@ func (c *change) claimImages(vm *api.VM, old *api.VM) error {
 			return err
 		}
 		*name = img.Meta.Name // it may have been an ID
-		c.tx.RequireRevision(configdb.Images.SpecKey(img.Meta.ID), img.Meta.Revision)
-		configdb.Images.Refer(c.tx, img.Meta.ID, api.KindVM, vm.Meta.ID)
+		if !kept[*name] {
+			c.tx.RequireRevision(configdb.Images.SpecKey(img.Meta.ID), img.Meta.Revision)
+			configdb.Images.Refer(c.tx, img.Meta.ID, api.KindVM, vm.Meta.ID)
+			configdb.KeepImage(c.v, c.tx, vm.Meta.ID, img.Meta.ID)
+		}
 		kept[*name] = true
 	}
 	if old == nil {
 		return nil
 	}
+	given := map[string]bool{}
 	for _, name := range old.Spec.MachineImages() {
-		if !kept[*name] {
+		switch {
+		case kept[*name], given[*name]:
+		case saidAtRest(old):
 			configdb.ReleaseImage(c.v, c.tx, vm, *name)
+		default:
+			configdb.ReleaseImageLater(c.v, c.tx, vm, *name)
 		}
+		given[*name] = true
 	}
 	return nil
 }
@@ -172,6 +182,7 @@ func (c *change) claimVsock(vm *api.VM) error {
 		if by, ok := c.claim(configdb.VsockKey(v.CID), vm); !ok {
 			return &api.Error{Code: api.CodeRefused, Field: "spec.vsock.cid", Detail: fmt.Sprintf("%d belongs to %s", v.CID, by)}
 		}
+		configdb.KeepVsock(c.v, c.tx, vm.Meta.ID, v.CID)
 		return nil
 	}
 	for range cidTries {
@@ -213,16 +224,19 @@ func isEmpty(v any) bool {
 	return r.Kind() == reflect.Slice && r.Len() == 0
 }
 
-// changeMachine takes the machine of a wish over into the VM. What a wish leaves
-// out of what the cluster chose stays.
+// completeMachine gives a wish what it leaves out of what the cluster chose.
+func completeMachine(old, want *api.VMSpec) error {
+	if want.Vsock != nil && want.Vsock.CID == 0 && old.Vsock != nil {
+		want.Vsock.CID = old.Vsock.CID
+	}
+	return keepState(old, want)
+}
+
+// changeMachine takes the machine of a wish, which is complete, over into the VM.
+// One that runs keeps the machine of its start until it is stopped; but for what
+// is in its CD-ROM drives.
 func (c *change) changeMachine(st *vmState, old, want *api.VM) error {
 	w := &want.Spec
-	if w.Vsock != nil && w.Vsock.CID == 0 && old.Spec.Vsock != nil {
-		w.Vsock.CID = old.Spec.Vsock.CID
-	}
-	if err := keepState(&old.Spec, w); err != nil {
-		return err
-	}
 	if err := errors.Join(c.extraArgs(old.Spec.ExtraArgs, w.ExtraArgs), c.hostDevices(old.Spec.HostDevices, w.HostDevices)); err != nil {
 		return err
 	}
@@ -235,8 +249,8 @@ func (c *change) changeMachine(st *vmState, old, want *api.VM) error {
 	if len(changed) == 0 {
 		return nil
 	}
-	if !atRest(old) {
-		return api.Errorf(api.CodeRefused, "vm %s is %s; stop the VM first to change its %s", old.Meta.Name, phaseText(old), strings.Join(changed, ", "))
+	if err := keepsState(old, w); err != nil {
+		return err
 	}
 	vm := &st.vm
 	adopt(&vm.Spec, w)
@@ -244,12 +258,55 @@ func (c *change) changeMachine(st *vmState, old, want *api.VM) error {
 		return err
 	}
 	if v := old.Spec.Vsock; v != nil && (w.Vsock == nil || w.Vsock.CID != v.CID) {
-		configdb.ReleaseVsock(c.v, c.tx, old)
+		if saidAtRest(old) {
+			configdb.ReleaseVsock(c.v, c.tx, old)
+		} else {
+			configdb.ReleaseVsockLater(c.v, c.tx, old)
+		}
 	}
 	if err := c.claimVsock(vm); err != nil {
 		return err
 	}
 	return c.changeState(st, old)
+}
+
+// saidAtRest reports that a VM is at rest by its node's word about this very wish.
+func saidAtRest(vm *api.VM) bool {
+	return atRest(vm) && vm.Status.ObservedGeneration == vm.Meta.Generation
+}
+
+// machineOfStart is the machine that a VM runs with or is about to; nil if it is at
+// rest.
+func machineOfStart(vm *api.VM) *api.VMSpec {
+	switch {
+	case atRest(vm):
+		return nil
+	case vm.Status.Hardware != nil:
+		return vm.Status.Hardware
+	}
+	return &vm.Spec
+}
+
+// keepsState refuses to delete what the machine of a running VM has open: its UEFI
+// variables or its TPM's state.
+func keepsState(old *api.VM, want *api.VMSpec) error {
+	hw := machineOfStart(old)
+	if hw == nil {
+		return nil
+	}
+	have := want.StateVolumes()
+	for _, name := range hw.StateVolumes() {
+		if slices.Contains(have, name) {
+			continue
+		}
+		field, what := "spec.firmware", "UEFI variables are"
+		if hw.TPM != nil && hw.TPM.Volume == name {
+			field, what = "spec.tpm", "TPM's state is"
+		}
+		return &api.Error{Code: api.CodeRefused, Field: field, Detail: fmt.Sprintf(
+			"vm %s is %s, and its %s in volume %s, which this change deletes; stop the VM first (muster vm stop %s)", old.Meta.Name, phaseText(old), what, name, old.Meta.Name)}
+	}
+	return nil
 }
 
 // adopt copies the fields of machineOf.
@@ -307,6 +364,8 @@ func (c *change) changeState(st *vmState, old *api.VM) error {
 		if slices.Contains(have, name) {
 			continue
 		}
+		// One that was to come at the next start: that must not have been meanwhile.
+		c.tx.RequireRevision(configdb.VMs.StatusKey(vm.Meta.ID), vm.Meta.StatusRevision)
 		vol, err := configdb.Volumes.Find(c.v, vm.Meta.Project, name)
 		if err != nil {
 			continue // gone already

@@ -118,12 +118,103 @@ func TestTheMachineOfAStoppedVMIsChanged(t *testing.T) {
 			t.Errorf("%s is not on its way out: %+v", name, vol.Meta)
 		}
 	}
-	// A running VM keeps its machine.
+}
+
+// runsWith lets the owner of a VM say what it runs with.
+func (f *fixture) runsWith(name string, change func(hw *api.VMSpec)) api.VM {
+	f.t.Helper()
+	var vm api.VM
+	f.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		var err error
+		if vm, err = configdb.VMs.Find(v, "", name); err != nil {
+			return err
+		}
+		vm.Status.Hardware = vm.Spec.PowerOn()
+		if change != nil {
+			change(vm.Status.Hardware)
+		}
+		return configdb.VMs.UpdateStatus(v, tx, &vm)
+	})
+	return f.report(vm.Meta.ID, api.VMRunning)
+}
+
+func TestTheMachineOfARunningVMChangesAtItsNextStart(t *testing.T) {
+	f := newFixture(t)
+	want[vmReply](t, f.do(call{method: "POST", path: "vms", body: machineBody("web1", `,"firmware":{"type":"uefi"},"vsock":{"cid":77},"cdroms":[{"image":"tiny"}]`), role: api.RoleOperator}), http.StatusAccepted)
 	f.stopped("web1")
-	want[vmReply](t, f.do(call{method: "POST", path: "vms/web1/start", role: api.RoleOperator}), http.StatusAccepted)
-	p := wantProblem(t, f.do(patch(`{"spec":{"watchdog":null}}`)), http.StatusConflict, api.CodeRefused, "")
-	if !strings.Contains(p.Detail, "watchdog") {
-		t.Error(p.Detail)
+	want[any](t, f.do(call{method: "POST", path: "vms/web1/start", role: api.RoleOperator}), http.StatusAccepted)
+	vm := f.runsWith("web1", nil)
+	owner := "vm/" + vm.Meta.ID
+	patch := func(body string) answer {
+		return f.do(call{method: "PATCH", path: "vms/web1", body: body, role: api.RoleOperator})
+	}
+	a := patch(`{"spec":{"cpu":{"model":"Haswell"},"watchdog":{"action":"pause"},"tpm":{},"bootOrder":["cdrom0","disk0"],"vsock":{"cid":78},"machine":"q35"}}`)
+	got := want[api.VM](t, a, http.StatusOK)
+	if got.Spec.CPU.Model != "Haswell" || got.Spec.TPM.Volume != "web1-tpm" || got.Spec.Vsock.CID != 78 || got.Spec.Firmware.Volume != "web1-uefi" {
+		t.Errorf("%+v", got.Spec)
+	}
+	task, err := configdb.Tasks.Get(f.db.Local(), a.header.Get(headerTask))
+	if err != nil || task.Spec.Action != api.ActionVMChange {
+		t.Errorf("task %+v, %v", task.Spec, err)
+	}
+	// Both addresses are the VM's until QEMU has let go of the one.
+	for _, cid := range []uint32{77, 78} {
+		if e, ok := f.db.Local().Get(configdb.VsockKey(cid)); !ok || string(e.Value) != vm.Meta.ID {
+			t.Errorf("the address %d is not claimed", cid)
+		}
+	}
+	// So is an image.
+	want[api.VM](t, patch(`{"spec":{"cdroms":[{"bus":"sata"}]}}`), http.StatusOK)
+	img, _ := configdb.Images.Find(f.db.Local(), "", "tiny")
+	if refs := configdb.Images.Referrers(f.db.Local(), img.Meta.ID); !slices.Contains(refs, owner) {
+		t.Errorf("the image that QEMU reads can be deleted: %v", refs)
+	}
+	want[api.VM](t, patch(`{"spec":{"cdroms":[{"bus":"sata","image":"tiny"}]}}`), http.StatusOK)
+	want[api.VM](t, patch(`{"spec":{"vsock":{"cid":77}}}`), http.StatusOK)
+	marks := 0
+	for e := range f.db.Local().Scan(configdb.Root+"letgo/", "") {
+		if marks++; !strings.HasSuffix(e.Key, "/vsock/78") {
+			t.Errorf("the mark %s is left", e.Key)
+		}
+	}
+	if marks != 1 {
+		t.Errorf("%d marks, want that of the address that was not used", marks)
+	}
+	// What QEMU writes to is not deleted under it; what was to come is.
+	for body, field := range map[string]string{
+		`{"spec":{"firmware":{"type":"bios"}}}`: "spec.firmware",
+		`{"spec":{"firmware":null}}`:            "spec.firmware",
+	} {
+		p := wantProblem(t, f.do(call{method: "PATCH", path: "vms/web1", body: body, role: api.RoleOperator}), http.StatusConflict, api.CodeRefused, field)
+		if !strings.Contains(p.Detail, "web1-uefi") || !strings.Contains(p.Detail, "muster vm stop web1") {
+			t.Error(p.Detail)
+		}
+	}
+	want[api.VM](t, patch(`{"spec":{"tpm":null}}`), http.StatusOK)
+	if vol, ok := f.volume("web1-tpm"); !ok || !vol.Meta.Deleting() {
+		t.Errorf("the state of a TPM that never was stays: %+v", vol.Meta)
+	}
+	wantProblem(t, patch(`{"spec":{"cpu":{"model":"Quantum"}}}`), http.StatusUnprocessableEntity, api.CodeInvalid, "spec.cpu.model")
+}
+
+// What is added to a running VM is looked at with the machine that runs: a node that
+// could not make the next one may well add a disk to this one.
+func TestAPendingMachineDoesNotKeepADiskAway(t *testing.T) {
+	f := newFixture(t)
+	f.runningVM("web1")
+	f.runsWith("web1", nil)
+	f.emptyVolume("data")
+	want[api.VM](t, f.do(call{method: "PATCH", path: "vms/web1", body: `{"spec":{"hostDevices":[{"node":"elsewhere","usb":"046d:c52b"}]}}`}), http.StatusOK)
+	want[api.VM](t, f.do(call{method: "PATCH", path: "vms/web1", body: `{"spec":{"disks":[{"volume":"data"}]}}`}), http.StatusOK)
+	if last := f.placer.last.Spec; len(last.Disks) != 1 || len(last.HostDevices) != 0 {
+		t.Errorf("the placement was asked about the machine of the next start: %+v", last)
+	}
+	// A VM does not leave behind what it is to get.
+	data, _ := configdb.Volumes.Find(f.db.Local(), "", "data")
+	f.runsWith("web1", func(hw *api.VMSpec) { hw.Disks, hw.HostDevices = nil, nil })
+	p := wantProblem(t, f.do(call{method: "POST", path: "vms/web1/migrate", body: `{}`, role: api.RoleOperator}), 409, api.CodeRefused, "")
+	if !strings.Contains(p.Detail, "gets volume data at its next start") {
+		t.Error(p.Detail, data.Spec.Pool)
 	}
 }
 

@@ -116,14 +116,13 @@ func (c *change) maySave() error {
 
 // needSavable refuses memory that QEMU cannot save.
 func needSavable(vm *api.VM) error {
-	for _, spec := range []*api.VMSpec{&vm.Spec, vm.Status.Hardware} {
-		if spec == nil {
-			continue
-		}
-		for _, d := range spec.HostDevices {
-			if d.PCI != "" {
-				return api.Errorf(api.CodeRefused, "vm %s has the device %s of its host, whose state cannot be saved; take it out and restart the vm, or take a snapshot without memory", vm.Meta.Name, d.PCI)
-			}
+	spec := &vm.Spec
+	if vm.Status.Hardware != nil {
+		spec = vm.Status.Hardware // what waits for the next start is not there yet
+	}
+	for _, d := range spec.HostDevices {
+		if d.PCI != "" {
+			return api.Errorf(api.CodeRefused, "vm %s has the device %s of its host, whose state cannot be saved; take it out and restart the vm, or take a snapshot without memory", vm.Meta.Name, d.PCI)
 		}
 	}
 	return nil

@@ -97,6 +97,7 @@ func (p *pass) make(ctx context.Context) error {
 	p.networks()
 	p.bridgeIn()
 	p.cards()
+	p.keepUnwanted()
 	if err := p.plugAll(ctx); err != nil {
 		return err
 	}
@@ -339,12 +340,23 @@ func (p *pass) cards() {
 	}
 }
 
+// keepUnwanted keeps the devices of cards that guests have not let go of.
+func (p *pass) keepUnwanted() {
+	for _, t := range p.w.unwanted() {
+		if l, ok := p.links[t.name]; ok && l.Alias == p.s.tapAlias(t) {
+			p.keep[t.name] = true
+		}
+	}
+}
+
 func (s *Switch) tapAlias(t tap) string {
 	return s.alias("vm", t.vm.Meta.ID, strconv.Itoa(t.nic.Slot-1))
 }
 
 func (p *pass) card(t tap) ovs.PortWish {
-	return p.port(t.name, p.tags[t.network.Meta.ID], nil, map[string]string{keyNetwork: t.network.Meta.ID, keyVM: t.vm.Meta.ID, keyMAC: t.nic.MAC})
+	w := p.port(t.name, p.tags[t.network.Meta.ID], nil, map[string]string{keyNetwork: t.network.Meta.ID, keyVM: t.vm.Meta.ID, keyMAC: t.nic.MAC})
+	w.Shape = shapeOf(t.nic.Limit)
+	return w
 }
 
 // plugAll makes the ports as wished and removes ours that are not.
@@ -379,6 +391,9 @@ func (p *pass) plugAll(ctx context.Context) error {
 		if st, err := p.s.conn.State(ctx); err == nil {
 			p.state = st
 		}
+	}
+	if err := p.s.conn.DropShapes(ctx, p.state, p.owner()); err != nil {
+		p.s.log.Debug("limits that nothing uses are left for the next look", "err", err)
 	}
 	return errors.Join(errs...)
 }
@@ -433,13 +448,14 @@ func (p *pass) flows(ctx context.Context) error {
 		}
 		s.flow, s.set = flow, ""
 	}
-	list := p.antiSpoofing()
-	if want := fmt.Sprint(list); want != s.set {
-		if err := s.flow.Replace(ctx, flowCookie, list); err != nil {
+	list, meters := p.antiSpoofing(), p.meters()
+	if want := fmt.Sprint(list, meters); want != s.set {
+		if err := p.replaceFlows(ctx, list, meters); err != nil {
 			s.closeFlow()
 			return err
 		}
 		s.set = want
 	}
+	p.report.LimitsProblem = s.unlimited
 	return nil
 }

@@ -35,6 +35,10 @@ type guest struct {
 	mac atomic.Pointer[net.HardwareAddr]
 	ip  atomic.Pointer[netip.Addr]
 
+	// received counts bytes of UDP while counting is set.
+	counting atomic.Bool
+	received atomic.Int64
+
 	mu  sync.Mutex
 	arp map[netip.Addr]net.HardwareAddr
 }
@@ -124,6 +128,10 @@ func (g *guest) read() {
 		}
 		if err != nil {
 			return
+		}
+		if g.counting.Load() && n > 34 && buf[23] == 17 {
+			g.received.Add(int64(n))
+			continue
 		}
 		if f := buf[:n]; len(f) > 34 && (bytes.Equal(f[:6], g.hw()) || f[0]&1 == 1) {
 			g.handle(f)

@@ -6,6 +6,7 @@ package vswitch
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -46,11 +47,10 @@ func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, e
 	if nic < 0 || nic >= len(spec.NICs) {
 		return "", false, fmt.Errorf("the VM has %d network cards", len(spec.NICs))
 	}
-	var t *tap
-	for _, c := range w.taps() {
-		if c.vm.Meta.ID == vm.Meta.ID && c.nic.Slot == spec.NICs[nic].Slot {
-			t = &c
-		}
+	is := func(c tap) bool { return c.vm.Meta.ID == vm.Meta.ID && c.nic.Slot == spec.NICs[nic].Slot }
+	t := find(w.taps(), is)
+	if kept := find(w.unwanted(), is); t == nil && kept != nil && s.conn != nil {
+		return s.plugNowhere(ctx, w, kept)
 	}
 	switch {
 	case t == nil:
@@ -60,15 +60,9 @@ func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, e
 	case s.conn == nil:
 		return "", false, s.whyNoDatabase()
 	}
-	p := &pass{s: s, w: w, ports: map[string]ovs.PortWish{}, keep: map[string]bool{}}
-	p.report = api.SwitchStateStatus{Problems: map[string]string{}}
-	if err := s.host.EnsureTap(t.name, s.tapAlias(*t), mtu(t.network)); err != nil {
+	p := s.newPass(w)
+	if err := s.tap(t); err != nil {
 		return "", false, err
-	}
-	if uid := s.tapOwner(vm.Meta.ID); uid > 0 {
-		if err := s.host.OwnTap(t.name, uid); err != nil {
-			return "", false, err
-		}
 	}
 	if err := p.make(ctx); err != nil {
 		return "", false, err
@@ -90,6 +84,48 @@ func (s *Switch) plug(ctx context.Context, vm *api.VM, nic int) (string, bool, e
 		return "", false, err
 	}
 	return t.name, p.report.Datapath != "netdev", nil
+}
+
+func find(list []tap, is func(tap) bool) *tap {
+	if i := slices.IndexFunc(list, is); i >= 0 {
+		return &list[i]
+	}
+	return nil
+}
+
+// plugNowhere makes the device of a card that the guest has not let go of. It is a
+// port of nothing: its addresses may be somebody else's by now.
+func (s *Switch) plugNowhere(ctx context.Context, w *wish, t *tap) (string, bool, error) {
+	if err := s.tap(t); err != nil {
+		return "", false, err
+	}
+	p := s.newPass(w)
+	if err := p.make(ctx); err != nil {
+		return "", false, err
+	}
+	return t.name, p.report.Datapath != "netdev", nil
+}
+
+// tap makes the device of a card, for the VM's user.
+func (s *Switch) tap(t *tap) error {
+	size := 0
+	if t.network != nil {
+		size = mtu(t.network)
+	}
+	if err := s.host.EnsureTap(t.name, s.tapAlias(*t), size); err != nil {
+		return err
+	}
+	if uid := s.tapOwner(t.vm.Meta.ID); uid > 0 {
+		return s.host.OwnTap(t.name, uid)
+	}
+	return nil
+}
+
+// newPass is one look at the whole whose report is not written.
+func (s *Switch) newPass(w *wish) *pass {
+	p := &pass{s: s, w: w, ports: map[string]ovs.PortWish{}, keep: map[string]bool{}}
+	p.report = api.SwitchStateStatus{Problems: map[string]string{}}
+	return p
 }
 
 // tapOwner is the user that a VM runs as, 0 for root.

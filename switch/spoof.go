@@ -32,7 +32,11 @@ func (p *pass) antiSpoofing() []openflow.Flow {
 		if _, wanted := p.ports[t.name]; !ok || !wanted || have.OFPort == 0 {
 			continue
 		}
-		out = append(out, cardFlows(uint32(have.OFPort), t.nic.MAC, t.nic.Address)...)
+		flows := cardFlows(uint32(have.OFPort), t.nic.MAC, t.nic.Address)
+		if t.nic.Limit.BPSOut > 0 {
+			metered(flows, uint32(have.OFPort))
+		}
+		out = append(out, flows...)
 	}
 	return append(out, p.silenced()...)
 }

@@ -84,6 +84,7 @@ type Switch struct {
 	flow *openflow.Session
 	// set is what the flows were made from, for the session flow.
 	set        string
+	unlimited  string                // why what guests send is not limited; empty if it is
 	responders map[string]*responder // by tap
 	told       string                // last problem in the log
 	tried      bool                  // to reach Open vSwitch, once

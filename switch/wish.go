@@ -41,7 +41,8 @@ type wish struct {
 	remotes  []netip.Addr
 	strange  []string // nodes whose address is no IP address
 	uplink   *api.Uplink
-	vms      []api.VM // bound to this node or passing it, with network cards
+	vms      []api.VM               // bound to this node or passing it, with network cards
+	machines map[string]*api.VMSpec // what runs of a VM, or is saved of it, by its ID
 }
 
 // wishFor reads the wish from a view.
@@ -78,17 +79,16 @@ func wishFor(v *configdb.View, nodeID string) (*wish, error) {
 			}
 		}
 	}
-	w.vms, err = boundVMs(v, nodeID)
-	return w, err
+	return w, w.readVMs(v, nodeID)
 }
 
-// boundVMs returns the VMs with network cards that are bound to a node.
-func boundVMs(v *configdb.View, nodeID string) ([]api.VM, error) {
+// readVMs reads the VMs with network cards that are bound to a node.
+func (w *wish) readVMs(v *configdb.View, nodeID string) error {
 	bindings, err := configdb.Bindings.List(v)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var out []api.VM
+	w.machines = map[string]*api.VMSpec{}
 	for _, b := range bindings {
 		if b.Spec.NodeID != nodeID && !passes(v, b.Meta.ID, nodeID) {
 			continue
@@ -96,13 +96,28 @@ func boundVMs(v *configdb.View, nodeID string) ([]api.VM, error) {
 		vm, err := configdb.VMs.Get(v, b.Meta.ID)
 		switch {
 		case err != nil && api.CodeOf(err) == api.CodeNotFound:
+			continue
 		case err != nil:
-			return nil, err // without it its taps would look like left-overs
-		case len(vm.Spec.NICs) > 0:
-			out = append(out, vm)
+			return err // without it its taps would look like left-overs
+		}
+		machine := machineOf(v, &vm)
+		if len(vm.Spec.NICs) > 0 || machine != nil && len(machine.NICs) > 0 {
+			w.vms, w.machines[vm.Meta.ID] = append(w.vms, vm), machine
 		}
 	}
-	return out, nil
+	return nil
+}
+
+// machineOf is what runs of a VM, or what its saved memory goes on in; nil if it is at
+// rest.
+func machineOf(v *configdb.View, vm *api.VM) *api.VMSpec {
+	if vm.Status.Hardware != nil {
+		return vm.Status.Hardware
+	}
+	if st, err := configdb.SavedStates.Get(v, vm.Meta.ID); err == nil {
+		return st.Spec.Hardware
+	}
+	return nil
 }
 
 // passes reports whether a migration brings a VM to a node or takes it away from
@@ -198,6 +213,27 @@ func (w *wish) taps() []tap {
 		w.vms[i].Spec.AssignSlots(nil)
 		for _, nic := range w.vms[i].Spec.NICs {
 			out = append(out, tap{name: tapName(w.vms[i].Meta.ID, nic.Slot), vm: &w.vms[i], nic: nic, network: w.network(nic.Network)})
+		}
+	}
+	return out
+}
+
+// unwanted are the network cards that a machine has and its spec has not: the guest
+// keeps them until it lets go of them or is stopped, and when it moves or goes on from
+// saved memory it needs a device for them. There is nothing behind that.
+func (w *wish) unwanted() []tap {
+	var out []tap
+	for i := range w.vms {
+		vm := &w.vms[i]
+		machine := w.machines[vm.Meta.ID]
+		if machine == nil {
+			continue
+		}
+		vm.Spec.AssignSlots(nil)
+		for _, nic := range machine.NICs {
+			if _, wanted := vm.Spec.NICIn(nic.Slot); !wanted && nic.Slot > 0 {
+				out = append(out, tap{name: tapName(vm.Meta.ID, nic.Slot), vm: vm, nic: nic, network: w.network(nic.Network)})
+			}
 		}
 	}
 	return out

@@ -109,6 +109,9 @@ type NIC struct {
 	MTU int
 	// Offload lets the guest leave checksums and segmentation to the switch.
 	Offload bool
+	// ROM is whether the card has one to boot from the network with; nil: if the
+	// boot order names it.
+	ROM *bool
 }
 
 // Build returns the argument vector, with the program as its first element.
@@ -140,8 +143,8 @@ func Build(m Machine) ([]string, error) {
 	for i, c := range m.CDROMs {
 		a = append(a, m.cdrom(i, c, boot.cdrom(i), places)...)
 	}
-	for i, n := range m.NICs {
-		a = append(a, m.nic(n, boot.nic(i))...)
+	for i := range m.NICs {
+		a = append(a, m.nic(i, boot.nic(i))...)
 	}
 	a = append(a, display(m)...) // no device before it changes its slot
 	cd, err := m.seed(places)

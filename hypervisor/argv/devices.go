@@ -140,11 +140,11 @@ func (c NIC) NetdevOptions() Options {
 
 // HotOptions are the device of a card that is plugged in while QEMU runs.
 func (c NIC) HotOptions() Options {
-	return c.options("virtio-net-pci", "pn"+strconv.Itoa(c.Slot), 0, true)
+	return c.options("virtio-net-pci", "pn"+strconv.Itoa(c.Slot), 0, false, true)
 }
 
 // options are the network card as the guest sees it.
-func (c NIC) options(driver, bus string, bootIndex int, pci bool) Options {
+func (c NIC) options(driver, bus string, bootIndex int, rom, pci bool) Options {
 	o := Options{{"driver", driver}, {"id", NICDevice(c.Slot)}, {"netdev", Netdev(c.Slot)}, {"mac", c.MAC}}
 	if bus != "" {
 		o = append(o, Option{"bus", bus})
@@ -152,17 +152,30 @@ func (c NIC) options(driver, bus string, bootIndex int, pci bool) Options {
 	if c.MTU > 0 {
 		o = append(o, Option{"host_mtu", c.MTU})
 	}
-	switch {
-	case bootIndex > 0:
+	if bootIndex > 0 {
 		o = append(o, Option{"bootindex", bootIndex})
-	case pci:
+	}
+	if !rom && pci {
 		o = append(o, Option{"romfile", ""})
 	}
 	return o
 }
 
-func (m *Machine) nic(c NIC, bootIndex int) []string {
-	return []string{"-netdev", c.NetdevOptions().String(), "-device", c.options(m.virtio("virtio-net"), m.port("pn", c.Slot), bootIndex, m.pci()).String()}
+// HasROM reports whether the card with an index among the machine's can boot.
+func (m *Machine) HasROM(i int) bool {
+	if rom := m.NICs[i].ROM; rom != nil {
+		return *rom
+	}
+	return m.bootIndexes().nic(i) > 0
+}
+
+// nic is a network card. One without a ROM has no place in the boot order.
+func (m *Machine) nic(i, bootIndex int) []string {
+	c, rom := m.NICs[i], m.HasROM(i)
+	if !rom {
+		bootIndex = 0
+	}
+	return []string{"-netdev", c.NetdevOptions().String(), "-device", c.options(m.virtio("virtio-net"), m.port("pn", c.Slot), bootIndex, rom, m.pci()).String()}
 }
 
 // memory is the virtio-mem device, if the machine has one, with the size that

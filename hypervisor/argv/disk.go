@@ -181,11 +181,18 @@ func (m *Machine) cdrom(n int, c CDROM, bootIndex int, p *places) []string {
 	if c.Path == "" {
 		return []string{"-device", device}
 	}
-	return []string{
-		"-blockdev", "driver=file,node-name=" + CDROMFileNode(n) + ",filename=" + escape(c.Path) + ",read-only=on,locking=on,cache.no-flush=off",
-		"-blockdev", "driver=" + c.Format + ",node-name=" + CDROMNode(n) + ",file=" + CDROMFileNode(n) + ",read-only=on",
-		"-device", device + ",drive=" + CDROMNode(n),
-	}
+	return []string{"-blockdev", c.FileOptions(n).String(), "-blockdev", c.MediumOptions(n).String(), "-device", device + ",drive=" + CDROMNode(n)}
+}
+
+// FileOptions are the block node of the file in a drive, MediumOptions the one
+// above it that the drive has.
+func (c CDROM) FileOptions(n int) Options {
+	return Options{{"driver", "file"}, {"node-name", CDROMFileNode(n)}, {"filename", c.Path}, {"read-only", true}, {"locking", "on"}, {"cache.no-flush", false}}
+}
+
+// MediumOptions are the block node that a drive has.
+func (c CDROM) MediumOptions(n int) Options {
+	return Options{{"driver", c.Format}, {"node-name", CDROMNode(n)}, {"file", CDROMFileNode(n)}, {"read-only", true}}
 }
 
 func (m *Machine) validateDrives() error {

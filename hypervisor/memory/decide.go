@@ -35,6 +35,8 @@ const (
 	// to the host at any time.
 	marginFraction = 20
 	marginLeast    = 256 * api.MiB
+	// stallParts is what part of the margin one squeeze takes back because of stalls.
+	stallParts = 2
 	// grain is what targets are multiples of.
 	grain = api.MiB
 )
@@ -64,7 +66,15 @@ type Node struct {
 	Budget api.Size
 	// Total and Available memory of the host, as its kernel says.
 	Total, Available api.Size
+	// Stalled asks for a squeeze because processes of the host wait for memory, Rest
+	// lets nothing grow; Floor is the available memory at which the host was short
+	// lately, 0 if it was not. See [Pressure.Note].
+	Stalled, Rest bool
+	Floor         api.Size
 }
+
+// margin stays available to the host.
+func (n Node) margin() api.Size { return max(n.Total/marginFraction, marginLeast) }
 
 // Decision is a new target for one VM.
 type Decision struct {
@@ -79,6 +89,7 @@ func Decide(n Node, vms []VM, now time.Time) []Decision {
 		return nil
 	}
 	budget, tight := n.budget(vms)
+	why := n.shortage(vms)
 	aims := Share(budget, vms, now)
 	var out []Decision
 	short := -budget // what the targets have beyond the budget
@@ -88,14 +99,20 @@ func Decide(n Node, vms []VM, now time.Time) []Decision {
 	free := budget // what nobody has, nor is about to give back
 	for i := range vms {
 		v := &vms[i]
-		to, why := v.squeeze(aims[i], short > 0, now)
+		to, reason := v.squeeze(aims[i], short > 0, now)
+		if reason == shortOfMemory {
+			reason = why
+		}
 		if to != v.Target {
-			out = append(out, Decision{ID: v.ID, From: v.Target, To: to, Why: why})
+			out = append(out, Decision{ID: v.ID, From: v.Target, To: to, Why: reason})
 		}
 		free -= max(to, min(v.Actual, v.Max))
 	}
-	if tight {
+	if tight || n.warned(vms, now) {
 		return out
+	}
+	if n.Floor > 0 {
+		free = min(free, n.margin()) // and then it is seen what that does
 	}
 	for i := range vms {
 		v := &vms[i]
@@ -135,27 +152,65 @@ func (v *VM) squeeze(aim api.Size, short bool, now time.Time) (api.Size, string)
 		to = aim
 	}
 	if short {
-		return max(to/grain*grain, v.Min), "the node is short of memory"
+		return max(to/grain*grain, v.Min), shortOfMemory
 	}
 	return max(to/grain*grain, v.Min), "another vm needs the memory more"
+}
+
+// Reasons of squeezes for the node's sake.
+const (
+	shortOfMemory    = "the node is short of memory"
+	waitingForMemory = "processes of the node wait for memory"
+)
+
+// shortage is why the node needs memory back.
+func (n Node) shortage(vms []VM) string {
+	var targets api.Size
+	for _, v := range vms {
+		targets += v.Target
+	}
+	if n.Stalled && targets <= n.Budget && n.Available >= n.margin() {
+		return waitingForMemory
+	}
+	return shortOfMemory
+}
+
+// warned reports that a node that was short lately gives nothing back yet: it has
+// not much more available than it had then, or has just given something back whose
+// effect is not known.
+func (n Node) warned(vms []VM, now time.Time) bool {
+	if n.Floor == 0 {
+		return false
+	}
+	for _, v := range vms {
+		if now.Sub(v.GrownAt) < Cooldown {
+			return true
+		}
+	}
+	return n.Available < n.Floor+2*n.margin()
 }
 
 // budget is the static one, or less when the host is short of memory all the
 // same; tight then forbids to give anything back.
 func (n Node) budget(vms []VM) (budget api.Size, tight bool) {
-	margin := max(n.Total/marginFraction, marginLeast)
+	margin := n.margin()
 	budget = n.Budget
-	if n.Total == 0 || n.Available >= 2*margin {
+	lack := api.Size(0) // that has to be given back now
+	switch {
+	case n.Total == 0:
 		return budget, false
-	}
-	if n.Available >= margin {
-		return budget, true // between the two lines nothing moves
+	case n.Available < margin:
+		lack = margin - n.Available
+	case n.Stalled:
+		lack = margin / stallParts
+	default: // below the upper line nothing moves
+		return budget, n.Rest || n.Available < 2*margin
 	}
 	var now api.Size
 	for _, v := range vms {
 		now += min(v.Actual, v.Target)
 	}
-	return min(budget, now-(margin-n.Available)), true
+	return min(budget, now-lack), true
 }
 
 // need is what a VM should have at least if that is possible.

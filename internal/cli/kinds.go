@@ -264,10 +264,7 @@ func vmShow(s *sections, o *api.VM, now time.Time) {
 	}
 	if len(o.Spec.NICs) > 0 {
 		s.title("Networks")
-		t := &table{head: []string{"SLOT", "NETWORK", "MAC", "ADDRESS", "LINK"}}
-		for _, n := range o.Spec.NICs {
-			t.add(dash(number(uint64(n.Slot))), n.Network, dash(n.MAC), dash(n.Address), first(string(n.Link), string(api.LinkUp)))
-		}
+		t := nicTable(o.Spec.NICs)
 		s.table(t)
 	}
 	showConditions(s, st.Conditions, now)

@@ -109,7 +109,7 @@ A NIC that carries an address of the host is refused: it would cut the host off.
 // noNetwork is what --network takes for no network card at all.
 const noNetwork = "none"
 
-const networkHelp = "network card on this network: NETWORK[,mac=ADDRESS][,ip=ADDRESS] (repeatable)"
+const networkHelp = "network card on this network: NETWORK[,mac=ADDRESS][,ip=ADDRESS][,in=BYTES][,out=BYTES], the last two being what the guest may receive and send in a second (repeatable)"
 
 // parseNICs reads the values of --network.
 func parseNICs(flags []string) ([]map[string]any, error) {
@@ -125,9 +125,22 @@ func parseNICs(flags []string) ([]map[string]any, error) {
 		}
 		for _, p := range parts[1:] {
 			key, value, _ := strings.Cut(p, "=")
+			if limit := map[string]string{"in": "bpsIn", "out": "bpsOut"}[key]; limit != "" {
+				size, err := api.ParseSize(value)
+				if err != nil {
+					return nil, usagef("--network: %s: %v", p, err)
+				}
+				limits, _ := nic["limit"].(map[string]any)
+				if limits == nil {
+					limits = map[string]any{}
+				}
+				limits[limit] = size
+				nic["limit"] = limits
+				continue
+			}
 			field := map[string]string{"mac": "mac", "ip": "address"}[key]
 			if field == "" || value == "" {
-				return nil, usagef("--network: %q is neither mac=ADDRESS nor ip=ADDRESS", p)
+				return nil, usagef("--network: %q is none of mac=ADDRESS, ip=ADDRESS, in=BYTES and out=BYTES", p)
 			}
 			nic[field] = strings.ToLower(value)
 		}

@@ -76,7 +76,7 @@ func (v *nodeMemoryView) add(vm *api.VM) {
 		return
 	}
 	m := vmMemoryView{VM: vm.Meta.Name, Project: vm.Meta.Project, Min: hw.Memory, Target: hw.Memory, Memory: hw.Memory}
-	if vm.Spec.Elastic() {
+	if vm.Status.Elastic(&vm.Spec) {
 		m.Min = vm.Spec.MemoryMin
 	}
 	if st := vm.Status.Memory; st != nil {

@@ -31,7 +31,7 @@ func (a *app) vmCmd() *cobra.Command {
 		a.vmAction("suspend", "suspended", "Save the memory of VMs to disk and end them", "The guest halts while its memory is written into the first disk; then the VM takes no\nmemory of its node. Start or resume lets it go on where it was."),
 		a.vmMigrate(), a.snapshotCmd(), a.vmClone(),
 		a.consoleCmd(), a.vncCmd(), a.screenshotCmd(), a.vmQEMU(),
-		a.vmDiskCmd(), a.vmNICCmd(),
+		a.vmDiskCmd(), a.vmNICCmd(), a.vmCDROMCmd(),
 		a.agentCmd(), a.execCmd(), a.passwordCmd(), a.freezeCmd(), a.thawCmd(),
 		rm)
 }

@@ -88,7 +88,7 @@ func (a *app) editVM(ctx context.Context, name string, edit func(vm *api.VM) (ma
 }
 
 func (a *app) vmDiskCmd() *cobra.Command {
-	return group("disk", "Disks of a VM, also while it runs", a.vmDiskAttach(), a.vmDiskDetach(), a.vmDiskResize())
+	return group("disk", "Disks of a VM, also while it runs", a.vmDiskAttach(), a.vmDiskDetach(), a.vmDiskResize(), a.vmDiskSet())
 }
 
 func (a *app) vmDiskAttach() *cobra.Command {
@@ -191,7 +191,7 @@ func (a *app) vmNICCmd() *cobra.Command {
 
 func (a *app) vmNICAdd() *cobra.Command {
 	return &cobra.Command{
-		Use: "add VM NETWORK[,ip=ADDRESS][,mac=ADDRESS]", Short: "Add a network card", Args: args("VM", "NETWORK"),
+		Use: "add VM NETWORK[,ip=ADDRESS][,mac=ADDRESS][,in=BYTES][,out=BYTES]", Short: "Add a network card", Args: args("VM", "NETWORK"),
 		Example:           "  muster vm nic add web1 lab\n  muster vm nic add web1 office,mac=52:54:00:12:34:56",
 		ValidArgsFunction: a.completeNames(api.KindVM),
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -226,38 +226,6 @@ func (a *app) vmNICRm() *cobra.Command {
 			})
 		},
 	}
-}
-
-func (a *app) vmNICSet() *cobra.Command {
-	var network, link string
-	cmd := &cobra.Command{
-		Use: "set VM CARD", Short: "Move a network card to another network, or pull its cable", Args: args("VM", "CARD"),
-		Long: `Changes a network card, given by its slot or MAC address. On another network the
-guest sees the cable go out and come back, so that it asks for a new address.`,
-		Example:           "  muster vm nic set web1 1 --network office\n  muster vm nic set web1 1 --link down",
-		ValidArgsFunction: a.completeNames(api.KindVM),
-		RunE: func(cmd *cobra.Command, names []string) error {
-			if network == "" && link == "" {
-				return usagef("vm nic set: nothing to change; give --network or --link")
-			}
-			return a.editVM(cmd.Context(), names[0], func(vm *api.VM) (map[string]any, error) {
-				at, err := cardIn(vm, names[1])
-				if err != nil {
-					return nil, err
-				}
-				n := &vm.Spec.NICs[at]
-				if network != "" && network != n.Network {
-					n.Network, n.Address = network, "" // the address belongs to the old one
-				}
-				n.Link = api.LinkState(first(link, string(n.Link)))
-				list, err := asList(vm.Spec.NICs)
-				return map[string]any{"nics": list}, err
-			})
-		},
-	}
-	cmd.Flags().StringVar(&network, "network", "", "the network that it shall be on")
-	cmd.Flags().StringVar(&link, "link", "", "the cable: up or down")
-	return cmd
 }
 
 // cardIn finds a network card by its slot or MAC address.

@@ -224,7 +224,7 @@ func (q *QEMU) hardware(cmd string, args map[string]any) (reply string) {
 	case "device_del":
 		return q.unplug(text("id"))
 	default:
-		return ""
+		return q.media(cmd, args)
 	}
 	return done
 }

@@ -206,7 +206,7 @@ func (q *QEMU) queryBlock() string {
 			"node-name": d.Node, "file": d.File, "drv": "qcow2", "image": map[string]any{"snapshots": tags},
 		}})
 	}
-	return returns(out)
+	return returns(append(out, q.dev.trays()...))
 }
 
 func (q *QEMU) transaction(a jobArgs) string {

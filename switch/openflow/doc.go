@@ -3,7 +3,8 @@
 
 // Package openflow is the small part of OpenFlow 1.3 (ONF TS-006) that the
 // virtual switch needs: a session with a bridge's management socket, flows that
-// a few fields match, with the two outcomes "switch it normally" and "drop it".
+// a few fields match, with the two outcomes "switch it normally" and "drop it", and
+// meters that drop what is more than a rate.
 //
 // Guarantees:
 //   - Replace returns nil once the switch has confirmed all flows.

@@ -23,6 +23,8 @@ type Flow struct {
 	// Normal switches what matches as if there were no flows; otherwise it is
 	// dropped.
 	Normal bool
+	// Meter bounds what matches, with Normal; 0 is none.
+	Meter uint32
 }
 
 // Ether types and protocols of flows.
@@ -104,7 +106,13 @@ func (f *Flow) instructions() []byte {
 	if !f.Normal {
 		return nil
 	}
-	b := binary.BigEndian.AppendUint16(nil, instructionApply)
+	var b []byte
+	if f.Meter != 0 {
+		b = binary.BigEndian.AppendUint16(b, instructionMeter)
+		b = binary.BigEndian.AppendUint16(b, 8)
+		b = binary.BigEndian.AppendUint32(b, f.Meter)
+	}
+	b = binary.BigEndian.AppendUint16(b, instructionApply)
 	b = binary.BigEndian.AppendUint16(b, 8+actionOutputLength)
 	return append(append(b, 0, 0, 0, 0), switchNormally()...)
 }

@@ -16,7 +16,7 @@ import (
 
 // Limits.
 const (
-	// CallDeadline bounds the greeting and one Replace.
+	// CallDeadline bounds the greeting, and one set of flows or one meter.
 	CallDeadline = 5 * time.Second
 	// MaxMessage is the longest message that is read.
 	MaxMessage = 65535
@@ -39,6 +39,9 @@ const (
 type Session struct {
 	conn net.Conn
 	done chan struct{}
+
+	// meters that this session made; nil before the first look at them.
+	meters map[uint32]Meter
 
 	write sync.Mutex
 	xid   uint32
@@ -142,9 +145,9 @@ func (s *Session) read() {
 
 func errorOf(body []byte) error {
 	if len(body) < 4 {
-		return errors.New("the switch refused a flow")
+		return &Refusal{}
 	}
-	return fmt.Errorf("the switch refused a flow: error type %d code %d", binary.BigEndian.Uint16(body), binary.BigEndian.Uint16(body[2:]))
+	return &Refusal{Type: binary.BigEndian.Uint16(body), Code: binary.BigEndian.Uint16(body[2:])}
 }
 
 func (s *Session) send(b []byte) error {
@@ -166,6 +169,17 @@ func (s *Session) Inject(port uint32, frame []byte) error {
 
 // Replace makes flows the only ones with this cookie.
 func (s *Session) Replace(ctx context.Context, cookie uint64, flows []Flow) error {
+	return s.call(ctx, "set flows", func(xid uint32) []byte {
+		b := message(typeFlowMod, xid, flowMod(commandDelete, cookie, ^uint64(0), &Flow{}))
+		for i := range flows {
+			b = append(b, message(typeFlowMod, xid, flowMod(commandAdd, cookie, 0, &flows[i]))...)
+		}
+		return b
+	})
+}
+
+// call sends messages and waits until the switch has carried all of them out.
+func (s *Session) call(ctx context.Context, what string, messages func(xid uint32) []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, CallDeadline)
 	defer cancel()
 	end := make(chan error, 1)
@@ -179,19 +193,18 @@ func (s *Session) Replace(ctx context.Context, cookie uint64, flows []Flow) erro
 		delete(s.waiting, xid)
 		s.mu.Unlock()
 	}()
-	b := message(typeFlowMod, xid, flowMod(commandDelete, cookie, ^uint64(0), &Flow{}))
-	for i := range flows {
-		b = append(b, message(typeFlowMod, xid, flowMod(commandAdd, cookie, 0, &flows[i]))...)
-	}
-	if err := s.send(append(b, message(typeBarrier, xid, nil)...)); err != nil {
-		return fmt.Errorf("set flows: %w", err)
+	if err := s.send(append(messages(xid), message(typeBarrier, xid, nil)...)); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	select {
 	case err := <-end:
-		return err
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		return nil
 	case <-s.done:
-		return errors.New("set flows: the switch ended the session")
+		return fmt.Errorf("%s: the switch ended the session", what)
 	case <-ctx.Done():
-		return fmt.Errorf("set flows: %w", context.Cause(ctx))
+		return fmt.Errorf("%s: %w", what, context.Cause(ctx))
 	}
 }

@@ -70,10 +70,12 @@ type PortWish struct {
 	Tag         int
 	Trunks      []int
 	ExternalIDs map[string]string // with OwnerKey
+	// Shape limits what leaves the switch through the port.
+	Shape Shape
 }
 
 func (w *PortWish) met(p Port) bool {
-	return p.Tag == w.Tag && slices.Equal(p.Trunks, w.Trunks) && maps.Equal(p.ExternalIDs, w.ExternalIDs)
+	return p.Tag == w.Tag && slices.Equal(p.Trunks, w.Trunks) && maps.Equal(p.ExternalIDs, w.ExternalIDs) && p.Shape == w.Shape
 }
 
 func (w *PortWish) row() *portRow {
@@ -103,9 +105,7 @@ func (c *Conn) SetPort(ctx context.Context, s *State, bridge string, w PortWish)
 	case exists && w.met(p):
 		return false, nil
 	case exists:
-		row := w.row()
-		row.UUID = p.uuid
-		ops, err := c.c.Where(row).Update(row, &row.Tag, &row.Trunks, &row.VLANMode, &row.ExternalIDs)
+		ops, err := c.changePort(p, w)
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", what, err)
 		}
@@ -114,16 +114,42 @@ func (c *Conn) SetPort(ctx context.Context, s *State, bridge string, w PortWish)
 	iface := &interfaceRow{UUID: "i0", Name: w.Name, ExternalIDs: w.ExternalIDs}
 	row := w.row()
 	row.UUID, row.Interfaces = "p0", []string{"i0"}
+	qos, shape, err := c.shapeRows(w.Shape, w.ExternalIDs)
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", what, err)
+	}
+	row.QoS = qos
 	ops, err := c.create(iface, row)
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", what, err)
 	}
+	ops = append(shape, ops...)
 	br := &bridgeRow{UUID: b.uuid}
 	more, err := c.c.Where(br).Mutate(br, model.Mutation{Field: &br.Ports, Mutator: ovsdb.MutateOperationInsert, Value: []string{"p0"}})
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", what, err)
 	}
 	return true, c.transact(ctx, what, append(ops, more...))
+}
+
+// changePort returns the operations that make a port like this. Another shape has
+// rows of its own; those that it had are swept up later. What others have put on
+// the port stays as long as no limit is wished for.
+func (c *Conn) changePort(p Port, w PortWish) ([]ovsdb.Operation, error) {
+	row := w.row()
+	row.UUID = p.uuid
+	columns := []any{&row.Tag, &row.Trunks, &row.VLANMode, &row.ExternalIDs}
+	var ops []ovsdb.Operation
+	if p.Shape != w.Shape {
+		qos, made, err := c.shapeRows(w.Shape, w.ExternalIDs)
+		if err != nil {
+			return nil, err
+		}
+		row.QoS, ops = qos, made
+		columns = append(columns, &row.QoS)
+	}
+	more, err := c.c.Where(row).Update(row, columns...)
+	return append(ops, more...), err
 }
 
 // RemovePort removes a port of ours.

@@ -45,6 +45,7 @@ type (
 		Tag         *int              `ovsdb:"tag"`
 		Trunks      []int             `ovsdb:"trunks"`
 		VLANMode    *string           `ovsdb:"vlan_mode"`
+		QoS         *string           `ovsdb:"qos"`
 		ExternalIDs map[string]string `ovsdb:"external_ids"`
 	}
 	interfaceRow struct {
@@ -71,6 +72,7 @@ type Conn struct {
 func Dial(ctx context.Context, endpoint string, log *slog.Logger) (*Conn, error) {
 	m, err := model.NewClientDBModel("Open_vSwitch", map[string]model.Model{
 		"Open_vSwitch": &rootRow{}, "Bridge": &bridgeRow{}, "Port": &portRow{}, "Interface": &interfaceRow{},
+		"QoS": &qosRow{}, "Queue": &queueRow{},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("describe the switch's database: %w", err)
@@ -93,11 +95,13 @@ func Dial(ctx context.Context, endpoint string, log *slog.Logger) (*Conn, error)
 	})
 	// With the columns named: of a table as a whole there would come columns
 	// that the rows here do not have, such as counters every few seconds.
-	r, b, p, i := &rootRow{}, &bridgeRow{}, &portRow{}, &interfaceRow{}
+	r, b, p, i, q, u := &rootRow{}, &bridgeRow{}, &portRow{}, &interfaceRow{}, &qosRow{}, &queueRow{}
 	if _, err := cl.Monitor(ctx, cl.NewMonitor(
 		client.WithTable(r, &r.Bridges, &r.Version),
 		client.WithTable(b, &b.Name, &b.Datapath, &b.FailMode, &b.Ports, &b.ExternalIDs),
-		client.WithTable(p, &p.Name, &p.Interfaces, &p.Tag, &p.Trunks, &p.VLANMode, &p.ExternalIDs),
+		client.WithTable(p, &p.Name, &p.Interfaces, &p.Tag, &p.Trunks, &p.VLANMode, &p.QoS, &p.ExternalIDs),
+		client.WithTable(q, &q.Type, &q.Queues, &q.OtherConfig, &q.ExternalIDs),
+		client.WithTable(u, &u.OtherConfig, &u.ExternalIDs),
 		client.WithTable(i, &i.Name, &i.Type, &i.OFPort, &i.Error, &i.ExternalIDs),
 	)); err != nil {
 		conn.Close()
@@ -174,6 +178,8 @@ type Port struct {
 	OFPort int
 	// Error is what ovs-vswitchd said when it could not make the port.
 	Error string
+	// Shape is what limits the port, as far as it is its owner's.
+	Shape Shape
 	uuid  string
 }
 
@@ -184,6 +190,8 @@ type State struct {
 	Bridges map[string]Bridge
 	Ports   map[string]Port
 	root    string
+	shaping shaping
+	shaped  map[string]bool // rows of QoS that a port has
 }
 
 // State returns the last known content of the database.
@@ -192,7 +200,9 @@ func (c *Conn) State(ctx context.Context) (*State, error) {
 	var bridges []bridgeRow
 	var ports []portRow
 	var ifaces []interfaceRow
-	for _, rows := range []any{&roots, &bridges, &ports, &ifaces} {
+	var qos []qosRow
+	var queues []queueRow
+	for _, rows := range []any{&roots, &bridges, &ports, &ifaces, &qos, &queues} {
 		if err := c.c.List(ctx, rows); err != nil {
 			return nil, fmt.Errorf("read the switch's database: %w", err)
 		}
@@ -200,7 +210,14 @@ func (c *Conn) State(ctx context.Context) (*State, error) {
 	if len(roots) != 1 {
 		return nil, fmt.Errorf("the switch's database has %d Open_vSwitch rows; initialise it: ovs-vsctl --no-wait init", len(roots))
 	}
-	s := &State{root: roots[0].UUID, Bridges: map[string]Bridge{}, Ports: map[string]Port{}}
+	s := &State{root: roots[0].UUID, Bridges: map[string]Bridge{}, Ports: map[string]Port{}, shaped: map[string]bool{}}
+	s.shaping = shaping{qos: map[string]qosRow{}, queues: map[string]queueRow{}}
+	for _, q := range qos {
+		s.shaping.qos[q.UUID] = q
+	}
+	for _, q := range queues {
+		s.shaping.queues[q.UUID] = q
+	}
 	if roots[0].Version != nil {
 		s.Version = *roots[0].Version
 	}
@@ -220,6 +237,10 @@ func (c *Conn) State(ctx context.Context) (*State, error) {
 		if p.Tag != nil {
 			out.Tag = *p.Tag
 		}
+		if p.QoS != nil {
+			s.shaped[*p.QoS] = true
+		}
+		out.Shape = s.shaping.of(p.QoS, out.Owner)
 		for _, id := range p.Interfaces {
 			if i := byIface[id]; i.OFPort != nil && *i.OFPort > 0 {
 				out.OFPort = *i.OFPort
