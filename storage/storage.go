@@ -100,6 +100,8 @@ func New(cfg Config) *Service {
 		Sources: []reconcile.Source{
 			own(configdb.Images), status(configdb.Images),
 			{Prefix: configdb.PoolStates.StatusPrefix(), IDs: s.imagesOfPoolState},
+			{Prefix: configdb.Snapshots.StatusPrefix(), IDs: s.imagesOfSnapshot},
+			{Prefix: configdb.Snapshots.SpecPrefix(), IDs: s.imagesOfSnapshot},
 			released(configdb.Images.RefPrefix("")),
 		},
 	})
