@@ -169,7 +169,7 @@ func TestEvacuationSaysWhatStaysAndWhy(t *testing.T) {
 		}
 		k.finish(false)
 	}
-	if st.Phase != api.TaskFailed || !strings.Contains(st.Message, "pinned: no node has its device") || !strings.Contains(st.Message, "unlucky: its migration failed: the link is down") {
+	if st.Phase != api.TaskFailed || !strings.Contains(st.Message, "pinned: no node has its device") || !strings.Contains(st.Message, "unlucky: its move failed: the link is down") {
 		t.Fatalf("%+v", st)
 	}
 }

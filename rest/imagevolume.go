@@ -9,7 +9,6 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
-	"github.com/muster-vm/muster/configdb/feature"
 )
 
 // imageOrigin is the volume that an image is to be made of.
@@ -19,18 +18,10 @@ type imageOrigin struct {
 	vmID   string // that has the volume; "" for none
 }
 
-// mayMove refuses what an older node would not respect.
-func (c *change) mayMove() error {
-	if f := feature.Moves; !f.InForce(c.v) {
-		return api.Errorf(api.CodeRefused, "moves of volumes and images made of them need feature level %d, and the cluster is at %d; upgrade the nodes that muster cluster status names", f.Level(), max(1, feature.Level(c.v)))
-	}
-	return nil
-}
-
 // origin finds the volume that an image is to be made of, and fills in the pool of
 // the image: that of the volume.
 func (c *change) origin(img *api.Image) (*imageOrigin, error) {
-	if err := c.mayMove(); err != nil {
+	if err := mayMove(c.v); err != nil {
 		return nil, err
 	}
 	vol, err := configdb.Volumes.Find(c.v, img.Meta.Project, img.Spec.SourceVolume)

@@ -228,7 +228,8 @@ func (q *qemuImg) copyVolume(ctx context.Context, from, tag, to, backing, backin
 	return q.runTo(ctx, convertDeadline, 0, progress, append(args, from, fileArg(to))...)
 }
 
-// progressReader takes "(12.34/100%)" out of what qemu-img prints.
+// progressReader is how far a copy is: as its maker says, or as qemu-img prints it,
+// "(12.34/100%)".
 type progressReader struct {
 	mu   sync.Mutex
 	rest []byte
@@ -254,6 +255,13 @@ func (p *progressReader) Write(b []byte) (int, error) {
 		p.rest = bytes.Clone(p.rest[len(p.rest)-maxProgressLine:])
 	}
 	return len(b), nil
+}
+
+// reach is told how far a copy of this program is.
+func (p *progressReader) reach(done, of int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last = float64(percent(done, of))
 }
 
 func (p *progressReader) percent() int {
