@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"syscall"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -73,8 +74,13 @@ func (s *Service) imageFromVolume(ctx context.Context, v *configdb.View, lp *loc
 		})
 		return err
 	}}
-	if err := f.tell(ctx, 0); err != nil {
-		return reconcile.Result{}, ignore(err)
+	if err := s.roomForCopy(ctx, v, lp, src); err != nil {
+		return reconcile.Result{}, s.imageFailed(ctx, id, err)
+	}
+	if img.Status.Phase != api.StorageFailed { // what fails again should write nothing
+		if err := f.tell(ctx, 0); err != nil {
+			return reconcile.Result{}, ignore(err)
+		}
 	}
 	done, err := s.makeImage(ctx, lp, id, func(tmp string) (string, error) {
 		err := s.followed(ctx, f, func(ctx context.Context, progress *progressReader) error {
@@ -96,6 +102,31 @@ func (s *Service) imageFromVolume(ctx context.Context, v *configdb.View, lp *loc
 		return reconcile.Result{}, nil
 	}
 	return reconcile.Result{}, s.imageFailed(ctx, id, err)
+}
+
+// roomForCopy refuses a copy that cannot fit.
+func (s *Service) roomForCopy(ctx context.Context, v *configdb.View, lp *localPool, src *copySource) error {
+	_, from, err := s.readyPool(v, src.volume.Spec.Pool)
+	if err != nil {
+		return err
+	}
+	return s.roomFor(ctx, lp, from, src.path)
+}
+
+// roomFor refuses if a pool has less space than a file takes.
+func (s *Service) roomFor(ctx context.Context, lp, from *localPool, path string) error {
+	takes, err := call(ctx, from.work, callDeadline, func() (int64, error) {
+		var st syscall.Stat_t
+		err := syscall.Stat(path, &st)
+		return st.Blocks * 512, err
+	})
+	if err != nil {
+		return diskError(from, "look at the volume", err)
+	}
+	if free, err := s.freeSpace(ctx, lp); err == nil && free < takes {
+		return fullError(lp)
+	}
+	return nil
 }
 
 func imageWanted(id string) func(v *configdb.View) bool {

@@ -158,16 +158,16 @@ func TestNoImageIsMadeOfAVolumeThatNamesAnotherFile(t *testing.T) {
 // A full pool is said, and the image is made when there is space.
 func TestAnImageOfAVolumeWaitsForSpace(t *testing.T) {
 	k, h, _ := local(t)
-	root := smallDisk(t, "4m")
+	root := smallDisk(t, "8m")
 	small := k.pool("small", api.PoolSpec{Type: api.PoolDir, Path: root})
 	k.untilReady(small, "m1")
 	vol, path := k.written(h, "src")
-	noise := make([]byte, 3<<20)
+	noise := make([]byte, 3<<20) // twice in the pool at first, and once in the volume
 	_, _ = rand.NewChaCha8([32]byte{3}).Read(noise)
 	raw := filepath.Join(t.TempDir(), "noise")
 	fill := filepath.Join(root, "volumes", "fill")
-	for _, f := range []string{raw, fill} {
-		if err := os.WriteFile(f, noise, 0o600); err != nil {
+	for f, b := range map[string][]byte{raw: noise, fill: append(noise, noise...)} {
+		if err := os.WriteFile(f, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

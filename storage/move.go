@@ -69,8 +69,11 @@ func (s *Service) reconcileMove(ctx context.Context, id string) (reconcile.Resul
 	if m.op.Spec.Cancel {
 		return reconcile.Result{}, m.end(ctx, api.TaskCancelled, "", "given up; everything is where it was")
 	}
-	defer s.lookForLeftovers(m)
+	pools := m.pools(s.cfg.DB.Local())
 	err := m.run(ctx)
+	for _, id := range pools {
+		s.sweeps.Enqueue(id)
+	}
 	switch {
 	case err == nil:
 		s.forgetTries(task)
@@ -104,9 +107,9 @@ func (s *Service) forgetTries(task string) {
 	delete(s.tries, task)
 }
 
-// lookForLeftovers looks at the pools where a move may have left something.
-func (s *Service) lookForLeftovers(m *mover) {
-	v := s.cfg.DB.Local()
+// pools are the IDs of those where a move may leave something: asked before it
+// changes where the volumes are.
+func (m *mover) pools(v *configdb.View) (ids []string) {
 	for _, mv := range m.op.Spec.Move.Volumes {
 		names := []string{mv.Pool}
 		if vol, err := configdb.Volumes.Get(v, mv.ID); err == nil {
@@ -114,10 +117,11 @@ func (s *Service) lookForLeftovers(m *mover) {
 		}
 		for _, name := range names {
 			if pool, err := configdb.Pools.Find(v, "", name); err == nil {
-				s.sweeps.Enqueue(pool.Meta.ID)
+				ids = append(ids, pool.Meta.ID)
 			}
 		}
 	}
+	return ids
 }
 
 func (m *mover) run(ctx context.Context) error {
@@ -196,6 +200,9 @@ func (m *mover) fetch(ctx context.Context, vol *api.Volume, mv api.VolumeMove, l
 		return err
 	}
 	defer f.Close()
+	if err := s.roomFor(ctx, lp, src.lp, src.path); err != nil {
+		return err
+	}
 	return s.write(ctx, lp, tmp, size, progress, func(do func(piece) error) error { return pieces(ctx, src.lp.work, f, size, do) })
 }
 

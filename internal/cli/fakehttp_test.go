@@ -330,6 +330,9 @@ func (f *fakeCluster) serveAction(w http.ResponseWriter, r *http.Request, o *fak
 	case "clone":
 		f.serveClone(w, r, &vm)
 		return
+	case "move":
+		f.serveMove(w, r, o)
+		return
 	default:
 		if vm.Status.Phase != api.VMRunning {
 			f.fail(w, api.Errorf(api.CodeRefused, "vm %s is not running; start it first", o.meta.Name))
