@@ -193,10 +193,10 @@ func (f *fakeCluster) list(w http.ResponseWriter, r *http.Request, kind api.Kind
 
 func (f *fakeCluster) accept(w http.ResponseWriter, action api.Action, o *fakeObject) {
 	var spec struct {
-		Spec struct{ Path string }
+		Spec api.ImageSpec
 	}
 	_ = json.Unmarshal(o.raw, &spec)
-	t, err := f.task(action, o, action == api.ActionImageCreate && spec.Spec.Path == "")
+	t, err := f.task(action, o, action == api.ActionImageCreate && spec.Spec.Awaits())
 	if err != nil {
 		f.fail(w, err)
 		return
