@@ -31,7 +31,9 @@ type EvacuationSpec struct {
 	Node     string          `json:"node"`
 	Level    EvacuationLevel `json:"level"`
 	Parallel int             `json:"parallel"`
-	Actor    string          `json:"actor,omitempty"`
+	// MoveStopped moves stopped VMs with the volumes that only the node has.
+	MoveStopped bool   `json:"moveStopped,omitempty"`
+	Actor       string `json:"actor,omitempty"`
 	// Cancel ends it when what moves now has moved.
 	Cancel bool `json:"cancel,omitempty"`
 }
@@ -55,6 +57,8 @@ type EvacuateRequest struct {
 	Level EvacuationLevel `json:"level,omitempty" enum:"live,stop" doc:"what to do with VMs that cannot be moved while they run: leave them (live) or shut them down and start them elsewhere (stop)"`
 	// Parallel is how many move at once: 1-16, default 2.
 	Parallel int `json:"parallel,omitempty" minimum:"0" maximum:"16"`
+	// MoveStopped also moves stopped VMs whose volumes only the node has.
+	MoveStopped bool `json:"moveStopped,omitempty" doc:"also move stopped VMs whose disks only the node has, with these"`
 }
 
 // Validate sets defaults and checks.

@@ -102,6 +102,7 @@ func goldenObjects() goldens {
 			Spec: OperationSpec{
 				Action: "vm.test", VM: "web1", TaskID: "t", NodeID: "n", Epoch: 2, SnapshotID: "s", Start: true, Cancel: true,
 				Migration: &MigrationSpec{NodeID: "n2", Node: "m2", MaxDowntimeMillis: 100, Bandwidth: MiB, Volumes: []string{"v"}, Channels: 4},
+				Move:      &MoveSpec{Node: "m2", FromNodeID: "n1", From: "m1", Volumes: []VolumeMove{{ID: "v", Pool: "local", Whole: true}}},
 			},
 			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Begun: true, Channels: 4, Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud}},
 		},
@@ -112,12 +113,12 @@ func goldenObjects() goldens {
 		},
 		evacuation: Evacuation{
 			Meta:   goldenMeta(KindEvacuation),
-			Spec:   EvacuationSpec{TaskID: "t", Node: "m1", Level: EvacuateStop, Parallel: 2, Actor: "me", Cancel: true},
+			Spec:   EvacuationSpec{TaskID: "t", Node: "m1", Level: EvacuateStop, Parallel: 2, MoveStopped: true, Actor: "me", Cancel: true},
 			Status: EvacuationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Total: 3, Stopped: []string{"v"}},
 		},
 		image: Image{
 			Meta: goldenMeta(KindImage),
-			Spec: ImageSpec{Pool: "local", Path: "/a", Node: "n1", SHA256: strings.Repeat("ab", 32)},
+			Spec: ImageSpec{Pool: "local", Path: "/a", Node: "n1", SHA256: strings.Repeat("ab", 32), SourceVolume: "v", SourceSnapshot: "s"},
 			Status: ImageStatus{
 				ObservedGeneration: 3, Phase: StorageReady, Format: "qcow2", VirtualSize: GiB, Size: MiB, SHA256: strings.Repeat("ab", 32),
 				Progress: 100, Message: "m", Conditions: cond,

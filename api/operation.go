@@ -4,7 +4,8 @@
 package api
 
 // Operation is long work on one VM that excludes all other work on it, such as
-// a migration or a snapshot. Its ID is the VM's, so that a VM has one at most;
+// a migration or a snapshot. Its ID is the VM's, so that a VM has one at most (or,
+// for the move of a volume that no VM has, the volume's);
 // it exists from the wish until its task has taken over the result. While it
 // exists, requests leave the VM's spec alone, but for a forced stop.
 type Operation = Object[OperationSpec, OperationStatus]
@@ -29,10 +30,12 @@ type OperationSpec struct {
 	Cancel bool `json:"cancel,omitempty"`
 	// Migration is set for vm.migrate.
 	Migration *MigrationSpec `json:"migration,omitempty"`
+	// Move is set for vm.move and volume.move.
+	Move *MoveSpec `json:"move,omitempty"`
 }
 
 // OperationStatus is written by the hypervisor module of the node that owns the
-// work.
+// work, that of a move by its storage module.
 type OperationStatus struct {
 	// Phase is that of the task; a final phase is the owner's last word.
 	Phase TaskPhase `json:"phase,omitempty"`
@@ -73,4 +76,7 @@ var doing = map[Action]string{
 	ActionVMRevert:   "reverted to a snapshot",
 	ActionVMForget:   "relieved of a snapshot",
 	ActionVMMigrate:  "migrated",
+
+	ActionVMMove:     "moved",
+	ActionVolumeMove: "moved",
 }

@@ -121,6 +121,12 @@ type ImageSpec struct {
 	Node string `json:"node,omitempty"`
 	// SHA256 of the content as 64 hexadecimal digits, if the user gave one.
 	SHA256 string `json:"sha256,omitempty"`
+	// SourceVolume, if set, is the name of a volume whose content becomes the
+	// image's, as a snapshot of its VM has it: SourceSnapshot is the name of that,
+	// stored as its ID. One that is taken for the copy is temporary. A volume of no
+	// VM needs none.
+	SourceVolume   string `json:"sourceVolume,omitempty" doc:"name of a volume to copy the content from"`
+	SourceSnapshot string `json:"sourceSnapshot,omitempty" doc:"snapshot of the VM that has the volume; without one, a temporary one is taken of the VM as it is"`
 }
 
 // SetDefaults implements Spec.
@@ -146,8 +152,29 @@ func (s *ImageSpec) Validate() error {
 			return Invalid("spec.sha256", "must be 64 hexadecimal digits")
 		}
 	}
-	return nil
+	return s.validateSource()
 }
+
+// validateSource checks where the content comes from.
+func (s *ImageSpec) validateSource() error {
+	switch {
+	case s.SourceVolume == "" && s.SourceSnapshot != "":
+		return Invalid("spec.sourceSnapshot", "is of the VM of a volume; name the volume in spec.sourceVolume")
+	case s.SourceVolume == "":
+		return nil
+	case s.Path != "":
+		return Invalid("spec.path", "cannot be given with spec.sourceVolume; the content comes from one of them")
+	case s.SHA256 != "":
+		return Invalid("spec.sha256", "is of content that is uploaded or imported; the SHA-256 of a copied volume is known when it is copied")
+	}
+	if err := ValidName("spec.sourceVolume", s.SourceVolume); err != nil || s.SourceSnapshot == "" {
+		return err
+	}
+	return ValidName("spec.sourceSnapshot", s.SourceSnapshot)
+}
+
+// Awaits reports whether the content of the image is uploaded.
+func (s *ImageSpec) Awaits() bool { return s.Path == "" && s.SourceVolume == "" }
 
 // StoragePhase is where an image or volume is in its life.
 type StoragePhase string

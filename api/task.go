@@ -28,12 +28,14 @@ const (
 	ActionVMRevert     Action = "vm.revert"
 	ActionVMForget     Action = "vm.snapshot-delete"
 	ActionVMMigrate    Action = "vm.migrate"
+	ActionVMMove       Action = "vm.move"
 	ActionNodeEvacuate Action = "node.evacuate"
 	ActionImageCreate  Action = "image.create"
 	ActionImageDelete  Action = "image.delete"
 	ActionVolumeCreate Action = "volume.create"
 	ActionVolumeResize Action = "volume.resize"
 	ActionVolumeDelete Action = "volume.delete"
+	ActionVolumeMove   Action = "volume.move"
 )
 
 // TaskSpec is written once, in the transaction that states the wish.

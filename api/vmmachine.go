@@ -206,6 +206,15 @@ func (s *VMSpec) StateVolumes() []string {
 	return out
 }
 
+// Volumes are all volumes of the VM: of its machine's state, and its disks.
+func (s *VMSpec) Volumes() []string {
+	out := s.StateVolumes()
+	for _, d := range s.Disks {
+		out = append(out, d.Volume)
+	}
+	return out
+}
+
 // Topology returns sockets, cores of a socket and threads of a core for a number
 // of CPUs. It must have been validated for that number.
 func (s *VMSpec) Topology(cpus int) (sockets, cores, threads int) {

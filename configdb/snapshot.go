@@ -106,14 +106,23 @@ func ClaimNICs(v *View, tx *Txn, vm *api.Meta, nics []api.VMNIC) error {
 	return nil
 }
 
-// CopyOf returns a volume that is not yet copied from a snapshot, if there is one.
-func CopyOf(v *View, snapshotID string) (api.Volume, bool) {
-	all, _ := Volumes.List(v) // one that cannot be read is not copied either
-	for i := range all {
-		o := &all[i]
-		if o.Spec.SourceSnapshot == snapshotID && o.Status.Phase != api.StorageReady && o.Status.Phase != api.StorageFailed && !o.Meta.Deleting() {
-			return *o, true
+// CopyOf names a volume or an image that is not yet copied from a snapshot, such as
+// "volume web2-disk0", if there is one.
+func CopyOf(v *View, snapshotID string) (what string, busy bool) {
+	unfinished := func(m *api.Meta, source string, phase api.StoragePhase) bool {
+		return source == snapshotID && phase != api.StorageReady && phase != api.StorageFailed && !m.Deleting()
+	}
+	volumes, _ := Volumes.List(v) // one that cannot be read is not copied either
+	for i := range volumes {
+		if o := &volumes[i]; unfinished(&o.Meta, o.Spec.SourceSnapshot, o.Status.Phase) {
+			return string(api.KindVolume) + " " + o.Meta.Name, true
 		}
 	}
-	return api.Volume{}, false
+	images, _ := Images.List(v)
+	for i := range images {
+		if o := &images[i]; unfinished(&o.Meta, o.Spec.SourceSnapshot, o.Status.Phase) {
+			return string(api.KindImage) + " " + o.Meta.Name, true
+		}
+	}
+	return "", false
 }

@@ -297,6 +297,8 @@ func New(cfg Config) (*Hypervisor, error) {
 			{Prefix: configdb.Arrivals.StatusPrefix(), IDs: idsOf(configdb.Arrivals.IDOf)},
 			{Prefix: configdb.Volumes.SpecPrefix(), IDs: h.volumeUsers},
 			{Prefix: configdb.Volumes.StatusPrefix(), IDs: h.volumeUsers},
+			{Prefix: configdb.Images.SpecPrefix(), IDs: imageSources},
+			{Prefix: configdb.Images.StatusPrefix(), IDs: imageSources},
 			{Prefix: configdb.Nodes.SpecKey(cfg.NodeID), IDs: h.nodeChanged},
 		},
 	})
@@ -340,6 +342,21 @@ func (h *Hypervisor) volumeUsers(v *configdb.View, c configdb.Change) []string {
 		}
 	}
 	return out
+}
+
+// imageSources names the VM that may have kept a snapshot for an image to be copied
+// from.
+func imageSources(v *configdb.View, c configdb.Change) []string {
+	id, _ := configdb.Images.IDOf(c.Key)
+	img, err := configdb.Images.Get(v, id)
+	if err != nil || img.Spec.SourceSnapshot == "" {
+		return nil
+	}
+	snap, err := configdb.Snapshots.Get(v, img.Spec.SourceSnapshot)
+	if err != nil {
+		return nil
+	}
+	return []string{snap.Spec.VMID}
 }
 
 // nodeChanged looks whether the administrator chose another accelerator.

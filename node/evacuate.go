@@ -215,15 +215,18 @@ func (e *evacuation) move(ctx context.Context, ev *api.Evacuation, g *guest) (be
 		return false, nil // it is looked at again when that is over
 	}
 	if task := e.of(ev).tasks[id]; task != "" && e.of(ev).tries[id] >= evacuateTries {
-		why := "its migration failed"
+		why := "its move failed"
 		if t, err := configdb.Tasks.Get(e.db.Local(), task); err == nil && t.Status.Message != "" {
 			why += ": " + t.Status.Message
 		}
 		return false, e.stay(ctx, ev, g, errors.New(why))
 	}
-	if atRest(&g.vm) {
+	switch {
+	case g.vm.Spec.Power == api.PowerStopped && ev.Spec.MoveStopped && hasOwnVolumes(e.db.Local(), &g.vm):
+		err = e.moveStopped(ctx, ev, g)
+	case atRest(&g.vm):
 		err = e.rebind(ctx, g)
-	} else {
+	default:
 		err = e.migrate(ctx, ev, g)
 	}
 	switch {
@@ -293,6 +296,35 @@ func (e *evacuation) migrate(ctx context.Context, ev *api.Evacuation, g *guest) 
 		Reserve: func(node string) error { e.placer.Reserve(v, tx, node); return nil },
 	}
 	task, err := m.Begin(v, tx, g.vm, &api.MigrateRequest{WithStorage: true})
+	if err != nil {
+		return err
+	}
+	if _, err := e.db.Txn(ctx, tx); err != nil {
+		return err
+	}
+	e.of(ev).tries[g.vm.Meta.ID]++
+	e.of(ev).tasks[g.vm.Meta.ID] = task
+	return nil
+}
+
+// hasOwnVolumes reports whether a VM has volumes that one node only has.
+func hasOwnVolumes(v *configdb.View, vm *api.VM) bool {
+	return slices.ContainsFunc(vm.Spec.Volumes(), func(name string) bool {
+		vol, err := configdb.Volumes.Find(v, vm.Meta.Project, name)
+		if err != nil {
+			return false
+		}
+		pool, err := configdb.Pools.Find(v, "", vol.Spec.Pool)
+		return err == nil && pool.Spec.Type == api.PoolDir
+	})
+}
+
+// moveStopped begins the move of a VM that does not run, with its volumes, to the
+// best other node.
+func (e *evacuation) moveStopped(ctx context.Context, ev *api.Evacuation, g *guest) error {
+	v := e.db.Local()
+	tx := e.txn()
+	task, err := rest.Move{Placer: e.placer, Actor: ev.Spec.Actor}.Begin(v, tx, g.vm, &api.MoveRequest{})
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -169,7 +170,7 @@ func TestEvacuationSaysWhatStaysAndWhy(t *testing.T) {
 		}
 		k.finish(false)
 	}
-	if st.Phase != api.TaskFailed || !strings.Contains(st.Message, "pinned: no node has its device") || !strings.Contains(st.Message, "unlucky: its migration failed: the link is down") {
+	if st.Phase != api.TaskFailed || !strings.Contains(st.Message, "pinned: no node has its device") || !strings.Contains(st.Message, "unlucky: its move failed: the link is down") {
 		t.Fatalf("%+v", st)
 	}
 }
@@ -228,5 +229,60 @@ func TestEvacuationIsGivenUp(t *testing.T) {
 	k.finish(true)
 	if st := k.look(); st.Phase != api.TaskCancelled || !strings.Contains(st.Message, "1 VMs are left") {
 		t.Fatalf("%+v", st)
+	}
+}
+
+// A stopped VM whose disk only the node has stays, unless it is to be moved with it.
+func TestEvacuationMovesStoppedVMsWithTheirDisksIfAsked(t *testing.T) {
+	for name, asked := range map[string]bool{"asked for": true, "not asked for": false} {
+		t.Run(name, func(t *testing.T) {
+			k := newEvacKit(t)
+			id := k.vm("off", api.PowerStopped)
+			pool := api.Pool{Meta: api.NewMeta(api.KindPool, "", "local"), Spec: api.PoolSpec{Type: api.PoolDir}}
+			vol := api.Volume{Meta: api.NewMeta(api.KindVolume, "", "off-disk0"), Spec: api.VolumeSpec{Pool: "local", Node: "m1", Size: api.GiB}}
+			vol.Status = api.VolumeStatus{Phase: api.StorageReady, Format: "qcow2", Size: api.GiB}
+			k.do(func(v *configdb.View, tx *configdb.Txn) error {
+				vm, err := configdb.VMs.Get(v, id)
+				if err != nil {
+					return err
+				}
+				vm.Spec.Disks = []api.VMDisk{{Volume: "off-disk0"}}
+				vm.Status.ObservedGeneration = 2
+				for _, n := range []string{"n1", "n2"} {
+					st := api.PoolState{Meta: api.NewMeta(api.KindPoolState, "", "x"), Spec: api.PoolStateSpec{PoolID: pool.Meta.ID, NodeID: n}, Status: api.PoolStateStatus{Ready: true}}
+					st.Meta.ID = pool.Meta.ID + "." + n
+					if err := configdb.PoolStates.CreateUnnamed(tx, &st); err != nil {
+						return err
+					}
+				}
+				return errors.Join(configdb.Pools.Create(tx, &pool), configdb.Volumes.Create(tx, &vol), configdb.VMs.UpdateSpec(v, tx, &vm), configdb.VMs.UpdateStatus(v, tx, &vm))
+			})
+			ev := api.Evacuation{Meta: api.NewMeta(api.KindEvacuation, "", "m1"), Spec: api.EvacuationSpec{TaskID: "t", Node: "m1", Level: api.EvacuateLive, Parallel: 2, MoveStopped: asked}}
+			ev.Meta.ID = "n1"
+			k.do(func(_ *configdb.View, tx *configdb.Txn) error { return configdb.Evacuations.CreateUnnamed(tx, &ev) })
+			k.look()
+			op, err := configdb.Operations.Get(k.db.Local(), id)
+			if (err == nil) != asked {
+				t.Fatalf("%+v, %v", op.Spec, err)
+			}
+			if !asked {
+				return
+			}
+			if op.Spec.Action != api.ActionVMMove || op.Spec.NodeID != "n2" || len(op.Spec.Move.Volumes) != 1 || op.Spec.Move.Volumes[0].ID != vol.Meta.ID {
+				t.Errorf("%+v %+v", op.Spec, op.Spec.Move)
+			}
+			if st := k.look(); st.Phase.Final() {
+				t.Fatalf("it ended while a VM was on its way: %+v", st)
+			}
+			k.do(func(v *configdb.View, tx *configdb.Txn) error { // as the target does
+				b, err := configdb.Bindings.Get(v, id)
+				configdb.Operations.DeleteUnnamed(tx, &op)
+				b.Spec.NodeID, b.Spec.Node, b.Spec.Epoch = "n2", "m2", 2
+				return errors.Join(err, configdb.Bindings.UpdateSpec(v, tx, &b))
+			})
+			if st := k.look(); st.Phase != api.TaskSucceeded {
+				t.Errorf("%+v", st)
+			}
+		})
 	}
 }

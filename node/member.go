@@ -73,7 +73,7 @@ type member struct {
 	backups  *backupKeeper
 	seen     *lastSeen
 
-	rpcListener, webListener, streamListener net.Listener
+	rpcListener, webListener, streamListener, volumeListener net.Listener
 
 	fatal   func(error)   // ends the daemon
 	table   *serviceTable // how the services fare
@@ -97,6 +97,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, packets net.Pack
 	raftListener := m.port.Listener(clusternet.ProtoRaft)
 	m.rpcListener = m.port.Listener(clusternet.ProtoRPC)
 	m.streamListener = m.port.Listener(clusternet.ProtoStream)
+	m.volumeListener = m.port.Listener(clusternet.ProtoVolume)
 	m.webListener = m.port.Listener(clusternet.ProtoH2, clusternet.ProtoH1)
 	m.store, err = configdb.Open(configdb.StoreConfig{
 		Dir: filepath.Join(cfg.DataDir, replicaDir), NodeID: info.NodeID, NodeName: info.Node, Address: info.Address, Identity: id,
@@ -120,7 +121,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	m.guard = newGuardLink(m.cfg, m.log.With("module", "guard"))
 	m.storage = storage.New(storage.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, DataDir: m.cfg.DataDir,
-		QemuImg: m.cfg.QEMUImg, Log: m.log.With("module", "storage"),
+		QemuImg: m.cfg.QEMUImg, Streams: volumeStreams{m}, Log: m.log.With("module", "storage"),
 	})
 	m.ha = ha.NewService(ha.ServiceConfig{
 		DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, NodeID: m.info.NodeID, NodeName: m.info.Node, Fencer: fencer{m}, Log: m.log.With("module", "ha"),
@@ -214,6 +215,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"hypervisor": m.hyper.Run,
 		"hostfacts":  m.hyper.Report,
 		"stream":     m.serveStreams,
+		"volumes":    m.serveVolumes,
 		"switch":     m.vswitch.Run,
 		"monitor":    m.meter.Run,
 		"wake":       m.lookAround,
@@ -233,6 +235,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		delete(all, "hypervisor")
 		delete(all, "hostfacts")
 		delete(all, "stream")
+		delete(all, "volumes")
 		delete(all, "switch")
 		delete(all, "wake")
 	}

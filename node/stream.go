@@ -13,28 +13,50 @@ import (
 	"github.com/muster-vm/muster/hypervisor"
 	"github.com/muster-vm/muster/internal/clusternet"
 	"github.com/muster-vm/muster/internal/contain"
+	"github.com/muster-vm/muster/storage"
 )
 
 var _ hypervisor.Streams = (*member)(nil)
 
 // Stream implements hypervisor.Streams.
 func (m *member) Stream(ctx context.Context, nodeID string) (net.Conn, error) {
+	return m.dial(ctx, nodeID, clusternet.ProtoStream)
+}
+
+// volumeStreams are streams for the files of volumes.
+type volumeStreams struct{ m *member }
+
+// Stream implements storage.Streams.
+func (s volumeStreams) Stream(ctx context.Context, nodeID string) (net.Conn, error) {
+	return s.m.dial(ctx, nodeID, clusternet.ProtoVolume)
+}
+
+func (m *member) dial(ctx context.Context, nodeID, protocol string) (net.Conn, error) {
 	n, err := configdb.Nodes.Get(m.store.Local(), nodeID)
 	if err != nil {
 		return nil, err
 	}
-	return m.identity.Dial(ctx, nodeID, n.Spec.Address, clusternet.ProtoStream)
+	return m.identity.Dial(ctx, nodeID, n.Spec.Address, protocol)
 }
 
-// serveStreams takes the streams of other nodes, hypervisor.MaxStreams at a
-// time.
+// serveStreams takes the memory and disks of VMs that come here.
 func (m *member) serveStreams(ctx context.Context) error {
+	return m.serveConns(ctx, m.streamListener, hypervisor.MaxStreams, m.hyper.ServeStream)
+}
+
+// serveVolumes sends volumes to the nodes that they move to.
+func (m *member) serveVolumes(ctx context.Context) error {
+	return m.serveConns(ctx, m.volumeListener, storage.MaxStreams, m.storage.ServeStream)
+}
+
+// serveConns serves the connections of other nodes, most at a time.
+func (m *member) serveConns(ctx context.Context, ln net.Listener, most int, serve func(ctx context.Context, conn net.Conn, peer string)) error {
 	group, ctx := contain.NewGroup(ctx)
-	stop := context.AfterFunc(ctx, func() { _ = m.streamListener.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	defer stop()
-	places := make(chan struct{}, hypervisor.MaxStreams)
+	places := make(chan struct{}, most)
 	for {
-		c, err := m.streamListener.Accept()
+		c, err := ln.Accept()
 		if err != nil {
 			if ctx.Err() == nil {
 				return errors.Join(err, group.Stop())
@@ -44,7 +66,7 @@ func (m *member) serveStreams(ctx context.Context) error {
 		select {
 		case places <- struct{}{}:
 		default:
-			m.log.Warn("a stream is refused: too many are open", "peer", c.RemoteAddr(), "limit", hypervisor.MaxStreams)
+			m.log.Warn("a stream is refused: too many are open", "peer", c.RemoteAddr(), "limit", most)
 			_ = c.Close()
 			continue
 		}
@@ -61,7 +83,7 @@ func (m *member) serveStreams(ctx context.Context) error {
 				_ = c.Close()
 				return
 			}
-			if err := contain.Do(func() { m.hyper.ServeStream(ctx, c, peer) }); err != nil {
+			if err := contain.Do(func() { serve(ctx, c, peer) }); err != nil {
 				m.log.Error("a stream was ended by a bug", "peer", peer, "err", err)
 				_ = c.Close()
 			}

@@ -66,7 +66,7 @@ func (c *change) evacuateNode(n api.Node, in *api.EvacuateRequest) (*effect, err
 	}
 	e := api.Evacuation{
 		Meta:   api.NewMeta(api.KindEvacuation, "", name),
-		Spec:   api.EvacuationSpec{TaskID: task, Node: name, Level: in.Level, Parallel: in.Parallel, Actor: c.q.who.actor},
+		Spec:   api.EvacuationSpec{TaskID: task, Node: name, Level: in.Level, Parallel: in.Parallel, MoveStopped: in.MoveStopped, Actor: c.q.who.actor},
 		Status: api.EvacuationStatus{Phase: api.TaskPending},
 	}
 	e.Meta.ID = n.Meta.ID

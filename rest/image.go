@@ -36,6 +36,13 @@ func (r *imageResource) create(q *request) error {
 		// The daemon reads the file as root: it may be any file of the host.
 		return api.Errorf(api.CodeForbidden, "only an administrator may import from a path on a node; upload the file instead")
 	}
+	var in api.Image // as sent, without defaults
+	if err := decode(body, &in); err != nil {
+		return err
+	}
+	if in.Spec.SourceVolume != "" && in.Spec.Pool == "" {
+		o.Spec.Pool = "" // the default is the volume's pool
+	}
 	o.Spec.SHA256 = strings.ToLower(o.Spec.SHA256)
 	out, err := q.change(body, func(c *change) (*effect, error) {
 		img := o.Clone()
@@ -48,6 +55,13 @@ func (r *imageResource) create(q *request) error {
 }
 
 func (r *imageResource) make(c *change, img *api.Image) (*effect, error) {
+	var from *imageOrigin
+	var err error
+	if img.Spec.SourceVolume != "" {
+		if from, err = c.origin(img); err != nil {
+			return nil, err
+		}
+	}
 	pool, err := configdb.Pools.Find(c.v, api.DefaultProject, img.Spec.Pool)
 	if err != nil {
 		return nil, atField(err, "spec.pool")
@@ -55,7 +69,12 @@ func (r *imageResource) make(c *change, img *api.Image) (*effect, error) {
 	if err := usable(api.KindPool, &pool.Meta, ""); err != nil {
 		return nil, err
 	}
-	if img.Spec.Node, err = c.storageNode(&pool, img.Spec.Node, img.Spec.Path != ""); err != nil {
+	if from != nil {
+		err = c.copyFrom(from, img, &pool)
+	} else {
+		img.Spec.Node, err = c.storageNode(&pool, img.Spec.Node, img.Spec.Path != "")
+	}
+	if err != nil {
 		return nil, err
 	}
 	c.tx.RequireRevision(configdb.Pools.SpecKey(pool.Meta.ID), pool.Meta.Revision)
@@ -65,8 +84,11 @@ func (r *imageResource) make(c *change, img *api.Image) (*effect, error) {
 		return nil, err
 	}
 	within := uploadDeadline
-	if img.Spec.Path != "" {
+	switch {
+	case img.Spec.Path != "":
 		within = importDeadline
+	case from != nil:
+		within = vmOperationDeadline // as the copies of a clone
 	}
 	task, err := c.newTask(img.Meta.Project, api.TaskSpec{
 		Action: api.ActionImageCreate, TargetKind: api.KindImage, TargetID: img.Meta.ID, Target: img.Meta.Name, TargetGeneration: img.Meta.Generation,
@@ -126,6 +148,8 @@ func (r *imageResource) upload(q *request) error {
 		return api.Errorf(api.CodeRefused, "image %s is being deleted", img.Meta.Name)
 	case img.Spec.Path != "":
 		return api.Errorf(api.CodeRefused, "image %s is imported from %s on node %s and takes no upload", img.Meta.Name, img.Spec.Path, img.Spec.Node)
+	case img.Spec.SourceVolume != "":
+		return api.Errorf(api.CodeRefused, "image %s is copied from volume %s and takes no upload", img.Meta.Name, img.Spec.SourceVolume)
 	case img.Status.Phase == api.StorageReady:
 		return api.Errorf(api.CodeRefused, "image %s has its content already; an image never changes", img.Meta.Name)
 	}

@@ -117,7 +117,7 @@ func (b *beginning) mayLeave() error {
 	case err == nil, api.IgnoreNotFound(err) != nil:
 		return errors.Join(api.IgnoreNotFound(err), api.Errorf(api.CodeRefused, "vm %s goes on from memory that is saved on disk; migrate it when it runs, or start it on another node", vm.Meta.Name))
 	case !runs, s.PID == 0, s.Phase != api.VMRunning && s.Phase != api.VMPaused:
-		return api.Errorf(api.CodeRefused, "vm %s is not running, it is %s; only a VM that runs or is paused can be migrated", vm.Meta.Name, phaseText(vm))
+		return api.Errorf(api.CodeRefused, "vm %s is not running, it is %s; only a VM that runs or is paused can be migrated; muster vm move %s --node NODE moves a stopped one with its disks", vm.Meta.Name, phaseText(vm), vm.Meta.Name)
 	case s.Epoch != at.Epoch, s.Hardware == nil:
 		return api.Errorf(api.CodeRefused, "node %s has not reported on vm %s yet; try again in a moment", at.Node, vm.Meta.Name)
 	}
@@ -229,7 +229,7 @@ func (b *beginning) copyable(vol *api.Volume) error {
 	}
 	for i := range all {
 		if slices.ContainsFunc(all[i].Status.Disks, func(d api.SnapshotDisk) bool { return d.VolumeID == vol.Meta.ID }) {
-			return api.Errorf(api.CodeRefused, "volume %s, which only node %s has, holds snapshot %s of vm %s, and snapshots are not copied along; delete it, or stop vm %s and let it where it is",
+			return api.Errorf(api.CodeRefused, "volume %s, which only node %s has, holds snapshot %s of vm %s, and snapshots are not copied along; delete it, or stop the vm and move it with everything: muster vm move %s --node NODE",
 				vol.Meta.Name, b.binding.Spec.Node, all[i].Meta.Name, all[i].Spec.VM, b.vm.Meta.Name)
 		}
 	}

@@ -384,6 +384,10 @@ func (c *change) names(refs []string) string {
 		}
 		kind, id, _ := strings.Cut(ref, "/")
 		name := id
+		if op, err := configdb.Operations.Get(c.v, id); err == nil && kind == string(api.KindOperation) {
+			out = append(out, "task "+op.Spec.TaskID+" (it is being "+op.Spec.Doing()+")")
+			continue
+		}
 		if rs := c.q.s.kinds[api.Kind(kind)]; rs != nil {
 			if m, err := rs.meta(c.v, id); err == nil {
 				name = m.Name

@@ -95,7 +95,7 @@ func (s *Server) routes() []route {
 	out = append(out, reads(&volumes.resource)...)
 	out = append(out, writes(&volumes.resource, needOperator)...)
 	out = append(out,
-		makes(&volumes.resource, needOperator, volumes.create),
+		makes(&volumes.resource, needOperator, volumes.create), volumes.moveRoute(),
 		removesLong(&volumes.resource, needOperator, func(q *request) error { return volumes.remove(q, api.ActionVolumeDelete) }))
 
 	out = append(out, reads(&pools.resource)...)
@@ -204,6 +204,7 @@ func (r *vmResource) routes() []route {
 	out = append(out, r.consoleRoutes()...)
 	out = append(out, r.agentRoutes()...)
 	out = append(out, r.migrationRoutes()...)
+	out = append(out, r.moveRoute())
 	return append(out,
 		route{method: http.MethodPost, path: one + "/clone", need: needOperator, handle: r.clone, summary: "Make a new VM with copies of the disks of a VM",
 			params: longParams, in: typeOf[CloneRequest](), out: typeOf[TaskReply](), status: http.StatusAccepted},

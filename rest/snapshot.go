@@ -125,18 +125,20 @@ func (r *snapshotResource) create(q *request) error {
 	if err := api.ValidName("name", in.Name); err != nil {
 		return err
 	}
-	out, err := q.change(body, func(c *change) (*effect, error) { return r.make(c, in, false) })
+	out, err := q.change(body, func(c *change) (*effect, error) {
+		st, err := r.vms.loaded(c)
+		if err != nil {
+			return nil, err
+		}
+		return r.make(c, st, in, false)
+	})
 	if err != nil {
 		return err
 	}
 	return q.answerTask(out)
 }
 
-func (r *snapshotResource) make(c *change, in SnapshotRequest, temporary bool) (*effect, error) {
-	st, err := r.vms.loaded(c)
-	if err != nil {
-		return nil, err
-	}
+func (r *snapshotResource) make(c *change, st *vmState, in SnapshotRequest, temporary bool) (*effect, error) {
 	vm := &st.vm
 	if err := c.maySave(); err != nil {
 		return nil, err
@@ -227,8 +229,8 @@ func (r *snapshotResource) remove(q *request) error {
 		if saved, has := c.saved(st.vm.Meta.ID); has && saved.Spec.SnapshotID == o.Meta.ID {
 			return nil, errSuspended(&st.vm, "the snapshot that its memory belongs to is not deleted")
 		}
-		if by := copiers(c.v, o.Meta.ID); by != "" {
-			return nil, api.Errorf(api.CodeRefused, "volume %s is being copied from snapshot %s of vm %s; wait for it, or remove it", by, o.Meta.Name, st.vm.Meta.Name)
+		if by, busy := configdb.CopyOf(c.v, o.Meta.ID); busy {
+			return nil, api.Errorf(api.CodeRefused, "%s is being copied from snapshot %s of vm %s; wait for it, or remove it", by, o.Meta.Name, st.vm.Meta.Name)
 		}
 		if o.Status.Phase == api.SnapshotReverting {
 			return nil, api.Errorf(api.CodeRefused, "a revert of vm %s to snapshot %s is not finished; revert again first", st.vm.Meta.Name, o.Meta.Name)
@@ -239,14 +241,6 @@ func (r *snapshotResource) remove(q *request) error {
 		return err
 	}
 	return q.answerTask(out)
-}
-
-// copiers names a volume that still has to be copied from a snapshot.
-func copiers(v *configdb.View, snapshotID string) string {
-	if vol, ok := configdb.CopyOf(v, snapshotID); ok {
-		return vol.Meta.Name
-	}
-	return ""
 }
 
 // revert answers POST /vms/{name}/snapshots/{snapshot}/revert.

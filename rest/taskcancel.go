@@ -40,7 +40,7 @@ func (r *taskResource) cancel(q *request) error {
 			}
 			return nil, api.Errorf(api.CodeRefused, "task %s (%s) cannot be cancelled; state another wish for %s %s instead", t.Meta.ID, t.Spec.Action, t.Spec.TargetKind, t.Spec.Target)
 		}
-		if op.Spec.Migration == nil {
+		if op.Spec.Migration == nil && op.Spec.Move == nil {
 			return nil, api.Errorf(api.CodeRefused, "task %s (%s) cannot be cancelled, and takes back by itself what it has done if it fails; muster vm stop --force %s ends the VM, and with it work on what runs", t.Meta.ID, t.Spec.Action, t.Spec.Target)
 		}
 		op.Spec.Cancel = true

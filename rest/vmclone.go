@@ -115,12 +115,18 @@ func (r *vmResource) cloneSource(c *change, st *vmState, in CloneRequest) (api.S
 	if vm.Status.Hardware != nil && vm.Status.PID != 0 {
 		hardware = vm.Status.Hardware // what the snapshot will be of
 	}
-	snapshots := &snapshotResource{resource: resource[api.SnapshotSpec, api.SnapshotStatus]{table: configdb.Snapshots}, vms: r}
-	e, err := snapshots.make(c, SnapshotRequest{Name: "clone-" + api.NewID(), Description: "to copy the disks of " + vm.Meta.Name + " for " + in.Name}, true)
+	snap, err := c.temporary(st, "to copy the disks of "+vm.Meta.Name+" for "+in.Name)
+	return snap, hardware, err
+}
+
+// temporary begins a snapshot that is removed when nothing is copied from it any
+// more.
+func (c *change) temporary(st *vmState, why string) (api.Snapshot, error) {
+	e, err := newSnapshots(nil).make(c, st, SnapshotRequest{Name: "clone-" + api.NewID(), Description: why}, true)
 	if err != nil {
-		return api.Snapshot{}, nil, err
+		return api.Snapshot{}, err
 	}
-	return *e.object.(*api.Snapshot), hardware, nil
+	return *e.object.(*api.Snapshot), nil
 }
 
 // copiedDisks gives the new VM a volume for each disk of the source, in the pool

@@ -24,6 +24,9 @@ func (r *volumeResource) change(c *change, old, want *api.Volume) (*effect, erro
 	if err := usable(api.KindVolume, &old.Meta, old.Status.Phase); err != nil {
 		return nil, err
 	}
+	if err := c.stays(old); err != nil {
+		return nil, err
+	}
 	if old.Status.Phase != api.StorageReady {
 		return nil, api.Errorf(api.CodeRefused, "volume %s is %s; enlarge it when it is ready", old.Meta.Name, old.Status.Phase)
 	}

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"regexp"
 	"strconv"
@@ -43,8 +44,9 @@ func (c copySlots) tryTake() bool {
 
 func (c copySlots) give() { <-c }
 
-// copySource is what a volume is copied from: an internal snapshot, which never
-// changes, whatever a guest writes to the volume meanwhile.
+// copySource is what a volume or an image is copied from: an internal snapshot,
+// which never changes, whatever a guest writes to the volume meanwhile, or with no
+// tag a volume that no VM has.
 type copySource struct {
 	path, tag string
 	volume    api.Volume
@@ -55,11 +57,12 @@ func (s *Service) volumesOfSnapshot(v *configdb.View, c configdb.Change) []strin
 	return s.volumesWhere(v, func(vol *api.Volume) bool { return vol.Spec.SourceSnapshot == id })
 }
 
-// copySource finds what a volume is copied from, or says what it waits for.
-func (s *Service) copySource(v *configdb.View, vol api.Volume) (*copySource, error) {
-	snap, err := configdb.Snapshots.Get(v, vol.Spec.SourceSnapshot)
+// copySource finds what a volume or an image is copied from, or says what it waits
+// for.
+func (s *Service) copySource(v *configdb.View, project, volume, snapshot string) (*copySource, error) {
+	snap, err := configdb.Snapshots.Get(v, snapshot)
 	if err != nil {
-		return nil, api.Errorf(api.CodeRefused, "the snapshot of volume %q that it was to be copied from is gone, or could not be taken", vol.Spec.SourceVolume)
+		return nil, api.Errorf(api.CodeRefused, "the snapshot of volume %q that it was to be copied from is gone, or could not be taken", volume)
 	}
 	switch snap.Status.Phase {
 	case api.SnapshotCreating:
@@ -69,38 +72,54 @@ func (s *Service) copySource(v *configdb.View, vol api.Volume) (*copySource, err
 		return nil, api.Errorf(api.CodeRefused, "snapshot %q of vm %q, which it was to be copied from, is %s", snap.Meta.Name, snap.Spec.VM, snap.Status.Phase)
 	}
 	for _, d := range snap.Status.Disks {
-		if d.Volume != vol.Spec.SourceVolume {
+		if d.Volume != volume {
 			continue
 		}
 		now, err := configdb.Volumes.Get(v, d.VolumeID)
 		if err != nil || now.Meta.Name != d.Volume {
 			return nil, api.Errorf(api.CodeRefused, "volume %q, which it was to be copied from, is gone", d.Volume)
 		}
-		path, format, err := s.Resolve(v, vol.Meta.Project, d.Volume)
-		if err != nil {
-			return nil, err
-		}
-		if format != formatQcow2 {
-			return nil, api.Errorf(api.CodeRefused, "volume %q has the format %s and no snapshots to copy from", d.Volume, format)
-		}
-		return &copySource{path: path, tag: snap.Status.Tag, volume: now}, nil
+		return s.sourceIn(v, project, now, snap.Status.Tag)
 	}
-	return nil, api.Errorf(api.CodeRefused, "snapshot %q of vm %q does not have volume %q", snap.Meta.Name, snap.Spec.VM, vol.Spec.SourceVolume)
+	return nil, api.Errorf(api.CodeRefused, "snapshot %q of vm %q does not have volume %q", snap.Meta.Name, snap.Spec.VM, volume)
 }
 
-var errUnwanted = errors.New("the volume was deleted while it was copied")
+// sourceIn finds the file of a volume to copy from, an internal snapshot of it if
+// there is a tag.
+func (s *Service) sourceIn(v *configdb.View, project string, vol api.Volume, tag string) (*copySource, error) {
+	path, format, err := s.Resolve(v, project, vol.Meta.Name)
+	if err != nil {
+		return nil, err
+	}
+	if format != formatQcow2 {
+		return nil, api.Errorf(api.CodeRefused, "volume %q has the format %s; only qcow2 volumes can be copied", vol.Meta.Name, format)
+	}
+	return &copySource{path: path, tag: tag, volume: vol}, nil
+}
 
-// copyInto copies the source into a new file that is not in its place yet. It
-// ends early when the volume is to be deleted.
-func (s *Service) copyInto(ctx context.Context, id, to string, p volumePlan) error {
+// waitsForCopy says why a copy does not begin yet.
+func (s *Service) waitsForCopy() error {
+	return pendingError{fmt.Sprintf("waiting: node %s copies %d volumes already", s.cfg.NodeName, maxCopies)}
+}
+
+var errUnwanted = errors.New("the copy is not wanted any more")
+
+// follower is what a copy is made for.
+type follower struct {
+	wanted func(v *configdb.View) bool
+	// tell writes the progress in percent.
+	tell func(ctx context.Context, percent int) error
+}
+
+// followed makes a copy whose progress is told. It ends early, with errUnwanted,
+// when the copy is not wanted any more.
+func (s *Service) followed(ctx context.Context, f follower, do func(ctx context.Context, progress *progressReader) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watch := &progressReader{}
 	group, follow := contain.NewGroup(ctx)
-	group.Go(func() { s.followCopy(follow, id, watch, func() { cancel(errUnwanted) }) })
-	// Not through the lane: its slots are for short calls. The number of copies
-	// has a bound of its own, and the process its deadline.
-	err := s.copyFrom(ctx, p, to, watch)
+	group.Go(func() { s.follow(follow, f, watch, func() { cancel(errUnwanted) }) })
+	err := do(ctx, watch)
 	if stopErr := group.Stop(); err == nil {
 		err = stopErr
 	}
@@ -108,6 +127,50 @@ func (s *Service) copyInto(ctx context.Context, id, to string, p volumePlan) err
 		return errUnwanted
 	}
 	return err
+}
+
+// follow tells the progress in coarse steps and looks whether the copy is wanted.
+func (s *Service) follow(ctx context.Context, f follower, p *progressReader, stop func()) {
+	tick := time.NewTicker(copyLook)
+	defer tick.Stop()
+	shown := -1
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if !f.wanted(s.cfg.DB.Local()) {
+			stop()
+			return
+		}
+		if now := p.percent() / progressStep * progressStep; now != shown {
+			shown = now
+			if err := f.tell(ctx, now); ignore(err) != nil && ctx.Err() == nil {
+				s.log.Warn("progress of a copy not written", "err", err)
+			}
+		}
+	}
+}
+
+// copyInto copies the source of a volume into a new file that is not in its place
+// yet. It ends early when the volume is to be deleted.
+func (s *Service) copyInto(ctx context.Context, id, to string, p volumePlan) error {
+	f := follower{
+		wanted: func(v *configdb.View) bool {
+			vol, err := configdb.Volumes.Get(v, id)
+			return api.IgnoreNotFound(err) != nil || err == nil && !vol.Meta.Deleting()
+		},
+		tell: func(ctx context.Context, percent int) error {
+			return s.setVolume(ctx, id, func(vol *api.Volume) error {
+				vol.Status.Phase, vol.Status.Progress, vol.Status.Message = api.StoragePending, percent, "copying volume "+vol.Spec.SourceVolume
+				return nil
+			})
+		},
+	}
+	// Not through the lane: its slots are for short calls. The number of copies
+	// has a bound of its own, and the process its deadline.
+	return s.followed(ctx, f, func(ctx context.Context, progress *progressReader) error { return s.copyFrom(ctx, p, to, progress) })
 }
 
 // copyFrom looks at the source's header, then copies. QEMU may have it open and
@@ -123,7 +186,7 @@ func (s *Service) copyFrom(ctx context.Context, p volumePlan, to string, progres
 	if err != nil {
 		return err
 	}
-	err = s.img.copySnapshot(ctx, qcow2Source(p.source.path, back), p.source.tag, to, p.backing, p.backingFormat, progress)
+	err = s.img.copyVolume(ctx, qcow2Source(p.source.path, back), p.source.tag, to, p.backing, p.backingFormat, progress)
 	if err != nil {
 		return err
 	}
@@ -149,49 +212,24 @@ func qcow2Source(path string, back *backingFile) string {
 	return "json:" + string(b)
 }
 
-// followCopy writes the progress in coarse steps and looks for the wish to
-// delete the volume.
-func (s *Service) followCopy(ctx context.Context, id string, p *progressReader, stop func()) {
-	tick := time.NewTicker(copyLook)
-	defer tick.Stop()
-	shown := -1
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		vol, err := configdb.Volumes.Get(s.cfg.DB.Local(), id)
-		if err != nil && api.CodeOf(err) == api.CodeNotFound || err == nil && vol.Meta.Deleting() {
-			stop()
-			return
-		}
-		if now := p.percent() / progressStep * progressStep; now != shown {
-			shown = now
-			err := s.setVolume(ctx, id, func(vol *api.Volume) error {
-				vol.Status.Phase, vol.Status.Progress, vol.Status.Message = api.StoragePending, now, "copying volume "+vol.Spec.SourceVolume
-				return nil
-			})
-			if ignore(err) != nil && ctx.Err() == nil {
-				s.log.Warn("progress of a copy not written", "volume", id, "err", err)
-			}
-		}
+// copyVolume writes what a source, or an internal snapshot of it, holds into a new
+// file: all of it, or with a backing image what differs from that. Another process
+// may have a source open and write to it if it is a snapshot that is copied: what
+// that refers to is never written again while it is there. Without one, QEMU's lock
+// on the file keeps others from writing.
+func (q *qemuImg) copyVolume(ctx context.Context, from, tag, to, backing, backingFormat string, progress io.Writer) error {
+	args := []string{"convert", "-p", "-O", formatQcow2}
+	if tag != "" {
+		args = append(args, "-U", "-l", "snapshot.name="+tag)
 	}
-}
-
-// copySnapshot writes what an internal snapshot of a source holds into a new
-// file: all of it, or with a backing image what differs from that. Another
-// process may have the source open and write to it: what a snapshot refers to is
-// never written again while the snapshot is there.
-func (q *qemuImg) copySnapshot(ctx context.Context, from, tag, to, backing, backingFormat string, progress io.Writer) error {
-	args := []string{"convert", "-p", "-U", "-O", formatQcow2, "-l", "snapshot.name=" + tag}
 	if backing != "" {
 		args = append(args, "-B", backing, "-F", backingFormat)
 	}
 	return q.runTo(ctx, convertDeadline, 0, progress, append(args, from, fileArg(to))...)
 }
 
-// progressReader takes "(12.34/100%)" out of what qemu-img prints.
+// progressReader is how far a copy is: as its maker says, or as qemu-img prints it,
+// "(12.34/100%)".
 type progressReader struct {
 	mu   sync.Mutex
 	rest []byte
@@ -217,6 +255,13 @@ func (p *progressReader) Write(b []byte) (int, error) {
 		p.rest = bytes.Clone(p.rest[len(p.rest)-maxProgressLine:])
 	}
 	return len(b), nil
+}
+
+// reach is told how far a copy of this program is.
+func (p *progressReader) reach(done, of int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last = float64(percent(done, of))
 }
 
 func (p *progressReader) percent() int {

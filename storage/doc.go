@@ -18,6 +18,8 @@
 //     removed on failure and at the next start.
 //   - A volume that is copied comes from an internal snapshot of its source, which
 //     never changes, and is put in its place when it is complete.
+//   - A volume that moves is its old file until one transaction says that it is the
+//     new one; only files that are marked as part of a move are ever removed.
 //   - Status is written on change only; an idle pool writes nothing.
 //   - Every call into a pool's file system has a deadline and a goroutine of
 //     its own, so that a hung NFS server stalls its own pool only.
@@ -28,9 +30,10 @@
 // original while no other node that has the pool ready is alive. Ready volumes
 // are not re-read: QEMU reports a file that was removed behind our back.
 //
-// Goroutines: Run owns three reconcile loops (pools, images, volumes) and
-// waits for them. A call that hangs in the kernel outlives its deadline; at
+// Goroutines: Run owns five reconcile loops (pools, images, volumes, moves and what
+// these left) and waits for them; ServeStream is its caller's. A call that hangs in the kernel outlives its deadline; at
 // most maxWorkCalls and one check per pool can hang at a time.
 //
-// Limits are the constants in storage.go, lane.go and qemuimg.go.
+// Limits are the constants in storage.go, lane.go, qemuimg.go, copy.go, move.go and
+// movestream.go. DESIGN.md has the reasons and the steps of a move.
 package storage

@@ -73,16 +73,19 @@ func (s *Service) reconcileImage(ctx context.Context, id string) (reconcile.Resu
 	case img.Meta.Deleting():
 		return s.deleteImage(ctx, v, img)
 	case img.Status.Phase == api.StorageReady:
-		return reconcile.Result{}, nil
+		return reconcile.Result{}, s.letGo(ctx, v, img)
 	case img.Status.Phase == api.StorageFailed && img.Status.ObservedGeneration == img.Meta.Generation && !retryable(img.Status.Conditions):
-		return reconcile.Result{}, nil // the content is bad; it will not become better
+		return reconcile.Result{}, s.letGo(ctx, v, img) // the content is bad; it will not become better
 	}
-	if img.Spec.Path == "" {
+	if img.Spec.Awaits() {
 		return s.awaitUpload(ctx, img)
 	}
 	pool, lp, err := s.readyPool(v, img.Spec.Pool)
 	if err != nil {
 		return s.imageWaits(ctx, id, err)
+	}
+	if img.Spec.SourceVolume != "" {
+		return s.imageFromVolume(ctx, v, lp, img)
 	}
 	return reconcile.Result{}, s.importPath(ctx, pool, lp, img)
 }
@@ -312,6 +315,7 @@ func dropImage(v *configdb.View, tx *configdb.Txn, id, poolID string) error {
 		return err
 	}
 	configdb.Images.Delete(tx, &img)
+	releaseSource(v, tx, &img)
 	if poolID != "" {
 		configdb.Pools.Release(tx, poolID, api.KindImage, id)
 	}

@@ -19,15 +19,54 @@ import (
 )
 
 // A migration without shared storage copies volumes between the dir pools of two
-// nodes. Both have the file under the same name then; spec.node of the volume,
-// which changes in the transaction that hands the VM over, says whose counts.
+// nodes, and a move between any two pools. Both have the file under the same name
+// then; spec.node and spec.pool of the volume, which change in the transaction that
+// hands it over, say which counts.
 // The other one is removed when the operation is gone, whatever happened. Only
 // marked files ever are: one that is not where the database says it is may be the
 // last copy, for instance after the restore of an older backup.
 
-// copyMark is the suffix of the empty file beside both files while a migration is
-// on its way.
+// copyMark is the suffix of the empty file beside both files while a migration or a
+// move is on its way.
 const copyMark = ".copy"
+
+// markOf is the suffix of the mark of this node. In a pool that all nodes see each
+// has its own, and sweeps that only: another node may be about to place its file.
+func (s *Service) markOf(pool api.Pool) string {
+	if pool.Spec.Type == api.PoolDir {
+		return copyMark
+	}
+	return copyMark + "." + s.cfg.NodeID
+}
+
+// placeMarked gives a complete file its name, marked. What is there under that name
+// makes room if it is marked, so that it is of an earlier try.
+func placeMarked(tmp, final, mark string, pool api.Pool) error {
+	marks, err := filepath.Glob(final + copyMark + "*")
+	if err != nil {
+		return err
+	}
+	ours := false
+	for _, m := range marks {
+		if ours = m == final+mark; !ours {
+			return brokenError{api.Errorf(api.CodeRefused, "%s says that an earlier move to pool %s has not been cleaned up by its node (%s); start that node, or if it is gone for good remove this file and the one that it is beside",
+				m, pool.Meta.Name, strings.TrimPrefix(m, final+copyMark+"."))}
+		}
+	}
+	if _, err := os.Lstat(final); err == nil && !ours {
+		return api.Errorf(api.CodeRefused, "%s is there already and belongs to no move; move it away", final)
+	}
+	if err := os.WriteFile(final+mark, nil, 0o600); err != nil {
+		return err
+	}
+	if err := remove(final); err != nil {
+		return err
+	}
+	if err := os.Chmod(tmp, volumeMode); err != nil {
+		return err
+	}
+	return placeFile(tmp, final) // with the mark, in one directory
+}
 
 // The pauses before another try of a sweep: without a quorum, and while the pool
 // is not known to be usable in this life of the daemon.
@@ -119,11 +158,22 @@ func (s *Service) copiesLoop() *reconcile.Loop {
 		Name: "copies", DB: s.cfg.DB, Log: s.log, Workers: 1, Reconcile: s.sweepCopies,
 		Sources: []reconcile.Source{
 			{Prefix: configdb.Operations.SpecPrefix(), IDs: dirPools},
-			{Prefix: configdb.PoolStates.StatusPrefix(), IDs: poolOfState},
+			{Prefix: configdb.PoolStates.StatusPrefix(), IDs: s.ownPools},
 		},
 	})
 }
 
+// ownPools is the pool whose state on this node changed.
+func (s *Service) ownPools(_ *configdb.View, c configdb.Change) []string {
+	id, _ := configdb.PoolStates.IDOf(c.Key)
+	if pool, node, _ := strings.Cut(id, "."); node == s.cfg.NodeID {
+		return []string{pool}
+	}
+	return nil
+}
+
+// dirPools are looked at whenever an operation ends. In shared pools only moves
+// leave something, and their node looks itself.
 func dirPools(v *configdb.View, _ configdb.Change) []string {
 	pools, _ := configdb.Pools.List(v) // one that cannot be read is not swept
 	var ids []string
@@ -135,12 +185,12 @@ func dirPools(v *configdb.View, _ configdb.Change) []string {
 	return ids
 }
 
-// sweepCopies removes the files of one dir pool that are copies of volumes which
+// sweepCopies removes the files of one pool that are copies of volumes which
 // are elsewhere. It decides on a linearizable view only, and makes no file
 // meanwhile, so that it never takes a copy that is just being made.
 func (s *Service) sweepCopies(ctx context.Context, poolID string) (reconcile.Result, error) {
 	pool, err := configdb.Pools.Get(s.cfg.DB.Local(), poolID)
-	if err != nil || pool.Spec.Type != api.PoolDir {
+	if err != nil {
 		return reconcile.Result{}, api.IgnoreNotFound(err)
 	}
 	lp := s.local(pool)
@@ -155,7 +205,7 @@ func (s *Service) sweepCopies(ctx context.Context, poolID string) (reconcile.Res
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("look for copies in %s: %w", lp.what, err)
 	}
-	suspects := suspects(files)
+	suspects := suspects(files, s.markOf(pool))
 	if len(suspects) == 0 {
 		return reconcile.Result{}, nil
 	}
@@ -168,18 +218,21 @@ func (s *Service) sweepCopies(ctx context.Context, poolID string) (reconcile.Res
 		return reconcile.Result{}, err
 	}
 	var errs []error
+	var left reconcile.Result
 	for _, id := range suspects {
 		if !moving[id] {
-			errs = append(errs, s.sweepCopy(ctx, v, lp, id))
+			errs = append(errs, s.sweepCopy(ctx, v, pool, lp, id))
+		} else if pool.Spec.Type != api.PoolDir {
+			left.After = sweepSoon
 		}
 	}
-	return reconcile.Result{}, errors.Join(errs...)
+	return left, errors.Join(errs...)
 }
 
 // suspects are the volumes whose files are marked.
-func suspects(files []fs.DirEntry) (ids []string) {
+func suspects(files []fs.DirEntry, mark string) (ids []string) {
 	for _, f := range files {
-		name, marked := strings.CutSuffix(f.Name(), copyMark)
+		name, marked := strings.CutSuffix(f.Name(), mark)
 		if id, ok := strings.CutSuffix(name, "."+formatQcow2); marked && ok && api.IsID(id) {
 			ids = append(ids, id)
 		}
@@ -187,7 +240,7 @@ func suspects(files []fs.DirEntry) (ids []string) {
 	return ids
 }
 
-// movingVolumes are those that a migration copies now.
+// movingVolumes are those that a migration or a move copies now.
 func movingVolumes(v *configdb.View) (map[string]bool, error) {
 	ops, err := configdb.Operations.List(v)
 	out := map[string]bool{}
@@ -197,24 +250,29 @@ func movingVolumes(v *configdb.View) (map[string]bool, error) {
 				out[id] = true
 			}
 		}
+		if m := ops[i].Spec.Move; m != nil {
+			for _, o := range m.Volumes {
+				out[o.ID] = true
+			}
+		}
 	}
 	return out, err
 }
 
 // sweepCopy removes the mark of a file that is the volume, and else the file.
-func (s *Service) sweepCopy(ctx context.Context, v *configdb.View, lp *localPool, id string) error {
+func (s *Service) sweepCopy(ctx context.Context, v *configdb.View, pool api.Pool, lp *localPool, id string) error {
 	vol, err := configdb.Volumes.Get(v, id)
 	if api.IgnoreNotFound(err) != nil {
 		return err
 	}
 	path := volumePath(lp.path, id)
-	if err != nil || vol.Spec.Node != s.cfg.NodeName {
+	if err != nil || vol.Spec.Pool != pool.Meta.Name || pool.Spec.Type == api.PoolDir && vol.Spec.Node != s.cfg.NodeName {
 		s.log.Info("a copy of a volume that is elsewhere is removed", "volume", id, "pool", lp.name)
 		if err := s.removeVolumeFile(ctx, lp, id); err != nil {
 			return diskError(lp, "remove a volume's copy", err)
 		}
 	}
-	return lp.work.do(ctx, callDeadline, func() error { return remove(path + copyMark) })
+	return lp.work.do(ctx, callDeadline, func() error { return remove(path + s.markOf(pool)) })
 }
 
 // severed reports that a volume cannot be a linked clone of its image any more,

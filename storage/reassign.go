@@ -37,7 +37,7 @@ func (s *Service) Reassign(ctx context.Context, term uint64) error {
 	images, listErr := configdb.Images.List(v)
 	err = errors.Join(err, listErr)
 	for _, i := range images {
-		work := i.Meta.Deleting() || (i.Status.Phase != api.StorageReady && i.Spec.Path == "")
+		work := i.Meta.Deleting() || (i.Status.Phase != api.StorageReady && i.Spec.Path == "" && !p.pinned(&i))
 		if to, drop := p.next(i.Meta, i.Spec.Pool, i.Spec.Node, work); to != "" || drop {
 			err = errors.Join(err, p.apply(ctx, s.cfg.DB, func(tx *configdb.Txn) error {
 				if drop {
@@ -90,6 +90,15 @@ func (p *pass) load() error {
 		p.pools[pool.Meta.Name] = pool
 	}
 	return errors.Join(err, err2, err3)
+}
+
+// pinned reports whether what an image is copied from is on one node only.
+func (p *pass) pinned(i *api.Image) bool {
+	if i.Spec.SourceVolume == "" {
+		return false
+	}
+	vol, err := configdb.Volumes.Find(p.v, i.Meta.Project, i.Spec.SourceVolume)
+	return err != nil || p.pools[vol.Spec.Pool].Spec.Type != api.PoolShared
 }
 
 // next decides about one object: another node, or that it can only be dropped.

@@ -237,7 +237,7 @@ func TestAVolumeThatNamesAnotherFileIsRefused(t *testing.T) {
 	// Were it written after the look, it would not be believed either.
 	source := qcow2Source(path, &backingFile{imageFileOf(t, h, "tiny"), "qcow2"})
 	to := filepath.Join(t.TempDir(), "copy")
-	if err := h.img.copySnapshot(t.Context(), source, snap.Status.Tag, to, "", "", io.Discard); err != nil {
+	if err := h.img.copyVolume(t.Context(), source, snap.Status.Tag, to, "", "", io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(to); err != nil || bytes.Contains(b, []byte("hosthost")) {

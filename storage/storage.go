@@ -53,7 +53,9 @@ type Config struct {
 	QemuImg string
 	// FirmwareDirs have the descriptors of UEFI firmwares; uefi.Dirs() when nil.
 	FirmwareDirs []string
-	Log          *slog.Logger
+	// Streams reach other nodes; nil: volumes move between pools of this node only.
+	Streams Streams
+	Log     *slog.Logger
 	// Now is the clock for conditions and graces, time.Now when nil.
 	Now func() time.Time
 }
@@ -67,12 +69,14 @@ type Service struct {
 	copies  copySlots
 	images  *reconcile.Loop
 	volumes *reconcile.Loop
+	sweeps  *reconcile.Loop // of what moves left
 
 	moves sync.Mutex // who makes or removes files of volumes that move, see moving.go
 
 	mu     sync.Mutex
 	pools  map[string]*localPool // by pool ID
 	active map[string]bool       // images with an upload in this process
+	tries  map[string]int        // of moves, by task
 	mounts map[string]string     // tests only: where a pool's path is on this "host"
 }
 
@@ -93,13 +97,16 @@ func New(cfg Config) *Service {
 	s := &Service{
 		cfg: cfg, log: cfg.Log, img: newQemuImg(cfg.QemuImg),
 		sources: newLane("the file to import", maxWorkCalls),
-		copies:  make(copySlots, maxCopies), pools: map[string]*localPool{}, active: map[string]bool{},
+		copies:  make(copySlots, maxCopies), pools: map[string]*localPool{}, active: map[string]bool{}, tries: map[string]int{},
 	}
+	s.sweeps = s.copiesLoop()
 	s.images = reconcile.New(reconcile.Config{
 		Name: "images", DB: cfg.DB, Log: cfg.Log, Workers: workers, Reconcile: s.reconcileImage,
 		Sources: []reconcile.Source{
 			own(configdb.Images), status(configdb.Images),
 			{Prefix: configdb.PoolStates.StatusPrefix(), IDs: s.imagesOfPoolState},
+			{Prefix: configdb.Snapshots.StatusPrefix(), IDs: s.imagesOfSnapshot},
+			{Prefix: configdb.Snapshots.SpecPrefix(), IDs: s.imagesOfSnapshot},
 			released(configdb.Images.RefPrefix("")),
 		},
 	})
@@ -132,7 +139,7 @@ func (s *Service) Run(ctx context.Context) error {
 			{Prefix: configdb.PoolStates.StatusPrefix(), IDs: poolOfState},
 		},
 	})
-	loops := []*reconcile.Loop{pools, s.images, s.volumes, s.copiesLoop()}
+	loops := []*reconcile.Loop{pools, s.images, s.volumes, s.sweeps, s.movesLoop()}
 	group, ctx := contain.NewGroup(ctx)
 	errs := make([]error, len(loops))
 	for i, l := range loops {

@@ -107,6 +107,8 @@ func (s *Service) mayUpload(v *configdb.View, img api.Image, pool api.Pool) erro
 		return api.Errorf(api.CodeRefused, "image %q is being deleted", name)
 	case img.Spec.Path != "":
 		return api.Errorf(api.CodeRefused, "image %q is imported from %s on node %s; nothing can be uploaded to it", name, img.Spec.Path, img.Spec.Node)
+	case img.Spec.SourceVolume != "":
+		return api.Errorf(api.CodeRefused, "image %q is copied from volume %s; nothing can be uploaded to it", name, img.Spec.SourceVolume)
 	case img.Status.Phase == api.StorageReady:
 		return api.Errorf(api.CodeRefused, "image %q is ready and never changes; create another image", name)
 	case pool.Spec.Type == api.PoolDir && !mine:
@@ -156,29 +158,46 @@ type ingestion struct {
 // ingest writes the content to tmp/, verifies and inspects it, gives it its
 // final name and reports the image ready. On any error nothing is left.
 func (s *Service) ingest(ctx context.Context, lp *localPool, in ingestion) (api.Image, error) {
-	tmp := filepath.Join(lp.path, "tmp", s.cfg.NodeID+"."+in.id+"."+rand.Text())
+	return s.makeImage(ctx, lp, in.id, func(tmp string) (string, error) {
+		sum, err := s.receive(ctx, lp, tmp, in)
+		if err != nil {
+			return "", err
+		}
+		for _, want := range []string{in.sha256, in.also} {
+			if want != "" && !strings.EqualFold(want, sum) {
+				return "", api.Errorf(api.CodeChecksum, "the content's SHA-256 is %s, expected was %s", sum, want)
+			}
+		}
+		return sum, nil
+	})
+}
+
+// tmpFile is a new name for unfinished work on an object.
+func (s *Service) tmpFile(lp *localPool, id string) string {
+	return filepath.Join(lp.path, "tmp", s.cfg.NodeID+"."+id+"."+rand.Text())
+}
+
+// makeImage has a new file filled, whose SHA-256 it is told, inspects it, gives it
+// its final name and reports the image ready. On any error nothing is left.
+func (s *Service) makeImage(ctx context.Context, lp *localPool, id string, fill func(tmp string) (sum string, err error)) (api.Image, error) {
+	tmp := s.tmpFile(lp, id)
 	defer s.discard(lp, tmp, tmp+".qcow2")
-	sum, err := s.receive(ctx, lp, tmp, in)
+	sum, err := fill(tmp)
 	if err != nil {
 		return api.Image{}, diskError(lp, "write the image", err)
-	}
-	for _, want := range []string{in.sha256, in.also} {
-		if want != "" && !strings.EqualFold(want, sum) {
-			return api.Image{}, api.Errorf(api.CodeChecksum, "the content's SHA-256 is %s, expected was %s", sum, want)
-		}
 	}
 	found, err := s.inspect(ctx, lp, tmp)
 	if err != nil {
 		return api.Image{}, err
 	}
-	size, err := s.placeImage(ctx, lp, in.id, found)
+	size, err := s.placeImage(ctx, lp, id, found)
 	if err != nil {
 		return api.Image{}, diskError(lp, "put the image in place", err)
 	}
 	// From here on the file is there; only its report is missing.
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishDeadline)
 	defer cancel()
-	img, err := s.setImage(wctx, in.id, func(i *api.Image) error {
+	img, err := s.setImage(wctx, id, func(i *api.Image) error {
 		i.Status.Phase, i.Status.Message, i.Status.Progress = api.StorageReady, "", 100
 		i.Status.Format, i.Status.VirtualSize = found.format, api.Size(found.virtualSize)
 		i.Status.Size, i.Status.SHA256 = api.Size(size), sum
@@ -187,7 +206,7 @@ func (s *Service) ingest(ctx context.Context, lp *localPool, in ingestion) (api.
 	})
 	if api.CodeOf(err) == api.CodeNotFound && err != nil {
 		// Deleted meanwhile, by an executor that found no file yet.
-		err = errors.Join(err, s.removeImageFiles(wctx, lp, in.id))
+		err = errors.Join(err, s.removeImageFiles(wctx, lp, id))
 	}
 	return img, err
 }

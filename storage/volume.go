@@ -5,9 +5,7 @@ package storage
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -97,14 +95,14 @@ func (s *Service) reconcileVolume(ctx context.Context, id string) (reconcile.Res
 	}
 	plan, err := s.plan(v, pool, vol)
 	if err == nil && vol.Spec.SourceVolume != "" {
-		plan.source, err = s.copySource(v, vol)
+		plan.source, err = s.copySource(v, vol.Meta.Project, vol.Spec.SourceVolume, vol.Spec.SourceSnapshot)
 	}
 	if errors.Is(err, errImagePending) {
 		return s.volumeWaits(ctx, id, err)
 	}
 	if err == nil && plan.source != nil {
 		if !s.copies.tryTake() {
-			_, err := s.volumeWaits(ctx, id, pendingError{fmt.Sprintf("waiting: node %s copies %d volumes already", s.cfg.NodeName, maxCopies)})
+			_, err := s.volumeWaits(ctx, id, s.waitsForCopy())
 			return reconcile.Result{After: copyRetry}, err
 		}
 		defer s.copies.give()
@@ -198,7 +196,7 @@ func (s *Service) makeVolume(ctx context.Context, lp *localPool, id string, p vo
 	if exists {
 		return s.adoptVolume(ctx, lp, final, p)
 	}
-	tmp := filepath.Join(lp.path, "tmp", s.cfg.NodeID+"."+id+"."+rand.Text())
+	tmp := s.tmpFile(lp, id)
 	defer s.discard(lp, tmp)
 	if p.source != nil {
 		err = s.copyInto(ctx, id, tmp, p)

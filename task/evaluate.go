@@ -230,14 +230,14 @@ func judgeVM(s api.TaskSpec, what target) verdict {
 func judgeOperation(s api.TaskSpec, what target) verdict {
 	op := what.operation
 	if op == nil {
-		return failed(api.CodeInternal, fmt.Sprintf("nobody works on vm %q for this task any more", s.Target))
+		return failed(api.CodeInternal, fmt.Sprintf("nobody works on %s %q for this task any more", s.TargetKind, s.Target))
 	}
 	st := &op.Status
 	switch {
 	case st.Phase.Final():
 		return spoken(st.Phase, st.Progress, st.Message, st.Code)
-	case what.vm.Meta.Deleting():
-		return cancelled(fmt.Sprintf("vm %q is being deleted", s.Target))
+	case what.deleting():
+		return cancelled(fmt.Sprintf("%s %q is being deleted", s.TargetKind, s.Target))
 	case op.Spec.Migration != nil:
 		return judgeMigration(s, what)
 	case what.ownerLost:

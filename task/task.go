@@ -82,6 +82,9 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 			// An operation has the ID of its VM.
 			follow(s, configdb.VMs.Kind, configdb.Operations.SpecPrefix(), configdb.Operations.IDOf),
 			follow(s, configdb.VMs.Kind, configdb.Operations.StatusPrefix(), configdb.Operations.IDOf),
+			// That of the move of a volume that no VM has, the volume's.
+			follow(s, configdb.Volumes.Kind, configdb.Operations.SpecPrefix(), configdb.Operations.IDOf),
+			follow(s, configdb.Volumes.Kind, configdb.Operations.StatusPrefix(), configdb.Operations.IDOf),
 			follow(s, configdb.VMs.Kind, configdb.Arrivals.StatusPrefix(), configdb.Arrivals.IDOf),
 			follow(s, configdb.VMs.Kind, configdb.Bindings.SpecPrefix(), configdb.Bindings.IDOf),
 			{Prefix: configdb.Nodes.StatusPrefix(), IDs: operationsAt},
@@ -181,6 +184,7 @@ func (s *Service) reconcile(ctx context.Context, term uint64, id string) (reconc
 			// it was judged by must still be so.
 			tx.RequireRevision(configdb.Operations.StatusKey(op.Meta.ID), op.Meta.StatusRevision)
 			configdb.Operations.DeleteUnnamed(tx, op)
+			freeVolume(tx, op)
 			if a := what.arrival; a != nil {
 				configdb.Arrivals.DeleteUnnamed(tx, a)
 			}
@@ -234,6 +238,7 @@ func look(v *configdb.View, t api.Task) (target, error) {
 		var o api.Volume
 		if o, err = configdb.Volumes.Get(v, t.Spec.TargetID); err == nil {
 			out = target{exists: true, volume: &o}
+			err = out.lookOperation(v, t)
 		}
 	case api.KindNode:
 		var n api.Node
@@ -263,7 +268,7 @@ func (o *target) lookOperation(v *configdb.View, t api.Task) error {
 	}
 	o.operation = &op
 	b, err := configdb.Bindings.Get(v, t.Spec.TargetID)
-	if err != nil {
+	if err != nil && (t.Spec.TargetKind == api.KindVM || api.IgnoreNotFound(err) != nil) {
 		return api.IgnoreNotFound(err)
 	}
 	o.epoch, o.broughtBy = b.Spec.Epoch, b.Spec.BroughtBy

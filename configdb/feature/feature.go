@@ -27,6 +27,10 @@ const (
 	// Migration: a VM is handed to another node while it runs. An older node would
 	// neither take its part nor tell such a binding from one of ha.
 	Migration Feature = "migration"
+	// Moves: volumes are moved between pools and nodes while no guest uses them, and
+	// images are made from volumes. An older node would start a VM whose disks are
+	// on their way, and wait for the upload of such an image.
+	Moves Feature = "moves"
 	// Snapshots: snapshots, saved memory and clones of VMs. An older node would
 	// start a suspended VM from its disks, and a VM whose revert was interrupted.
 	Snapshots Feature = "snapshots"
@@ -35,7 +39,7 @@ const (
 // Level is the level that brings a feature.
 func (f Feature) Level() int {
 	switch f {
-	case Levels, History, Migration, Snapshots:
+	case Levels, History, Migration, Moves, Snapshots:
 		return 2
 	}
 	return math.MaxInt

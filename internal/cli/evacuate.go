@@ -13,12 +13,13 @@ import (
 func (a *app) nodeEvacuate() *cobra.Command {
 	var parallel int
 	var level string
+	var stopped bool
 	cmd := &cobra.Command{
 		Use: "evacuate NODE...", Short: "Move all VMs away from a node", Args: atLeastOne("NODE"),
 		Long: `Puts nodes into maintenance, so that no new VM comes there, and moves away what is
 there: running VMs by live migration, with the disks that only the node has; stopped
-ones, whose disks others have, are bound elsewhere. The cluster goes on with it when
-this command ends. VMs that cannot be moved while they run stay, and are named with
+ones, whose disks others have, are bound elsewhere; with --move-stopped those whose disks
+only the node has are moved with them. The cluster goes on with it when this command ends. VMs that cannot be moved while they run stay, and are named with
 the reason; with --level stop they are shut down and started elsewhere.
 muster node maintenance off lets VMs come again.`,
 		Example: `  muster node evacuate m1
@@ -27,6 +28,7 @@ muster node maintenance off lets VMs come again.`,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			body := map[string]any{}
 			set(body, "level", level)
+			set(body, "moveStopped", stopped)
 			if cmd.Flags().Changed("parallel") {
 				body["parallel"] = parallel
 			}
@@ -40,6 +42,7 @@ muster node maintenance off lets VMs come again.`,
 		},
 	}
 	cmd.Flags().IntVar(&parallel, "parallel", api.DefaultEvacuations, "how many VMs move at once, 1 to 16; a node lets 2 leave at a time")
+	cmd.Flags().BoolVar(&stopped, "move-stopped", false, "also move stopped VMs whose disks only the node has, with these")
 	cmd.Flags().StringVar(&level, "level", "", "live (default), or stop: shut down what cannot be moved while it runs")
 	return cmd
 }

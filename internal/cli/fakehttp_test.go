@@ -193,10 +193,10 @@ func (f *fakeCluster) list(w http.ResponseWriter, r *http.Request, kind api.Kind
 
 func (f *fakeCluster) accept(w http.ResponseWriter, action api.Action, o *fakeObject) {
 	var spec struct {
-		Spec struct{ Path string }
+		Spec api.ImageSpec
 	}
 	_ = json.Unmarshal(o.raw, &spec)
-	t, err := f.task(action, o, action == api.ActionImageCreate && spec.Spec.Path == "")
+	t, err := f.task(action, o, action == api.ActionImageCreate && spec.Spec.Awaits())
 	if err != nil {
 		f.fail(w, err)
 		return
@@ -329,6 +329,9 @@ func (f *fakeCluster) serveAction(w http.ResponseWriter, r *http.Request, o *fak
 		vm.Spec.Power, vm.Status.Phase = api.PowerStopped, api.VMStopped
 	case "clone":
 		f.serveClone(w, r, &vm)
+		return
+	case "move":
+		f.serveMove(w, r, o)
 		return
 	default:
 		if vm.Status.Phase != api.VMRunning {

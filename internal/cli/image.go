@@ -26,6 +26,8 @@ type imageFlags struct {
 	file, path   string
 	pool, sha256 string
 	node         string
+	// volume to copy, as snapshot has it
+	volume, snapshot string
 }
 
 func (a *app) imageCmd() *cobra.Command {
@@ -37,17 +39,34 @@ func (a *app) imageCmd() *cobra.Command {
 func (a *app) imageCreate() *cobra.Command {
 	var f imageFlags
 	cmd := &cobra.Command{
-		Use: "create NAME", Short: "Create an image from a local file or a file on a node", Args: args("NAME"),
+		Use: "create NAME", Short: "Create an image from a local file, a file on a node or a volume", Args: args("NAME"),
 		Long: `Creates an image. With --file the content is uploaded from here ("-" reads
 stdin); its SHA-256 is computed and the cluster verifies it. With --path a node
-imports a file that it has already.`,
+imports a file that it has already. With --from-volume the image is a copy of a volume,
+independent of the image that this may be a clone of: a template of a VM. The VM may run;
+what is copied is the snapshot of --snapshot, or a temporary one that is taken now. What
+the guest keeps on the disk is copied, too (host name, SSH host keys): see docs/storage.md.`,
 		Example: `  muster image create tiny --file tiny.qcow2
   muster image create debian --path /srv/images/debian.qcow2 --pool shared
+  muster image create web-template --from-volume web1-disk0
   curl -L https://example.org/disk.raw | muster image create disk --file -`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			if (f.file == "") == (f.path == "") {
-				return usagef("image create: give either --file or --path")
+			if given(f.file, f.path, f.volume) != 1 {
+				return usagef("image create: give one of --file, --path and --from-volume")
+			}
+			if f.volume == "" && f.snapshot != "" {
+				return usagef("image create: --snapshot goes with --from-volume")
+			}
+			if f.volume != "" {
+				if f.sha256 != "" {
+					return usagef("image create: --sha256 is of content that is uploaded or imported, not of a volume")
+				}
+				spec := map[string]any{"sourceVolume": f.volume}
+				set(spec, "sourceSnapshot", f.snapshot)
+				set(spec, "pool", f.pool)
+				set(spec, "node", f.node)
+				return a.create(cmd.Context(), api.KindImage, names[0], nil, spec)
 			}
 			if f.path != "" {
 				spec := map[string]any{"path": f.path}
@@ -62,9 +81,22 @@ imports a file that it has already.`,
 	cmd.Flags().StringVar(&f.file, "file", "", "local file to upload, - for stdin")
 	cmd.Flags().StringVar(&f.path, "path", "", "absolute path of a file on the node")
 	cmd.Flags().StringVar(&f.node, "node", "", "node that imports and, in a dir pool, keeps the image (default: the node that takes the call)")
-	cmd.Flags().StringVar(&f.pool, "pool", "", "pool (default \"local\")")
+	cmd.Flags().StringVar(&f.volume, "from-volume", "", "volume to copy")
+	cmd.Flags().StringVar(&f.snapshot, "snapshot", "", "copy this snapshot of the VM that has the volume (default: a temporary one of now)")
+	cmd.Flags().StringVar(&f.pool, "pool", "", "pool (default \"local\", that of the volume with --from-volume)")
+	a.completeFlag(cmd, "from-volume", a.completeNames(api.KindVolume))
 	cmd.Flags().StringVar(&f.sha256, "sha256", "", "expected SHA-256 of the content, 64 hexadecimal digits")
 	return cmd
+}
+
+// given counts the values that are not empty.
+func given(values ...string) (n int) {
+	for _, v := range values {
+		if v != "" {
+			n++
+		}
+	}
+	return n
 }
 
 func (a *app) imageUpload() *cobra.Command {

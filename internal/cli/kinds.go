@@ -289,6 +289,7 @@ func imageShow(s *sections, o *api.Image, now time.Time) {
 	s.field("Pool", o.Spec.Pool)
 	s.field("Node", o.Spec.Node)
 	s.field("Imported from", o.Spec.Path)
+	s.field("Copied from", o.Spec.SourceVolume)
 	showConditions(s, o.Status.Conditions, now)
 }
 

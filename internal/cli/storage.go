@@ -39,7 +39,7 @@ func (a *app) volumeCmd() *cobra.Command {
 	create.Flags().StringVar(&pool, "pool", "", "pool (default the image's pool for a clone, else \"local\")")
 	create.Flags().StringVar(&node, "node", "", "node that makes the file and, in a dir pool, keeps it (default: the cluster chooses)")
 	create.Flags().StringArrayVar(&labels, "label", nil, "label KEY=VALUE (repeatable)")
-	return group("volume", "Virtual disks", create, a.lsCmd(api.KindVolume), a.showCmd(api.KindVolume),
+	return group("volume", "Virtual disks", create, a.volumeMove(), a.lsCmd(api.KindVolume), a.showCmd(api.KindVolume),
 		a.rmCmd(api.KindVolume, "Removes volumes with their data. A volume that a VM uses is not removed."))
 }
 

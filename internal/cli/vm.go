@@ -29,7 +29,7 @@ func (a *app) vmCmd() *cobra.Command {
 		a.vmAction("pause", "paused", "Stop the virtual CPUs of running VMs", "Memory and devices stay as they are until the VM is resumed."),
 		a.vmAction("resume", "resumed", "Let paused or suspended VMs go on", "A suspended VM goes on from its saved memory."),
 		a.vmAction("suspend", "suspended", "Save the memory of VMs to disk and end them", "The guest halts while its memory is written into the first disk; then the VM takes no\nmemory of its node. Start or resume lets it go on where it was."),
-		a.vmMigrate(), a.snapshotCmd(), a.vmClone(),
+		a.vmMigrate(), a.vmMove(), a.snapshotCmd(), a.vmClone(),
 		a.consoleCmd(), a.vncCmd(), a.screenshotCmd(), a.vmQEMU(),
 		a.vmDiskCmd(), a.vmNICCmd(), a.vmCDROMCmd(),
 		a.agentCmd(), a.execCmd(), a.passwordCmd(), a.freezeCmd(), a.thawCmd(),

@@ -23,6 +23,8 @@ const (
 	ProtoGossip = "muster-gossip"
 	// ProtoStream carries the memory and disks of VMs between nodes.
 	ProtoStream = "muster-stream"
+	// ProtoVolume carries files of volumes that no guest uses.
+	ProtoVolume = "muster-volume"
 	ProtoH2     = "h2"
 	ProtoH1     = "http/1.1"
 	// ProtoSSH stands for connections that begin with "SSH-" instead of TLS.
@@ -30,7 +32,7 @@ const (
 )
 
 // clusterProtocols need a node's certificate on both sides.
-var clusterProtocols = []string{ProtoRaft, ProtoRPC, ProtoGossip, ProtoStream}
+var clusterProtocols = []string{ProtoRaft, ProtoRPC, ProtoGossip, ProtoStream, ProtoVolume}
 
 // DialTimeout bounds one connection attempt, with its handshake.
 const DialTimeout = 5 * time.Second
