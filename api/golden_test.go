@@ -101,15 +101,15 @@ func goldenObjects() goldens {
 			Meta: goldenMeta(KindOperation),
 			Spec: OperationSpec{
 				Action: "vm.test", VM: "web1", TaskID: "t", NodeID: "n", Epoch: 2, SnapshotID: "s", Start: true, Cancel: true,
-				Migration: &MigrationSpec{NodeID: "n2", Node: "m2", MaxDowntimeMillis: 100, Bandwidth: MiB, Volumes: []string{"v"}, Channels: 4},
+				Migration: &MigrationSpec{NodeID: "n2", Node: "m2", MaxDowntimeMillis: 100, Bandwidth: MiB, Volumes: []string{"v"}, Channels: 4, PostCopy: true},
 				Move:      &MoveSpec{Node: "m2", FromNodeID: "n1", From: "m1", Volumes: []VolumeMove{{ID: "v", Pool: "local", Whole: true}}},
 			},
-			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Begun: true, Channels: 4, Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud}},
+			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Begun: true, Channels: 4, PostCopy: true, PostCopying: true, Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud}},
 		},
 		arrival: Arrival{
 			Meta:   goldenMeta(KindArrival),
 			Spec:   ArrivalSpec{TaskID: "t", NodeID: "n", Epoch: 3},
-			Status: ArrivalStatus{Phase: ArrivalFailed, Message: "m", Code: CodeTimeout, Channels: 4},
+			Status: ArrivalStatus{Phase: ArrivalFailed, Message: "m", Code: CodeTimeout, Channels: 4, PostCopy: true},
 		},
 		evacuation: Evacuation{
 			Meta:   goldenMeta(KindEvacuation),

@@ -34,6 +34,9 @@ type MigrationSpec struct {
 	// Channels is how many connections shall carry the memory, if both nodes say
 	// in their status that they do that; 0 and 1 are one.
 	Channels int `json:"channels,omitempty"`
+	// PostCopy lets the guest run at the target before the last of its memory is
+	// there, if it does not come to an end otherwise.
+	PostCopy bool `json:"postCopy,omitempty"`
 }
 
 // MigrateRequest is the body of POST /vms/{name}/migrate.
@@ -48,6 +51,8 @@ type MigrateRequest struct {
 	WithStorage bool `json:"withStorage,omitempty" doc:"copy the disks that only the present node has"`
 	// Channels: 1-16; 0 means DefaultMigrationChannels.
 	Channels int `json:"channels,omitempty" doc:"how many connections carry the memory at once"`
+	// PostCopy excludes several channels and volumes that are copied.
+	PostCopy bool `json:"postCopy,omitempty" doc:"let the guest run there before the last of its memory has come, if it changes more than can be sent"`
 }
 
 // Validate checks the numbers.
@@ -65,6 +70,9 @@ func (r *MigrateRequest) Validate() error {
 	}
 	if r.Channels < 0 || r.Channels > MaxMigrationChannels {
 		return Invalid("channels", "is %d; give 1 to %d connections", r.Channels, MaxMigrationChannels)
+	}
+	if r.PostCopy && r.Channels > 1 {
+		return Invalid("channels", "is %d, but with post-copy the memory goes over one connection", r.Channels)
 	}
 	return nil
 }
@@ -113,4 +121,7 @@ type ArrivalStatus struct {
 	// answers the source's word in the operation's status. Absent: none, as from
 	// an older node.
 	Channels int `json:"channels,omitempty"`
+	// PostCopy: QEMU there is ready to run the guest before all of its memory has
+	// come.
+	PostCopy bool `json:"postCopy,omitempty"`
 }

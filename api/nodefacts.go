@@ -28,6 +28,7 @@ const (
 	FeatureTPM        HostFeature = "tpm"
 	FeatureVsock      HostFeature = "vsock"
 	FeatureVFIO       HostFeature = "vfio"
+	FeaturePostCopy   HostFeature = "postcopy"
 )
 
 // NodeFactsStatus is written by the hypervisor module of the node when it

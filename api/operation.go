@@ -53,6 +53,10 @@ type OperationStatus struct {
 	// Channels is over how many connections the source can send the guest of a
 	// migration; it comes with Machine. Absent: one, as from an older node.
 	Channels int `json:"channels,omitempty"`
+	// PostCopy is the source's word, with Machine, that it knows post-copy.
+	// PostCopying is set before the guest is switched over for that.
+	PostCopy    bool `json:"postCopy,omitempty"`
+	PostCopying bool `json:"postCopying,omitempty"`
 }
 
 // IsOperation reports whether an action is carried out as an operation.

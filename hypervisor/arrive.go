@@ -68,6 +68,9 @@ func (s *step) await(ctx context.Context, op *api.Operation, arr api.Arrival) er
 	if op.Status.Machine == nil {
 		return nil // the source's next word wakes this VM
 	}
+	if op.Spec.Migration.PostCopy && !op.Status.PostCopy {
+		return s.failArrival(ctx, arr, api.CodeUnsupported, "the node that the vm leaves is of an older version, which does not know post-copy; upgrade it, or migrate without")
+	}
 	if s.vm.Status.Hardware == nil {
 		return s.failArrival(ctx, arr, api.CodeRefused, "the source does not say what hardware the vm runs with")
 	}
@@ -144,7 +147,11 @@ func (s *step) listen(ctx context.Context, op *api.Operation, arr api.Arrival) e
 	}
 	if m.Status == migNone && len(m.Sockets) == 0 {
 		// The socket of the memory comes last: where that is, the rest is, too.
-		err := s.in.withChannels(ctx, op.Status.Channels, "events", capLateActivate)
+		caps := []string{"events", capLateActivate}
+		if op.Status.PostCopy {
+			caps = append(caps, capPostCopy)
+		}
+		err := s.in.withChannels(ctx, op.Status.Channels, caps...)
 		if err == nil {
 			err = s.export(ctx, op)
 		}
@@ -160,7 +167,7 @@ func (s *step) listen(ctx context.Context, op *api.Operation, arr api.Arrival) e
 		}
 	}
 	return s.writeArrival(ctx, arr, func(st *api.ArrivalStatus) {
-		st.Phase, st.Message, st.Code, st.Channels = api.ArrivalReady, "", "", op.Status.Channels
+		st.Phase, st.Message, st.Code, st.Channels, st.PostCopy = api.ArrivalReady, "", "", op.Status.Channels, op.Status.PostCopy
 	})
 }
 
@@ -250,7 +257,10 @@ func (s *step) takeOver(ctx context.Context, op *api.Operation) (done bool, err 
 	if err := s.h.attach(ctx, s.in); err != nil {
 		return true, s.unreachable(ctx, err)
 	}
-	if err := s.in.hasGuest(ctx); err != nil {
+	switch ready, err := s.hasEnough(ctx, op); {
+	case err == nil && !ready:
+		return true, nil
+	case err != nil:
 		if op != nil {
 			return true, s.lostArrival(ctx, op, err.Error())
 		}

@@ -178,7 +178,7 @@ func (g *gate) judge() {
 // canSend is over how many connections the source can send the guest of a
 // migration, as it was wished; 0 is one.
 func canSend(op *api.Operation) int {
-	if n := op.Spec.Migration.Channels; n > 1 {
+	if n := op.Spec.Migration.Channels; n > 1 && !op.Spec.Migration.PostCopy {
 		return min(n, api.MaxMigrationChannels)
 	}
 	return 0

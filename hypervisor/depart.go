@@ -45,6 +45,12 @@ type departure struct {
 	sentAt      time.Time
 	silentSince time.Time // QEMU has not answered since
 	cut         bool      // its streams were broken for that
+
+	postCopy bool      // this life told QEMU to switch over with memory left
+	brokenAt time.Time // the line of a post-copy
+	triedAt  time.Time
+	there    int // pid of the guest's QEMU at the target, seen at ranAt
+	ranAt    time.Time
 }
 
 // departure returns the memory of an operation.
@@ -109,7 +115,10 @@ func (s *step) depart(ctx context.Context, state string) (string, error) {
 	if err != nil {
 		return state, err
 	}
-	return s.in.runState(ctx)
+	if state, err = s.in.runState(ctx); state == runPaused && op.Status.PostCopying && s.in.out == out {
+		state = runFinishMigrate // on our word, see beginPostCopy: it does not go on
+	}
+	return state, err
 }
 
 // stay makes a guest go on that has no migration any more. It is called for
@@ -117,15 +126,22 @@ func (s *step) depart(ctx context.Context, state string) (string, error) {
 func (s *step) stay(ctx context.Context, state string) (string, error) {
 	stray := !s.in.strayAsked || s.in.out != nil
 	s.endDeparture()
-	if state == runPostMigrate {
+	old := !s.b.Spec.LetsGoOn(s.proc.Epoch)
+	if state == runPostMigrate || state == runFinishMigrate && old {
 		return s.goOn(ctx, state)
 	}
 	if !stray && state != runFinishMigrate {
 		return state, nil
 	}
+	if known, err := s.partial(ctx, liveMigration(s.v, s.vm.Meta.ID)); known || err != nil {
+		return state, err
+	}
 	m, err := s.in.queryMigrate(ctx)
 	if err != nil {
 		return state, err
+	}
+	if old && state == runPaused && m.Status != migNone && m.Status != migCompleted {
+		return s.goOn(ctx, state) // halted for a post-copy that failed after it was given away
 	}
 	s.in.strayAsked = true
 	switch m.Status {
@@ -201,6 +217,9 @@ func (s *step) prepareDeparture(ctx context.Context, op *api.Operation, out *dep
 		s.result.After = waitLook
 		return nil
 	}
+	if op.Spec.Migration.PostCopy && !arr.Status.PostCopy {
+		return s.endOperation(ctx, op, api.TaskFailed, api.CodeUnsupported, fmt.Sprintf("node %s is of an older version, which does not know post-copy; upgrade it, or migrate without", op.Spec.Migration.Node))
+	}
 	if s.h.cfg.Streams == nil {
 		return s.endOperation(ctx, op, api.TaskFailed, api.CodeUnsupported, "this node has no way to send memory to another one")
 	}
@@ -235,7 +254,9 @@ func (s *step) tellMachine(ctx context.Context, op *api.Operation, out *departur
 	if err != nil {
 		return err
 	}
-	return s.updateOperation(ctx, op, func(st *api.OperationStatus) { st.Machine, st.Channels = m, canSend(op) })
+	return s.updateOperation(ctx, op, func(st *api.OperationStatus) {
+		st.Machine, st.Channels, st.PostCopy = m, canSend(op), op.Spec.Migration.PostCopy
+	})
 }
 
 // waitsFor says what a migration has to wait for before it begins, by its turn at
@@ -382,9 +403,13 @@ func (s *step) send(ctx context.Context, op *api.Operation, out *departure) erro
 	if to.MaxDowntimeMillis > 0 {
 		downtime = to.MaxDowntimeMillis
 	}
-	err = s.in.withChannels(ctx, channels, "auto-converge", "events", capPauseSwitch)
+	caps := []string{"auto-converge", "events", capPauseSwitch}
+	if to.PostCopy {
+		caps[0] = capPostCopy // in place of slowing the guest down
+	}
+	err = s.in.withChannels(ctx, channels, caps...)
 	if err == nil {
-		err = s.in.execute(ctx, "migrate-set-parameters", map[string]any{"max-bandwidth": bandwidth, "downtime-limit": downtime}, nil)
+		err = s.in.execute(ctx, "migrate-set-parameters", bandwidthOf(op, bandwidth, map[string]any{"downtime-limit": downtime}), nil)
 	}
 	if err == nil {
 		err = s.in.execute(ctx, "migrate", map[string]any{"uri": "unix:" + path}, nil)
@@ -409,6 +434,9 @@ func (s *step) watchTransfer(ctx context.Context, op *api.Operation, out *depart
 	switch m.Status {
 	case migFailed, migCancelled:
 		return s.gaveUp(ctx, op, out, m)
+	case migPostActive, migPostPaused, migPostRecover: // the view is older than the commit
+		s.result.After = switchLook
+		return nil
 	case migCancelling:
 		s.result.After = switchLook
 		return nil
@@ -416,11 +444,17 @@ func (s *step) watchTransfer(ctx context.Context, op *api.Operation, out *depart
 		return s.giveAway(ctx, op, out, arr, state)
 	case migDevice: // QEMU says itself how that ends, unless it waits for too long
 		s.result.After = switchLook
+		if out.committing { // a post-copy, and the view is older than its commit
+			return nil
+		}
 		if out.stalled(op, out.stoodAt, s.now); out.reason != "" {
 			return s.in.command(ctx, "migrate_cancel", nil)
 		}
 		return nil
 	case migPreSwitch:
+		if op.Status.PostCopying {
+			return s.switchToPostCopy(ctx, op, out)
+		}
 		return s.switchOver(ctx, op, out)
 	}
 	out.moved(op, m.RAM.Transferred, s.now)
@@ -433,9 +467,12 @@ func (s *step) watchTransfer(ctx context.Context, op *api.Operation, out *depart
 		if limit == 0 {
 			limit = noBandwidthLimit
 		}
-		if err := s.in.execute(ctx, "migrate-set-parameters", map[string]any{"max-bandwidth": limit}, nil); err != nil {
+		if err := s.in.execute(ctx, "migrate-set-parameters", bandwidthOf(op, limit, map[string]any{}), nil); err != nil {
 			return err
 		}
+	}
+	if postCopyDue(op, &m) {
+		return s.beginPostCopy(ctx, op, out, state)
 	}
 	return s.progress(ctx, op, out, m)
 }

@@ -51,7 +51,8 @@ func (s *step) giveAway(ctx context.Context, op *api.Operation, out *departure, 
 		}
 		out.loaded = true
 	}
-	return s.commitHandOver(ctx, op, out, arr)
+	_, err := s.commitHandOver(ctx, op, out, arr)
+	return err
 }
 
 func (s *step) resumeUnsent(ctx context.Context) error {
@@ -75,10 +76,10 @@ func (h *Hypervisor) handedOut(id string) bool {
 }
 
 // commitHandOver is the one transaction that makes the target the owner.
-func (s *step) commitHandOver(ctx context.Context, op *api.Operation, out *departure, arr api.Arrival) error {
+func (s *step) commitHandOver(ctx context.Context, op *api.Operation, out *departure, arr api.Arrival) (committed bool, err error) {
 	tx, err := s.handOverTxn(op, arr)
 	if err != nil {
-		return err
+		return false, err
 	}
 	s.in.mu.Lock()
 	out.committing = true
@@ -91,12 +92,12 @@ func (s *step) commitHandOver(ctx context.Context, op *api.Operation, out *depar
 		// the operation's end, which excludes this commit, lets the guest go on.
 		s.h.log.Warn("the hand-over is not committed yet", "vm", s.vm.Meta.ID, "err", err)
 		s.result.After = switchLook
-		return nil
+		return false, nil
 	}
 	s.h.log.Info("VM handed over", "vm", s.vm.Meta.ID, "to", op.Spec.Migration.Node, "epoch", op.Spec.Epoch+1, "rev", rev)
 	s.silent = true
 	s.result.After = attachRetry
-	return nil
+	return true, nil
 }
 
 func (s *step) handOverTxn(op *api.Operation, arr api.Arrival) (*configdb.Txn, error) {
@@ -153,6 +154,11 @@ func (s *step) handedOver(ctx context.Context, op *api.Operation) error {
 	arr, err := s.arrivalOf(op)
 	if err != nil {
 		return err
+	}
+	if op.Status.PostCopying {
+		if done, err := s.follow(ctx, op, out, &arr); done || err != nil {
+			return err
+		}
 	}
 	alive := s.proc != nil && s.proc.State == ProcessRunning && s.proc.PID != 0
 	switch {
@@ -211,8 +217,11 @@ func (s *step) arrivedThere(ctx context.Context, op *api.Operation, out *departu
 	if m := out.info; m.TotalTime > 0 {
 		message += fmt.Sprintf(" after %d ms", m.TotalTime)
 	}
+	if out.ranAt.IsZero() { // else it ran before the last of its memory had come
+		out.ranAt = s.h.cfg.Now()
+	}
 	if !out.stoodAt.IsZero() {
-		message += fmt.Sprintf(", of which the guest stood still for at most %d ms", s.h.cfg.Now().Sub(out.stoodAt).Milliseconds())
+		message += fmt.Sprintf(", of which the guest stood still for at most %d ms", out.ranAt.Sub(out.stoodAt).Milliseconds())
 	}
 	if err := s.h.sweep(ctx, s.vm.Meta.ID, s.proc); err != nil {
 		return err
@@ -268,9 +277,14 @@ func (s *step) takeBack(ctx context.Context, op *api.Operation, arr api.Arrival)
 
 // askLoaded asks the target whether its QEMU has everything.
 func (h *Hypervisor) askLoaded(ctx context.Context, id string, op *api.Operation) error {
+	return h.ask(ctx, id, op, purposeLoaded)
+}
+
+// ask opens a stream that is nothing but a question; no error is yes.
+func (h *Hypervisor) ask(ctx context.Context, id string, op *api.Operation, purpose string) error {
 	ctx, cancel := context.WithTimeout(ctx, askDeadline)
 	defer cancel()
-	c, err := h.openStream(ctx, op.Spec.Migration.NodeID, streamHello{VM: id, Task: op.Spec.TaskID, Purpose: purposeLoaded})
+	c, err := h.openStream(ctx, op.Spec.Migration.NodeID, streamHello{VM: id, Task: op.Spec.TaskID, Purpose: purpose})
 	if err != nil {
 		return err
 	}

@@ -68,6 +68,8 @@ type instance struct {
 	// rooted: it runs as the daemon's own user although others have their own.
 	rooted atomic.Bool
 
+	awaited    time.Time // when the guest of a post-copy was first due here,
+	awaitedPID int       // in this process
 	out        *departure
 	strayAsked bool // whether QEMU was asked for a migration that nobody wants
 

@@ -101,7 +101,7 @@ func (in *instance) setCapabilities(ctx context.Context, on ...string) error {
 	}
 	var list []capability
 	for _, name := range []string{
-		"xbzrle", "auto-converge", "events", "postcopy-ram", capMultifd, "return-path", "release-ram", capPauseSwitch, capLateActivate,
+		"xbzrle", "auto-converge", "events", capPostCopy, capMultifd, "return-path", "release-ram", capPauseSwitch, capLateActivate,
 	} {
 		c := capability{Name: name}
 		for _, o := range on {

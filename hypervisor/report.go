@@ -6,7 +6,10 @@ package hypervisor
 import (
 	"context"
 	"maps"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -79,7 +82,18 @@ func (h *Hypervisor) missing() map[api.HostFeature]string {
 	if _, err := exec.LookPath(swtpmProgram); err != nil {
 		out[api.FeatureTPM] = "this node has no swtpm; install the package swtpm"
 	}
+	if h.users.on() && !userfaults(h.cfg.SysRoot) {
+		out[api.FeaturePostCopy] = "its kernel lets no unprivileged process handle page faults of the kernel, as QEMU must for post-copy; set it there: sysctl vm.unprivileged_userfaultfd=1"
+	}
 	return out
+}
+
+// userfaults reports whether a process without privileges may handle page faults
+// that the kernel meets (Documentation/admin-guide/sysctl/vm.rst). Where the
+// kernel does not say, QEMU will.
+func userfaults(root string) bool {
+	b, err := os.ReadFile(filepath.Join(root, "proc/sys/vm/unprivileged_userfaultfd"))
+	return err != nil || strings.TrimSpace(string(b)) != "0"
 }
 
 func (h *Hypervisor) writeFacts(ctx context.Context, facts api.NodeFactsStatus) error {

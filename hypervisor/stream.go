@@ -58,6 +58,8 @@ const (
 	purposeMemory = "memory" // one connection of QEMU's own migration stream
 	purposeDisk   = "disk"   // one connection to QEMU's NBD server
 	purposeLoaded = "loaded" // the answer is "ok" when QEMU has the guest
+	// The answer is "ok" when QEMU waits for another connection with memory.
+	purposeRecover = "recover"
 )
 
 // bufferedConn reads what came behind the first line, too.
@@ -180,7 +182,7 @@ func (h *Hypervisor) admitStream(ctx context.Context, hello streamHello, peer st
 		return nil, nil, fmt.Errorf("node %s knows no migration of vm %s in task %s", h.cfg.NodeName, hello.VM, hello.Task)
 	case op.Spec.NodeID != peer || op.Spec.Migration.NodeID != h.cfg.NodeID:
 		return nil, nil, api.Errorf(api.CodeForbidden, "the migration of vm %s is not one from node %s to node %s", op.Spec.VM, peer, h.cfg.NodeName)
-	case mark != hello.Task:
+	case mark != hello.Task && (mark != "" || !expectsRest(h.cfg.DB.Local(), op)):
 		return nil, nil, fmt.Errorf("node %s does not expect vm %s", h.cfg.NodeName, op.Spec.VM)
 	}
 	switch hello.Purpose {
@@ -196,6 +198,8 @@ func (h *Hypervisor) admitStream(ctx context.Context, hello streamHello, peer st
 		return up, nil, err
 	case purposeLoaded:
 		return nil, nil, h.awaitLoaded(ctx, hello.VM)
+	case purposeRecover:
+		return nil, nil, h.receiveAnew(ctx, hello.VM)
 	}
 	return nil, nil, fmt.Errorf("node %s does not know streams for %q; upgrade it", h.cfg.NodeName, hello.Purpose)
 }

@@ -68,6 +68,10 @@ func (b *beginning) decide(in *api.MigrateRequest) (to api.Node, copied []string
 	if copied, err = b.nodeBound(in); err != nil {
 		return to, nil, err
 	}
+	if in.PostCopy && len(copied) > 0 {
+		return to, nil, &api.Error{Code: api.CodeRefused, Field: "postCopy", Detail: fmt.Sprintf(
+			"vm %s has disks that only node %s has; post-copy is for VMs whose disks stay where they are", vm.Meta.Name, b.binding.Spec.Node)}
+	}
 	to, err = b.chooseTarget(in, copied)
 	return to, copied, err
 }
@@ -88,7 +92,7 @@ func (b *beginning) write(tx *configdb.Txn, in *api.MigrateRequest, to api.Node,
 			Action: api.ActionVMMigrate, VM: vm.Meta.Name, TaskID: task.Meta.ID, NodeID: at.NodeID, Epoch: at.Epoch,
 			Migration: &api.MigrationSpec{
 				NodeID: to.Meta.ID, Node: to.Meta.Name, MaxDowntimeMillis: in.MaxDowntimeMillis, Bandwidth: in.Bandwidth, Volumes: copied,
-				Channels: in.WishedChannels(),
+				Channels: in.WishedChannels(), PostCopy: in.PostCopy,
 			},
 		},
 		Status: api.OperationStatus{Phase: api.TaskPending},
@@ -249,7 +253,7 @@ func (b *beginning) chooseTarget(in *api.MigrateRequest, copied []string) (api.N
 	}
 	vm := b.vm.Clone()
 	vm.Spec = vm.Spec.WithHardware(vm.Status.Hardware) // what runs is what has to fit
-	exclude, err := b.unlike(&owner)
+	exclude, err := b.unlike(&owner, in.PostCopy)
 	if err != nil {
 		return owner, err
 	}
@@ -262,7 +266,7 @@ func (b *beginning) chooseTarget(in *api.MigrateRequest, copied []string) (api.N
 
 // unlike are the nodes whose QEMU would not take the guest as it is, with the
 // reasons; the present node is one of them.
-func (b *beginning) unlike(owner *api.Node) (map[string]string, error) {
+func (b *beginning) unlike(owner *api.Node, postCopy bool) (map[string]string, error) {
 	out := map[string]string{owner.Meta.ID: "it is there now"}
 	nodes, err := configdb.Nodes.List(b.v)
 	if err != nil {
@@ -270,12 +274,26 @@ func (b *beginning) unlike(owner *api.Node) (map[string]string, error) {
 	}
 	for i := range nodes {
 		if n := &nodes[i]; n.Meta.ID != owner.Meta.ID {
-			if why := b.unlikeNode(owner, n); why != "" {
+			why := b.unlikeNode(owner, n)
+			if why == "" && postCopy {
+				why = b.noPostCopy(n)
+			}
+			if why != "" {
 				out[n.Meta.ID] = why
 			}
 		}
 	}
 	return out, nil
+}
+
+// noPostCopy says why a node cannot run a guest whose memory is not all there.
+// The node that it leaves needs nothing for that.
+func (b *beginning) noPostCopy(n *api.Node) string {
+	facts, err := configdb.NodeFacts.Get(b.v, n.Meta.ID)
+	if err != nil {
+		return "it is not known whether it can do post-copy"
+	}
+	return facts.Status.Missing[api.FeaturePostCopy]
 }
 
 func (b *beginning) unlikeNode(from, to *api.Node) string {

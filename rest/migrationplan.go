@@ -17,7 +17,7 @@ func (r *vmResource) migrationReads() []route {
 	}, {
 		method: http.MethodGet, path: base + "vms/{name}/migration/plan", need: needViewer, handle: r.migrationPlan,
 		summary: "Where a VM would be migrated to, what would go along and how long it would take; changes nothing",
-		params:  append(append([]string{}, oneParams...), "target", "withStorage", "bandwidth", "maxDowntimeMillis", "channels"), out: typeOf[api.MigrationPlan](), status: http.StatusOK,
+		params:  append(append([]string{}, oneParams...), "target", "withStorage", "bandwidth", "maxDowntimeMillis", "channels", "postCopy"), out: typeOf[api.MigrationPlan](), status: http.StatusOK,
 	}}
 }
 
@@ -99,6 +99,9 @@ func planRequest(q *request) (*api.MigrateRequest, error) {
 	in := &api.MigrateRequest{To: q.r.URL.Query().Get("target")}
 	var err error
 	if in.WithStorage, err = q.boolParam("withStorage"); err != nil {
+		return nil, err
+	}
+	if in.PostCopy, err = q.boolParam("postCopy"); err != nil {
 		return nil, err
 	}
 	if in.MaxDowntimeMillis, err = q.intParam("maxDowntimeMillis", 0, 0, api.MaxDowntimeMillis); err != nil {

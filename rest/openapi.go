@@ -32,6 +32,7 @@ var paramDocs = map[string]struct {
 	"withStorage":       {"boolean", "with the disks that only the present node has"},
 	"bandwidth":         {"string", "most bytes per second, such as 100M"},
 	"maxDowntimeMillis": {"integer", "how long the guest may stand still, 10 to 60000; default 300"},
+	"postCopy":          {"boolean", "let the guest run there before the last of its memory has come, if it changes more than can be sent"},
 	"channels":          {"integer", "how many connections carry the memory, 1 to 16; default 1"},
 	"node":              {"string", "name of the one node to ask"},
 	"labels":            {"string", "k=v,k2=v2: objects with all these labels"},

@@ -24,6 +24,8 @@ func judgeMigration(s api.TaskSpec, what target) verdict {
 		return running(min(op.Status.Progress, 99), op.Status.Message)
 	case !given:
 		return failed(api.CodeInternal, "the node that it was to leave is lost")
+	case runsUnder(what.vm, what.epoch) && op.Status.PostCopying:
+		return failed(api.CodeInternal, fmt.Sprintf("the node that it left is lost; if the last of its memory was there, it starts anew on node %s", op.Spec.Migration.Node))
 	case runsUnder(what.vm, what.epoch):
 		return succeeded()
 	case what.targetLost:

@@ -16,7 +16,7 @@ func (a *app) vmMigrate() *cobra.Command {
 	var to string
 	var bandwidth api.Size
 	var downtime time.Duration
-	var storage, dryRun bool
+	var storage, dryRun, postCopy bool
 	var channels int
 	cmd := &cobra.Command{
 		Use: "migrate NAME...", Short: "Move running VMs to another node without stopping them", Args: atLeastOne("NAME"),
@@ -33,6 +33,7 @@ migration up.`,
 			set(body, "to", to)
 			set(body, "bandwidth", bandwidth)
 			set(body, "withStorage", storage)
+			set(body, "postCopy", postCopy)
 			if cmd.Flags().Changed("channels") {
 				if body["channels"] = channels; channels < 1 || channels > api.MaxMigrationChannels {
 					return usagef("--channels: is %d; give 1 to %d", channels, api.MaxMigrationChannels)
@@ -60,6 +61,7 @@ migration up.`,
 	cmd.Flags().Var(sizeFlag{&bandwidth}, "bandwidth", "most bytes per second, such as 100M")
 	cmd.Flags().BoolVar(&storage, "with-storage", false, "copy the disks that only the present node has")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only say where to, what would go along and how long it would take")
+	cmd.Flags().BoolVar(&postCopy, "post-copy", false, "if the guest changes more than can be sent, let it run there before the last of its memory has come")
 	cmd.Flags().DurationVar(&downtime, "max-downtime", api.DefaultDowntimeMillis*time.Millisecond, "how long the guest may stand still for the last of its memory")
 	cmd.Flags().IntVar(&channels, "channels", api.DefaultMigrationChannels, "how many connections carry the memory at once")
 	a.completeFlag(cmd, "to", a.completeNames(api.KindNode))

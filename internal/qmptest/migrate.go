@@ -4,6 +4,7 @@
 package qmptest
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ type migration struct {
 	cancel   bool
 	was      string // run state before
 	stall    bool   // it waits for the other end in the switch
+	post     postCopy
 }
 
 // What the connections of a migration begin with if there are several.
@@ -153,7 +155,10 @@ func (q *QEMU) setMigration(status string) {
 // migrateCommand carries out the commands of migration, under mu.
 func (q *QEMU) migrateCommand(cmd string, args json.RawMessage) (reply string, after func(), known bool) {
 	const done = `"return": {}`
-	var a struct{ URI string }
+	var a struct {
+		URI    string
+		Resume bool
+	}
 	_ = json.Unmarshal(args, &a)
 	path := strings.TrimPrefix(a.URI, "unix:")
 	switch cmd {
@@ -173,8 +178,15 @@ func (q *QEMU) migrateCommand(cmd string, args json.RawMessage) (reply string, a
 		q.mig.ln = ln
 		q.listen = append(q.listen, ln)
 		go q.receive(ln)
+	case "migrate-start-postcopy":
+		return q.startPostCopy(), nil, true
+	case "migrate-recover":
+		return q.recoverPostCopy(path), nil, true
 	case "migrate":
-		q.mig = migration{status: "setup", released: q.hold, goOn: make(chan struct{}), was: q.state, stall: q.stall}
+		if a.Resume {
+			return q.resumePostCopy(path), nil, true
+		}
+		q.mig = migration{status: "setup", released: q.hold, goOn: make(chan struct{}), was: q.state, stall: q.stall, post: newPostCopy()}
 		return done, func() { go q.send(path) }, true
 	case "migrate_cancel":
 		switch q.mig.status {
@@ -210,7 +222,7 @@ func (q *QEMU) migrateInfo() string {
 		}
 		return `"return": {}`
 	}
-	return fmt.Sprintf(`"return": {"status": %q, "error-desc": %q, "total-time": 120, "downtime": 12, "ram": {"total": 1000, "remaining": 500, "transferred": 500, "page-size": 4096}}`, q.mig.status, q.mig.err)
+	return fmt.Sprintf(`"return": {"status": %q, "error-desc": %q, "total-time": 120, "downtime": 12, "ram": {"total": 1000, "remaining": 500, "transferred": 500, "page-size": 4096, "dirty-sync-count": %d}}`, q.mig.status, q.mig.err, q.passes)
 }
 
 // send plays the source until the end of its migration.
@@ -237,7 +249,7 @@ func (q *QEMU) send(path string) {
 		q.mig.conn = c
 		_, err = io.WriteString(c, begin)
 	}
-	released, goOn := q.mig.released, q.mig.goOn
+	released, goOn, post := q.mig.released, q.mig.goOn, q.mig.post.wanted
 	if err == nil && !q.mig.cancel {
 		q.setMigration("active")
 	}
@@ -247,6 +259,7 @@ func (q *QEMU) send(path string) {
 		if released != nil {
 			select {
 			case <-released:
+			case <-post:
 			case <-gone:
 				err = io.ErrUnexpectedEOF
 			}
@@ -268,13 +281,24 @@ func (q *QEMU) send(path string) {
 			q.hang, err = false, io.ErrUnexpectedEOF
 		}
 	}
+	last, divided := "last\n", false
+	select {
+	case <-post:
+		last, divided = "devices\n", true
+	default:
+	}
 	if err == nil && !q.mig.cancel {
 		select {
 		case <-gone: // a real one finds out by writing
 			err = io.ErrUnexpectedEOF
 		default:
-			_, err = io.WriteString(c, "last\n")
+			_, err = io.WriteString(c, last)
 		}
+	}
+	if divided && err == nil && !q.mig.cancel && !q.ended {
+		q.sendRest(c, gone)
+		q.mu.Unlock()
+		return
 	}
 	if c != nil {
 		_ = c.Close()
@@ -312,7 +336,7 @@ func (q *QEMU) receive(ln net.Listener) {
 	if err != nil {
 		return
 	}
-	want := "memory\nlast\n"
+	want := "memory\n"
 	if n := q.Channels(); n > 0 {
 		want = mainMagic + want // the first that comes is the main one
 		for range n {
@@ -329,9 +353,15 @@ func (q *QEMU) receive(ln net.Listener) {
 			}
 		}
 	}
-	b, err := io.ReadAll(c)
+	r := bufio.NewReader(c)
+	begin, err := r.ReadString('\n')
+	last, lerr := r.ReadString('\n')
+	if err == nil && lerr == nil && begin == want && last == "devices\n" {
+		q.receiveRest(c, r)
+		return
+	}
 	_ = c.Close()
-	if err != nil || string(b) != want {
+	if err != nil || lerr != nil || begin != want || last != "last\n" {
 		q.Exit(1, 0)
 		return
 	}

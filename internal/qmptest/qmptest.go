@@ -35,6 +35,7 @@ type QEMU struct {
 	hold     chan struct{}
 	stall    bool
 	multifd  bool
+	passes   int
 	channels int // of multifd
 	on       map[string]func()
 	state    string
@@ -322,6 +323,9 @@ func (q *QEMU) execute(cmd string) (reply string, after func()) {
 		q.setState("paused")
 		q.emit("STOP", "{}")
 	case "cont":
+		if q.state == "finish-migrate" {
+			return refusal("GenericError", "Migration is not finalized yet"), nil
+		}
 		q.setState("running")
 		q.emit("RESUME", "{}")
 	case "system_reset":

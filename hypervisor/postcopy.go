@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/hypervisor/qmp"
+)
+
+// Times and limits of post-copy; DESIGN.md has the steps.
+const (
+	// PostCopyPasses is after how many passes over the memory a guest that does not
+	// come to an end is switched over with the rest of its memory behind it.
+	PostCopyPasses = 3
+	// RecoverTime is how long a broken line is tried anew while the memory is
+	// divided between two nodes, recoverPause the pause between two tries.
+	RecoverTime  = 2 * time.Minute
+	recoverPause = time.Second
+)
+
+// QEMU's MigrationStatus while the memory is divided.
+const (
+	migPostActive  = "postcopy-active"
+	migPostPaused  = "postcopy-paused"
+	migPostRecover = "postcopy-recover"
+	capPostCopy    = "postcopy-ram"
+)
+
+// divided reports that the guest's memory is partly at the source.
+func (m *migrateInfo) divided() bool {
+	return m.Status == migPostActive || m.Status == migPostPaused || m.Status == migPostRecover
+}
+
+// postCopyDue reports that a guest has to be switched over although its memory
+// does not come to an end.
+func postCopyDue(op *api.Operation, m *migrateInfo) bool {
+	return op.Spec.Migration.PostCopy && (op.Status.PostCopying || m.RAM.DirtySyncs > PostCopyPasses)
+}
+
+// bandwidthOf adds the bound of a migration to QEMU's parameters.
+func bandwidthOf(op *api.Operation, limit int64, parameters map[string]any) map[string]any {
+	parameters["max-bandwidth"] = limit
+	if op.Spec.Migration.PostCopy {
+		parameters["max-postcopy-bandwidth"] = limit
+	}
+	return parameters
+}
+
+// beginPostCopy halts the guest, so that QEMU never lets it go on by itself, and
+// has QEMU come to the switch.
+func (s *step) beginPostCopy(ctx context.Context, op *api.Operation, out *departure, state string) error {
+	s.result.After = switchLook
+	if !op.Status.PostCopying { // first the word: the target has to know what it waits for
+		return s.updateOperation(ctx, op, func(st *api.OperationStatus) {
+			st.PostCopying, st.Message = true, "the rest of the memory follows the guest to node "+op.Spec.Migration.Node
+		})
+	}
+	if out.postCopy {
+		out.stalled(op, out.stoodAt, s.now)
+		return nil
+	}
+	if state == runRunning {
+		if err := s.in.command(ctx, "stop", nil); err != nil {
+			return err
+		}
+	}
+	out.stoodAt, out.postCopy = s.now, true
+	return s.in.command(ctx, "migrate-start-postcopy", nil)
+}
+
+// switchToPostCopy commits while QEMU can still go back: behind migrate-continue
+// only the target can have the guest.
+func (s *step) switchToPostCopy(ctx context.Context, op *api.Operation, out *departure) error {
+	s.result.After = switchLook
+	_, _, lease := s.h.cfg.Lease.Current()
+	if out.reason == "" && !out.committing {
+		out.stalled(op, out.stoodAt, s.now)
+		switch {
+		case out.reason != "":
+		case !out.started:
+			out.phase, out.code, out.reason = api.TaskFailed, api.CodeInternal, "the daemon of node "+s.h.cfg.NodeName+" was restarted meanwhile"
+		case !lease:
+			out.phase, out.code, out.reason = api.TaskFailed, api.CodeInternal, "this node lost its lease meanwhile"
+		}
+	}
+	switch {
+	case out.reason != "" && out.started && !out.committing:
+		return s.in.command(ctx, "migrate_cancel", nil)
+	case out.reason != "": // an earlier commit may be on its way: this excludes it
+		return s.endOperation(ctx, op, out.phase, out.code, out.reason)
+	case !lease:
+		s.result.After = lookSoon
+		return nil
+	}
+	arr, err := s.arrivalOf(op)
+	if err != nil {
+		return err
+	}
+	committed, err := s.commitHandOver(ctx, op, out, arr)
+	if !committed || err != nil {
+		return err
+	}
+	return s.in.execute(ctx, "migrate-continue", map[string]any{"state": migPreSwitch}, nil)
+}
+
+// follow handles a VM that was given away with a part of its memory still here.
+// done is false when that is as after any other migration.
+func (s *step) follow(ctx context.Context, op *api.Operation, out *departure, arr *api.Arrival) (done bool, err error) {
+	if s.proc == nil || s.proc.State != ProcessRunning || s.proc.PID == 0 {
+		return s.lostHere(ctx, op, "QEMU ended on node "+s.h.cfg.NodeName)
+	}
+	s.result.After = lookSoon
+	s.meet()
+	if err := s.h.attach(ctx, s.in); err != nil {
+		return true, nil
+	}
+	m, err := s.in.queryMigrate(ctx)
+	if err != nil {
+		return true, err
+	}
+	s.in.mu.Lock()
+	out.info = m
+	s.in.mu.Unlock()
+	runs := s.runsThere()
+	if runs && out.there == 0 {
+		out.there, out.ranAt = s.vm.Status.PID, s.now
+	}
+	switch {
+	case runs && out.there != s.vm.Status.PID:
+		return s.lostHere(ctx, op, "QEMU ended on node "+op.Spec.Migration.Node)
+	case !runs && (s.vm.Status.Epoch == s.b.Spec.Epoch && s.vm.Status.Phase == api.VMStopped || s.now.Sub(out.handedAt) > HandOverTime):
+		return false, nil
+	case m.Status == migPreSwitch && arr.Status.Phase == api.ArrivalFailed:
+		return true, s.takeBack(ctx, op, *arr)
+	case m.Status == migPreSwitch:
+		s.result.After = switchLook
+		return true, s.in.execute(ctx, "migrate-continue", map[string]any{"state": migPreSwitch}, nil)
+	case m.divided() && arr.Status.Phase == api.ArrivalFailed:
+		return false, nil // it never ran there, and QEMU does not let it go on here
+	case m.Status == migDevice, m.Status == migPostActive, m.Status == migPostRecover:
+		out.brokenAt = time.Time{}
+		return true, nil
+	case m.Status == migPostPaused:
+		return true, s.mend(ctx, op, out)
+	case m.Status == migCompleted && runs:
+		if err := s.h.askLoaded(ctx, s.vm.Meta.ID, op); err != nil {
+			s.h.log.Info("the target does not say that it has all of the memory", "vm", s.vm.Meta.ID, "err", err)
+			return true, nil
+		}
+	case runs: // it began anew there
+		return s.lostHere(ctx, op, "QEMU says "+m.Status)
+	}
+	return false, nil
+}
+
+// runsThere reports that the target has said that the VM runs.
+func (s *step) runsThere() bool {
+	return s.vm.Status.Epoch == s.b.Spec.Epoch && s.vm.Status.PID != 0
+}
+
+// lostHere ends a migration whose last memory will not come any more. The target
+// starts the VM anew when it sees that.
+func (s *step) lostHere(ctx context.Context, op *api.Operation, why string) (bool, error) {
+	if err := s.h.sweep(ctx, s.vm.Meta.ID, s.proc); err != nil {
+		return true, err
+	}
+	return true, s.endOperation(ctx, op, api.TaskFailed, api.CodeInternal, fmt.Sprintf(
+		"%s before the last of the memory was on node %s; the vm starts anew there", why, op.Spec.Migration.Node))
+}
+
+// mend connects QEMU anew after the line broke: the memory here and that at the
+// target belong together. What was broken for RecoverTime is given up.
+func (s *step) mend(ctx context.Context, op *api.Operation, out *departure) error {
+	if out.brokenAt.IsZero() {
+		out.brokenAt = s.now
+		s.h.log.Warn("the line broke with a part of a guest's memory here; it is tried anew", "vm", s.vm.Meta.ID)
+	}
+	if s.now.Sub(out.brokenAt) > RecoverTime {
+		_, err := s.lostHere(ctx, op, fmt.Sprintf("the line to node %s was broken for %v", op.Spec.Migration.Node, RecoverTime))
+		return err
+	}
+	if s.now.Sub(out.triedAt) < recoverPause {
+		return nil
+	}
+	out.triedAt = s.now
+	if out.sending != nil {
+		out.sending.close()
+	}
+	if err := s.h.ask(ctx, s.vm.Meta.ID, op, purposeRecover); err != nil {
+		s.h.log.Info("the target does not take the rest of a guest's memory yet", "vm", s.vm.Meta.ID, "err", err)
+		return nil
+	}
+	path := s.h.pathsOf(s.vm.Meta.ID).out
+	var err error
+	if out.sending, err = s.h.newSender(path, op.Spec.Migration.NodeID, streamHello{VM: s.vm.Meta.ID, Task: op.Spec.TaskID, Purpose: purposeMemory}); err != nil {
+		return err
+	}
+	return s.in.execute(ctx, "migrate", map[string]any{"uri": "unix:" + path, "resume": true}, nil)
+}
+
+// receiveAnew has QEMU wait for another connection with the rest of the memory.
+func (h *Hypervisor) receiveAnew(ctx context.Context, id string) error {
+	h.mu.Lock()
+	in := h.instances[id]
+	h.mu.Unlock()
+	if in == nil || in.openConn() == nil {
+		return errors.New("its QEMU does not answer")
+	}
+	m, err := in.queryMigrate(ctx)
+	if err != nil {
+		return err
+	}
+	if m.Status != migPostPaused {
+		return fmt.Errorf("its QEMU says %s", m.Status)
+	}
+	return in.execute(ctx, "migrate-recover", map[string]any{"uri": "unix:" + h.pathsOf(id).in}, nil)
+}
+
+// expectsRest reports that a VM runs here, or is about to, whose memory is partly
+// at its source.
+func expectsRest(v *configdb.View, op *api.Operation) bool {
+	if !op.Status.PostCopying {
+		return false
+	}
+	b, err := configdb.Bindings.Get(v, op.Meta.ID)
+	return err == nil && gaveAway(op, &b)
+}
+
+// hasEnough reports that QEMU has what it needs to run an arriving guest; false
+// without an error is not yet.
+func (s *step) hasEnough(ctx context.Context, op *api.Operation) (bool, error) {
+	if op != nil && op.Status.PostCopying {
+		return s.awaitRest(ctx)
+	}
+	err := s.in.hasGuest(ctx)
+	return err == nil, err
+}
+
+// awaitRest is the target's part before the guest runs: ready is true when QEMU
+// has what it needs to run it.
+func (s *step) awaitRest(ctx context.Context) (ready bool, err error) {
+	if s.in.awaitedPID != s.proc.PID {
+		s.in.awaitedPID, s.in.awaited = s.proc.PID, s.now
+	}
+	m, err := s.in.queryMigrate(ctx)
+	state := ""
+	if err == nil {
+		state, err = s.in.runState(ctx)
+	}
+	switch {
+	case err != nil && s.now.Sub(s.in.awaited) <= LoadTime: // it ended, or is busy: seen at the next look
+		s.result.After = lookSoon
+		return false, nil
+	case err != nil:
+		return false, err
+	case m.Status == migFailed:
+		return false, fmt.Errorf("its QEMU says %s", m.Status)
+	case state != runInMigrate && (m.Status == migCompleted || m.divided()):
+		return true, nil
+	case s.now.Sub(s.in.awaited) > LoadTime:
+		return false, fmt.Errorf("its QEMU has not got what it needs to run the guest within %v, it says %s", LoadTime, m.Status)
+	}
+	s.result.After = switchLook
+	return false, nil
+}
+
+// partial looks after a guest that runs here while the last of its memory is at
+// another node. known is false when it has all of it.
+func (s *step) partial(ctx context.Context, op *api.Operation) (known bool, err error) {
+	m, err := s.in.queryMigrate(ctx)
+	if err != nil || !m.divided() {
+		return false, err
+	}
+	s.in.strayAsked = false // until it is over
+	s.result.After = lookSoon
+	if op != nil && op.Status.PostCopying && op.Spec.Migration.NodeID == s.h.cfg.NodeID && gaveAway(op, &s.b) {
+		return true, nil
+	}
+	s.h.log.Error("the last of a guest's memory will not come any more; it is started anew", "vm", s.vm.Meta.ID, "pid", s.proc.PID)
+	s.silent = true
+	if err := s.h.kill(ctx, s.vm.Meta.ID); err != nil {
+		return true, err
+	}
+	return true, qmp.ErrClosed
+}
