@@ -67,10 +67,10 @@ func (v *verdict) each(rule string, moves []api.FailoverMove, bad func(m *api.Fa
 			}
 		}
 	}
-	switch {
-	case n == 0:
+	switch n {
+	case 0:
 		v.say(rule, true, "%d of %d", len(moves), len(moves))
-	case n == 1:
+	case 1:
 		v.say(rule, false, "%s", why)
 	default:
 		v.say(rule, false, "%s; and %d more", why, n-1)

@@ -54,7 +54,7 @@ func (c *campaign) read(ctx context.Context, path string, out any) (err error) {
 	for i := range c.nodes {
 		a := c.Rest.Do(ctx, i, lab.Request{Method: "GET", Path: path, Timeout: askTimeout})
 		if !a.OK() {
-			err = fmt.Errorf("GET %s at %s: status %d, %v", path, c.Hosts.Name(i), a.Status, a.Err)
+			err = fmt.Errorf("GET %s at %s: %s", path, c.Hosts.Name(i), a.Word())
 			continue
 		}
 		return json.Unmarshal(a.Body, out)
