@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -412,13 +413,37 @@ func (s *step) send(ctx context.Context, op *api.Operation, out *departure) erro
 		err = s.in.execute(ctx, "migrate-set-parameters", bandwidthOf(op, bandwidth, map[string]any{"downtime-limit": downtime}), nil)
 	}
 	if err == nil {
-		err = s.in.execute(ctx, "migrate", map[string]any{"uri": "unix:" + path}, nil)
+		err = s.in.send(ctx, path)
 	}
 	var refused *qmp.CommandError
 	if errors.As(err, &refused) {
 		return s.endOperation(ctx, op, api.TaskFailed, api.CodeRefused, "QEMU refuses to send: "+refused.Error())
 	}
 	return err
+}
+
+// QEMU says of a transfer that it failed a moment before it has cleared it away, and
+// refuses another until then.
+const (
+	notCleared = "duplicate yank instance"
+	clearTime  = 2 * time.Second
+	clearLook  = 20 * time.Millisecond
+)
+
+// send tells QEMU to send the guest to a socket.
+func (in *instance) send(ctx context.Context, path string) error {
+	for end := time.Now().Add(clearTime); ; {
+		err := in.execute(ctx, "migrate", map[string]any{"uri": "unix:" + path}, nil)
+		var refused *qmp.CommandError
+		if !errors.As(err, &refused) || !strings.Contains(refused.Desc, notCleared) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-time.After(clearLook):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // watchTransfer looks at a transfer that QEMU was told to begin.

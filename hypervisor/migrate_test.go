@@ -591,6 +591,10 @@ func TestMigrationOfARealQEMUWithItsDisk(t *testing.T) {
 func TestMigrationOfARealQEMU(t *testing.T) {
 	p := newPair(t, true)
 	id, was := p.env.running(api.VMSpec{Memory: 64 * api.MiB})
+	p.until("the firmware has spoken", func() bool { // else it would at the target
+		c, err := p.env.h.Console(id)
+		return err == nil && strings.Contains(string(c.History(1<<20)), "SeaBIOS")
+	}, func() string { return "no word of it" })
 	p.migrate(id, nil)
 	p.over(id, "succeeded")
 	p.settled(id, "node-2")

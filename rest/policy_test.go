@@ -163,6 +163,8 @@ func changes(f *fixture) []step {
 	f.newVM("web1", api.VMStopped)
 	f.newVM("web3", api.VMStopped, api.VMDisk{Size: api.GiB})
 	f.newVM("web4", api.VMStopped, api.VMDisk{Size: api.GiB})
+	f.newVM("web6", api.VMStopped, api.VMDisk{Size: api.GiB, Pool: "local"})
+	f.do(call{method: "POST", path: "volumes", body: `{"meta":{"name":"free"},"spec":{"size":"1G","pool":"shared"}}`})
 	f.readyDisks()
 	f.movableVM("mover")
 	begun := f.begin()
@@ -191,6 +193,8 @@ func changes(f *fixture) []step {
 		{"POST vms/{name}/suspend", "vms/web4/suspend", ``},
 		{"POST vms/{name}/migrate", "vms/mover/migrate", ``},
 		{"POST tasks/{name}/cancel", "tasks/MIGRATION/cancel", ``},
+		{"POST volumes/{name}/move", "volumes/free/move", `{"pool":"local","node":"m2"}`},
+		{"POST vms/{name}/move", "vms/web6/move", `{"pool":"shared"}`},
 		{"DELETE vms/{name}", "vms/web2", ``},
 		{"POST volumes", "volumes", `{"meta":{"name":"data"},"spec":{"size":"1G","pool":"shared"}}`},
 		{"PATCH volumes/{name}", "volumes/data", `{"meta":{"labels":{"a":"b"}}}`},

@@ -295,7 +295,9 @@ func changeKeys(f *flock, allowed ...api.GossipState) {
 		}
 		for _, m := range f.nodes {
 			for _, o := range f.nodes {
-				f.eventually(10*time.Second, fmt.Sprintf("%s hears round %d of %s", m.id, round, o.id), func() error {
+				// A few words in a thousand miss somebody, and the next ones come
+				// every 5 s.
+				f.eventually(6*summaryInterval, fmt.Sprintf("%s hears round %d of %s", m.id, round, o.id), func() error {
 					if got := m.peer(o).Summary.VMs; got != round {
 						return fmt.Errorf("it has %d", got)
 					}

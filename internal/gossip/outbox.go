@@ -59,5 +59,5 @@ func (o *outbox) take(overhead, limit int) [][]byte {
 // timesPassedOn is how often a node passes a summary on: enough that it reaches
 // all but a few in a thousand, which the next one does.
 func timesPassedOn(members int) int {
-	return summaryMult * int(math.Ceil(math.Log10(float64(members)+1)))
+	return int(math.Ceil(summaryMult*math.Log10(float64(members)+1) + 1))
 }
