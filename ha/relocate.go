@@ -115,8 +115,7 @@ func (s *Service) relocateOne(ctx context.Context, term uint64, state *plan.Stat
 	for _, id := range tries.Nodes {
 		exclude[id] = "gave it up"
 	}
-	cold := c.vm
-	cold.Status = api.VMStatus{}
+	cold := plan.Cold(&c.vm)
 	nodeID, node, none := fleet.Choose(&cold, exclude, false)
 	tx := &configdb.Txn{Actor: Actor}
 	c.requireGivenUp(tx, term)

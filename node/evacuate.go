@@ -299,6 +299,11 @@ func (e *evacuation) migrate(ctx context.Context, ev *api.Evacuation, g *guest) 
 	if err != nil {
 		return err
 	}
+	return e.begun(ctx, ev, g, tx, task)
+}
+
+// begun commits what begins a task for a VM, and counts it.
+func (e *evacuation) begun(ctx context.Context, ev *api.Evacuation, g *guest, tx *configdb.Txn, task string) error {
 	if _, err := e.db.Txn(ctx, tx); err != nil {
 		return err
 	}
@@ -328,12 +333,7 @@ func (e *evacuation) moveStopped(ctx context.Context, ev *api.Evacuation, g *gue
 	if err != nil {
 		return err
 	}
-	if _, err := e.db.Txn(ctx, tx); err != nil {
-		return err
-	}
-	e.of(ev).tries[g.vm.Meta.ID]++
-	e.of(ev).tasks[g.vm.Meta.ID] = task
-	return nil
+	return e.begun(ctx, ev, g, tx, task)
 }
 
 // rebind gives a VM that its owner has reported stopped, or suspended, to another

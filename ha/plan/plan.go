@@ -110,6 +110,13 @@ func WantsRun(vm *api.VM) bool {
 	return vm.Spec.Power != api.PowerStopped && vm.Spec.Power != api.PowerSuspended && !vm.Meta.Deleting()
 }
 
+// Cold is a VM that begins anew on another node: what its QEMU had counts no more.
+func Cold(vm *api.VM) api.VM {
+	cold := *vm
+	cold.Status = api.VMStatus{}
+	return cold
+}
+
 // decide finds out what becomes of one VM, and counts it where it goes.
 func (st *Step) decide(fleet Fleet, quorum *api.HAQuorum) {
 	runs := WantsRun(st.VM)
@@ -127,9 +134,7 @@ func (st *Step) decide(fleet Fleet, quorum *api.HAQuorum) {
 		st.Outcome = api.HAStays
 		return
 	}
-	// It begins anew: what its QEMU had on the lost node counts no more.
-	cold := *st.VM
-	cold.Status = api.VMStatus{}
+	cold := Cold(st.VM)
 	st.NodeID, st.Node, st.Err = fleet.Choose(&cold, nil, !runs)
 	switch {
 	case st.Err == nil && st.NodeID == st.From.Meta.ID:
