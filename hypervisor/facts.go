@@ -33,6 +33,8 @@ const (
 
 // Facts are what this module knows of its host, for the node's status.
 type Facts struct {
+	// Known: QEMU and the accelerator have been found out since the daemon began.
+	Known bool
 	// Accelerator is empty until it has been found out.
 	Accelerator       api.Accelerator
 	AcceleratorReason string
@@ -47,7 +49,7 @@ type Facts struct {
 // api.SetCondition.
 func (h *Hypervisor) Facts() Facts {
 	r, known := h.facts.result()
-	f := Facts{CPUs: runtime.NumCPU(), Memory: hostMemory()}
+	f := Facts{Known: known, CPUs: runtime.NumCPU(), Memory: hostMemory()}
 	c := api.Condition{Type: ConditionHypervisor, OK: true, Reason: "Usable"}
 	switch {
 	case !known:

@@ -25,7 +25,7 @@ import (
 	"github.com/muster-vm/muster/internal/qmptest"
 )
 
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // launcher makes a process that calls exited once when it has ended.
 type launcher func(r StartRequest, exited func(code, signal int)) (pid int, kill func(), err error)

@@ -70,16 +70,15 @@ func (r *registrar) write(ctx context.Context) error {
 		s := &n.Status
 		s.ObservedGeneration, s.Version, s.BootID = n.Meta.Generation, version.Version, r.bootID
 		s.FeatureLevels = new(feature.Supported())
-		s.Accelerator, s.AcceleratorReason, s.QEMUVersion = facts.Accelerator, facts.AcceleratorReason, facts.QEMUVersion
 		// A daemon that runs again is expected only when it has been heard: until
 		// its first lease its silence is that of the stop.
 		_, _, leased := r.m.keeper.Current()
 		s.SystemUUID, s.Stopping = systemUUID(), r.stopping.Load() || s.Stopping && !leased
-		s.CPUs, s.Memory = facts.CPUs, facts.Memory
+		setFacts(s, facts)
 		if level := r.m.guard.Level(); level != "" {
 			s.GuardLevel = level
 		}
-		for _, c := range append(facts.Conditions, r.m.backups.conditions()...) {
+		for _, c := range r.m.backups.conditions() {
 			s.Conditions = api.SetCondition(s.Conditions, c, time.Now())
 		}
 		// Only ha may end the phase lost; see ha/DESIGN.md.
@@ -89,6 +88,22 @@ func (r *registrar) write(ctx context.Context) error {
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
 	return err
+}
+
+// setFacts writes what is known of the host. While a daemon that has just begun
+// finds out QEMU, what the last one found stands: a node that was restarted takes VMs
+// at once.
+func setFacts(s *api.NodeStatus, facts hypervisor.Facts) {
+	s.CPUs, s.Memory = facts.CPUs, facts.Memory
+	known := facts.Known || s.QEMUVersion == ""
+	if known {
+		s.Accelerator, s.AcceleratorReason, s.QEMUVersion = facts.Accelerator, facts.AcceleratorReason, facts.QEMUVersion
+	}
+	for _, c := range facts.Conditions {
+		if known || c.Type != hypervisor.ConditionHypervisor {
+			s.Conditions = api.SetCondition(s.Conditions, c, time.Now())
+		}
+	}
 }
 
 // systemUUID is the host's by SMBIOS (DSP0134 7.2.1); empty if there is none.

@@ -22,7 +22,7 @@ import (
 )
 
 // patience bounds every wait of a test; nothing waits that long when it works.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // kit is a cluster of storage services on one database.
 type kit struct {

@@ -22,7 +22,7 @@ import (
 	"github.com/muster-vm/muster/configdb/storetest"
 )
 
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // eventually waits until f returns "" and fails with what it says otherwise.
 func eventually(t testing.TB, f func() string) {
