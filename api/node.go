@@ -136,6 +136,9 @@ type NodeStatus struct {
 	// Fencing is the power action by which the leader is switching the node off:
 	// it gets no lease meanwhile. The leader's ha service writes it.
 	Fencing string `json:"fencing,omitempty"`
+	// StorageFences lock the node out of pools. The leader's ha service adds them,
+	// the node takes them back when nothing of what ran there is left.
+	StorageFences []StorageFence `json:"storageFences,omitempty"`
 	// Stopping is true after the node's daemon was stopped in order, until it
 	// runs again: its silence is then no reason to switch it off.
 	Stopping bool `json:"stopping,omitempty"`

@@ -100,6 +100,9 @@ type PoolStateStatus struct {
 	// Stamp is the random value that this node wrote into a shared pool's
 	// directory; other nodes must find it there.
 	Stamp string `json:"stamp,omitempty"`
+	// Addresses under which a pool that can lock hosts out has seen this node since
+	// its host was booted, sorted.
+	Addresses []string `json:"addresses,omitempty"`
 	// Total and Free bytes of the file system, written in steps of at least
 	// 5 % so that an idle cluster writes nothing.
 	Total Size `json:"total,omitempty"`

@@ -326,12 +326,32 @@ type BindingSpec struct {
 	// node's guard killing it when the lease runs out. Only such a binding may
 	// be moved by ha without the owner's word.
 	Protected bool `json:"protected,omitempty"`
+	// StorageGuard is set when all that the VM writes can be locked away from its
+	// node, so that the guard does not kill it when the lease runs out.
+	StorageGuard *StorageGuard `json:"storageGuard,omitempty"`
 	// Resumes is set when a migration was taken back: the process that had handed
 	// its guest over may go on.
 	Resumes *Resumption `json:"resumes,omitempty"`
 	// BroughtBy is the task of the last migration that was committed. It tells a
 	// binding that came with the guest's memory from one that ha made.
 	BroughtBy string `json:"broughtBy,omitempty"`
+}
+
+// StorageGuard promises that under one epoch the VM writes to these pools only. It
+// counts under that epoch alone. Only the owner writes it.
+type StorageGuard struct {
+	Epoch uint64 `json:"epoch"`
+	// Pools are IDs, sorted.
+	Pools []string `json:"pools"`
+}
+
+// Guarding are the pools from which a node must be locked out before somebody else
+// may run the VM; none: the guard ends it with the lease.
+func (s *BindingSpec) Guarding() []string {
+	if s.StorageGuard == nil || s.StorageGuard.Epoch != s.Epoch {
+		return nil
+	}
+	return s.StorageGuard.Pools
 }
 
 // Resumption lets a process of an earlier epoch go on. It counts under one epoch

@@ -174,7 +174,7 @@ func (o *Outlook) compute(v *configdb.View, voters []Voter) (*report, error) {
 		return nil, err
 	}
 	ids := r.voterIDs()
-	if state.AnyLost() {
+	if state.AnyGone() {
 		r.lost = plan.Make(state, r.fleet.Fork(), plan.Options{Voters: ids})
 	}
 	known := map[string]*plan.Plan{}

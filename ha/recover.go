@@ -65,7 +65,7 @@ func (s *Service) recoverSome(ctx context.Context, term uint64, most int) (again
 	if err != nil {
 		s.log.Error("what cannot be read is not recovered", "err", err)
 	}
-	if !state.AnyLost() {
+	if !state.AnyGone() {
 		return false, false, nil
 	}
 	fleet, err := s.placer.Load(state)
@@ -89,7 +89,7 @@ func (s *Service) recoverSome(ctx context.Context, term uint64, most int) (again
 			waits = true
 			continue
 		}
-		waits = waits || st.Outcome == api.HARefused
+		waits = waits || st.Outcome == api.HARefused || st.Err != nil
 		if changed {
 			done = append(done, st)
 		}
@@ -128,7 +128,10 @@ func addStep(v *configdb.View, tx *configdb.Txn, term uint64, st plan.Step, targ
 	case api.HARefused:
 		err = c.explain(v, part, term, st.Err)
 	case api.HAWaits, api.HAStays:
-		if !st.Binding.Spec.Protected {
+		switch {
+		case st.Err != nil:
+			err = c.awaitFence(v, part, term)
+		case !st.Binding.Spec.Protected:
 			err = c.markUnknown(v, part, term)
 		}
 	}
@@ -152,7 +155,7 @@ type lossCase struct {
 }
 
 // require makes a transaction valid only for exactly the case that was read:
-// above all, only while the node is still lost.
+// above all, only while the node is still lost, or locked out.
 func (c *lossCase) require(tx *configdb.Txn, term uint64) {
 	tx.RequireTerm(term)
 	tx.RequireRevision(configdb.Nodes.StatusKey(c.node.Meta.ID), c.node.Meta.StatusRevision)
@@ -165,13 +168,20 @@ func (c *lossCase) require(tx *configdb.Txn, term uint64) {
 func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, outcome api.HAOutcome, nodeID, node string) error {
 	c.require(tx, term)
 	from := c.binding
-	if err := c.bind(v, tx, nodeID, node, fmt.Sprintf("moved from the lost node %s", c.node.Meta.Name)); err != nil {
+	if err := c.bind(v, tx, nodeID, node, c.why()); err != nil {
 		return err
 	}
 	if err := c.noteMove(tx, term, from, outcome); err != nil {
 		return err
 	}
 	return configdb.VMs.UpdateStatus(v, tx, &c.vm)
+}
+
+func (c *lossCase) why() string {
+	if c.node.Status.Phase != api.NodeLost {
+		return fmt.Sprintf("moved from node %s, which fell silent and is locked out of its disks", c.node.Meta.Name)
+	}
+	return fmt.Sprintf("moved from the lost node %s", c.node.Meta.Name)
 }
 
 // bind binds the VM to another node under the next epoch, and makes the status
@@ -215,6 +225,15 @@ func (c *lossCase) markUnknown(v *configdb.View, tx *configdb.Txn, term uint64) 
 	c.require(tx, term)
 	c.vm.Status.Phase = api.VMUnknown
 	c.vm.Status.Message = fmt.Sprintf("node %s is lost; the vm is not protected (--ha restart), so it stays bound to that node until it returns", c.node.Meta.Name)
+	return configdb.VMs.UpdateStatus(v, tx, &c.vm)
+}
+
+// awaitFence says of a guarded VM that its node is lost, and that nobody knows yet
+// that it cannot write.
+func (c *lossCase) awaitFence(v *configdb.View, tx *configdb.Txn, term uint64) error {
+	c.require(tx, term)
+	c.vm.Status.Phase = api.VMUnknown
+	c.vm.Status.Message = fmt.Sprintf("node %s is lost; the vm may run there until the node is locked out of its pools, and is restarted elsewhere then", c.node.Meta.Name)
 	return configdb.VMs.UpdateStatus(v, tx, &c.vm)
 }
 

@@ -43,8 +43,10 @@ type Service struct {
 	log    *slog.Logger
 	grant  *grantor
 	fencer Fencer // nil: nodes are not switched off
-	nodeID string
-	name   string
+	// storage locks nodes out of pools; nil: nobody is.
+	storage StorageFencer
+	nodeID  string
+	name    string
 	// heldBack is that it was said that too many are silent.
 	heldBack bool
 
@@ -64,6 +66,8 @@ type ServiceConfig struct {
 	NodeID, NodeName string
 	// Fencer switches silent nodes off; nil: nobody does.
 	Fencer Fencer
+	// Storage locks silent nodes out of pools; nil: nobody does.
+	Storage StorageFencer
 }
 
 // NewService returns a service that grants nothing until this node leads.
@@ -71,11 +75,11 @@ func NewService(c ServiceConfig) *Service {
 	if c.Now == nil {
 		c.Now = BootTime
 	}
-	s := &Service{db: c.DB, placer: c.Placer, log: c.Log, fencer: c.Fencer, nodeID: c.NodeID, name: c.NodeName, returning: map[string]bool{}, kick: make(chan struct{}, 1)}
+	s := &Service{db: c.DB, placer: c.Placer, log: c.Log, fencer: c.Fencer, storage: c.Storage, nodeID: c.NodeID, name: c.NodeName, returning: map[string]bool{}, kick: make(chan struct{}, 1)}
 	s.grant = &grantor{
 		db: c.DB, leader: c.Leader, now: c.Now,
 		granted: map[string]time.Duration{}, heard: map[string]time.Duration{},
-		barred: map[string]bool{}, fenced: map[string]bool{}, readmit: s.noteReturn,
+		barred: map[string]bool{}, fenced: map[string]bool{}, locking: map[string]time.Duration{}, readmit: s.noteReturn,
 	}
 	return s
 }
@@ -155,6 +159,7 @@ func (s *Service) detect(ctx context.Context, term uint64, run func(func(context
 			s.declareLost(ctx, term, id)
 		}
 		s.fenceSilent(term, run)
+		s.lockOutSilent(term, run)
 		select {
 		case <-tick.C:
 		case <-s.kick:

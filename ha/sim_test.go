@@ -50,6 +50,7 @@ type world struct {
 	broken string          // what went wrong, at the first time
 	// stubborn: starts fail now and then, and are counted
 	stubborn bool
+	pool     *simPool // nil: no VM has a storage guard
 	shot     int      // attempts to switch a node off that were confirmed
 	cuts     []string // nodes that were switched off, without chance
 	// power is what a device does for node by; nil: there is none
@@ -87,6 +88,7 @@ type simNode struct {
 	petted   time.Duration            // the watchdog, for the last time
 	life     int                      // counts the host's boots
 	tries    *tries                   // of VMs that do not start
+	guests   *guest                   // of VMs with a storage guard
 }
 
 func (n *simNode) clock() time.Duration { return n.offset + time.Duration(float64(n.w.now)*n.rate) }
@@ -128,7 +130,7 @@ func (n *simNode) Extend(_ context.Context, session uint64, deadline time.Durati
 		return nil
 	case session < n.session, session == n.session && n.lapsed:
 		return ErrLapsed
-	case n.lapsed && len(n.running) > 0, deadline <= n.clock():
+	case n.lapsed && len(n.running) > n.sparedVMs(), deadline <= n.clock():
 		return errors.New("refused")
 	case session > n.session:
 		n.session, n.deadline, n.lapsed = session, deadline, false
@@ -158,10 +160,23 @@ func (n *simNode) enforce() {
 		return
 	}
 	for _, vm := range n.vms() {
-		if n.running[vm] == 0 {
+		switch {
+		case n.sparedFromKill(vm):
+			n.w.pool.outlived++
+		case n.running[vm] == 0:
 			n.running[vm] = n.w.now + n.w.killTime()
 		}
 	}
+}
+
+// spared counts the VMs that outlive the lease.
+func (n *simNode) sparedVMs() (count int) {
+	for vm := range n.running {
+		if n.sparedFromKill(vm) {
+			count++
+		}
+	}
+	return count
 }
 
 // watchdogTimeout is what the guard asks its device for.
@@ -180,7 +195,7 @@ func (n *simNode) watchdog() {
 	if n.w.off == lastPettingInTime { // petted for as long as the guard can
 		timeout, inTime = 6*watchdogTimeout, true
 	}
-	if n.stopped <= n.w.now && (len(n.running) == 0 || inTime) {
+	if n.stopped <= n.w.now && (len(n.running) == n.sparedVMs() || inTime) {
 		n.petted = n.clock()
 	}
 	if n.clock()-n.petted < timeout {
@@ -495,6 +510,7 @@ func (n *simNode) act() {
 		vm, here := bindings[i].Meta.ID, bindings[i].Spec.NodeID == n.id
 		kill, running := n.running[vm]
 		switch {
+		case n.actPool(&bindings[i], session, revision, ok):
 		case running && !here && kill == 0:
 			n.running[vm] = n.w.now + n.w.killTime()
 		case !running && here && ok && n.w.stubborn && n.view.Revision() >= revision:
@@ -589,6 +605,7 @@ func (w *world) step(d time.Duration) {
 		if n.leads {
 			n.govern()
 		}
+		n.governPool()
 	}
 }
 
@@ -596,6 +613,9 @@ func (w *world) check() (running int) {
 	where := map[string]int{}
 	for _, n := range w.nodes {
 		for _, vm := range n.vms() {
+			if w.lockedAway(n, vm) {
+				continue
+			}
 			if other, twice := where[vm]; twice && w.broken == "" {
 				w.broken = fmt.Sprintf("at %v: vm %s runs on nodes %d and %d", w.now, vm, other, n.i)
 			}
@@ -691,6 +711,11 @@ const (
 	statusIsCompared
 	startIsCommitted
 	startNeedsBinding
+	// Those of the storage guard; see storagesim_test.go.
+	promisedFirst
+	lockedOutFirst
+	takeBackWaits
+	fencedStartsNothing
 )
 
 // rules says what each is, and a world that goes wrong without it.

@@ -26,7 +26,7 @@ func (s *step) arrive(ctx context.Context, op *api.Operation, mark string) error
 		}
 		return s.h.sweep(ctx, s.vm.Meta.ID, s.proc)
 	}
-	if s.in.unsure {
+	if s.in.unsure.Load() {
 		if err := s.settleStart(ctx); err != nil {
 			return err
 		}
@@ -182,7 +182,7 @@ func (s *step) failArrival(ctx context.Context, arr api.Arrival, code api.Code, 
 	if err := s.h.kill(ctx, id); err != nil {
 		return err
 	}
-	s.in.unsure = false
+	s.in.unsure.Store(false)
 	s.h.notStarting(id)
 	s.h.log.Warn("the VM cannot arrive here", "vm", id, "reason", message)
 	err := s.writeArrival(ctx, arr, func(st *api.ArrivalStatus) { st.Phase, st.Code, st.Message = api.ArrivalFailed, code, message })

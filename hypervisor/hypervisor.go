@@ -233,6 +233,10 @@ type Hypervisor struct {
 	tell  chan struct{} // asks for a report of the facts
 	users userTable
 
+	// gate is held for reading from the last look at this node's fences until the
+	// guard has answered a start.
+	gate sync.RWMutex
+
 	mu        sync.Mutex
 	running   bool
 	runCtx    context.Context // of Run; only for goroutines that Run waits for

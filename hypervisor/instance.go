@@ -24,26 +24,26 @@ import (
 type instance struct {
 	id string
 
-	pid         int       // of the process that this daemon started or adopted
-	judged      int       // PID whose end was judged and written
-	putOff      int       // PID whose end put off the next start
-	startedAt   time.Time // when this daemon started or adopted it
-	logFrom     int64     // size of QEMU's log before the start
-	wasUp       bool      // QEMU answered once
-	generation  uint64    // of the VM when it was looked at last
-	failures    int       // unexpected ends in a row
-	notBefore   time.Time // of the next start
-	quietUntil  time.Time // no QMP before, because QEMU did not answer
-	buttonAt    time.Time // last press of the power button
-	stopSince   time.Time // when the stop began
-	askedOff    bool      // we pressed the button in this life of QEMU
-	reset       uint64    // spec.reboots carried out
-	ioRetryAt   time.Time // last attempt to continue after an I/O error
-	unsure      bool      // a start was sent and its outcome is not known
-	accel       string    // kvm or tcg, as QEMU says
-	said        qmp.Log   // what was said on the monitor; has its own lock
-	work        *work     // what goes on beside the looks; nil: nothing
-	settleFor   string    // task of the operation that waits for known hardware
+	pid         int         // of the process that this daemon started or adopted
+	judged      int         // PID whose end was judged and written
+	putOff      int         // PID whose end put off the next start
+	startedAt   time.Time   // when this daemon started or adopted it
+	logFrom     int64       // size of QEMU's log before the start
+	wasUp       bool        // QEMU answered once
+	generation  uint64      // of the VM when it was looked at last
+	failures    int         // unexpected ends in a row
+	notBefore   time.Time   // of the next start
+	quietUntil  time.Time   // no QMP before, because QEMU did not answer
+	buttonAt    time.Time   // last press of the power button
+	stopSince   time.Time   // when the stop began
+	askedOff    bool        // we pressed the button in this life of QEMU
+	reset       uint64      // spec.reboots carried out
+	ioRetryAt   time.Time   // last attempt to continue after an I/O error
+	unsure      atomic.Bool // a start was sent and its outcome is not known
+	accel       string      // kvm or tcg, as QEMU says
+	said        qmp.Log     // what was said on the monitor; has its own lock
+	work        *work       // what goes on beside the looks; nil: nothing
+	settleFor   string      // task of the operation that waits for known hardware
 	settleSince time.Time
 	loadPID     int // QEMU that this daemon started to load memory into
 	quitPID     int // QEMU that was told to quit, at quitAt

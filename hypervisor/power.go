@@ -33,6 +33,12 @@ const (
 // up handles a VM whose QEMU runs.
 func (s *step) up(ctx context.Context) error {
 	s.meet()
+	if why, out := s.h.lockedOut(s.v, &s.vm); out {
+		s.h.log.Warn("a VM whose disks are locked away is ended", "vm", s.vm.Meta.ID, "pid", s.proc.PID, "why", why)
+		s.report(api.VMStarting, "ended: "+why)
+		s.result.After = attachRetry
+		return s.h.kill(ctx, s.vm.Meta.ID)
+	}
 	if err := s.protect(ctx, true); err != nil {
 		if s.b.Spec.Protected || s.vm.Spec.HA != api.HARestart {
 			return err
@@ -61,6 +67,9 @@ func (s *step) up(ctx context.Context) error {
 	}
 	if err != nil {
 		return s.unreachable(ctx, err)
+	}
+	if !s.in.wasUp && s.vm.Spec.HA == api.HARestart && len(configdb.GuardingPools(s.v, &s.vm)) > 0 {
+		s.result.After = lookSoon // to take it from the guard's kill
 	}
 	s.in.wasUp = true
 	if s.vm.Status.Hardware == nil {

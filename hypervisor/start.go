@@ -24,7 +24,7 @@ func (s *step) settleStart(ctx context.Context) error {
 			return fmt.Errorf("make sure that a start of vm %s, whose outcome is not known, is over: %w", s.vm.Meta.Name, err)
 		}
 	}
-	s.in.unsure = false
+	s.in.unsure.Store(false)
 	return nil
 }
 
@@ -73,6 +73,10 @@ func (s *step) start(ctx context.Context) error {
 	if s.v.Revision() < revision {
 		s.silent = true
 		s.result.After = attachRetry
+		return nil
+	}
+	if why, out := s.h.lockedOut(s.v, &s.vm); out {
+		s.wait(api.VMStarting, "waiting: "+why)
 		return nil
 	}
 	if s.heldBack() || !s.makeRoom() {
@@ -309,12 +313,10 @@ func (s *step) launch(ctx context.Context, r StartRequest) error {
 	gctx, cancel := context.WithTimeout(ctx, GuardDeadline)
 	defer cancel()
 	s.h.procs.invalidate()
-	p, err := s.h.cfg.Guard.Start(gctx, r)
+	p, err := s.guardStart(gctx, r)
 	s.h.procs.invalidate()
 	if err != nil {
 		s.h.log.Warn("the guard refused a start", "vm", s.vm.Meta.ID, "err", err)
-		var refused interface{ Refused() bool }
-		s.in.unsure = !errors.As(err, &refused) || !refused.Refused()
 		s.report(api.VMStarting, fmt.Sprintf("QEMU was not started: %v", err))
 		s.backOff()
 		return nil
@@ -333,6 +335,26 @@ func (s *step) launch(ctx context.Context, r StartRequest) error {
 	})
 	return nil
 }
+
+// guardStart has the guard start the process, unless this node is locked out of what it
+// needs. Who has had the gate for itself knows of every process that was begun before.
+func (s *step) guardStart(ctx context.Context, r StartRequest) (Process, error) {
+	s.h.gate.RLock()
+	defer s.h.gate.RUnlock()
+	if why, out := s.h.lockedOut(s.h.cfg.DB.Local(), &s.vm); out {
+		return Process{}, notBegun{why}
+	}
+	p, err := s.h.cfg.Guard.Start(ctx, r)
+	var refused interface{ Refused() bool }
+	s.in.unsure.Store(err != nil && (!errors.As(err, &refused) || !refused.Refused()))
+	return p, err
+}
+
+// notBegun is a start that never reached the guard.
+type notBegun struct{ why string }
+
+func (e notBegun) Error() string { return e.why }
+func (e notBegun) Refused() bool { return true }
 
 // awaitFile returns when the file is there, or after the limit. Most of what a
 // start takes is QEMU's own time, so the end of that should not be missed.

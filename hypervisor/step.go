@@ -6,6 +6,7 @@ package hypervisor
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -175,7 +176,7 @@ func (s *step) act(ctx context.Context, caughtUp bool) error {
 	if !caughtUp {
 		return s.watchOnly(ctx)
 	}
-	if s.in.unsure {
+	if s.in.unsure.Load() {
 		if err := s.settleStart(ctx); err != nil {
 			return err
 		}
@@ -299,14 +300,18 @@ func (s *step) commit(ctx context.Context, tx *configdb.Txn) error {
 	return err
 }
 
-// protect makes the binding's promise and the guard agree with the wish.
-// running says whether there is a process.
+// protect makes the binding's promises and the guard agree with the wish: the guard
+// kills a protected VM when the lease runs out, unless the binding says that its
+// disks can be locked away instead; see ha/DESIGN.md. running says whether there is
+// a process.
 func (s *step) protect(ctx context.Context, running bool) error {
 	want := s.vm.Spec.HA == api.HARestart
-	if running && !s.proc.Protected && (want || s.b.Spec.Protected) {
+	pools := s.guarding(want && running)
+	spared := len(pools) > 0 && slices.Equal(pools, s.b.Spec.Guarding())
+	if running && !s.proc.Protected && (want || s.b.Spec.Protected) && !spared {
 		if err := s.guardProtect(ctx, true); err != nil {
 			_, _, lease := s.h.cfg.Lease.Current()
-			if s.b.Spec.Protected && !lease {
+			if s.b.Spec.Protected && !lease && len(s.b.Spec.Guarding()) == 0 {
 				// The leader may count on the guard's kill. Less running is safe.
 				s.h.log.Error("a VM that must be protected is not, and the lease is gone; it is killed", "vm", s.vm.Meta.ID, "err", err)
 				return errors.Join(err, s.h.kill(ctx, s.vm.Meta.ID))
@@ -314,9 +319,12 @@ func (s *step) protect(ctx context.Context, running bool) error {
 			return err
 		}
 	}
-	if s.b.Spec.Protected != want {
+	if s.b.Spec.Protected != want || !slices.Equal(pools, s.b.Spec.Guarding()) {
 		tx := &configdb.Txn{Actor: actor}
-		s.b.Spec.Protected = want
+		s.b.Spec.Protected, s.b.Spec.StorageGuard = want, nil
+		if len(pools) > 0 {
+			s.b.Spec.StorageGuard = &api.StorageGuard{Epoch: s.b.Spec.Epoch, Pools: pools}
+		}
 		if err := configdb.Bindings.UpdateSpec(s.v, tx, &s.b); err != nil {
 			return err
 		}
@@ -327,7 +335,7 @@ func (s *step) protect(ctx context.Context, running bool) error {
 			return err
 		}
 	}
-	if running && s.proc.Protected && !want {
+	if running && s.proc.Protected && (!want || len(pools) > 0) {
 		return s.guardProtect(ctx, false)
 	}
 	return nil

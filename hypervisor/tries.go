@@ -70,7 +70,7 @@ func (s *step) noteTries() {
 		s.vm.Status.Tries = nil
 		return
 	}
-	if !s.startFailed || s.in.unsure || s.proc != nil && s.proc.State != ProcessExited {
+	if !s.startFailed || s.in.unsure.Load() || s.proc != nil && s.proc.State != ProcessExited {
 		return
 	}
 	t := api.TriesOf(&s.vm, s.b.Spec.Epoch)

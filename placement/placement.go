@@ -363,6 +363,9 @@ func (n need) unmet(h *host) string {
 	if n.pin != "" && h.node.Meta.Name != n.pin {
 		return n.what + " is on node " + n.pin
 	}
+	if f, ok := h.node.Status.FenceOf(n.pool.Meta.ID); ok {
+		return fmt.Sprintf("is locked out of pool %s until nothing of what ran there is left", f.Pool)
+	}
 	st, ok := h.state[n.pool.Meta.ID]
 	switch {
 	case !ok:

@@ -34,12 +34,15 @@ const (
 	// Snapshots: snapshots, saved memory and clones of VMs. An older node would
 	// start a suspended VM from its disks, and a VM whose revert was interrupted.
 	Snapshots Feature = "snapshots"
+	// StorageGuard: a VM outlives the lease of its node, because its disks can be
+	// locked away from it. An older leader would move it without doing that.
+	StorageGuard Feature = "storage-guard"
 )
 
 // Level is the level that brings a feature.
 func (f Feature) Level() int {
 	switch f {
-	case Levels, History, Migration, Moves, Snapshots:
+	case Levels, History, Migration, Moves, Snapshots, StorageGuard:
 		return 2
 	}
 	return math.MaxInt

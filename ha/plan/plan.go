@@ -5,6 +5,7 @@ package plan
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -28,6 +29,9 @@ type Fleet interface {
 	// since the view of the fleet.
 	Reserve(tx *configdb.Txn, nodeID string) error
 }
+
+// ErrNotLockedOut is why a guarded VM of a lost node waits.
+var ErrNotLockedOut = errors.New("the lost node is not locked out of the VM's pools yet")
 
 // Options say what is assumed besides the state.
 type Options struct {
@@ -89,10 +93,14 @@ func Make(s *State, fleet Fleet, o Options) *Plan {
 	var steps []Step
 	for i := range s.Bindings {
 		b := &s.Bindings[i]
-		if !gone[b.Spec.NodeID] && !s.lost(b.Spec.NodeID) {
+		if !gone[b.Spec.NodeID] && !s.gone(b) {
 			continue
 		}
-		steps = append(steps, Step{VM: s.VMs[b.Meta.ID], Binding: b, From: s.Nodes[b.Spec.NodeID]})
+		st := Step{VM: s.VMs[b.Meta.ID], Binding: b, From: s.Nodes[b.Spec.NodeID]}
+		if len(b.Spec.Guarding()) > 0 && !gone[b.Spec.NodeID] && !s.lockedOut(b) {
+			st.Err = ErrNotLockedOut
+		}
+		steps = append(steps, st)
 	}
 	p.Steps = inOrder(steps)
 	for i := range p.Steps {
@@ -133,6 +141,9 @@ func (st *Step) decide(fleet Fleet, quorum *api.HAQuorum) {
 	case !quorum.Kept:
 		st.Outcome = api.HAStays
 		return
+	case st.Err != nil:
+		st.Outcome = api.HAWaits
+		return
 	}
 	cold := Cold(st.VM)
 	st.NodeID, st.Node, st.Err = fleet.Choose(&cold, nil, !runs)
@@ -155,12 +166,12 @@ func (st *Step) decide(fleet Fleet, quorum *api.HAQuorum) {
 }
 
 // ending are the protected VMs on the nodes that are left: without a majority
-// no lease is renewed, and their guards end them.
+// no lease is renewed, and their guards end them. Those with a storage guard run on.
 func (s *State) ending(gone map[string]bool) (out []Step) {
 	for i := range s.Bindings {
 		b := &s.Bindings[i]
 		vm := s.VMs[b.Meta.ID]
-		if gone[b.Spec.NodeID] || s.lost(b.Spec.NodeID) || !b.Spec.Protected || !WantsRun(vm) {
+		if gone[b.Spec.NodeID] || s.lost(b.Spec.NodeID) || !b.Spec.Protected || len(b.Spec.Guarding()) > 0 || !WantsRun(vm) {
 			continue
 		}
 		out = append(out, Step{VM: vm, Binding: b, From: s.Nodes[b.Spec.NodeID], Outcome: api.HAEnds})

@@ -67,9 +67,21 @@ func (s *State) lost(nodeID string) bool {
 	return n != nil && n.Status.Phase == api.NodeLost && !s.later[nodeID]
 }
 
-// AnyLost reports whether a VM is bound to a lost node.
-func (s *State) AnyLost() bool {
-	return slices.ContainsFunc(s.Bindings, func(b api.Binding) bool { return s.lost(b.Spec.NodeID) })
+// gone reports whether the owner of a binding is lost, or locked out of all that
+// its VM writes.
+func (s *State) gone(b *api.Binding) bool {
+	return s.lost(b.Spec.NodeID) || s.lockedOut(b)
+}
+
+// lockedOut reports whether a guarded VM has been taken from its node.
+func (s *State) lockedOut(b *api.Binding) bool {
+	pools := b.Spec.Guarding()
+	return len(pools) > 0 && !s.later[b.Spec.NodeID] && s.Nodes[b.Spec.NodeID].Status.LockedOut(pools)
+}
+
+// AnyGone reports whether a VM is bound to a node that cannot run it any more.
+func (s *State) AnyGone() bool {
+	return slices.ContainsFunc(s.Bindings, func(b api.Binding) bool { return s.gone(&b) })
 }
 
 // Find returns the node with a name or ID.

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package configdb
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/muster-vm/muster/api"
+)
+
+// VolumesByPool are the IDs of the volumes that a VM has by its spec, or still has
+// while it runs, by the ID of their pool. With an error not all were found.
+func VolumesByPool(v *View, vm *api.VM) (map[string][]string, error) {
+	names := vm.Spec.Volumes()
+	if hw := vm.Status.Hardware; hw != nil {
+		names = append(names, hw.Volumes()...)
+	}
+	slices.Sort(names)
+	out := map[string][]string{}
+	for _, name := range slices.Compact(names) {
+		vol, err := Volumes.Find(v, vm.Meta.Project, name)
+		if err != nil {
+			return out, err
+		}
+		pool, err := Pools.Find(v, "", vol.Spec.Pool)
+		if err != nil {
+			return out, fmt.Errorf("volume %q: %w", name, err)
+		}
+		out[pool.Meta.ID] = append(out[pool.Meta.ID], vol.Meta.ID)
+	}
+	return out, nil
+}
+
+// GuardingPools are the IDs of the pools from which a node has to be locked out to
+// keep a VM from writing, sorted; none if that does not keep it, because something
+// that it writes is elsewhere, or there is nothing.
+func GuardingPools(v *View, vm *api.VM) []string {
+	pools, err := VolumesByPool(v, vm)
+	if err != nil {
+		return nil
+	}
+	for id := range pools {
+		if pool, err := Pools.Get(v, id); err != nil || !pool.Spec.Type.LocksOut() {
+			return nil
+		}
+	}
+	return slices.Sorted(maps.Keys(pools))
+}
+
+// LockedOutOf returns a pool of the VM that a node is locked out of, or may be.
+func LockedOutOf(v *View, n *api.Node, vm *api.VM) (api.StorageFence, bool) {
+	if len(n.Status.StorageFences) == 0 {
+		return api.StorageFence{}, false
+	}
+	pools, err := VolumesByPool(v, vm)
+	for _, f := range n.Status.StorageFences {
+		if len(pools[f.PoolID]) > 0 || err != nil {
+			return f, true
+		}
+	}
+	return api.StorageFence{}, false
+}
