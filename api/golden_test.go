@@ -80,7 +80,9 @@ func goldenObjects() goldens {
 				CPUs: 2, Memory: GiB, Disks: []VMDisk{{Volume: "v", Image: "i", Size: 10 * GiB, Pool: "local", Slot: 1, Limit: DiskLimit{IOPS: 1, IOPSRead: 2, IOPSWrite: 3, BPS: 4, BPSRead: 5, BPSWrite: 6, Burst: 7, BurstSeconds: 8}}},
 				NICs:    []VMNIC{{Network: "lan", MAC: "52:54:00:12:34:56", Address: "10.0.0.5", Slot: 2, Link: LinkDown, Limit: NICLimit{BPSIn: MiB, BPSOut: 2 * MiB, Burst: 3, BurstSeconds: 4}}},
 				MaxCPUs: 8, MaxMemory: 4 * GiB, MemoryMin: 512 * MiB, Boot: &VMBoot{Memory: GiB, MaxMemory: 4 * GiB, MaxCPUs: 8, DiskPorts: 4, NICPorts: 2, Queues: 2, Cards: []VMCard{{Slot: 2, MTU: 1450, ROM: true}}},
-				HA: HARestart, Recovery: &VMRecovery{Priority: PriorityHigh, StartAttempts: 5}, Power: PowerRunning, ForceStop: true, Reboots: 5,
+				HA: HARestart, Recovery: &VMRecovery{Priority: PriorityHigh, StartAttempts: 5, EndPolicy: EndPolicy{
+					OnCrash: EndRestart, OnPanic: EndStop, OnWatchdog: EndPause, AgentSilenceSeconds: 60, OnAgentSilence: EndRestart, RestartLimit: 3, RestartWindowSeconds: 3600, RestartDelaySeconds: 10,
+				}}, Power: PowerRunning, ForceStop: true, Reboots: 5,
 				Display: DisplayNone,
 				CloudInit: &CloudInit{
 					Format: CloudInitNoCloud, Hostname: "inside", User: "ops", SSHKeys: []string{"ssh-ed25519 AAAA me"}, Password: "p", PasswordHash: "$6$s$h",
@@ -93,7 +95,8 @@ func goldenObjects() goldens {
 				Memory:      &VMMemory{Target: GiB, Reason: "r", Silent: true},
 				Agent:       &VMAgent{Version: "7.2", Hostname: "inside", OS: "Debian 12", Addresses: []string{"10.0.0.5"}},
 				RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
-				Tries: &VMTries{Epoch: 2, Generation: 3, Begun: 4, Failed: 3, GivenUp: true, At: &at, Nodes: []string{"n"}, Rounds: 1},
+				Tries:    &VMTries{Epoch: 2, Generation: 3, Begun: 4, Failed: 3, GivenUp: true, At: &at, Nodes: []string{"n"}, Rounds: 1},
+				Restarts: &VMRestarts{Times: []time.Time{at}, Due: &at, Cause: EndPanic, Reason: "r", Left: LeftGaveUp},
 			},
 		},
 		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true, Resumes: &Resumption{Process: 1, Epoch: 2}, BroughtBy: "t"}},

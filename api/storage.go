@@ -288,3 +288,6 @@ type VolumeStatus struct {
 	Message    string      `json:"message,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`
 }
+
+// Shared reports whether every node sees the same content of the pool.
+func (s *PoolSpec) Shared() bool { return s.Type != PoolDir }

@@ -92,7 +92,7 @@ type VMSpec struct {
 	Boot *VMBoot `json:"boot,omitempty" doc:"what is fixed while the VM runs; in status.hardware only"`
 	// HA is "none" (default) or "restart".
 	HA HAPolicy `json:"ha,omitempty" enum:"none,restart"`
-	// Recovery says how a VM with ha "restart" is recovered.
+	// Recovery says how the VM is recovered.
 	Recovery *VMRecovery `json:"recovery,omitempty"`
 	// Power is the wished power state: stopped (default), running or paused;
 	// suspended is set by POST /vms/{name}/suspend only.
@@ -306,6 +306,8 @@ type VMStatus struct {
 	Crashes uint32 `json:"crashes,omitempty"`
 	// Tries are the starts that did not lead to a VM that runs, while there are any.
 	Tries *VMTries `json:"tries,omitempty"`
+	// Restarts are the automatic restarts after ends of the VM, while there are any.
+	Restarts *VMRestarts `json:"restarts,omitempty"`
 	// Message is one line for people: why the VM is in this phase.
 	Message    string      `json:"message,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`

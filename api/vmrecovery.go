@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// VMRecovery says how a protected VM is recovered when its node is lost.
+// VMRecovery says how a VM is recovered when its node is lost, for which it must be
+// protected, and when it ends by itself.
 type VMRecovery struct {
 	// Priority: VMs of a higher one get their places first, and keep them if not
 	// all find one. Medium when left out.
@@ -16,6 +17,7 @@ type VMRecovery struct {
 	// StartAttempts is how often a node tries to start the VM before another node
 	// does: 1 to 20, 3 when left out.
 	StartAttempts int `json:"startAttempts,omitempty" minimum:"1" maximum:"20"`
+	EndPolicy
 }
 
 // Limits of spec.recovery.startAttempts.
@@ -113,6 +115,9 @@ func (r *VMRecovery) validate() error {
 	}
 	if r.StartAttempts < 0 || r.StartAttempts > MaxStartAttempts {
 		return Invalid("spec.recovery.startAttempts", "is %d; give 1 to %d, or leave it out for %d", r.StartAttempts, MaxStartAttempts, DefaultStartAttempts)
+	}
+	if err := r.EndPolicy.validate(); err != nil {
+		return err
 	}
 	if r.Priority == "" {
 		return nil

@@ -200,6 +200,7 @@ func (c *lossCase) bind(v *configdb.View, tx *configdb.Txn, nodeID, node, messag
 	c.vm.Status = api.VMStatus{
 		ObservedGeneration: c.vm.Status.ObservedGeneration, RebootsDone: c.vm.Status.RebootsDone,
 		Phase: api.VMStopped, Node: node, Epoch: c.binding.Spec.Epoch, Message: message,
+		Restarts: c.vm.Status.Restarts,
 	}
 	if suspended {
 		c.vm.Status.Phase = api.VMSuspended

@@ -106,6 +106,9 @@ func (s *step) sentence(tx *configdb.Txn, why verdict) error {
 	}
 	switch why {
 	case endedByGuest:
+		if s.switchedOffByWatchdog() {
+			return s.crashEnd(tx, api.EndWatchdog, "the guest did not feed its watchdog, and QEMU switched it off")
+		}
 		s.vm.Spec.Power, s.vm.Spec.ForceStop = api.PowerStopped, false
 		if err := configdb.VMs.UpdateSpec(s.v, tx, &s.vm); err != nil {
 			return err
@@ -121,7 +124,7 @@ func (s *step) sentence(tx *configdb.Txn, why verdict) error {
 		s.report(api.VMStarting, "QEMU was ended; it starts again as wished")
 	case endedByCrash:
 		s.vm.Status.Crashes++
-		s.crashed(api.VMStarting, "QEMU crashed")
+		return s.crashEnd(tx, api.EndCrash, fmt.Sprintf("QEMU crashed (%s)%s", howEnded(p), s.logTail()))
 	case endedAtStart:
 		s.startFailed = true
 		s.crashed(api.VMFailed, "QEMU could not start")

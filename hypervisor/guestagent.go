@@ -23,6 +23,9 @@ const (
 	agentTick = 10 * time.Second
 	// agentChecks is how many agents are asked at once.
 	agentChecks = 4
+	// agentBeats is how often an agent is asked within the time after which it
+	// counts as silent.
+	agentBeats = 4
 	// agentLook bounds one look.
 	agentLook = 30 * time.Second
 	// summaryInterval is the least time between two changes of the status for
@@ -115,7 +118,7 @@ func (h *Hypervisor) checkAgents(ctx context.Context) {
 			continue
 		}
 		a := h.openAgent(in)
-		if a == nil || in.knowsPort() && !a.Due() {
+		if a == nil || in.knowsPort() && !a.Due() && !in.beatDue(a) {
 			continue
 		}
 		select {
@@ -163,13 +166,39 @@ func (h *Hypervisor) checkAgent(ctx context.Context, in *instance, a *agent.Agen
 		}
 		in.mu.Unlock()
 	}
-	if !a.Due() {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, agentLook)
 	defer cancel()
+	if !a.Due() {
+		h.beat(ctx, in, a)
+		return
+	}
 	if err := a.Check(ctx); err != nil && ctx.Err() == nil {
 		h.log.Debug("guest agent", "vm", in.id, "err", err)
+	}
+}
+
+// beatDue reports whether an agent whose silence counts has to be asked.
+func (in *instance) beatDue(a *agent.Agent) bool {
+	limit := time.Duration(in.beat.Load())
+	return limit > 0 && a.BeatDue(min(limit/agentBeats, agent.CheckInterval))
+}
+
+// beat asks the agent whether it is there. The look at the VM draws the
+// conclusions.
+func (h *Hypervisor) beat(ctx context.Context, in *instance, a *agent.Agent) {
+	if !in.beatDue(a) {
+		return
+	}
+	if err := a.Beat(ctx); err != nil && ctx.Err() == nil {
+		h.log.Debug("guest agent", "vm", in.id, "err", err)
+		h.loop.Enqueue(in.id)
+	}
+}
+
+// restAgent lets its silence count from now on: the guest stood still.
+func (in *instance) restAgent() {
+	if a := in.knownAgent(); a != nil {
+		a.Rest()
 	}
 }
 

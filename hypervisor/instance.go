@@ -67,6 +67,9 @@ type instance struct {
 	peer atomic.Int64
 	// rooted: it runs as the daemon's own user although others have their own.
 	rooted atomic.Bool
+	// beat is after how many nanoseconds without an answer the guest agent counts
+	// as silent; 0: never.
+	beat atomic.Int64
 
 	awaited    time.Time // when the guest of a post-copy was first due here,
 	awaitedPID int       // in this process
@@ -81,6 +84,7 @@ type instance struct {
 	panicked bool
 	// panickedAt is when its kernel said so last.
 	panickedAt time.Time
+	befell     befallen
 	viewers    int           // of the screen
 	shot       chan struct{} // holds a token while a screenshot is taken
 	stale      bool          // QEMU's devices changed by themselves
@@ -191,6 +195,7 @@ func (in *instance) begin(pid int, now time.Time) {
 	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince, in.memorySaid = false, false, nil, time.Time{}, time.Time{}, memorySaid{}
 	in.mu.Lock()
 	in.shutdown, in.panicked, in.panickedAt, in.followed = nil, false, time.Time{}, nil
+	in.befell = befallen{}
 	in.mu.Unlock()
 }
 
@@ -250,6 +255,9 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 			}
 			return
 		}
+		in.mu.Lock()
+		in.befell.noteEvent(e.Event, h.cfg.Now())
+		in.mu.Unlock()
 		switch e.Event {
 		case "SHUTDOWN":
 			guest, _ := e.Data["guest"].(bool)
@@ -265,6 +273,7 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 			in.mu.Lock()
 			in.panicked = false
 			in.mu.Unlock()
+			in.restAgent()
 		case "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEMORY_DEVICE_SIZE_CHANGE", "DEVICE_TRAY_MOVED":
 			in.mu.Lock()
 			in.stale = true
@@ -272,7 +281,9 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 		case "VSERPORT_CHANGE":
 			h.portChanged(in, e.Data)
 			continue
-		case "STOP", "RESUME", "POWERDOWN", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP", "MIGRATION":
+		case "RESUME", "WAKEUP":
+			in.restAgent()
+		case "STOP", "POWERDOWN", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND", "MIGRATION":
 		default:
 			continue // nothing that the status shows
 		}

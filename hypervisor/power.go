@@ -22,6 +22,7 @@ const (
 	runPrelaunch = "prelaunch"
 	runSuspended = "suspended"
 	runShutdown  = "shutdown"
+	runWatchdog  = "watchdog"
 	runIOError   = "io-error"
 	// The guest stands still for its last memory; it has been handed over; it is
 	// expected.
@@ -92,6 +93,9 @@ func (s *step) up(ctx context.Context) error {
 	}
 	if err := console.Trim(s.h.pathsOf(s.vm.Meta.ID).serialLog); err != nil {
 		s.h.log.Warn("the serial log cannot be trimmed", "vm", s.vm.Meta.ID, "err", err)
+	}
+	if err := s.care(ctx, state); err != nil {
+		return s.unreachable(ctx, err)
 	}
 	return nil
 }
@@ -180,7 +184,7 @@ func (s *step) steer(ctx context.Context, state string) (string, error) {
 		}
 	case api.PowerRunning:
 		switch {
-		case state == runPaused, state == runPrelaunch:
+		case state == runPaused, state == runPrelaunch, state == runWatchdog && s.leftPaused():
 			cmd = "cont"
 		case state == runIOError && s.now.Sub(s.in.ioRetryAt) >= IORetry:
 			s.in.ioRetryAt = s.now

@@ -61,7 +61,7 @@ func (s *step) down(ctx context.Context) error {
 
 // start begins QEMU, or says what it waits for.
 func (s *step) start(ctx context.Context) error {
-	if wait := s.in.notBefore.Sub(s.now); wait > 0 {
+	if wait := max(s.in.notBefore.Sub(s.now), s.restartDue()); wait > 0 {
 		s.result.After = wait
 		return nil
 	}

@@ -257,6 +257,7 @@ func (s *step) ended() {
 
 // conditions keeps the times of those that were there before.
 func (s *step) conditions() {
+	s.recall()
 	var out []api.Condition
 	for _, c := range s.problems {
 		if old, ok := api.FindCondition(s.vm.Status.Conditions, c.Type); ok {

@@ -237,5 +237,6 @@ func (s *Service) knowVM(l *vmLook) {
 		ID: l.id, Name: m.Name, Project: m.Project, Node: st.Node, Message: st.Message, Phase: st.Phase, Crashes: st.Crashes,
 		CrashedAt: l.mark.CrashedAt, MovedFrom: l.mark.MovedFrom, MovedFromID: l.mark.MovedFromID,
 		MovedLoss: l.mark.MovedLoss, Recovering: l.mark.Recovering,
+		GaveUp: st.Restarts != nil && st.Restarts.Left == api.LeftGaveUp,
 	}
 }

@@ -365,7 +365,7 @@ func (e *evacuation) rebind(ctx context.Context, g *guest) error {
 	}
 	vm.Status = api.VMStatus{
 		ObservedGeneration: vm.Status.ObservedGeneration, RebootsDone: vm.Status.RebootsDone,
-		Phase: vm.Status.Phase, Node: name, Epoch: b.Spec.Epoch,
+		Phase: vm.Status.Phase, Node: name, Epoch: b.Spec.Epoch, Restarts: vm.Status.Restarts,
 	}
 	if err := configdb.VMs.UpdateStatus(v, tx, &vm); err != nil {
 		return err

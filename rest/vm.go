@@ -108,6 +108,9 @@ func (r *vmResource) change(c *change, old, want *api.VM) (*effect, error) {
 	if err := c.changeMachine(st, old, want); err != nil {
 		return nil, err
 	}
+	if err := c.checkRecovery(old, &st.vm); err != nil {
+		return nil, err
+	}
 	changed = changed || len(machineChanges(&old.Spec, &st.vm.Spec)) > 0
 	if err := sealCloudInit(&st.vm, old); err != nil {
 		return nil, err

@@ -65,6 +65,9 @@ func (r *vmResource) build(c *change, vm *api.VM, volumes []newVolume, only stri
 	}
 	volumes = append(volumes, state...)
 	vm.Spec.AssignSlots(nil)
+	if err := c.checkRecovery(&api.VM{}, vm); err != nil {
+		return nil, err
+	}
 	nodeID, node, err := c.placeNew(vm, volumes, only)
 	if err != nil {
 		return nil, err

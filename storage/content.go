@@ -86,5 +86,5 @@ func (s *Service) ResolveImage(v *configdb.View, project, name string) (path, fo
 	if err := s.poolUsable(v, pool); err != nil {
 		return "", "", fmt.Errorf("image %q: %w", img.Meta.Name, err)
 	}
-	return imagePath(s.poolPath(pool), img.Meta.ID, img.Status.Format), img.Status.Format, nil
+	return s.driver(pool).imagePath(img.Meta.ID, img.Status.Format), img.Status.Format, nil
 }

@@ -123,7 +123,7 @@ func (s *Service) roomFor(ctx context.Context, lp, from *localPool, path string)
 	if err != nil {
 		return diskError(from, "look at the volume", err)
 	}
-	if free, err := s.freeSpace(ctx, lp); err == nil && free < takes {
+	if free, err := s.driverIn(lp).free(ctx); err == nil && free < takes {
 		return fullError(lp)
 	}
 	return nil

@@ -6,11 +6,9 @@ package storage
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
-	"github.com/muster-vm/muster/internal/access"
 )
 
 // Grant makes a volume's file, which Resolve found, that of one user and lets his
@@ -28,18 +26,7 @@ func (s *Service) Grant(ctx context.Context, v *configdb.View, project, name str
 	if err != nil {
 		return fmt.Errorf("volume %q: %w", vol.Meta.Name, err)
 	}
-	lp := s.local(pool)
-	path := volumePath(lp.path, vol.Meta.ID)
-	err = lp.work.do(ctx, callDeadline, func() error {
-		changed, err := access.OpenWay(filepath.Dir(path), readers)
-		if len(changed) > 0 {
-			s.log.Info("the VMs' group may search directories on the way to a pool", "pool", pool.Meta.Name, "group", readers, "directories", changed)
-		}
-		if err != nil {
-			return err
-		}
-		return access.Give(path, uid, gid, volumeMode)
-	})
+	err = s.driver(pool).grantVolume(ctx, vol.Meta.ID, uid, gid, readers)
 	if err != nil {
 		return api.Errorf(api.CodeRefused, "volume %q cannot be opened by its vm: %w", vol.Meta.Name, err)
 	}
@@ -48,8 +35,7 @@ func (s *Service) Grant(ctx context.Context, v *configdb.View, project, name str
 
 // GrantImage lets a group reach an image's file.
 func (s *Service) GrantImage(ctx context.Context, v *configdb.View, project, name string, readers int) error {
-	path, _, err := s.ResolveImage(v, project, name)
-	if err != nil {
+	if _, _, err := s.ResolveImage(v, project, name); err != nil {
 		return err
 	}
 	img, err := configdb.Images.Find(v, project, name)
@@ -60,10 +46,7 @@ func (s *Service) GrantImage(ctx context.Context, v *configdb.View, project, nam
 	if err != nil {
 		return err
 	}
-	err = lp.work.do(ctx, callDeadline, func() error {
-		_, err := access.OpenWay(filepath.Dir(path), readers)
-		return err
-	})
+	err = s.driverIn(lp).grantImage(ctx, img.Meta.ID, img.Status.Format, readers)
 	if err != nil {
 		return api.Errorf(api.CodeRefused, "image %q cannot be opened by the vm: %w", name, err)
 	}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -29,8 +28,8 @@ func (s *Service) grow(ctx context.Context, v *configdb.View, vol api.Volume) (r
 	if err != nil {
 		return reconcile.Result{After: retryPool}, s.growing(ctx, id, err.Error())
 	}
-	path := volumePath(lp.path, id)
-	have, err := s.grown(ctx, v, lp, &vol)
+	d := s.driverIn(lp)
+	have, err := d.volumeSize(ctx, v, &vol)
 	if err != nil {
 		return reconcile.Result{After: retryPool}, errors.Join(s.growing(ctx, id, diskError(lp, "enlarge the volume", err).Error()), context.Cause(ctx))
 	}
@@ -38,8 +37,7 @@ func (s *Service) grow(ctx context.Context, v *configdb.View, vol api.Volume) (r
 		return reconcile.Result{After: growLook}, s.growing(ctx, id, "its vm enlarges it")
 	}
 	if have < want {
-		err := s.tool(ctx, lp, createDeadline, func(ctx context.Context) error { return s.img.grow(ctx, path, want) })
-		if err != nil {
+		if err := d.growVolume(ctx, id, want); err != nil {
 			return reconcile.Result{After: retryPool}, errors.Join(s.growing(ctx, id, diskError(lp, "enlarge the volume", err).Error()), context.Cause(ctx))
 		}
 		have = want
@@ -49,23 +47,6 @@ func (s *Service) grow(ctx context.Context, v *configdb.View, vol api.Volume) (r
 		now.Status.Size, now.Status.Message = api.Size(have), ""
 		return nil
 	}))
-}
-
-// grown is the size of a volume, as its header has it. That is read here: qemu-img
-// would open what else the header names, and a QEMU may have written it.
-func (s *Service) grown(ctx context.Context, v *configdb.View, lp *localPool, vol *api.Volume) (int64, error) {
-	path := volumePath(lp.path, vol.Meta.ID)
-	if _, err := s.honest(ctx, v, lp, path, vol.Meta.Project, vol.Meta.Name); err != nil {
-		return 0, err
-	}
-	return call(ctx, lp.work, callDeadline, func() (int64, error) {
-		f, err := os.Open(path)
-		if err != nil {
-			return 0, err
-		}
-		defer f.Close()
-		return sizeIn(f)
-	})
 }
 
 // growing says why a volume is not as large as wished yet.

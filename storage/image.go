@@ -204,7 +204,7 @@ func (s *Service) importPath(ctx context.Context, pool api.Pool, lp *localPool, 
 		return s.imageFailed(ctx, img.Meta.ID, err)
 	}
 	defer src.Close()
-	if free, err := s.freeSpace(ctx, lp); err == nil && free < size {
+	if free, err := s.driverIn(lp).free(ctx); err == nil && free < size {
 		return s.imageFailed(ctx, img.Meta.ID, fullError(lp))
 	}
 	if _, err := s.setImage(ctx, img.Meta.ID, func(i *api.Image) error {
@@ -295,7 +295,7 @@ func (s *Service) deleteImage(ctx context.Context, v *configdb.View, img api.Ima
 		if err := s.imageDeleting(ctx, img.Meta.ID, ""); err != nil {
 			return reconcile.Result{}, err
 		}
-		if err := s.removeImageFiles(ctx, lp, img.Meta.ID); err != nil {
+		if err := s.driverIn(lp).removeImage(ctx, img.Meta.ID); err != nil {
 			return reconcile.Result{}, diskError(lp, "remove the image's file", err)
 		}
 	}
@@ -347,19 +347,6 @@ func (s *Service) imageDeleting(ctx context.Context, id, why string) error {
 		return configdb.Images.UpdateStatus(v, tx, &img)
 	})
 	return ignore(err)
-}
-
-func (s *Service) removeImageFiles(ctx context.Context, lp *localPool, id string) error {
-	return lp.work.do(ctx, callDeadline, func() error {
-		return errors.Join(remove(imagePath(lp.path, id, formatQcow2)), remove(imagePath(lp.path, id, formatRaw)))
-	})
-}
-
-func (s *Service) freeSpace(ctx context.Context, lp *localPool) (int64, error) {
-	return call(ctx, lp.work, callDeadline, func() (int64, error) {
-		_, sp, err := statRoot(lp.path)
-		return int64(sp.free), err
-	})
 }
 
 // laneReader reads a file that may be on a hung file system.

@@ -121,7 +121,7 @@ func (m *mover) rebind(v *configdb.View, tx *configdb.Txn) error {
 		return err
 	}
 	vm.Status = api.VMStatus{
-		ObservedGeneration: s.ObservedGeneration, RebootsDone: s.RebootsDone, Phase: s.Phase, Node: b.Spec.Node, Epoch: b.Spec.Epoch, Message: s.Message,
+		ObservedGeneration: s.ObservedGeneration, RebootsDone: s.RebootsDone, Phase: s.Phase, Node: b.Spec.Node, Epoch: b.Spec.Epoch, Message: s.Message, Restarts: s.Restarts,
 	}
 	return configdb.VMs.UpdateStatus(v, tx, &vm)
 }

@@ -268,7 +268,7 @@ func (s *Service) sweepCopy(ctx context.Context, v *configdb.View, pool api.Pool
 	path := volumePath(lp.path, id)
 	if err != nil || vol.Spec.Pool != pool.Meta.Name || pool.Spec.Type == api.PoolDir && vol.Spec.Node != s.cfg.NodeName {
 		s.log.Info("a copy of a volume that is elsewhere is removed", "volume", id, "pool", lp.name)
-		if err := s.removeVolumeFile(ctx, lp, id); err != nil {
+		if err := s.driverIn(lp).removeVolume(ctx, id); err != nil {
 			return diskError(lp, "remove a volume's copy", err)
 		}
 	}

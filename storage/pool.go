@@ -5,7 +5,6 @@ package storage
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
@@ -35,6 +34,10 @@ const (
 type localPool struct {
 	id, name, what, path string
 	check, work          *lane
+
+	// Under the lock of the service: made anew when the pool's definition changes.
+	driver   driver
+	revision uint64
 
 	mu      sync.Mutex
 	checked bool // a check of this process succeeded and found it ready
@@ -177,8 +180,7 @@ func (s *Service) forgetPool(ctx context.Context, v *configdb.View, id string) e
 	delete(s.pools, id)
 	s.mu.Unlock()
 	if lp != nil {
-		err := lp.check.do(ctx, checkDeadline, func() error { return leavePool(lp.path, lp.id, s.cfg.NodeID) })
-		if err != nil {
+		if err := s.driverIn(lp).leave(ctx); err != nil {
 			s.log.Warn("pool was deleted but its marker stays", "pool", lp.name, "path", lp.path, "err", err)
 		}
 	}
@@ -193,47 +195,17 @@ func (s *Service) forgetPool(ctx context.Context, v *configdb.View, id string) e
 	return err
 }
 
-// checkPool looks at the directory and decides. Whatever is wrong with the
-// directory is a verdict, not an error.
+// checkPool looks at the pool and decides. Whatever is wrong with it is a verdict,
+// not an error.
 func (s *Service) checkPool(ctx context.Context, v *configdb.View, pool api.Pool, lp *localPool) (verdict, error) {
 	st, _, err := s.stateOf(v, pool.Meta.ID)
-	if err != nil {
-		return verdict{}, err
-	}
-	others, err := s.otherStates(v, pool.Meta.ID)
 	if err != nil {
 		return verdict{}, err
 	}
 	if lp.check.busy() {
 		return verdict{reason: lp.check.hung(checkDeadline).Error(), again: checkInterval}, nil
 	}
-	look := look{
-		path: lp.path, poolID: lp.id, nodeID: s.cfg.NodeID, clean: !lp.cleaned,
-		create: pool.Spec.Type == api.PoolDir, shared: pool.Spec.Type == api.PoolShared,
-		established: st.Status.Stamp != "",
-	}
-	for _, o := range others {
-		if look.shared {
-			look.established = look.established || o.stamp != ""
-			look.others = append(look.others, o)
-		}
-	}
-	seen, err := call(ctx, lp.check, checkDeadline, look.run)
-	if ctx.Err() != nil {
-		return verdict{}, context.Cause(ctx)
-	}
-	if err != nil {
-		return verdict{reason: err.Error(), again: checkInterval}, nil
-	}
-	lp.cleaned = true
-	if !look.shared {
-		got := verdict{ready: true, space: seen.space, again: checkInterval}
-		if st.Status.Stamp == "" {
-			got.stamp = rand.Text() // says from now on that the marker must be there
-		}
-		return got, nil
-	}
-	return s.checkShared(ctx, lp, st, look, seen)
+	return s.driver(pool).check(ctx, v, &pool, st)
 }
 
 // other is the state of the same pool on another member.

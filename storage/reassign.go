@@ -98,7 +98,7 @@ func (p *pass) pinned(i *api.Image) bool {
 		return false
 	}
 	vol, err := configdb.Volumes.Find(p.v, i.Meta.Project, i.Spec.SourceVolume)
-	return err != nil || p.pools[vol.Spec.Pool].Spec.Type != api.PoolShared
+	return err != nil || !p.shared(vol.Spec.Pool)
 }
 
 // next decides about one object: another node, or that it can only be dropped.
@@ -111,7 +111,7 @@ func (p *pass) next(m api.Meta, poolName, nodeName string, work bool) (to string
 	if member && node.Status.Phase != api.NodeLost {
 		return "", false
 	}
-	if pool.Spec.Type != api.PoolShared {
+	if !pool.Spec.Shared() {
 		unused := p.v.Empty(configdb.Volumes.RefPrefix(m.ID)) && p.v.Empty(configdb.Images.RefPrefix(m.ID))
 		return "", !member && nodeName != "" && m.Deleting() && unused
 	}
@@ -167,4 +167,9 @@ func (p *pass) dropStates(ctx context.Context, db configdb.DB) error {
 		}))
 	}
 	return errors.Join(errs...)
+}
+
+func (p *pass) shared(pool string) bool {
+	o, ok := p.pools[pool]
+	return ok && o.Spec.Shared()
 }

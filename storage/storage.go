@@ -254,7 +254,7 @@ func (s *Service) Resolve(v *configdb.View, project, name string) (path, format 
 	if err := s.poolUsable(v, pool); err != nil {
 		return "", "", fmt.Errorf("volume %q: %w", vol.Meta.Name, err)
 	}
-	return volumePath(s.poolPath(pool), vol.Meta.ID), vol.Status.Format, nil
+	return s.driver(pool).volumePath(vol.Meta.ID), vol.Status.Format, nil
 }
 
 func (s *Service) poolPath(pool api.Pool) string {
@@ -266,12 +266,6 @@ func (s *Service) poolPath(pool api.Pool) string {
 	}
 	return pool.Spec.Path
 }
-
-// backingRef is the image as a volume's header names it: relative, so that a
-// shared pool may be mounted elsewhere, and valid from volumes/ and tmp/ alike.
-func backingRef(id, format string) string      { return "../images/" + id + "." + format }
-func imagePath(root, id, format string) string { return filepath.Join(root, "images", id+"."+format) }
-func volumePath(root, id string) string        { return filepath.Join(root, "volumes", id+".qcow2") }
 
 // readyPool returns the pool by name if it is ready here.
 func (s *Service) readyPool(v *configdb.View, name string) (api.Pool, *localPool, error) {
@@ -299,7 +293,25 @@ func (s *Service) local(pool api.Pool) *localPool {
 		}
 		s.pools[pool.Meta.ID] = lp
 	}
+	if lp.driver == nil || pool.Meta.Revision > lp.revision {
+		lp.driver, lp.revision = s.driverOf(&pool, lp), pool.Meta.Revision
+	}
 	return lp
+}
+
+// driver is that of a pool as it was last seen.
+func (s *Service) driver(pool api.Pool) driver {
+	lp := s.local(pool)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return lp.driver
+}
+
+// driverIn is driver for a pool that local has returned.
+func (s *Service) driverIn(lp *localPool) driver {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return lp.driver
 }
 
 // nodePhase returns the phase of a node by name; ok is false if it is no

@@ -92,7 +92,7 @@ func (s *Service) beginUpload(ctx context.Context, id string, length int64, sum 
 	if err != nil {
 		return img, nil, err
 	}
-	if free, err := s.freeSpace(ctx, lp); err == nil && free < length {
+	if free, err := s.driverIn(lp).free(ctx); err == nil && free < length {
 		return img, nil, s.uploadFailed(ctx, img, fullError(lp))
 	}
 	return img, lp, nil
@@ -190,7 +190,7 @@ func (s *Service) makeImage(ctx context.Context, lp *localPool, id string, fill 
 	if err != nil {
 		return api.Image{}, err
 	}
-	size, err := s.placeImage(ctx, lp, id, found)
+	found, size, err := s.driverIn(lp).placeImage(ctx, id, found)
 	if err != nil {
 		return api.Image{}, diskError(lp, "put the image in place", err)
 	}
@@ -206,7 +206,7 @@ func (s *Service) makeImage(ctx context.Context, lp *localPool, id string, fill 
 	})
 	if api.CodeOf(err) == api.CodeNotFound && err != nil {
 		// Deleted meanwhile, by an executor that found no file yet.
-		err = errors.Join(err, s.removeImageFiles(wctx, lp, id))
+		err = errors.Join(err, s.driverIn(lp).removeImage(wctx, id))
 	}
 	return img, err
 }
@@ -348,29 +348,6 @@ func (s *Service) progress(ctx context.Context, id string, pct int) error {
 		return nil
 	})
 	return err
-}
-
-// placeImage makes the file read-only and gives it its final name. A file of
-// that name is from an attempt whose report was lost: nothing can use it,
-// since the image was never ready, so it makes room.
-func (s *Service) placeImage(ctx context.Context, lp *localPool, id string, found inspected) (int64, error) {
-	if err := s.removeImageFiles(ctx, lp, id); err != nil {
-		return 0, err
-	}
-	final := imagePath(lp.path, id, found.format)
-	return call(ctx, lp.work, createDeadline, func() (int64, error) {
-		if err := os.Chmod(found.path, 0o444); err != nil {
-			return 0, err
-		}
-		if err := syncFile(found.path); err != nil {
-			return 0, err
-		}
-		var st syscall.Stat_t
-		if err := syscall.Stat(found.path, &st); err != nil {
-			return 0, err
-		}
-		return st.Blocks * 512, placeFile(found.path, final)
-	})
 }
 
 // syncFile flushes what another process wrote.

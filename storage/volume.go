@@ -6,9 +6,6 @@ package storage
 import (
 	"context"
 	"errors"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -110,7 +107,7 @@ func (s *Service) reconcileVolume(ctx context.Context, id string) (reconcile.Res
 	if err != nil {
 		return reconcile.Result{}, s.volumeFailed(ctx, id, err, false)
 	}
-	if err := s.makeVolume(ctx, lp, id, plan); err != nil {
+	if err := s.driverIn(lp).createVolume(ctx, id, plan); err != nil {
 		if ctx.Err() != nil {
 			return reconcile.Result{}, context.Cause(ctx)
 		}
@@ -127,6 +124,7 @@ func (s *Service) reconcileVolume(ctx context.Context, id string) (reconcile.Res
 type volumePlan struct {
 	content                api.VolumeContent
 	size                   int64
+	image                  string // ID of the one that it is a clone of
 	backing, backingFormat string
 	source                 *copySource // nil: nothing to copy
 }
@@ -176,77 +174,20 @@ func (s *Service) plan(v *configdb.View, pool api.Pool, vol api.Volume) (volumeP
 	if p.size < int64(img.Status.VirtualSize) {
 		return p, api.Invalid("spec.size", "is %s, less than the %s of image %q; give at least that much", api.Size(p.size), img.Status.VirtualSize, name)
 	}
-	p.backing, p.backingFormat = backingRef(img.Meta.ID, img.Status.Format), img.Status.Format
+	p.image, p.backing, p.backingFormat = img.Meta.ID, backingRef(img.Meta.ID, img.Status.Format), img.Status.Format
 	return p, nil
-}
-
-// makeVolume creates the file, or finds the one that an earlier attempt made.
-func (s *Service) makeVolume(ctx context.Context, lp *localPool, id string, p volumePlan) error {
-	final := volumePath(lp.path, id)
-	exists, err := call(ctx, lp.work, callDeadline, func() (bool, error) {
-		_, err := os.Lstat(final)
-		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil
-		}
-		return err == nil, err
-	})
-	if err != nil {
-		return err
-	}
-	if exists {
-		return s.adoptVolume(ctx, lp, final, p)
-	}
-	tmp := s.tmpFile(lp, id)
-	defer s.discard(lp, tmp)
-	if p.source != nil {
-		err = s.copyInto(ctx, id, tmp, p)
-	} else {
-		err = s.tool(ctx, lp, createDeadline, func(ctx context.Context) error { return s.fill(ctx, tmp, p) })
-	}
-	if err != nil {
-		return err
-	}
-	err = lp.work.do(ctx, createDeadline, func() error {
-		if err := os.Chmod(tmp, 0o600); err != nil {
-			return err
-		}
-		if err := syncFile(tmp); err != nil {
-			return err
-		}
-		return placeFile(tmp, final)
-	})
-	if errors.Is(err, fs.ErrExist) {
-		return s.adoptVolume(ctx, lp, final, p) // another executor was faster
-	}
-	return err
-}
-
-// adoptVolume accepts a file of the volume's name only if it is what the plan
-// would make. The volume was never ready, so no guest has written to it.
-func (s *Service) adoptVolume(ctx context.Context, lp *localPool, path string, p volumePlan) error {
-	info, err := call(ctx, lp.work, infoDeadline+callDeadline, func() (*imageInfo, error) {
-		return s.img.info(ctx, path, p.format())
-	})
-	var exit *exitError
-	if err != nil && !errors.As(err, &exit) {
-		return err
-	}
-	if err != nil || info.VirtualSize != p.size || info.Backing != p.backing {
-		return api.Errorf(api.CodeRefused, "%s is there already and is not what this volume should be; move it away", path)
-	}
-	return nil
 }
 
 func (s *Service) volumeReady(ctx context.Context, lp *localPool, id string, p volumePlan) error {
 	err := s.setVolume(ctx, id, func(vol *api.Volume) error {
 		vol.Status.Phase, vol.Status.Message = api.StorageReady, ""
-		vol.Status.Format, vol.Status.Size, vol.Status.Progress = p.format(), api.Size(p.size), 0
+		vol.Status.Format, vol.Status.Size, vol.Status.Progress = s.driverIn(lp).volumeFormat(p), api.Size(p.size), 0
 		vol.Status.Conditions = api.SetCondition(vol.Status.Conditions, success(), s.cfg.Now())
 		return nil
 	})
 	if api.CodeOf(err) == api.CodeNotFound && err != nil {
 		// Deleted meanwhile, by an executor that found no file yet.
-		return s.removeVolumeFile(ctx, lp, id)
+		return s.driverIn(lp).removeVolume(ctx, id)
 	}
 	return ignore(err)
 }
@@ -324,7 +265,7 @@ func (s *Service) deleteVolume(ctx context.Context, v *configdb.View, vol api.Vo
 		if err := s.volumeDeleting(ctx, id, ""); err != nil {
 			return reconcile.Result{}, err
 		}
-		if err := s.removeVolumeFile(ctx, lp, id); err != nil {
+		if err := s.driverIn(lp).removeVolume(ctx, id); err != nil {
 			return reconcile.Result{}, diskError(lp, "remove the volume's file", err)
 		}
 	}
@@ -367,14 +308,4 @@ func (s *Service) volumeDeleting(ctx context.Context, id, why string) error {
 		return configdb.Volumes.UpdateStatus(v, tx, &vol)
 	})
 	return ignore(err)
-}
-
-func (s *Service) removeVolumeFile(ctx context.Context, lp *localPool, id string) error {
-	return lp.work.do(ctx, callDeadline, func() error {
-		path := volumePath(lp.path, id)
-		if err := remove(path); err != nil {
-			return err
-		}
-		return syncDir(filepath.Dir(path))
-	})
 }

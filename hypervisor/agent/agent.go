@@ -65,6 +65,9 @@ type Agent struct {
 	known    api.GuestAgent
 	checked  time.Time // the last attempt to learn something
 	failures int
+	heard    time.Time // the last answer on the channel that is open now
+	missed   int       // questions without an answer since then
+	asked    time.Time // the last attempt to ask anything
 	thawsAt  time.Time // not zero while frozen through here
 	timer    *time.Timer
 	closed   bool
@@ -93,6 +96,7 @@ func (a *Agent) SetOpen(open bool) {
 		return
 	}
 	a.open, a.failures, a.checked = open, 0, time.Time{}
+	a.heard, a.missed = time.Time{}, 0
 	if !open {
 		a.known = api.GuestAgent{}
 		a.stopTimer() // a reset guest is thawed; any other is found frozen at the next look
@@ -202,8 +206,10 @@ func (a *Agent) session(ctx context.Context, f func(ctx context.Context, c *conn
 	}
 	if err := a.ready(ctx); err != nil {
 		a.drop()
+		a.hear(ctx.Err() != nil, false)
 		return a.failed(err)
 	}
+	a.hear(false, true)
 	err := f(ctx, a.conn)
 	var refused *CommandError
 	if err != nil && !asCommand(err, &refused) {

@@ -105,9 +105,13 @@ var flagWords = map[string][]string{
 	"ha":          {string(api.HANone), string(api.HARestart)},
 	"admission":   {string(api.AdmissionOff), string(api.AdmissionWarn), string(api.AdmissionRefuse)},
 	"ha-priority": {string(api.PriorityHighest), string(api.PriorityHigh), string(api.PriorityMedium), string(api.PriorityLow), string(api.PriorityLowest)},
+	"on-crash":    {string(api.EndRestart), string(api.EndStop)},
+	"on-panic":    endWords, "on-watchdog": endWords, "on-agent-silence": endWords,
 	"accelerator": {string(api.AccelAuto), string(api.AccelKVM), string(api.AccelTCG)},
 	"type":        {string(api.PoolDir), string(api.PoolShared)},
 }
+
+var endWords = []string{string(api.EndIgnore), string(api.EndRestart), string(api.EndStop), string(api.EndPause)}
 
 // flagKinds are the flags that take the name of an object.
 var flagKinds = map[string]api.Kind{"pool": api.KindPool, "image": api.KindImage, "volume": api.KindVolume, "node": api.KindNode, "network": api.KindNetwork}

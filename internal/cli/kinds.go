@@ -252,7 +252,7 @@ func vmShow(s *sections, o *api.VM, now time.Time) {
 	if m := st.Memory; m != nil {
 		s.field("Memory now", strings.TrimSuffix(sizeOr(m.Target)+", "+m.Reason, ", "))
 	}
-	s.field("HA", haText(&o.Spec))
+	showRecovery(s, o, now)
 	showGuest(s, o)
 	if len(o.Spec.Disks) > 0 {
 		s.title("Disks")

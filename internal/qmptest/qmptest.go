@@ -329,6 +329,9 @@ func (q *QEMU) execute(cmd string) (reply string, after func()) {
 		q.setState("running")
 		q.emit("RESUME", "{}")
 	case "system_reset":
+		if q.state == "watchdog" {
+			q.setState("prelaunch")
+		}
 		q.emit("RESET", `{"guest": false, "reason": "host-qmp-system-reset"}`)
 	case "system_powerdown":
 		q.emit("POWERDOWN", "{}")

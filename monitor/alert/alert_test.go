@@ -303,6 +303,7 @@ func TestVMs(t *testing.T) {
 	}{
 		"running":              {VM{Phase: api.VMRunning}, Good, Good},
 		"failed":               {VM{Phase: api.VMFailed}, Bad, Good},
+		"restarted too often":  {VM{Phase: api.VMStopped, GaveUp: true}, Bad, Good},
 		"crashed a minute ago": {VM{Phase: api.VMRunning, Crashes: 1, CrashedAt: t0.Add(-time.Minute)}, Bad, Good},
 		"crashed an hour ago":  {VM{Phase: api.VMRunning, Crashes: 1, CrashedAt: t0.Add(-time.Hour)}, Good, Good},
 		"on its way":           {VM{Phase: api.VMStarting, Recovering: true}, Good, Bad},

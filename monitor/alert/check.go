@@ -197,6 +197,8 @@ func vmFailed(f Facts) []Verdict {
 		switch {
 		case vm.Phase == api.VMFailed:
 			v.State, v.Message = Bad, fmt.Sprintf("vm %s on node %s has failed: %s", vm.Name, vm.Node, vm.Message)
+		case vm.GaveUp:
+			v.State, v.Message = Bad, fmt.Sprintf("vm %s on node %s stays down: %s", vm.Name, vm.Node, vm.Message)
 		case !vm.CrashedAt.IsZero() && f.Now.Sub(vm.CrashedAt) < crashMemory:
 			v.State, v.Message = Bad, fmt.Sprintf("vm %s on node %s crashed and is %s again (%d crashes since its last start)", vm.Name, vm.Node, vm.Phase, vm.Crashes)
 		}

@@ -38,6 +38,8 @@ type VM struct {
 	Phase                            api.VMPhase
 	Crashes                          uint32
 	CrashedAt                        time.Time // last seen to crash, zero if never
+	// GaveUp: it was restarted too often and stays down.
+	GaveUp bool
 	// MovedFrom is the lost node that ha last took the VM from, and MovedLoss
 	// the loss (Node.LostAt) that it was taken for.
 	MovedFrom, MovedFromID string

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package storage
+
+import (
+	"context"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// Fencer locks hosts out of one pool, so that what a host still runs can neither read
+// nor write there, whatever the host itself believes. It is the storage guard: who has
+// fenced a host may start that host's VMs elsewhere, as far as their disks are in this
+// pool. DESIGN.md has the failure cases.
+//
+// All calls end by the context's deadline, or by one of their own if it has none; a
+// storage cluster that does not answer is an error, never a success.
+type Fencer interface {
+	// Addresses are the IP addresses under which the storage cluster sees this node:
+	// what must be fenced to lock this node out. Ask while the node is well, and keep
+	// the answer: once it is lost, nobody else knows.
+	Addresses(ctx context.Context) ([]string, error)
+	// Fence locks out all that comes from addrs, now and later, and waits until the
+	// storage cluster enforces it: from the return on, no write of theirs takes effect,
+	// also none that was on its way. Then it breaks the locks that fenced clients hold
+	// on volumes (their IDs). With owners it also locks out the single clients, and not
+	// their hosts, that hold a lock on one of the volumes or have it open for writing,
+	// from wherever: for a host whose addresses are not known, or have changed. To fence
+	// what is fenced already is no error, and a volume that does not exist is passed over.
+	Fence(ctx context.Context, addrs, volumes []string, owners bool) (Fenced, error)
+	// Unfence takes back what Fence did to addrs, and waits until that is in force. A
+	// QEMU that was fenced never recovers by that: it must have ended before.
+	Unfence(ctx context.Context, addrs []string) error
+	// Fenced reports whether all of addrs are locked out.
+	Fenced(ctx context.Context, addrs []string) (bool, error)
+}
+
+// Fenced is what Fence did.
+type Fenced struct {
+	// Epoch of the storage cluster's map (Ceph: the OSD map) from which on the hosts
+	// are locked out; it only grows.
+	Epoch uint64
+	// Owners are the clients that held locks on the volumes or had them open, as
+	// ADDRESS:PORT/NONCE, sorted.
+	Owners []string
+}
+
+// Fencer returns that of a pool by name or ID, which must be ready on this node. A pool
+// that cannot fence is refused (api.CodeUnsupported).
+func (s *Service) Fencer(v *configdb.View, poolName string) (Fencer, error) {
+	pool, _, err := s.readyPool(v, poolName)
+	if err != nil {
+		return nil, err
+	}
+	return nil, api.Errorf(api.CodeUnsupported, "pool %q is of type %s, which cannot lock out a host; only pools of type rbd can", pool.Meta.Name, pool.Spec.Type)
+}
