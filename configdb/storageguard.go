@@ -50,6 +50,35 @@ func GuardingPools(v *View, vm *api.VM) []string {
 	return slices.Sorted(maps.Keys(pools))
 }
 
+// FenceAddresses are the addresses by which a node is locked out of a pool. There are
+// none, with the reason, if the pool has not told, or another node has one of them, too.
+func FenceAddresses(v *View, nodeID, poolID string) ([]string, error) {
+	own, err := PoolStates.Get(v, poolID+"."+nodeID)
+	if err != nil && api.CodeOf(err) != api.CodeNotFound {
+		return nil, err
+	}
+	if err != nil || len(own.Status.Addresses) == 0 {
+		return nil, api.Errorf(api.CodeRefused, "it is not known under which addresses the pool sees the node")
+	}
+	nodes, err := Nodes.List(v)
+	if err != nil {
+		return nil, err
+	}
+	for i := range nodes {
+		n := &nodes[i]
+		other, err := PoolStates.Get(v, poolID+"."+n.Meta.ID)
+		if n.Meta.ID == nodeID || err != nil {
+			continue
+		}
+		for _, a := range own.Status.Addresses {
+			if slices.Contains(other.Status.Addresses, a) {
+				return nil, api.Errorf(api.CodeRefused, "the pool sees node %s under the same address %s, which would be locked out, too", n.Meta.Name, a)
+			}
+		}
+	}
+	return own.Status.Addresses, nil
+}
+
 // LockedOutOf returns a pool of the VM that a node is locked out of, or may be.
 func LockedOutOf(v *View, n *api.Node, vm *api.VM) (api.StorageFence, bool) {
 	if len(n.Status.StorageFences) == 0 {

@@ -136,15 +136,6 @@ func volumesIn(v *configdb.View, vmID, poolID string) []string {
 	return pools[poolID]
 }
 
-// addressesOf are those under which a pool has seen a node.
-func addressesOf(v *configdb.View, nodeID, poolID string) []string {
-	st, err := configdb.PoolStates.Get(v, poolID+"."+nodeID)
-	if err != nil {
-		return nil
-	}
-	return st.Status.Addresses
-}
-
 // lockOut is one attempt at all pools of a node.
 func (s *Service) lockOut(ctx context.Context, term uint64, t target) error {
 	fences, err := s.markLockOut(ctx, term, t)
@@ -181,7 +172,11 @@ func (s *Service) markLockOut(ctx context.Context, term uint64, t target) (fence
 			if err != nil {
 				return err
 			}
-			f := api.StorageFence{ID: api.NewID(), PoolID: poolID, Pool: pool.Meta.Name, Reason: t.reason, Term: term, BeganAt: time.Now().UTC(), Addresses: addressesOf(v, id, poolID)}
+			addresses, err := configdb.FenceAddresses(v, id, poolID)
+			if err != nil {
+				return fmt.Errorf("pool %s: %w", pool.Meta.Name, err)
+			}
+			f := api.StorageFence{ID: api.NewID(), PoolID: poolID, Pool: pool.Meta.Name, Reason: t.reason, Term: term, BeganAt: time.Now().UTC(), Addresses: addresses}
 			n.Status.StorageFences = slices.DeleteFunc(slices.Clone(n.Status.StorageFences), func(o api.StorageFence) bool { return o.PoolID == poolID })
 			n.Status.StorageFences = append(n.Status.StorageFences, f)
 			fences = append(fences, f)

@@ -50,6 +50,11 @@ func newPoolWorld(t *testing.T, seed uint64, vms int, off rule) *world {
 	pool := api.Pool{Meta: api.NewMeta(api.KindPool, "", "ceph"), Spec: api.PoolSpec{Type: "rbd"}}
 	pool.Meta.ID = w.pool.id
 	must(t, configdb.Pools.Create(tx, &pool))
+	for _, n := range w.nodes {
+		st := api.PoolState{Meta: api.NewMeta(api.KindPoolState, "", ""), Status: api.PoolStateStatus{Ready: true, Addresses: []string{fmt.Sprintf("10.0.0.%d", n.i)}}}
+		st.Meta.ID = w.pool.id + "." + n.id
+		must(t, configdb.PoolStates.CreateUnnamed(tx, &st))
+	}
 	for i := range vms {
 		if i%2 == 1 {
 			continue

@@ -30,8 +30,7 @@ func (s *step) guarding(protected bool) []string {
 		return nil
 	}
 	for _, id := range pools {
-		st, err := configdb.PoolStates.Get(s.v, id+"."+s.h.cfg.NodeID)
-		if err != nil || !st.Status.Ready || len(st.Status.Addresses) == 0 {
+		if _, err := configdb.FenceAddresses(s.v, s.h.cfg.NodeID, id); err != nil {
 			return nil
 		}
 	}
