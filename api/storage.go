@@ -17,10 +17,12 @@ type Pool = Object[PoolSpec, PoolStatus]
 type PoolType string
 
 // The pool types. A dir pool is one directory on each node, with that node's
-// own content; a shared pool is one directory that every node sees.
+// own content; a shared pool is one directory that every node sees; an rbd pool is in
+// a Ceph cluster that every node reaches.
 const (
 	PoolDir    PoolType = "dir"
 	PoolShared PoolType = "shared"
+	PoolRBD    PoolType = "rbd"
 )
 
 // LocalPool is the name of the dir pool that init creates.
@@ -28,14 +30,19 @@ const LocalPool = "local"
 
 // PoolSpec is the definition.
 type PoolSpec struct {
-	Type PoolType `json:"type" enum:"dir,shared"`
+	Type PoolType `json:"type" enum:"dir,shared,rbd"`
 	// Path is absolute and the same on every node. For the pool "local" it is
 	// empty, which means <data-dir>/pool.
 	Path string `json:"path,omitempty"`
+	// Ceph is for type rbd.
+	Ceph *CephSpec `json:"ceph,omitempty"`
 }
 
 // SetDefaults implements Spec.
 func (s *PoolSpec) SetDefaults() {
+	if s.Ceph != nil {
+		s.Ceph.setDefaults()
+	}
 	if s.Type == "" {
 		s.Type = PoolDir
 	}
@@ -45,8 +52,19 @@ func (s *PoolSpec) SetDefaults() {
 func (s *PoolSpec) Validate() error {
 	switch s.Type {
 	case PoolDir, PoolShared:
+		if s.Ceph != nil {
+			return Invalid("spec.ceph", "is for pools of type rbd; leave it out, or give that type")
+		}
+	case PoolRBD:
+		switch {
+		case s.Path != "":
+			return Invalid("spec.path", "is for pools of type dir and shared; a pool of type rbd is in a Ceph cluster and has none")
+		case s.Ceph == nil:
+			return Invalid("spec.ceph", "is missing; give pool, monitors, user and key of the Ceph cluster")
+		}
+		return s.Ceph.validate()
 	default:
-		return Invalid("spec.type", "is %q; give dir or shared", clip(string(s.Type)))
+		return Invalid("spec.type", "is %q; give dir, shared or rbd", clip(string(s.Type)))
 	}
 	if s.Path == "" {
 		if s.Type == PoolShared {

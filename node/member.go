@@ -121,7 +121,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	m.guard = newGuardLink(m.cfg, m.log.With("module", "guard"))
 	m.storage = storage.New(storage.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, DataDir: m.cfg.DataDir,
-		QemuImg: m.cfg.QEMUImg, Streams: volumeStreams{m}, Log: m.log.With("module", "storage"),
+		QemuImg: m.cfg.QEMUImg, Streams: volumeStreams{m}, OpenKey: sealer{m.info.clusterKey}.Open, Log: m.log.With("module", "storage"),
 	})
 	m.ha = ha.NewService(ha.ServiceConfig{
 		DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, NodeID: m.info.NodeID, NodeName: m.info.Node, Fencer: fencer{m}, Log: m.log.With("module", "ha"),
@@ -141,7 +141,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	}
 	m.hyper, err = hypervisor.New(hypervisor.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, RunDir: m.cfg.RunDir,
-		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, Ports: m.vswitch, Snapshots: m.storage, Streams: m, Copies: m.storage, QEMU: m.cfg.QEMU, Users: m.cfg.users(), Limits: findLimits(m.log), Log: m.log.With("module", "hypervisor"),
+		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, Ports: m.vswitch, Snapshots: m.storage, Keys: m.storage, Streams: m, Copies: m.storage, QEMU: m.cfg.QEMU, Users: m.cfg.users(), Limits: findLimits(m.log), Log: m.log.With("module", "hypervisor"),
 	})
 	if err != nil {
 		return err

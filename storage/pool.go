@@ -48,6 +48,11 @@ type localPool struct {
 	root     rootID    // of the directory when the stamp was written
 	since    time.Time // when the wait for confirmation began
 	badSince time.Time // when a ready pool first missed another's stamp
+
+	// Of pools of type rbd: the space as it was asked for last (since), and whether
+	// unfinished images were removed.
+	space space
+	swept bool
 }
 
 func (lp *localPool) usable() bool {

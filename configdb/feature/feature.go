@@ -34,12 +34,14 @@ const (
 	// Snapshots: snapshots, saved memory and clones of VMs. An older node would
 	// start a suspended VM from its disks, and a VM whose revert was interrupted.
 	Snapshots Feature = "snapshots"
+	// RBD: pools of type rbd. An older node would take one for a directory.
+	RBD Feature = "rbd"
 )
 
 // Level is the level that brings a feature.
 func (f Feature) Level() int {
 	switch f {
-	case Levels, History, Migration, Moves, Snapshots:
+	case Levels, History, Migration, Moves, Snapshots, RBD:
 		return 2
 	}
 	return math.MaxInt
