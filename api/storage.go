@@ -98,6 +98,8 @@ func validNode(name string) error {
 // PoolStatus is composed when a pool is read, from the PoolState of each node.
 type PoolStatus struct {
 	Nodes []PoolStateStatus `json:"nodes,omitempty"`
+	// Capabilities are what pools of this type can do.
+	Capabilities []PoolCapability `json:"capabilities,omitempty"`
 }
 
 // PoolState is one node's view of one pool; its ID is "<pool id>.<node id>".
@@ -306,3 +308,33 @@ type VolumeStatus struct {
 
 // Shared reports whether every node sees the same content of the pool.
 func (s *PoolSpec) Shared() bool { return s.Type != PoolDir }
+
+// PoolCapability is something that only some types of pools can do.
+type PoolCapability string
+
+// The capabilities.
+const (
+	// CapShared: every node sees the same content, so that VMs restart and migrate
+	// without a copy.
+	CapShared PoolCapability = "shared"
+	// CapSnapshots: VMs have snapshots, are suspended to disk, reverted and cloned.
+	CapSnapshots PoolCapability = "snapshots"
+	// CapMoves: volumes are moved to other pools and nodes.
+	CapMoves PoolCapability = "moves"
+	// CapTPM: the state of a TPM can be kept.
+	CapTPM PoolCapability = "tpm"
+	// CapFencing: the pool itself can lock out a host that is lost.
+	CapFencing PoolCapability = "fencing"
+)
+
+// Capabilities of the type. Linked clones of images and enlarging, also while the VM
+// runs, are what all can do.
+func (s *PoolSpec) Capabilities() []PoolCapability {
+	switch s.Type {
+	case PoolRBD:
+		return []PoolCapability{CapShared, CapFencing}
+	case PoolShared:
+		return []PoolCapability{CapShared, CapSnapshots, CapMoves, CapTPM}
+	}
+	return []PoolCapability{CapSnapshots, CapMoves, CapTPM}
+}
