@@ -133,7 +133,7 @@ func goldenObjects() goldens {
 			Status: VolumeStatus{ObservedGeneration: 3, Phase: StorageReady, Format: "qcow2", Size: GiB, Progress: 50, Message: "m", Conditions: cond},
 		},
 		pool: Pool{
-			Meta: goldenMeta(KindPool), Spec: PoolSpec{Type: PoolShared, Path: "/srv"}, Status: PoolStatus{Nodes: []PoolStateStatus{state}},
+			Meta: goldenMeta(KindPool), Spec: PoolSpec{Type: PoolShared, Path: "/srv", Ceph: &CephSpec{Pool: "vms", Namespace: "n", Monitors: []string{"10.0.0.1:3300"}, User: "muster", Key: "k", KeySet: true, SealedKey: []byte{1}}}, Status: PoolStatus{Nodes: []PoolStateStatus{state}, Capabilities: []PoolCapability{CapShared}},
 		},
 		poolState: PoolState{Meta: goldenMeta(KindPoolState), Spec: PoolStateSpec{PoolID: "p", NodeID: "n"}, Status: state},
 		task: Task{

@@ -17,10 +17,12 @@ type Pool = Object[PoolSpec, PoolStatus]
 type PoolType string
 
 // The pool types. A dir pool is one directory on each node, with that node's
-// own content; a shared pool is one directory that every node sees.
+// own content; a shared pool is one directory that every node sees; an rbd pool is in
+// a Ceph cluster that every node reaches.
 const (
 	PoolDir    PoolType = "dir"
 	PoolShared PoolType = "shared"
+	PoolRBD    PoolType = "rbd"
 )
 
 // LocalPool is the name of the dir pool that init creates.
@@ -28,14 +30,19 @@ const LocalPool = "local"
 
 // PoolSpec is the definition.
 type PoolSpec struct {
-	Type PoolType `json:"type" enum:"dir,shared"`
+	Type PoolType `json:"type" enum:"dir,shared,rbd"`
 	// Path is absolute and the same on every node. For the pool "local" it is
 	// empty, which means <data-dir>/pool.
 	Path string `json:"path,omitempty"`
+	// Ceph is for type rbd.
+	Ceph *CephSpec `json:"ceph,omitempty"`
 }
 
 // SetDefaults implements Spec.
 func (s *PoolSpec) SetDefaults() {
+	if s.Ceph != nil {
+		s.Ceph.setDefaults()
+	}
 	if s.Type == "" {
 		s.Type = PoolDir
 	}
@@ -45,8 +52,19 @@ func (s *PoolSpec) SetDefaults() {
 func (s *PoolSpec) Validate() error {
 	switch s.Type {
 	case PoolDir, PoolShared:
+		if s.Ceph != nil {
+			return Invalid("spec.ceph", "is for pools of type rbd; leave it out, or give that type")
+		}
+	case PoolRBD:
+		switch {
+		case s.Path != "":
+			return Invalid("spec.path", "is for pools of type dir and shared; a pool of type rbd is in a Ceph cluster and has none")
+		case s.Ceph == nil:
+			return Invalid("spec.ceph", "is missing; give pool, monitors, user and key of the Ceph cluster")
+		}
+		return s.Ceph.validate()
 	default:
-		return Invalid("spec.type", "is %q; give dir or shared", clip(string(s.Type)))
+		return Invalid("spec.type", "is %q; give dir, shared or rbd", clip(string(s.Type)))
 	}
 	if s.Path == "" {
 		if s.Type == PoolShared {
@@ -80,6 +98,8 @@ func validNode(name string) error {
 // PoolStatus is composed when a pool is read, from the PoolState of each node.
 type PoolStatus struct {
 	Nodes []PoolStateStatus `json:"nodes,omitempty"`
+	// Capabilities are what pools of this type can do.
+	Capabilities []PoolCapability `json:"capabilities,omitempty"`
 }
 
 // PoolState is one node's view of one pool; its ID is "<pool id>.<node id>".
@@ -103,6 +123,8 @@ type PoolStateStatus struct {
 	// Addresses under which a pool that can lock hosts out has seen this node since
 	// its host was booted, sorted.
 	Addresses []string `json:"addresses,omitempty"`
+	// HostBoot is the boot of the host that the addresses are of (boot_id of Linux).
+	HostBoot string `json:"hostBoot,omitempty"`
 	// Total and Free bytes of the file system, written in steps of at least
 	// 5 % so that an idle cluster writes nothing.
 	Total Size `json:"total,omitempty"`
@@ -291,3 +313,33 @@ type VolumeStatus struct {
 
 // Shared reports whether every node sees the same content of the pool.
 func (s *PoolSpec) Shared() bool { return s.Type != PoolDir }
+
+// PoolCapability is something that only some types of pools can do.
+type PoolCapability string
+
+// The capabilities.
+const (
+	// CapShared: every node sees the same content, so that VMs restart and migrate
+	// without a copy.
+	CapShared PoolCapability = "shared"
+	// CapSnapshots: VMs have snapshots, are suspended to disk, reverted and cloned.
+	CapSnapshots PoolCapability = "snapshots"
+	// CapMoves: volumes are moved to other pools and nodes.
+	CapMoves PoolCapability = "moves"
+	// CapTPM: the state of a TPM can be kept.
+	CapTPM PoolCapability = "tpm"
+	// CapFencing: the pool itself can lock out a host that is lost.
+	CapFencing PoolCapability = "fencing"
+)
+
+// Capabilities of the type. Linked clones of images and enlarging, also while the VM
+// runs, are what all can do.
+func (s *PoolSpec) Capabilities() []PoolCapability {
+	switch s.Type {
+	case PoolRBD:
+		return []PoolCapability{CapShared, CapFencing}
+	case PoolShared:
+		return []PoolCapability{CapShared, CapSnapshots, CapMoves, CapTPM}
+	}
+	return []PoolCapability{CapSnapshots, CapMoves, CapTPM}
+}

@@ -48,4 +48,4 @@ func (s *NodeStatus) LockedOut(pools []string) bool {
 }
 
 // LocksOut reports whether pools of the type can lock a host out.
-func (t PoolType) LocksOut() bool { return t == "rbd" }
+func (t PoolType) LocksOut() bool { return t == PoolRBD }

@@ -87,7 +87,7 @@ func (s *step) await(ctx context.Context, op *api.Operation, arr api.Arrival) er
 		return s.failArrival(ctx, arr, api.CodeInternal, err.Error())
 	}
 	p := s.h.pathsOf(s.vm.Meta.ID)
-	if err := errors.Join(s.prepare(p, user), s.noteHardware(p, hw)); err != nil {
+	if err := errors.Join(s.prepare(p, user), s.writeKeys(m.Keys()), s.noteHardware(p, hw)); err != nil {
 		return s.failArrival(ctx, arr, api.CodeInternal, err.Error())
 	}
 	if err := s.h.mark(s.vm.Meta.ID, op.Spec.TaskID); err != nil {

@@ -103,6 +103,9 @@ func (s *step) kernel(m *argv.Machine) error {
 		if err == nil && format != "raw" {
 			err = fmt.Errorf("image %q has the format %s; a kernel is a raw file", f.name, format)
 		}
+		if err == nil {
+			err = plainFile(fmt.Sprintf("image %q, a kernel or its initial RAM disk,", f.name), path)
+		}
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/hypervisor/qmp"
+	"github.com/muster-vm/muster/internal/rbdname"
 )
 
 // Times of QEMU's jobs.
@@ -205,7 +206,7 @@ func (d *diskSet) nodes(ctx context.Context, disks []api.SnapshotDisk) (map[stri
 			return nil, err
 		}
 		for _, b := range all {
-			if b.Inserted == nil || b.Inserted.File != path {
+			if b.Inserted == nil || !rbdname.Same(b.Inserted.File, path) {
 				continue
 			}
 			n := blockNode{name: b.Inserted.Node, driver: b.Inserted.Drv, tags: map[string]api.Size{}}
@@ -240,7 +241,7 @@ func (d *diskSet) names(ctx context.Context) ([]string, error) {
 }
 
 func errRaw(volume, format string) error {
-	return api.Errorf(api.CodeRefused, "volume %s has the format %s, and only qcow2 volumes have snapshots; detach it, or copy its content to a qcow2 volume", volume, format)
+	return api.Errorf(api.CodeRefused, "volume %s has the format %s, and only qcow2 volumes (those in pools of type dir and shared) have snapshots; detach it, or copy its content to a qcow2 volume", volume, format)
 }
 
 // jobError is how a job of QEMU ended.

@@ -186,6 +186,8 @@ type Config struct {
 	Guard   Guard
 	Lease   Lease
 	Volumes Volumes
+	// Keys may be nil: then VMs have no volumes in pools of type rbd.
+	Keys PoolKeys
 	// Ports may be nil: then VMs with network cards do not start.
 	Ports Ports
 	// Snapshots may be nil: then disks of stopped VMs have none.

@@ -13,6 +13,7 @@ import (
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/hypervisor/argv"
 	"github.com/muster-vm/muster/hypervisor/qmp"
+	"github.com/muster-vm/muster/internal/rbdname"
 )
 
 // disks brings the disks closer to the wish, slot by slot: first what is to go,
@@ -77,7 +78,7 @@ func (l *live) isDisk(ctx context.Context, slot int, d api.VMDisk) (bool, error)
 	if err := l.blockNodes(ctx); err != nil {
 		return false, err
 	}
-	return l.nodes[argv.FileNode(slot)] == path, nil
+	return rbdname.Same(l.nodes[argv.FileNode(slot)], path), nil
 }
 
 // removeDisk takes a disk out: the guest lets go, then its block nodes go, and
@@ -135,6 +136,9 @@ func (l *live) addDisk(ctx context.Context, slot int, d api.VMDisk) error {
 		return nil
 	}
 	if err := l.dropDisk(ctx, slot); err != nil { // of an attempt that was cut off
+		return err
+	}
+	if err := l.addKey(ctx, path); err != nil {
 		return err
 	}
 	disk := argv.Disk{Slot: slot, Path: path, Format: format, Options: d}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-vm/muster/hypervisor/argv"
 	"github.com/muster-vm/muster/hypervisor/qmp"
+	"github.com/muster-vm/muster/internal/rbdname"
 )
 
 // tray is what QEMU says of a CD-ROM drive (QAPI BlockInfo).
@@ -66,7 +67,7 @@ func (l *live) drive(ctx context.Context, n int) error {
 			return l.noImage(n, holds, err)
 		}
 	}
-	if holds == path {
+	if rbdname.Same(holds, path) {
 		return l.settleDrive(ctx, n, t, have != want)
 	}
 	if t.Inserted != nil {
@@ -122,7 +123,7 @@ func (l *live) noImage(n int, holds string, why error) error {
 // isImage reports whether a file is an image's.
 func (l *live) isImage(name, file string) bool {
 	path, _, err := l.s.h.cfg.Volumes.ResolveImage(l.s.v, l.s.vm.Meta.Project, name)
-	return name != "" && err == nil && path == file
+	return name != "" && err == nil && rbdname.Same(file, path)
 }
 
 // settleDrive ends a change of a drive that holds what is wished for. A tray that
@@ -197,6 +198,9 @@ func (l *live) insert(ctx context.Context, n int, c argv.CDROM) error {
 		return err
 	}
 	if open, err := l.openTray(ctx, n, t); err != nil || !open {
+		return err
+	}
+	if err := l.addKey(ctx, c.Path); err != nil {
 		return err
 	}
 	err = l.s.in.execute(ctx, "blockdev-add", c.FileOptions(n).Object(), nil)

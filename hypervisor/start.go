@@ -105,7 +105,7 @@ func (s *step) start(ctx context.Context) error {
 		return err
 	}
 	p := s.h.pathsOf(s.vm.Meta.ID)
-	if err := errors.Join(s.prepare(p, user), s.noteHardware(p, hw)); err != nil {
+	if err := errors.Join(s.prepare(p, user), s.writeKeys(m.Keys()), s.noteHardware(p, hw)); err != nil {
 		s.fail(err.Error())
 		return nil
 	}

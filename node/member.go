@@ -121,10 +121,10 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	m.guard = newGuardLink(m.cfg, m.log.With("module", "guard"))
 	m.storage = storage.New(storage.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, DataDir: m.cfg.DataDir,
-		QemuImg: m.cfg.QEMUImg, Streams: volumeStreams{m}, Log: m.log.With("module", "storage"),
+		QemuImg: m.cfg.QEMUImg, Streams: volumeStreams{m}, OpenKey: sealer{m.info.clusterKey}.Open, Log: m.log.With("module", "storage"),
 	})
 	m.ha = ha.NewService(ha.ServiceConfig{
-		DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, NodeID: m.info.NodeID, NodeName: m.info.Node, Fencer: fencer{m}, Log: m.log.With("module", "ha"),
+		DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, NodeID: m.info.NodeID, NodeName: m.info.Node, Fencer: fencer{m}, Storage: poolGuard{m}, Log: m.log.With("module", "ha"),
 	})
 	m.outlook = m.newOutlook()
 	m.keeper = ha.NewKeeper(ha.KeeperConfig{
@@ -141,7 +141,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	}
 	m.hyper, err = hypervisor.New(hypervisor.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, RunDir: m.cfg.RunDir,
-		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, Ports: m.vswitch, Snapshots: m.storage, Streams: m, Copies: m.storage, QEMU: m.cfg.QEMU, Users: m.cfg.users(), Limits: findLimits(m.log), Log: m.log.With("module", "hypervisor"),
+		Guard: vmGuard{m.guard}, Lease: m.keeper, Volumes: m.storage, Ports: m.vswitch, Snapshots: m.storage, Keys: m.storage, Streams: m, Copies: m.storage, QEMU: m.cfg.QEMU, Users: m.cfg.users(), Limits: findLimits(m.log), Log: m.log.With("module", "hypervisor"),
 	})
 	if err != nil {
 		return err
@@ -213,6 +213,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"lease":      m.keeper.Run,
 		"storage":    m.storage.Run,
 		"hypervisor": m.hyper.Run,
+		"takeback":   m.newTakeBack().Run,
 		"hostfacts":  m.hyper.Report,
 		"stream":     m.serveStreams,
 		"volumes":    m.serveVolumes,
@@ -233,6 +234,7 @@ func (m *member) services() map[string]func(context.Context) error {
 	if m.info.Role == api.RoleWitness {
 		delete(all, "storage")
 		delete(all, "hypervisor")
+		delete(all, "takeback")
 		delete(all, "hostfacts")
 		delete(all, "stream")
 		delete(all, "volumes")

@@ -170,6 +170,11 @@ func (b *moving) add(vol *api.Volume, pool string) error {
 	if err != nil {
 		return atField(err, "pool")
 	}
+	for _, p := range []*api.Pool{&from, &to} {
+		if p.Spec.Type == api.PoolRBD && to.Meta.ID != from.Meta.ID {
+			return api.Errorf(api.CodeRefused, "pool %s is of type rbd, from and to which volumes are not moved; copy the content of volume %s with the tools of its guest to a new volume", p.Meta.Name, vol.Meta.Name)
+		}
+	}
 	if to.Meta.ID == from.Meta.ID && (to.Spec.Type != api.PoolDir || vol.Spec.Node == b.to.Meta.Name) {
 		return nil
 	}

@@ -24,6 +24,8 @@ func newPools() *poolResource {
 	r := &poolResource{resource[api.PoolSpec, api.PoolStatus]{
 		table: configdb.Pools, need: needViewer, global: true,
 		show: func(v *configdb.View, o *api.Pool) {
+			hidePoolKey(o)
+			o.Status.Capabilities = o.Spec.Capabilities()
 			o.Status.Nodes = nil
 			for _, st := range poolStates(v, o.Meta.ID) {
 				o.Status.Nodes = append(o.Status.Nodes, st.Status)
@@ -35,7 +37,7 @@ func newPools() *poolResource {
 			return id
 		},
 	}}
-	r.update, r.past = r.updateLabels, r.reverts()
+	r.update, r.past = r.change, r.reverts()
 	return r
 }
 
@@ -57,7 +59,13 @@ func (r *poolResource) create(q *request) error {
 	if err != nil {
 		return err
 	}
-	if o.Spec.Path == "" && o.Meta.Name != api.LocalPool {
+	if o.Spec.Ceph != nil {
+		o.Spec.Ceph.SealedKey = nil
+	}
+	if err := q.s.sealPoolKey(&o); err != nil {
+		return err
+	}
+	if o.Spec.Path == "" && o.Spec.Type != api.PoolRBD && o.Meta.Name != api.LocalPool {
 		return api.Invalid("spec.path", "is missing; give the absolute path of a directory (only the pool %s has one of its own)", api.LocalPool)
 	}
 	out, err := q.change(body, func(c *change) (*effect, error) {
@@ -72,6 +80,9 @@ func (r *poolResource) create(q *request) error {
 }
 
 func (r *poolResource) make(c *change, pool *api.Pool) (*effect, error) {
+	if err := mayCeph(c, pool); err != nil {
+		return nil, err
+	}
 	if err := r.claimPath(c, pool.Spec.Path); err != nil {
 		return nil, err
 	}

@@ -44,6 +44,8 @@ type Config struct {
 	Monitor Monitor
 	// Power may be nil: then no device switches nodes.
 	Power Power
+	// PoolKeys may be nil: then there are no pools of type rbd.
+	PoolKeys PoolKeys
 	// PeerName returns the name of the node whose verified certificate came
 	// with a request.
 	PeerName func(*http.Request) (node string, ok bool)

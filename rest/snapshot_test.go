@@ -192,7 +192,7 @@ func TestSnapshotsRefuseBadInput(t *testing.T) {
 	})
 	f.report(vm.Meta.ID, api.VMStopped)
 	raw := f.do(call{method: "POST", path: "vms/web1/snapshots", body: `{"name":"a"}`})
-	if raw.status != http.StatusConflict || !strings.Contains(string(raw.body), "only qcow2 volumes have snapshots") {
+	if raw.status != http.StatusConflict || !strings.Contains(string(raw.body), "only qcow2 volumes (those in pools of type dir and shared) have snapshots") {
 		t.Errorf("%d %s", raw.status, raw.body)
 	}
 	if n := len(want[List[api.Snapshot]](t, f.do(call{method: "GET", path: "snapshots"}), http.StatusOK).Items); n != 0 {

@@ -111,6 +111,9 @@ func (c *change) stateVolumes(vm *api.VM, pool string) ([]newVolume, error) {
 		if n.image, n.pool, err = c.source(&n.volume, field); err != nil {
 			return "", err
 		}
+		if n.pool.Spec.Type == api.PoolRBD && content == api.ContentTPM {
+			return "", api.Invalid(field, "needs a file for its state, and pool %s is of type rbd; give the VM a first disk in a pool of type dir or shared, or no TPM", n.pool.Meta.Name)
+		}
 		out = append(out, n)
 		return name, nil
 	}

@@ -99,7 +99,7 @@ func (c *change) needQcow2(vm *api.VM) error {
 			return api.Errorf(api.CodeRefused, "volume %s of vm %s is not ready; wait for it", d.Volume, vm.Meta.Name)
 		}
 		if f := vol.Status.Format; f != "" && f != "qcow2" {
-			return api.Errorf(api.CodeRefused, "volume %s of vm %s has the format %s, and only qcow2 volumes have snapshots; detach it, or copy its content to a qcow2 volume", d.Volume, vm.Meta.Name, f)
+			return api.Errorf(api.CodeRefused, "volume %s of vm %s has the format %s, and only qcow2 volumes (those in pools of type dir and shared) have snapshots; detach it, or copy its content to a qcow2 volume", d.Volume, vm.Meta.Name, f)
 		}
 	}
 	return nil

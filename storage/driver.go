@@ -62,5 +62,8 @@ type imageDriver interface {
 
 // driverOf makes the driver of a pool.
 func (s *Service) driverOf(pool *api.Pool, lp *localPool) driver {
+	if pool.Spec.Type == api.PoolRBD {
+		return newRBDDriver(s, pool, lp)
+	}
 	return &dirDriver{s: s, lp: lp}
 }

@@ -23,8 +23,8 @@ type Fencer interface {
 	// the answer: once it is lost, nobody else knows.
 	Addresses(ctx context.Context) ([]string, error)
 	// Fence locks out all that comes from addrs, now and later, and waits until the
-	// storage cluster enforces it: from the return on, no write of theirs takes effect,
-	// also none that was on its way. Then it breaks the locks that fenced clients hold
+	// storage cluster has it in force: whoever opens a volume after the return sees no
+	// later write of theirs, also none that was on its way. Then it breaks the locks that fenced clients hold
 	// on volumes (their IDs). With owners it also locks out the single clients, and not
 	// their hosts, that hold a lock on one of the volumes or have it open for writing,
 	// from wherever: for a host whose addresses are not known, or have changed. To fence
@@ -42,17 +42,21 @@ type Fenced struct {
 	// Epoch of the storage cluster's map (Ceph: the OSD map) from which on the hosts
 	// are locked out; it only grows.
 	Epoch uint64
-	// Owners are the clients that held locks on the volumes or had them open, as
-	// ADDRESS:PORT/NONCE, sorted.
+	// Owners are the clients that held locks on the volumes or had them open, and were
+	// locked out one by one, too, as ADDRESS:PORT/NONCE, sorted. An earlier Fence may
+	// have done that already.
 	Owners []string
 }
 
-// Fencer returns that of a pool by name or ID, which must be ready on this node. A pool
-// that cannot fence is refused (api.CodeUnsupported).
+// Fencer returns that of a pool by name or ID, which must be known on this node; it need
+// not be ready. A pool that cannot fence is refused (api.CodeUnsupported).
 func (s *Service) Fencer(v *configdb.View, poolName string) (Fencer, error) {
-	pool, _, err := s.readyPool(v, poolName)
+	pool, err := configdb.Pools.Find(v, "", poolName)
 	if err != nil {
 		return nil, err
+	}
+	if d, ok := s.driver(pool).(*rbdDriver); ok {
+		return rbdFencer{d}, nil
 	}
 	return nil, api.Errorf(api.CodeUnsupported, "pool %q is of type %s, which cannot lock out a host; only pools of type rbd can", pool.Meta.Name, pool.Spec.Type)
 }

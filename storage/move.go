@@ -154,6 +154,9 @@ func (m *mover) bring(ctx context.Context, i int) error {
 	if err != nil {
 		return brokenError{err}
 	}
+	if pool.Spec.Type == api.PoolRBD {
+		return noMoves(&pool)
+	}
 	tmp := s.tmpFile(lp, vol.Meta.ID)
 	defer s.discard(lp, tmp)
 	all := len(m.op.Spec.Move.Volumes)
@@ -175,6 +178,11 @@ func (m *mover) bring(ctx context.Context, i int) error {
 		return diskError(lp, "move volume "+vol.Meta.Name, err)
 	}
 	return nil
+}
+
+// noMoves refuses what rest has refused already, unless the pool is another one now.
+func noMoves(pool *api.Pool) error {
+	return api.Errorf(api.CodeUnsupported, "pool %q is of type rbd, from and to which volumes are not moved", pool.Meta.Name)
 }
 
 // fetch copies the content of a volume into a new file of this node.
@@ -243,6 +251,9 @@ func (s *Service) openMoving(ctx context.Context, v *configdb.View, vol *api.Vol
 	pool, lp, err := s.readyPool(v, vol.Spec.Pool)
 	if err != nil {
 		return nil, brokenError{err}
+	}
+	if pool.Spec.Type == api.PoolRBD {
+		return nil, noMoves(&pool)
 	}
 	path, format, err := s.Resolve(v, vol.Meta.Project, vol.Meta.Name)
 	if err != nil {

@@ -89,7 +89,7 @@ func (s *Service) MakeCopy(ctx context.Context, v *configdb.View, volumeID strin
 	if err != nil {
 		return "", "", err
 	}
-	if pool.Spec.Type != api.PoolDir {
+	if pool.Spec.Shared() {
 		return "", "", fmt.Errorf("volume %q is on the shared pool %q and needs no copy", vol.Meta.Name, pool.Meta.Name)
 	}
 	if vol.Status.Format != formatQcow2 || vol.Status.Size <= 0 {
@@ -192,6 +192,9 @@ func (s *Service) sweepCopies(ctx context.Context, poolID string) (reconcile.Res
 	pool, err := configdb.Pools.Get(s.cfg.DB.Local(), poolID)
 	if err != nil {
 		return reconcile.Result{}, api.IgnoreNotFound(err)
+	}
+	if pool.Spec.Type == api.PoolRBD {
+		return reconcile.Result{}, nil // it has no files, and nothing moves there
 	}
 	lp := s.local(pool)
 	if !lp.usable() {

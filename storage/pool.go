@@ -48,6 +48,11 @@ type localPool struct {
 	root     rootID    // of the directory when the stamp was written
 	since    time.Time // when the wait for confirmation began
 	badSince time.Time // when a ready pool first missed another's stamp
+
+	// Of pools of type rbd: the space as it was asked for last (since), and whether
+	// unfinished images were removed.
+	space space
+	swept bool
 }
 
 func (lp *localPool) usable() bool {
@@ -70,6 +75,8 @@ type verdict struct {
 	reason string
 	stamp  string
 	space  space
+	// addresses under which the pool sees this node, if they were looked for.
+	addresses []string
 	// again is when to look again.
 	again time.Duration
 }
@@ -146,6 +153,9 @@ func (s *Service) writePoolState(ctx context.Context, v *configdb.View, pool api
 	if got.ready {
 		st.Status.Total = got.space.step(st.Status.Total, got.space.total)
 		st.Status.Free = got.space.step(st.Status.Free, got.space.free)
+	}
+	if len(got.addresses) > 0 {
+		addAddresses(&st.Status, got.addresses, s.boot())
 	}
 	tx := &configdb.Txn{Actor: "storage"}
 	if known {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -89,6 +90,11 @@ func (q *qemuImg) run(ctx context.Context, deadline time.Duration, cpuSeconds in
 
 // runTo is run for a program whose output somebody follows.
 func (q *qemuImg) runTo(ctx context.Context, deadline time.Duration, cpuSeconds int, out io.Writer, args ...string) error {
+	return q.runWith(ctx, deadline, cpuSeconds, out, nil, args...)
+}
+
+// runWith is runTo for a program that gets files, from descriptor 3 on.
+func (q *qemuImg) runWith(ctx context.Context, deadline time.Duration, cpuSeconds int, out io.Writer, files []*os.File, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	name, verb := q.program, args[0]
@@ -105,7 +111,7 @@ func (q *qemuImg) runTo(ctx context.Context, deadline time.Duration, cpuSeconds 
 	}
 	errText := &clipped{most: maxErrorText}
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stdout, cmd.Stderr = out, errText
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, errText, files
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 5 * time.Second

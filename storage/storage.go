@@ -25,7 +25,8 @@ import (
 
 // Limits and intervals.
 const (
-	// workers of the image and of the volume loop; an import occupies one.
+	// workers of the pool, the image and the volume loop; an import occupies one, and
+	// so does a pool that does not answer, for a while.
 	workers = 8
 	// txnAttempts is how often a status write is repeated on fresh state.
 	txnAttempts = 10
@@ -55,6 +56,9 @@ type Config struct {
 	FirmwareDirs []string
 	// Streams reach other nodes; nil: volumes move between pools of this node only.
 	Streams Streams
+	// OpenKey opens a key that is sealed for a label; nil: there are no pools of type
+	// rbd.
+	OpenKey func(label string, sealed []byte) ([]byte, error)
 	Log     *slog.Logger
 	// Now is the clock for conditions and graces, time.Now when nil.
 	Now func() time.Time
@@ -78,6 +82,8 @@ type Service struct {
 	active map[string]bool       // images with an upload in this process
 	tries  map[string]int        // of moves, by task
 	mounts map[string]string     // tests only: where a pool's path is on this "host"
+
+	wrap []string // tests only: a command that runs those of Ceph on this "host"
 }
 
 // New returns a service that does nothing until Run.
@@ -131,7 +137,7 @@ func (s *Service) Run(ctx context.Context) error {
 		s.log.Error("qemu-img is missing: images and volumes cannot be made; install the package qemu-utils", "err", err)
 	}
 	pools := reconcile.New(reconcile.Config{
-		Name: "pools", DB: s.cfg.DB, Log: s.log, Reconcile: s.reconcilePool,
+		Name: "pools", DB: s.cfg.DB, Log: s.log, Workers: workers, Reconcile: s.reconcilePool,
 		Sources: []reconcile.Source{
 			own(configdb.Pools),
 			{Prefix: configdb.Nodes.SpecKey(s.cfg.NodeID), IDs: allPools}, // this node became a member
@@ -261,6 +267,9 @@ func (s *Service) poolPath(pool api.Pool) string {
 	if m := s.mounts[pool.Spec.Path]; m != "" {
 		return m
 	}
+	if pool.Spec.Type == api.PoolRBD {
+		return filepath.Join(s.cfg.DataDir, "scratch", pool.Meta.ID)
+	}
 	if pool.Spec.Path == "" {
 		return filepath.Join(s.cfg.DataDir, "pool")
 	}
@@ -287,6 +296,9 @@ func (s *Service) local(pool api.Pool) *localPool {
 	if lp == nil {
 		path := s.poolPath(pool)
 		what := fmt.Sprintf("pool %q at %s", pool.Meta.Name, path)
+		if pool.Spec.Type == api.PoolRBD {
+			what = fmt.Sprintf("pool %q", pool.Meta.Name)
+		}
 		lp = &localPool{
 			id: pool.Meta.ID, name: pool.Meta.Name, what: what, path: path,
 			check: newLane(what, 1), work: newLane(what, maxWorkCalls),

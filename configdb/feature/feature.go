@@ -37,12 +37,14 @@ const (
 	// StorageGuard: a VM outlives the lease of its node, because its disks can be
 	// locked away from it. An older leader would move it without doing that.
 	StorageGuard Feature = "storage-guard"
+	// RBD: pools of type rbd. An older node would take one for a directory.
+	RBD Feature = "rbd"
 )
 
 // Level is the level that brings a feature.
 func (f Feature) Level() int {
 	switch f {
-	case Levels, History, Migration, Moves, Snapshots, StorageGuard:
+	case Levels, History, Migration, Moves, Snapshots, RBD, StorageGuard:
 		return 2
 	}
 	return math.MaxInt

@@ -84,8 +84,9 @@ type Machine struct {
 	Board
 }
 
-// Disk is one disk that exists as a file.
+// Disk is one disk that exists as a file, or in a pool of type rbd.
 type Disk struct {
+	// Path is absolute, or a name (internal/rbdname).
 	Path string
 	// Slot is its place in the guest's hardware, from 1; node and device names
 	// have it.
@@ -119,7 +120,7 @@ func Build(m Machine) ([]string, error) {
 	if err := m.validate(); err != nil {
 		return nil, err
 	}
-	a := append(base(m), m.board()...)
+	a := append(append(base(m), m.secrets()...), m.board()...)
 	a = append(a,
 		"-device", m.virtio("virtio-serial")+",id=vser0",
 		"-chardev", "socket,id=ga0,path="+escape(m.Agent)+",server=on,wait=off",
@@ -223,7 +224,7 @@ func (m *Machine) validate() error {
 		if d.Format != "qcow2" && d.Format != "raw" {
 			return fmt.Errorf("build the QEMU command of vm %s: disk %d has format %q, which is neither qcow2 nor raw", m.Name, i, d.Format)
 		}
-		if err := validPath("disk", d.Path); err != nil {
+		if err := validFile("disk", d.Path); err != nil {
 			return err
 		}
 	}

@@ -199,7 +199,7 @@ func (m *Machine) firmware() []string {
 	a := []string{
 		"-blockdev", "driver=file,node-name=fwcodefile,filename=" + escape(f.Code) + ",read-only=on,locking=on,cache.no-flush=off",
 		"-blockdev", "driver=raw,node-name=fwcode,file=fwcodefile,read-only=on",
-		"-blockdev", "driver=file,node-name=" + VarsNode + "file,filename=" + escape(f.Vars) + ",locking=on,cache.no-flush=off",
+		"-blockdev", append(fileNode(VarsNode+"file", f.Vars, Options{{"locking", "on"}}), Option{"cache.no-flush", false}).String(),
 		"-blockdev", "driver=" + f.VarsFormat + ",node-name=" + VarsNode + ",file=" + VarsNode + "file",
 	}
 	if f.Secure {
@@ -296,7 +296,9 @@ func (m *Machine) validateBoard() error {
 			return refuse("format of the UEFI variables", f.VarsFormat)
 		}
 		add("UEFI program", f.Code)
-		add("UEFI variables", f.Vars)
+		if err := validFile("UEFI variables", f.Vars); err != nil {
+			return err
+		}
 	}
 	if k := m.Kernel; k != nil {
 		add("kernel", k.Image)

@@ -71,9 +71,7 @@ func (d Disk) FileOptions() Options {
 	if aio == "" {
 		aio = api.AIOThreads
 	}
-	return append(Options{
-		{"driver", "file"}, {"node-name", FileNode(d.Slot)}, {"filename", d.Path}, {"locking", "on"}, {"aio", string(aio)},
-	}, d.cacheOptions()...)
+	return append(fileNode(FileNode(d.Slot), d.Path, Options{{"locking", "on"}, {"aio", string(aio)}}), d.cacheOptions()...)
 }
 
 // DiskOptions are the block node that the guest's device has.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/rbdname"
 )
 
 // CDROM is one drive.
@@ -187,7 +188,12 @@ func (m *Machine) cdrom(n int, c CDROM, bootIndex int, p *places) []string {
 // FileOptions are the block node of the file in a drive, MediumOptions the one
 // above it that the drive has.
 func (c CDROM) FileOptions(n int) Options {
-	return Options{{"driver", "file"}, {"node-name", CDROMFileNode(n)}, {"filename", c.Path}, {"read-only", true}, {"locking", "on"}, {"cache.no-flush", false}}
+	o := fileNode(CDROMFileNode(n), c.Path, nil)
+	o = append(o, Option{"read-only", true})
+	if !rbdname.Is(c.Path) {
+		o = append(o, Option{"locking", "on"})
+	}
+	return append(o, Option{"cache.no-flush", false})
 }
 
 // MediumOptions are the block node that a drive has.
@@ -206,7 +212,7 @@ func (m *Machine) validateDrives() error {
 		if c.Format != "qcow2" && c.Format != "raw" {
 			return fmt.Errorf("build the QEMU command of vm %s: drive %d has an image of format %q, which is neither qcow2 nor raw", m.Name, i, c.Format)
 		}
-		if err := validPath("drive", c.Path); err != nil {
+		if err := validFile("drive", c.Path); err != nil {
 			return err
 		}
 	}

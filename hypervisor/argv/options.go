@@ -15,7 +15,8 @@ import (
 // start. A value is a string, a bool or an int.
 type Options []Option
 
-// Option is one property; a dot in the key makes an object within the object.
+// Option is one property; a dot in the key makes an object within the object, or a list
+// if what follows are numbers from 0 on.
 type Option struct {
 	Key   string
 	Value any
@@ -74,5 +75,5 @@ func (o Options) Object() map[string]any {
 		}
 		at[key] = p.Value
 	}
-	return out
+	return lists(out)
 }

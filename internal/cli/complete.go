@@ -108,7 +108,7 @@ var flagWords = map[string][]string{
 	"on-crash":    {string(api.EndRestart), string(api.EndStop)},
 	"on-panic":    endWords, "on-watchdog": endWords, "on-agent-silence": endWords,
 	"accelerator": {string(api.AccelAuto), string(api.AccelKVM), string(api.AccelTCG)},
-	"type":        {string(api.PoolDir), string(api.PoolShared)},
+	"type":        {string(api.PoolDir), string(api.PoolShared), string(api.PoolRBD)},
 }
 
 var endWords = []string{string(api.EndIgnore), string(api.EndRestart), string(api.EndStop), string(api.EndPause)}

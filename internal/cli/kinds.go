@@ -122,14 +122,14 @@ func poolRow(o *api.Pool, now time.Time) []string {
 		if n.Ready {
 			ready++
 		}
-		if o.Spec.Type == api.PoolShared {
+		if o.Spec.Shared() {
 			free, total = max(free, n.Free), max(total, n.Total)
 		} else {
 			free, total = free+n.Free, total+n.Total
 		}
 	}
 	return []string{o.Meta.Name, string(o.Spec.Type), fmt.Sprintf("%d/%d", ready, len(o.Status.Nodes)), sizeOr(free), sizeOr(total),
-		first(o.Spec.Path, "(data directory)"), age(o.Meta.CreatedAt, now)}
+		poolPlace(&o.Spec), age(o.Meta.CreatedAt, now)}
 }
 
 func nodeRow(o *api.Node, _ time.Time) []string {

@@ -42,25 +42,3 @@ func (a *app) volumeCmd() *cobra.Command {
 	return group("volume", "Virtual disks", create, a.volumeMove(), a.lsCmd(api.KindVolume), a.showCmd(api.KindVolume),
 		a.rmCmd(api.KindVolume, "Removes volumes with their data. A volume that a VM uses is not removed."))
 }
-
-func (a *app) poolCmd() *cobra.Command {
-	var typ, path string
-	create := &cobra.Command{
-		Use: "create NAME", Short: "Create a pool", Args: args("NAME"),
-		Long: `Creates a pool: a directory for images and volumes. In a pool of type dir each
-node has its own content below the same path; a pool of type shared is one
-directory that every node sees, which the nodes check.`,
-		Example: `  muster pool create fast --type dir --path /srv/fast
-  muster pool create nfs --type shared --path /mnt/nfs/muster`,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, names []string) error {
-			spec := map[string]any{"type": typ}
-			set(spec, "path", path)
-			return a.create(cmd.Context(), api.KindPool, names[0], nil, spec)
-		},
-	}
-	create.Flags().StringVar(&typ, "type", string(api.PoolDir), "dir or shared")
-	create.Flags().StringVar(&path, "path", "", "absolute path of the directory, the same on every node")
-	return group("pool", "Places for images and volumes", create, a.lsCmd(api.KindPool), a.showCmd(api.KindPool),
-		a.rmCmd(api.KindPool, "Removes pools that hold no image and no volume. The directory itself stays."))
-}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package node_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/internal/cephtest"
+)
+
+// cephAddress is where this package's Ceph is; no other test is there.
+const cephAddress = "127.0.77.1"
+
+// TestGuestOnCeph is the life of a real guest whose disk is in a real Ceph: it boots,
+// writes, is enlarged, gets a disk more, migrates and goes.
+func TestGuestOnCeph(t *testing.T) {
+	ceph := cephtest.Start(t, cephAddress)
+	f := newFlock(t, 2)
+	f.up()
+	at := f.nodes[0]
+	keyring := filepath.Join(t.TempDir(), "keyring")
+	if err := os.WriteFile(keyring, []byte("[client."+ceph.Spec.User+"]\n\tkey = "+ceph.Spec.Key+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	at.refuse(2, "spec.ceph.key", "pool", "create", "ceph", "--type", "rbd", "--ceph-pool", ceph.Spec.Pool, "--ceph-user", ceph.Spec.User, "--monitor", cephAddress)
+	at.run("pool", "create", "ceph", "--type", "rbd", "--ceph-pool", ceph.Spec.Pool, "--ceph-user", "client."+ceph.Spec.User, "--monitor", cephAddress, "--key-file", keyring)
+	f.eventually(60*time.Second, "the pool is ready on both nodes", func() error {
+		if out := at.run("pool", "ls"); !strings.Contains(out, "2/2") || !strings.Contains(out, "ceph:"+ceph.Spec.Pool) {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	at.run("image", "create", "tiny", "--pool", "ceph", "--file", tinyImage(t))
+	at.run("vm", "create", "web1", "--cpu", "1", "--memory", "128M", "--image", "tiny", "--pool", "ceph", "--start")
+	_, c := f.counting(f.nodes[1], 90*time.Second, 1, 0)
+	vm := at.vm("web1")
+	disk := vm.Spec.Disks[0].Volume
+
+	at.refuse(4, "only qcow2 volumes (those in pools of type dir and shared) have snapshots", "vm", "snapshot", "create", "web1", "s1")
+	at.run("vm", "disk", "resize", "web1", disk, "512M")
+	at.run("volume", "create", "more", "--size", "64M", "--pool", "ceph")
+	at.run("vm", "disk", "attach", "web1", "more")
+	f.eventually(60*time.Second, "the disk is enlarged, and the other one plugged in", func() error {
+		now := at.vm("web1")
+		if size := ceph.Admin(t, "rbd", "ls", "-l", ceph.Spec.Pool); !strings.Contains(size, "512 MiB") {
+			return fmt.Errorf("%s", size)
+		}
+		if now.Status.Hardware == nil || len(now.Status.Hardware.Disks) != 2 {
+			return fmt.Errorf("%+v", now.Status)
+		}
+		return nil
+	})
+	for i := range 2 {
+		from := at.vm("web1").Status.Node
+		f.nodes[i].run("vm", "migrate", "web1")
+		if now := at.vm("web1").Status.Node; now == from {
+			t.Fatalf("it is still on %s", from)
+		}
+		var boot int
+		if boot, c = f.counting(at, 60*time.Second, 1, c); boot != 1 {
+			t.Fatalf("the guest booted %d times", boot)
+		}
+	}
+	for _, pid := range qemus(t, vm.Meta.ID) {
+		for _, file := range []string{"cmdline", "environ"} {
+			if b, err := os.ReadFile(filepath.Join("/proc", pid, file)); err != nil || strings.Contains(string(b), ceph.Spec.Key) {
+				t.Errorf("the key is in %s of QEMU (%v)", file, err)
+			}
+		}
+	}
+	for _, said := range []string{at.run("pool", "show", "ceph", "-o", "json"), at.run("raw", "ls", "muster/"), at.log(), f.nodes[1].log()} {
+		if strings.Contains(said, ceph.Spec.Key) {
+			t.Error("the key is shown")
+		}
+	}
+	at.run("vm", "stop", "web1", "--force")
+	at.run("vm", "rm", "web1")
+	f.eventually(90*time.Second, "the volumes are gone", func() error {
+		for _, name := range []string{disk, "more"} {
+			if r := at.try("volume", "rm", name); r.code != 0 && r.code != 3 {
+				return fmt.Errorf("%s", r.stderr)
+			}
+		}
+		if out := ceph.Admin(t, "rbd", "ls", ceph.Spec.Pool); strings.Contains(out, "volume-") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	at.run("image", "rm", "tiny")
+	at.run("pool", "rm", "ceph")
+	if out := ceph.Admin(t, "rbd", "ls", ceph.Spec.Pool); out != "" {
+		t.Errorf("left in Ceph: %s", out)
+	}
+}
