@@ -58,17 +58,19 @@ type campaign struct {
 	episodes   int
 	back       map[string][]time.Duration // by faults: until every VM counted again, from the first fault
 	resets     int
-	looks      int // at the processes
+	outlived   map[string]bool // pairs of QEMUs of which one was locked out
+	looks      int             // at the processes
 
 	// Only the campaign's own goroutine uses these. hurried: the last episode was
 	// rushed.
 	hurried bool
+	disks   disks
 	proved  map[string]bool
 	moves   []api.Phases
 }
 
 func newCampaign(cfg config) *campaign {
-	return &campaign{config: cfg, began: time.Now(), faults: map[string]int{}, back: map[string][]time.Duration{}, proved: map[string]bool{}}
+	return &campaign{config: cfg, began: time.Now(), faults: map[string]int{}, outlived: map[string]bool{}, back: map[string][]time.Duration{}, proved: map[string]bool{}}
 }
 
 func (c *campaign) now() time.Duration { return time.Since(c.began) }
@@ -113,16 +115,15 @@ func (c *campaign) begin(ctx context.Context) error {
 	if err := c.Found(ctx, "torture"); err != nil {
 		return err
 	}
+	if c.disks, err = c.makeDisks(); err != nil {
+		return err
+	}
 	return c.makeGuests(ctx)
 }
 
 func (c *campaign) makeGuests(ctx context.Context) error {
-	shared := filepath.Join(c.work, "shared")
-	if err := os.MkdirAll(shared, 0o755); err != nil {
-		return err
-	}
 	steps := [][]string{
-		{"pool", "create", "shared", "--type", "shared", "--path", shared},
+		append([]string{"pool", "create", "shared"}, c.disks.pool...),
 		{"image", "create", "tiny", "--pool", "shared", "--file", c.image},
 	}
 	for i := range c.vms {
@@ -179,7 +180,7 @@ func (c *campaign) torment(ctx context.Context, length time.Duration) {
 	for _, g := range c.guests {
 		watchers.Go(func() { c.watchConsole(watch, g) })
 	}
-	s := newSchedule(c.seed, c.nodes)
+	s := newSchedule(c.seed, c.nodes, c.ceph != "")
 	for end := c.now() + length; c.now() < end && ctx.Err() == nil; {
 		if !c.episode(ctx, s.next()) {
 			break
@@ -315,6 +316,7 @@ type summary struct {
 	Faults     int            `json:"faults"`
 	ByKind     map[string]int `json:"by_kind"`
 	Resets     int            `json:"watchdog_resets"`
+	Outlived   int            `json:"locked_out_qemus"`
 	Looks      int            `json:"looks_at_processes"`
 	Boots      int            `json:"boots"`
 	Counted    int            `json:"counted"`
@@ -331,7 +333,7 @@ func (c *campaign) finish(ctx context.Context) (ok bool, err error) {
 	defer c.mu.Unlock()
 	s := summary{
 		Torture: "ha", Seed: c.seed, Nodes: c.nodes, VMs: c.vms, Seconds: c.now().Seconds(), Episodes: c.episodes,
-		ByKind: c.faults, Resets: c.resets, Looks: c.looks, Violations: len(c.violations), Proved: len(c.proved), Moves: len(c.moves),
+		ByKind: c.faults, Resets: c.resets, Outlived: len(c.outlived), Looks: c.looks, Violations: len(c.violations), Proved: len(c.proved), Moves: len(c.moves),
 	}
 	for _, n := range c.faults {
 		s.Faults += n

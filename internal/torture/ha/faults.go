@@ -84,6 +84,9 @@ func (c *campaign) inject(a *active) (err error) {
 		return nil
 	case isolate, deaf, mute:
 		return c.cut(a.node, a.kind != mute, a.kind != deaf, true)
+	case noStorage:
+		c.Hosts.NoStorage[a.node] = true
+		return c.Hosts.ApplyDrops()
 	}
 	return fmt.Errorf("no such fault: %s", a.kind)
 }
@@ -108,6 +111,9 @@ func (c *campaign) heal(a *active) error {
 		return c.cut(a.node, true, true, false)
 	case isolate, deaf, mute:
 		return c.cut(a.node, a.kind != mute, a.kind != deaf, false)
+	case noStorage:
+		c.Hosts.NoStorage[a.node] = false
+		return c.Hosts.ApplyDrops()
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ type config struct {
 	bin, work, runDir string
 	image             string
 	schedule          int
+	ceph              string // script that starts one; "": a directory for all hosts
 }
 
 func run() int {
@@ -46,13 +47,14 @@ func run() int {
 	flag.StringVar(&cfg.work, "work", "", "folder for disks, logs and findings")
 	flag.StringVar(&cfg.runDir, "run", "", "folder for sockets, a short path")
 	flag.IntVar(&cfg.schedule, "schedule", 0, "print that many episodes of the seed, and no more")
+	flag.StringVar(&cfg.ceph, "ceph", "", "the script that starts a Ceph, which has the guests' disks")
 	flag.Parse()
 	if cfg.nodes != 3 && cfg.nodes != 5 || flag.NArg() > 0 || cfg.vms < 1 || cfg.minutes <= 0 {
 		flag.Usage()
 		return exitUsage
 	}
 	if cfg.schedule > 0 {
-		s := newSchedule(cfg.seed, cfg.nodes)
+		s := newSchedule(cfg.seed, cfg.nodes, cfg.ceph != "")
 		for range cfg.schedule {
 			fmt.Println(s.next())
 		}

@@ -116,6 +116,9 @@ func (c *campaign) watchProcesses(ctx context.Context) {
 			if len(ps) < 2 || !ps[0].alive() || !ps[1].alive() || !ps[0].alive() {
 				continue
 			}
+			if c.lockedAway(ps[:2]) {
+				continue
+			}
 			what := fmt.Sprintf("vm %s is run by process %d (%s) and %d (%s)", vm, ps[0].pid, ps[0].dir, ps[1].pid, ps[1].dir)
 			if !told[what] {
 				told[what] = true

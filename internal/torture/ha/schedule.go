@@ -30,6 +30,7 @@ const (
 	flap       kind = "flap"      // isolated for a second, connected for a second
 	fullDisk   kind = "full_disk" // the node's own
 	twoHosts   kind = "two_power_cuts"
+	noStorage  kind = "no_storage" // the host does not hear the Ceph cluster
 )
 
 var kinds = []kind{
@@ -97,10 +98,15 @@ type schedule struct {
 	n      int
 	rounds int
 	queue  []episode
+	kinds  []kind
 }
 
-func newSchedule(seed uint64, nodes int) *schedule {
-	return &schedule{rng: rand.New(rand.NewPCG(seed, 0x4a)), nodes: nodes}
+func newSchedule(seed uint64, nodes int, ceph bool) *schedule {
+	s := &schedule{rng: rand.New(rand.NewPCG(seed, 0x4a)), nodes: nodes, kinds: slices.Clone(kinds)}
+	if ceph {
+		s.kinds = append(s.kinds, noStorage)
+	}
+	return s
 }
 
 func (s *schedule) next() episode {
@@ -121,15 +127,15 @@ const restEvery = 5
 // first round the VMs are up again before the next episode; later rounds are
 // rushed, so that faults meet recoveries and returns that are under way.
 func (s *schedule) fill() {
-	for _, i := range s.rng.Perm(len(kinds)) {
-		k := kinds[i]
+	for _, i := range s.rng.Perm(len(s.kinds)) {
+		k := s.kinds[i]
 		if k == twoHosts && s.nodes < 5 {
 			continue // no majority would be left
 		}
 		s.queue = append(s.queue, s.episode(s.fault(k)))
 	}
-	single := slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return k == twoHosts })
-	for range len(kinds) / 2 {
+	single := slices.DeleteFunc(slices.Clone(s.kinds), func(k kind) bool { return k == twoHosts })
+	for range len(s.kinds) / 2 {
 		first, second := s.fault(single[s.rng.IntN(len(single))]), s.fault(single[s.rng.IntN(len(single))])
 		second.delay = s.between(0, secondAtOnce)
 		if s.rng.IntN(2) == 0 {

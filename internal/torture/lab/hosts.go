@@ -31,7 +31,12 @@ type Hosts struct {
 	n    int
 	work string
 	Drop [][]bool // Drop[from][to]: what from sends to to is lost
+	// NoStorage are the hosts that hear nothing from Storage.
+	NoStorage []bool
 }
+
+// Storage is the address at which what all hosts share may serve.
+const Storage = subnet + ".2"
 
 func (h *Hosts) Name(i int) string      { return fmt.Sprintf("n%d", i+1) }
 func (h *Hosts) Namespace(i int) string { return fmt.Sprintf("%s%d", nsName, i+1) }
@@ -60,7 +65,7 @@ func InHost(namespace string, args ...string) []string {
 // MakeHosts joins the namespaces of the hosts, which the script has made, with
 // the campaign's own.
 func MakeHosts(n int, work string, diskMiB int) (*Hosts, error) {
-	h := &Hosts{n: n, work: work}
+	h := &Hosts{n: n, work: work, NoStorage: make([]bool, n)}
 	for range n {
 		h.Drop = append(h.Drop, make([]bool, n))
 	}
@@ -68,6 +73,7 @@ func MakeHosts(n int, work string, diskMiB int) (*Hosts, error) {
 		{"link", "set", "lo", "up"},
 		{"link", "add", bridge, "type", "bridge"},
 		{"address", "add", subnet + ".1/24", "dev", bridge},
+		{"address", "add", Storage + "/24", "dev", bridge},
 		{"link", "set", "dev", bridge, "up"},
 	}
 	for i := range n {
@@ -124,6 +130,9 @@ func (h *Hosts) ApplyDrops() error {
 			if h.Drop[from][to] {
 				lost = append(lost, h.Address(from))
 			}
+		}
+		if h.NoStorage[to] {
+			lost = append(lost, Storage)
 		}
 		rules := "add table ip torture\ndelete table ip torture\n"
 		if len(lost) > 0 {
