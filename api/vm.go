@@ -300,6 +300,9 @@ type VMStatus struct {
 	CPU string `json:"cpu,omitempty"`
 	// Agent is what the guest agent says, present while one was heard.
 	Agent *VMAgent `json:"agent,omitempty"`
+	// StorageGuard: a protected VM that outlives the lease of its node, because its
+	// disks can be locked away from that.
+	StorageGuard bool `json:"storageGuard,omitempty"`
 	// RebootsDone is spec.reboots as last carried out.
 	RebootsDone uint64 `json:"rebootsDone,omitempty"`
 	// Crashes counts unexpected ends of QEMU since the last wished start.

@@ -65,6 +65,7 @@ func (s *step) exited(ctx context.Context) error {
 	asked := s.in.pid == p.PID && s.in.askedOff && s.now.Sub(s.in.buttonAt) < askedOffWindow
 	stopping := asked || st.Phase == api.VMStopping
 	s.in.detach()
+	s.in.cleanEnd = p.ExitCode == 0 && p.Signal == 0 && p.Reason != ReasonKill
 	s.ended()
 	if err := s.h.endTPM(ctx, s.vm.Meta.ID); err != nil {
 		return err

@@ -159,6 +159,9 @@ type Volumes interface {
 	// Grant makes the file that Resolve named the user's, and lets the group
 	// readers reach it. It is called before QEMU opens the file.
 	Grant(ctx context.Context, v *configdb.View, project, name string, uid, gid, readers int) error
+	// Release frees the volume of what processes hold of it that have ended, and locks
+	// them out if they have not: nobody but the caller may use it now.
+	Release(ctx context.Context, v *configdb.View, project, name string) error
 	// GrantImage lets the group readers reach an image, which it may read.
 	GrantImage(ctx context.Context, v *configdb.View, project, name string, readers int) error
 }

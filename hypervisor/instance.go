@@ -30,6 +30,7 @@ type instance struct {
 	startedAt   time.Time   // when this daemon started or adopted it
 	logFrom     int64       // size of QEMU's log before the start
 	wasUp       bool        // QEMU answered once
+	cleanEnd    bool        // QEMU was told to end, or ended by itself, and said goodbye
 	generation  uint64      // of the VM when it was looked at last
 	failures    int         // unexpected ends in a row
 	notBefore   time.Time   // of the next start
@@ -189,6 +190,7 @@ func (in *instance) detach() {
 // begin takes note of a process that this life of the daemon has not seen.
 func (in *instance) begin(pid int, now time.Time) {
 	in.detach()
+	in.cleanEnd = false
 	in.pid, in.startedAt, in.wasUp, in.loadPID, in.strayAsked = pid, now, false, 0, false
 	in.quietUntil, in.buttonAt, in.stopSince, in.askedOff = time.Time{}, time.Time{}, time.Time{}, false
 	in.grown, in.trays = nil, nil

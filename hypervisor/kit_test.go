@@ -282,6 +282,8 @@ type testVolumes struct {
 	paths map[string]string
 	dir   string // of copies
 	marks []string
+	// released are those that were freed before a start, in order.
+	released []string
 }
 
 func (v *testVolumes) MakeCopy(_ context.Context, view *configdb.View, id string) (string, string, error) {
@@ -342,6 +344,14 @@ func (v *testVolumes) Grant(_ context.Context, view *configdb.View, project, nam
 		return err
 	}
 	return access.Give(path, uid, gid, 0o600)
+}
+
+// Release implements Volumes.
+func (v *testVolumes) Release(_ context.Context, _ *configdb.View, _, name string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.released = append(v.released, name)
+	return nil
 }
 
 func (v *testVolumes) put(name, path string) {

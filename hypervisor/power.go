@@ -109,6 +109,7 @@ func (s *step) alive() {
 		t := s.in.startedAt.UTC()
 		s.vm.Status.PID, s.vm.Status.StartedAt = s.proc.PID, &t
 	}
+	s.vm.Status.StorageGuard = !s.proc.Protected && len(s.b.Spec.Guarding()) > 0
 }
 
 func (s *step) forceOff(ctx context.Context) error {

@@ -95,6 +95,9 @@ func (s *step) start(ctx context.Context) error {
 	if !ok || !s.board(&m) || !s.asSaved(&m, saved) || !s.grant(ctx, user) || !s.plug(ctx, &m) {
 		return nil
 	}
+	if !s.release(ctx) {
+		return nil
+	}
 	noteCards(hw, &m)
 	args, err := argv.Build(m)
 	if err != nil {

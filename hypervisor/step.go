@@ -253,6 +253,7 @@ func (s *step) ended() {
 	s.vm.Status.CPU = ""
 	s.vm.Status.Memory = nil
 	s.vm.Status.Agent = nil
+	s.vm.Status.StorageGuard = false
 }
 
 // conditions keeps the times of those that were there before.

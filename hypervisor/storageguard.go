@@ -37,6 +37,22 @@ func (s *step) guarding(protected bool) []string {
 	return pools
 }
 
+// release frees the volumes before a start, unless the QEMU before ended in order. One
+// that was killed leaves locks that the next would wait for, and another one, which
+// should not be there, is locked out by it.
+func (s *step) release(ctx context.Context) bool {
+	if s.in.cleanEnd {
+		return true
+	}
+	for _, name := range s.vm.Spec.Volumes() {
+		if err := s.h.cfg.Volumes.Release(ctx, s.v, s.vm.Meta.Project, name); err != nil {
+			s.wait(api.VMStarting, fmt.Sprintf("waiting: volume %q is not free: %v", name, err))
+			return false
+		}
+	}
+	return true
+}
+
 // lockedOut returns why this node may not use a pool of the VM.
 func (h *Hypervisor) lockedOut(v *configdb.View, vm *api.VM) (why string, out bool) {
 	n, err := configdb.Nodes.Get(v, h.cfg.NodeID)

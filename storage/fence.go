@@ -60,3 +60,22 @@ func (s *Service) Fencer(v *configdb.View, poolName string) (Fencer, error) {
 	}
 	return nil, api.Errorf(api.CodeUnsupported, "pool %q is of type %s, which cannot lock out a host; only pools of type rbd can", pool.Meta.Name, pool.Spec.Type)
 }
+
+// Release frees a volume of what clients hold of it that have ended, and locks them out
+// if they have not: nobody but the caller may use it now. Pools that lock nobody out
+// have nothing to free.
+func (s *Service) Release(ctx context.Context, v *configdb.View, project, name string) error {
+	vol, err := configdb.Volumes.Find(v, project, name)
+	if err != nil {
+		return err
+	}
+	pool, err := configdb.Pools.Find(v, "", vol.Spec.Pool)
+	if err != nil {
+		return err
+	}
+	d, ok := s.driver(pool).(*rbdDriver)
+	if !ok {
+		return nil
+	}
+	return rbdFencer{d}.release(ctx, vol.Meta.ID)
+}

@@ -202,21 +202,11 @@ func (f rbdFencer) clients(ctx context.Context, volumes []string) ([]client, err
 	var out []client
 	for _, id := range volumes {
 		image := rbdVolume + id
-		var locks []struct {
-			ID      string `json:"id"`
-			Locker  string `json:"locker"`
-			Address string `json:"address"`
-		}
-		err := f.d.cmd.json(ctx, cephDeadline, &locks, programRBD, "lock", "ls", f.d.at(image))
-		if errors.Is(err, syscall.ENOENT) {
-			continue // it is not in this pool, or was never made
-		}
+		locks, err := f.locks(ctx, image)
 		if err != nil {
 			return nil, err
 		}
-		for _, l := range locks {
-			out = append(out, client{image, l.ID, l.Locker, l.Address})
-		}
+		out = append(out, locks...)
 		var status struct {
 			Watchers []struct {
 				Address string `json:"address"`
@@ -254,6 +244,40 @@ func (f rbdFencer) list(ctx context.Context) (map[string]bool, error) {
 	out := map[string]bool{}
 	for _, e := range all {
 		out[e.Address] = true
+	}
+	return out, nil
+}
+
+// release locks out who holds a volume's lock, and breaks that. A client that has ended
+// without a word holds it until the OSDs have missed it for half a minute.
+func (f rbdFencer) release(ctx context.Context, volume string) error {
+	ctx, cancel := context.WithTimeout(ctx, cephDeadline)
+	defer cancel()
+	locks, err := f.locks(ctx, rbdVolume+volume)
+	if err != nil || len(locks) == 0 {
+		return err
+	}
+	done, err := f.Fence(ctx, nil, []string{volume}, true)
+	if err == nil {
+		f.d.s.log.Warn("the lock of a client that ended without a word is broken", "pool", f.d.name, "volume", volume, "owners", done.Owners)
+	}
+	return err
+}
+
+// locks are those of one image.
+func (f rbdFencer) locks(ctx context.Context, image string) ([]client, error) {
+	var locks []struct {
+		ID      string `json:"id"`
+		Locker  string `json:"locker"`
+		Address string `json:"address"`
+	}
+	err := f.d.cmd.json(ctx, cephDeadline, &locks, programRBD, "lock", "ls", f.d.at(image))
+	if err != nil && !errors.Is(err, syscall.ENOENT) { // it is not in this pool, or was never made
+		return nil, err
+	}
+	var out []client
+	for _, l := range locks {
+		out = append(out, client{image, l.ID, l.Locker, l.Address})
 	}
 	return out, nil
 }

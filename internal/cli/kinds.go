@@ -238,6 +238,13 @@ func vmShow(s *sections, o *api.VM, now time.Time) {
 	s.field("Accelerator", st.Accelerator)
 	s.field("Guest's CPU", runningCPUText(st.CPU))
 	s.field("Epoch", number(st.Epoch))
+	if o.Spec.HA == api.HARestart && st.PID != 0 {
+		fence := "guard: it ends with the lease of its node"
+		if st.StorageGuard {
+			fence = "storage: it outlives the lease, and moves when its node is locked out of its pools"
+		}
+		s.field("Fence", fence)
+	}
 	s.field("Crashes", number(uint64(st.Crashes)))
 	if st.ObservedGeneration < o.Meta.Generation {
 		s.field("Pending", "the node has not seen the last change yet")
@@ -330,6 +337,13 @@ func nodeShow(s *sections, o *api.Node, now time.Time) {
 	s.field("Message", st.Message)
 	if st.LostAt != nil {
 		s.field("Last lost", moment(*st.LostAt, now))
+	}
+	for _, f := range st.StorageFences {
+		how := "locked out"
+		if f.InForceAt == nil {
+			how = "being locked out"
+		}
+		s.field("Pool "+f.Pool, fmt.Sprintf("%s since %s: %s", how, moment(f.BeganAt, now), f.Reason))
 	}
 	s.field("Role", string(o.Spec.Role))
 	s.field("Address", o.Spec.Address)
