@@ -6,6 +6,7 @@ package api
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -202,7 +203,35 @@ func TestPoolSpec(t *testing.T) {
 		{"too long", &PoolSpec{Path: deep + "d"}, "spec.path"},
 		{"with a NUL", &PoolSpec{Path: "/srv/a\x00b"}, "spec.path"},
 		{"with a line break", &PoolSpec{Path: "/srv/a\nb"}, "spec.path"},
+		{"dir with Ceph", &PoolSpec{Path: "/srv/a", Ceph: &CephSpec{}}, "spec.ceph"},
+		{"rbd without Ceph", &PoolSpec{Type: PoolRBD}, "spec.ceph"},
 	})
+	const key = "AQBXrRlnAAAAABAA4iz5Cw0+0YcB7bfzTMGrKw=="
+	ceph := func(change func(*CephSpec)) *PoolSpec {
+		c := CephSpec{Pool: "vms", Monitors: []string{"10.0.0.1", "[fd00::1]:6789", "mon.example.org"}, User: "client.muster", Key: key}
+		change(&c)
+		return &PoolSpec{Type: PoolRBD, Ceph: &c}
+	}
+	whole := ceph(func(*CephSpec) {})
+	runSpecs(t, []spec{
+		{"rbd", whole, ""},
+		{"rbd, IPv6 without a port", ceph(func(c *CephSpec) { c.Monitors = []string{"fd00::1"} }), ""},
+		{"rbd, the key is there already", ceph(func(c *CephSpec) { c.Key = "" }), ""},
+		{"rbd with a path", &PoolSpec{Type: PoolRBD, Path: "/srv/a", Ceph: &CephSpec{}}, "spec.path"},
+		{"rbd without pool", ceph(func(c *CephSpec) { c.Pool = "" }), "spec.ceph.pool"},
+		{"rbd, an option in the pool", ceph(func(c *CephSpec) { c.Pool = "p:conf=/etc/shadow" }), "spec.ceph.pool"},
+		{"rbd, an option in the namespace", ceph(func(c *CephSpec) { c.Namespace = "a/b" }), "spec.ceph.namespace"},
+		{"rbd without user", ceph(func(c *CephSpec) { c.User = "" }), "spec.ceph.user"},
+		{"rbd, an option in the user", ceph(func(c *CephSpec) { c.User = "u@h" }), "spec.ceph.user"},
+		{"rbd without monitors", ceph(func(c *CephSpec) { c.Monitors = nil }), "spec.ceph.monitors"},
+		{"rbd, a monitor with an option", ceph(func(c *CephSpec) { c.Monitors = []string{"h,x=y"} }), "spec.ceph.monitors"},
+		{"rbd, port 0", ceph(func(c *CephSpec) { c.Monitors = []string{"h:0"} }), "spec.ceph.monitors"},
+		{"rbd, too many monitors", ceph(func(c *CephSpec) { c.Monitors = make([]string, 17) }), "spec.ceph.monitors"},
+		{"rbd, a keyring instead of a key", ceph(func(c *CephSpec) { c.Key = "[client.muster] key = x" }), "spec.ceph.key"},
+	})
+	if whole.SetDefaults(); whole.Ceph.User != "muster" || !slices.Equal(whole.Ceph.Monitors, []string{"10.0.0.1:3300", "[fd00::1]:6789", "mon.example.org:3300"}) {
+		t.Errorf("defaults are %+v", whole.Ceph)
+	}
 }
 
 func TestImageSpec(t *testing.T) {

@@ -82,6 +82,7 @@ type instance struct {
 	console  *console.Console
 	followed chan struct{} // closed when all events of conn were seen
 	shutdown *shutdownEvent
+	ioReason string // of the last error of a disk
 	panicked bool
 	// panickedAt is when its kernel said so last.
 	panickedAt time.Time
@@ -196,7 +197,7 @@ func (in *instance) begin(pid int, now time.Time) {
 	in.grown, in.trays = nil, nil
 	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince, in.memorySaid = false, false, nil, time.Time{}, time.Time{}, memorySaid{}
 	in.mu.Lock()
-	in.shutdown, in.panicked, in.panickedAt, in.followed = nil, false, time.Time{}, nil
+	in.shutdown, in.panicked, in.panickedAt, in.followed, in.ioReason = nil, false, time.Time{}, nil, ""
 	in.befell = befallen{}
 	in.mu.Unlock()
 }
@@ -285,7 +286,9 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 			continue
 		case "RESUME", "WAKEUP":
 			in.restAgent()
-		case "STOP", "POWERDOWN", "WATCHDOG", "BLOCK_IO_ERROR", "SUSPEND", "MIGRATION":
+		case "BLOCK_IO_ERROR":
+			in.noteIOError(e.Data)
+		case "STOP", "POWERDOWN", "WATCHDOG", "SUSPEND", "MIGRATION":
 		default:
 			continue // nothing that the status shows
 		}

@@ -4,6 +4,7 @@
 package hypervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,12 @@ func (s *step) up(ctx context.Context) error {
 	if why, out := s.h.lockedOut(s.v, &s.vm); out {
 		s.h.log.Warn("a VM whose disks are locked away is ended", "vm", s.vm.Meta.ID, "pid", s.proc.PID, "why", why)
 		s.report(api.VMStarting, "ended: "+why)
+		s.result.After = attachRetry
+		return s.h.kill(ctx, s.vm.Meta.ID)
+	}
+	if reason, out := s.in.ioError(); out {
+		s.h.log.Warn("a QEMU that is locked out of its disks is ended; another one begins", "vm", s.vm.Meta.ID, "pid", s.proc.PID, "why", reason)
+		s.report(api.VMStarting, "ended: its QEMU was locked out of a disk's pool")
 		s.result.After = attachRetry
 		return s.h.kill(ctx, s.vm.Meta.ID)
 	}
@@ -256,8 +263,9 @@ func (s *step) show(state string) {
 	case state == runShutdown:
 		s.report(api.VMRunning, "the guest is switching itself off")
 	case state == runIOError:
-		s.report(api.VMPaused, "QEMU paused the guest because it could not write to a disk")
-		s.problem(ConditionIOError, fmt.Sprintf("a disk of vm %s cannot be written, most likely because its pool is full; free space there, the guest then goes on within %v", name, IORetry))
+		s.report(api.VMPaused, "QEMU paused the guest because it could not use a disk")
+		reason, _ := s.in.ioError()
+		s.problem(ConditionIOError, fmt.Sprintf("a disk of vm %s cannot be used (%s), most likely because its pool is full; free space there, the guest then goes on within %v", name, cmp.Or(reason, "no reason given"), IORetry))
 		s.result.After = IORetry
 	default:
 		s.report(api.VMPaused, fmt.Sprintf("QEMU halted the guest: %s", state))

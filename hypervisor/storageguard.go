@@ -66,6 +66,30 @@ func (h *Hypervisor) lockedOut(v *configdb.View, vm *api.VM) (why string, out bo
 	return fmt.Sprintf("this node is locked out of pool %s (%s)", f.Pool, f.Reason), true
 }
 
+// lockedOutText is how QEMU words ESHUTDOWN, with which a Ceph cluster answers a client
+// that it has locked out. That client never gets in again.
+const lockedOutText = "transport endpoint shutdown"
+
+// maxIOReason is the longest reason that is kept of what QEMU says.
+const maxIOReason = 200
+
+// noteIOError keeps why a disk failed (QAPI BLOCK_IO_ERROR).
+func (in *instance) noteIOError(data any) {
+	m, _ := data.(map[string]any)
+	reason, _ := m["reason"].(string)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.ioReason = reason[:min(len(reason), maxIOReason)]
+}
+
+// ioError is why a disk failed last, and whether this QEMU, though not this node, is
+// locked out of the disk's pool.
+func (in *instance) ioError() (reason string, out bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.ioReason, strings.Contains(in.ioReason, lockedOutText)
+}
+
 // Quiet reports that no process that may use the pool is left or about to be
 // started; with a fence in the database none will be. Otherwise it says what is left.
 func (h *Hypervisor) Quiet(ctx context.Context, poolID string) (left string, err error) {

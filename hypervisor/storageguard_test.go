@@ -148,3 +148,18 @@ func TestNobodyIsSparedWhoseNodeCannotBeLockedOutAlone(t *testing.T) {
 		})
 	}
 }
+
+// A leader that locked this node out late, or the storage's administrator, may have
+// locked out a QEMU whose node is well.
+func TestAQEMUThatIsLockedOutIsReplaced(t *testing.T) {
+	e := newEnv(t, false)
+	e.guardedPool(map[string][]string{"node-1": {"10.0.0.1"}})
+	id, first := e.running(api.VMSpec{})
+	e.fakes.qemu().Emit("BLOCK_IO_ERROR", `{"device": "", "operation": "write", "action": "stop", "reason": "Cannot send after transport endpoint shutdown"}`)
+	e.wait(id, "another QEMU", func(vm api.VM) bool { return vm.Status.Phase == api.VMRunning && vm.Status.PID != first.Status.PID })
+	e.vols.mu.Lock()
+	defer e.vols.mu.Unlock()
+	if want := []string{"web1-disk0", "web1-disk0"}; !slices.Equal(e.vols.released, want) {
+		t.Fatalf("released %v, want %v", e.vols.released, want)
+	}
+}

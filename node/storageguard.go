@@ -22,10 +22,7 @@ func (g poolGuard) LockOut(ctx context.Context, f *api.StorageFence, volumes []s
 	if err != nil {
 		return err
 	}
-	if err := before(ctx); err != nil {
-		return err
-	}
-	done, err := pool.Fence(ctx, f.Addresses, volumes, true)
+	done, err := pool.Fence(ctx, f.Addresses, volumes, true, before)
 	f.Epoch, f.Owners = done.Epoch, done.Owners
 	return err
 }

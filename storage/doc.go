@@ -7,7 +7,8 @@
 // A pool is a directory with the folders images, volumes, tmp and nodes and a
 // marker file with the pool's ID. A dir pool is this node's own; a shared pool
 // is one directory that every node sees, which each node proves before it
-// calls the pool ready (poolshared.go says how).
+// calls the pool ready (poolshared.go says how). A pool of type rbd is in a Ceph
+// cluster (rbd.go), and can lock out a host that is lost (fence.go).
 //
 // Guarantees:
 //   - A file below images/ was inspected before it got there and never changes
@@ -34,6 +35,6 @@
 // these left) and waits for them; ServeStream is its caller's. A call that hangs in the kernel outlives its deadline; at
 // most maxWorkCalls and one check per pool can hang at a time.
 //
-// Limits are the constants in storage.go, lane.go, qemuimg.go, copy.go, move.go and
-// movestream.go. DESIGN.md has the reasons and the steps of a move.
+// Limits are the constants in storage.go, lane.go, qemuimg.go, cephcmd.go, rbdpool.go,
+// rbdfence.go, copy.go, move.go and movestream.go. DESIGN.md has the reasons and the steps of a move.
 package storage

@@ -29,7 +29,9 @@ type Fencer interface {
 	// their hosts, that hold a lock on one of the volumes or have it open for writing,
 	// from wherever: for a host whose addresses are not known, or have changed. To fence
 	// what is fenced already is no error, and a volume that does not exist is passed over.
-	Fence(ctx context.Context, addrs, volumes []string, owners bool) (Fenced, error)
+	// still, unless it is nil, is called before each command that changes anything, and
+	// ends the attempt with its error: who has been taken back meanwhile is let alone.
+	Fence(ctx context.Context, addrs, volumes []string, owners bool, still func(context.Context) error) (Fenced, error)
 	// Unfence takes back what Fence did to addrs, and waits until that is in force. A
 	// QEMU that was fenced never recovers by that: it must have ended before.
 	Unfence(ctx context.Context, addrs []string) error

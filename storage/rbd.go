@@ -49,7 +49,7 @@ func newRBDDriver(s *Service, pool *api.Pool, lp *localPool) *rbdDriver {
 		d.spec = *pool.Spec.Ceph
 	}
 	id, sealed := pool.Meta.ID, d.spec.SealedKey
-	d.cmd = cephCmd{spec: d.spec, wrap: s.wrap, key: func() ([]byte, error) { return s.openKey(id, d.name, sealed) }}
+	d.cmd = cephCmd{spec: d.spec, key: func() ([]byte, error) { return s.openKey(id, d.name, sealed) }}
 	return d
 }
 
@@ -197,13 +197,14 @@ func (d *rbdDriver) fill(ctx context.Context, id string, p volumePlan) error {
 		return err
 	}
 	tmp := d.tmpName(id)
-	if err := d.upload(ctx, tmp, f.Vars, formatRaw, p.size); err != nil {
-		return errors.Join(err, d.drop(tmp))
+	err = d.upload(ctx, tmp, f.Vars, formatRaw, p.size)
+	if err == nil {
+		err = d.rbd(ctx, "rename", d.at(tmp), d.at(rbdVolume+id))
 	}
-	if err := d.rbd(ctx, "rename", d.at(tmp), d.at(rbdVolume+id)); err != nil {
-		return errors.Join(err, d.drop(tmp))
+	if err != nil {
+		d.drop(tmp)
 	}
-	return nil
+	return err
 }
 
 // tmpName is a new name for unfinished work of this node on an object.
@@ -237,16 +238,11 @@ func (d *rbdDriver) options(image string) string {
 }
 
 // drop removes unfinished work, also when the context is over.
-func (d *rbdDriver) drop(image string) error {
-	ctx := context.Background()
-	err := d.rbd(ctx, "rm", "--no-progress", d.at(image))
-	if errors.Is(err, syscall.ENOENT) {
-		return nil
-	}
-	if err != nil {
+func (d *rbdDriver) drop(image string) {
+	err := d.rbd(context.Background(), "rm", "--no-progress", d.at(image))
+	if err != nil && !errors.Is(err, syscall.ENOENT) {
 		d.s.log.Warn("an unfinished image stays until the next start", "pool", d.name, "image", image, "err", err)
 	}
-	return nil
 }
 
 func (d *rbdDriver) removeVolume(ctx context.Context, id string) error {
@@ -293,7 +289,8 @@ func (d *rbdDriver) placeImage(ctx context.Context, id string, found inspected) 
 		err = d.rbd(ctx, "rename", d.at(tmp), d.at(rbdImage+id))
 	}
 	if err != nil {
-		return found, 0, errors.Join(err, d.drop(tmp))
+		d.drop(tmp)
+		return found, 0, err
 	}
 	err = d.rbd(ctx, "snap", "create", "--no-progress", d.at(rbdImage+id)+"@"+rbdSnapshot)
 	if err == nil {

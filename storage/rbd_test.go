@@ -238,7 +238,7 @@ func rbdFences(t *testing.T, k *kit, ceph *cephtest.Ceph, pool api.Pool, hosts *
 	if on, err := guard.Fenced(ctx, hosts.addrs[:1]); err != nil || on {
 		t.Fatalf("fenced before: %v, %v", on, err)
 	}
-	done, err := guard.Fence(ctx, hosts.addrs[:1], []string{vol.Meta.ID, api.NewID()}, false)
+	done, err := guard.Fence(ctx, hosts.addrs[:1], []string{vol.Meta.ID, api.NewID()}, false, nil)
 	if err != nil || done.Epoch == 0 || len(done.Owners) != 1 || !strings.HasPrefix(done.Owners[0], hosts.addrs[0]+":0/") {
 		t.Fatalf("Fence: %+v, %v", done, err)
 	}
@@ -257,7 +257,7 @@ func rbdFences(t *testing.T, k *kit, ceph *cephtest.Ceph, pool api.Pool, hosts *
 	}
 	heir.want("read -P 7 0 4096", "read 4096")
 
-	again, err := guard.Fence(ctx, hosts.addrs[:1], []string{vol.Meta.ID}, false)
+	again, err := guard.Fence(ctx, hosts.addrs[:1], []string{vol.Meta.ID}, false, nil)
 	if err != nil || again.Epoch < done.Epoch || len(again.Owners) != 0 {
 		t.Fatalf("the second Fence: %+v, %v", again, err)
 	}
@@ -266,7 +266,7 @@ func rbdFences(t *testing.T, k *kit, ceph *cephtest.Ceph, pool api.Pool, hosts *
 		t.Fatal(err)
 	}
 	lost.want("write -P 6 0 4096", "write failed") // it was fenced by itself, too
-	byOwner, err := guard.Fence(ctx, nil, []string{vol.Meta.ID}, true)
+	byOwner, err := guard.Fence(ctx, nil, []string{vol.Meta.ID}, true, nil)
 	if err != nil || len(byOwner.Owners) != 1 || !strings.HasPrefix(byOwner.Owners[0], hosts.addrs[1]+":0/") {
 		t.Fatalf("Fence of the owner: %+v, %v", byOwner, err)
 	}
@@ -274,7 +274,7 @@ func rbdFences(t *testing.T, k *kit, ceph *cephtest.Ceph, pool api.Pool, hosts *
 	back := startQEMU(t, hosts.names[0], path, ceph.Spec.Key)
 	back.want("read -P 8 0 4096", "read 4096")
 	back.want("write -P 1 0 4096", "wrote 4096")
-	if _, err := guard.Fence(ctx, []string{"0.0.0.0"}, nil, false); api.CodeOf(err) != api.CodeInvalid {
+	if _, err := guard.Fence(ctx, []string{"0.0.0.0"}, nil, false, nil); api.CodeOf(err) != api.CodeInvalid {
 		t.Errorf("everybody was fenced: %v", err)
 	}
 }

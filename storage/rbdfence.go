@@ -113,12 +113,18 @@ func hostOf(address string) (string, error) {
 
 // Fence implements Fencer. First the blocklist, then the locks: a lock that is broken
 // before stops nobody.
-func (f rbdFencer) Fence(ctx context.Context, addrs, volumes []string, owners bool) (Fenced, error) {
+func (f rbdFencer) Fence(ctx context.Context, addrs, volumes []string, owners bool, still func(context.Context) error) (Fenced, error) {
+	if still == nil {
+		still = func(context.Context) error { return nil }
+	}
 	hosts, err := whole(addrs)
 	if err != nil {
 		return Fenced{}, err
 	}
 	for _, h := range hosts {
+		if err := still(ctx); err != nil {
+			return Fenced{}, err
+		}
 		if err := f.block(ctx, h, fenceSeconds); err != nil {
 			return Fenced{}, err
 		}
@@ -133,6 +139,9 @@ func (f rbdFencer) Fence(ctx context.Context, addrs, volumes []string, owners bo
 		for _, c := range clients {
 			if !found[c.address] && (owners || slices.Contains(hosts, entryOf(c.address))) {
 				news++
+				if err := still(ctx); err != nil {
+					return Fenced{}, err
+				}
 				if err := f.block(ctx, c.address, clientSeconds); err != nil {
 					return Fenced{}, err
 				}
@@ -148,6 +157,9 @@ func (f rbdFencer) Fence(ctx context.Context, addrs, volumes []string, owners bo
 	}
 	out := Fenced{Owners: slices.Sorted(maps.Keys(found))}
 	if out.Epoch, err = f.inForce(ctx, append(hosts, out.Owners...)); err != nil {
+		return Fenced{}, err
+	}
+	if err := still(ctx); err != nil {
 		return Fenced{}, err
 	}
 	return out, f.breakLocks(ctx, volumes, found)
@@ -257,7 +269,7 @@ func (f rbdFencer) release(ctx context.Context, volume string) error {
 	if err != nil || len(locks) == 0 {
 		return err
 	}
-	done, err := f.Fence(ctx, nil, []string{volume}, true)
+	done, err := f.Fence(ctx, nil, []string{volume}, true, nil)
 	if err == nil {
 		f.d.s.log.Warn("the lock of a client that ended without a word is broken", "pool", f.d.name, "volume", volume, "owners", done.Owners)
 	}

@@ -82,8 +82,6 @@ type Service struct {
 	active map[string]bool       // images with an upload in this process
 	tries  map[string]int        // of moves, by task
 	mounts map[string]string     // tests only: where a pool's path is on this "host"
-
-	wrap []string // tests only: a command that runs those of Ceph on this "host"
 }
 
 // New returns a service that does nothing until Run.

@@ -20,7 +20,7 @@
 //   - locking=on: a second QEMU on the same file is refused by QEMU itself.
 //   - werror=enospc, rerror=report: a full host disk pauses the guest, which
 //     goes on when there is space again; every other error is the guest's to
-//     handle, as with a real disk.
+//     handle, as with a real disk. Disks in a Ceph cluster halt it at every error.
 //   - panic=none: a guest panic is reported by an event, and the guest does what
 //     its own settings say.
 //   - QEMU exits when the guest powers off, and stays for a reset.

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -37,6 +38,11 @@ func TestGolden(t *testing.T) {
 		},
 		"nics": func(m *Machine) {
 			m.NICs = []NIC{{Slot: 1, Device: "mt0123456789n0", MAC: "52:54:00:12:34:56", MTU: 1450}, {Slot: 2, Device: "mt0123456789n1", MAC: "52:54:00:12:34:57", Offload: true}}
+		},
+		"rbd": func(m *Machine) {
+			m.Disks[0].Path, m.Disks[0].Format = "rbd://muster@10.0.0.1:3300,[fd00::2]:3300/vms/ns/volume-1#k1", "raw"
+			m.CDROMs = []CDROM{{Path: "rbd://muster@10.0.0.1:3300/vms//image-1@muster#k1", Format: "raw"}}
+			m.Firmware = &Firmware{Code: "/usr/share/OVMF/code.fd", Vars: "rbd://other@h:6789/p//volume-2#k2", VarsFormat: "raw"}
 		},
 		"diskless": func(m *Machine) { m.Disks = nil },
 		"seed":     func(m *Machine) { m.Seed = &Seed{Path: "/run/muster/vm/a,b/seed.iso"} },
@@ -91,6 +97,7 @@ func TestWhatQEMUCannotTakeIsRefused(t *testing.T) {
 		"format with options":  func(m *Machine) { m.Disks[0].Format = "qcow2,backing=x" },
 		"relative disk":        func(m *Machine) { m.Disks[0].Path = "nbd:host:1" },
 		"disk with a newline":  func(m *Machine) { m.Disks[0].Path = "/a\nb" },
+		"half an rbd image":    func(m *Machine) { m.Disks[0].Path = "rbd://u@h:1/p/i" },
 		"disk with a NUL":      func(m *Machine) { m.Disks[0].Path = "/a\x00b" },
 		"too many disks":       func(m *Machine) { m.Disks = make([]Disk, api.MaxDisks+1) },
 		"socket path too long": func(m *Machine) { m.QMP = "/" + strings.Repeat("x", MaxSocketPath) },
@@ -196,5 +203,17 @@ func check(t *rapid.T, m Machine, a []string) {
 	}
 	if sockets["qmp0"] != m.QMP+"|" || sockets["ga0"] != m.Agent+"|" || sockets["serial0"] != m.Serial+"|"+m.Log {
 		t.Fatalf("sockets %q", sockets)
+	}
+}
+
+func TestAnImageOfRBDIsPluggedInWithAListOfMonitors(t *testing.T) {
+	d := Disk{Slot: 3, Path: "rbd://muster@10.0.0.1:3300,[fd00::2]:3301/vms//volume-1#k1", Format: "raw"}
+	o := d.FileOptions().Object()
+	want := []any{map[string]any{"host": "10.0.0.1", "port": "3300"}, map[string]any{"host": "fd00::2", "port": "3301"}}
+	if !reflect.DeepEqual(o["server"], want) || o["driver"] != "rbd" || o["key-secret"] != "rbd-k1" || o["filename"] != nil || o["locking"] != nil {
+		t.Errorf("%v", o)
+	}
+	if s := SecretOptions("/run/m", "k1").Object(); s["file"] != "/run/m/rbd-k1.key" || s["data"] != nil {
+		t.Errorf("%v", s)
 	}
 }

@@ -109,7 +109,7 @@ func (d Disk) virtioOptions(driver, bus string, bootIndex, queues int) Options {
 	if writeCache(&d.Options) != "" {
 		o = append(o, Option{"write-cache", "off"})
 	}
-	return append(o, Option{"werror", "enospc"}, Option{"rerror", "report"})
+	return append(o, Option{"werror", d.onWriteError()}, Option{"rerror", d.onReadError()})
 }
 
 // queuesOf is how many queues a device gets that says so many.

@@ -160,7 +160,7 @@ func (m *Machine) disk(d Disk, bootIndex int, p *places) []string {
 
 // otherDevice is what a disk that is not on virtio has beside its place.
 func (d Disk) otherDevice(bootIndex int) string {
-	return ",id=" + DiskID(d.Slot) + ",drive=" + DiskNode(d.Slot) + bootOption(bootIndex) + writeCache(&d.Options) + ",werror=enospc,rerror=report"
+	return ",id=" + DiskID(d.Slot) + ",drive=" + DiskNode(d.Slot) + bootOption(bootIndex) + writeCache(&d.Options) + ",werror=" + d.onWriteError() + ",rerror=" + d.onReadError()
 }
 
 // writeCache tells the device whether a write may end before it is on the disk.
@@ -252,4 +252,21 @@ func (m *Machine) validateSlots() error {
 		return api.Invalid("spec.machine", "pc has places for %d devices and the VM has %d; put disks on the bus scsi, or use q35", pcSlots, n)
 	}
 	return nil
+}
+
+// onWriteError and onReadError are QEMU's policies (qemu(1), -device werror, rerror). A
+// disk in a Ceph cluster halts the guest at any error: what is refused there, because
+// the host is locked out, may not make its file system read-only.
+func (d Disk) onWriteError() string {
+	if rbdname.Is(d.Path) {
+		return "stop"
+	}
+	return "enospc"
+}
+
+func (d Disk) onReadError() string {
+	if rbdname.Is(d.Path) {
+		return "stop"
+	}
+	return "report"
 }
