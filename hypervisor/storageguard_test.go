@@ -82,9 +82,11 @@ func TestAGuardedVMOutlivesTheLeaseAndEndsWithAFence(t *testing.T) {
 		left, err = e.h.Quiet(t.Context(), pool)
 		return err == nil && left == ""
 	}, func() string { return left })
-	vm := e.wait(id, "it waits", func(vm api.VM) bool { return strings.Contains(vm.Status.Message, "locked out of pool local") })
-	if p, there := e.guard.get(id); there && p.State == ProcessRunning || vm.Status.PID != 0 {
-		t.Fatalf("it runs although this node is locked out: %+v", vm.Status)
+	e.wait(id, "it waits", func(vm api.VM) bool {
+		return strings.HasPrefix(vm.Status.Message, "waiting: this node is locked out of pool local") && vm.Status.PID == 0
+	})
+	if p, there := e.guard.get(id); there && p.State == ProcessRunning {
+		t.Fatal("it runs although this node is locked out")
 	}
 	starts := e.guard.startCount()
 
