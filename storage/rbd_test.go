@@ -386,8 +386,8 @@ func (q *cephQEMU) want(io, say string) {
 		if strings.Contains(said, say) && !strings.Contains(said, "Pattern verification failed") {
 			return
 		}
-		if strings.Contains(said, "failed") {
-			break
+		if strings.Contains(said, "write failed") || strings.Contains(said, "read failed") || strings.Contains(said, "verification failed") {
+			break // "rbd request failed" comes before
 		}
 	}
 	q.t.Fatalf("%s: want %q, got %s", io, say, said)
