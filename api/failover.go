@@ -13,11 +13,13 @@ type Failover = Object[FailoverSpec, FailoverStatus]
 // FailoverCause is what made it certain.
 type FailoverCause string
 
-// The causes: every lease that the node may have had is over, or a power device
-// says that the host is off.
+// The causes: every lease that the node may have had is over, a power device says
+// that the host is off, or a pool has locked the host out; the last is a loss of the
+// VMs alone that write to that pool.
 const (
-	CauseLease FailoverCause = "lease"
-	CausePower FailoverCause = "power"
+	CauseLease   FailoverCause = "lease"
+	CausePower   FailoverCause = "power"
+	CauseStorage FailoverCause = "storage"
 )
 
 // SilenceSince is what a silence is counted from.
@@ -52,7 +54,7 @@ type FailoverSpec struct {
 	BootID string `json:"bootID,omitempty"`
 	// GuardLevel of the node: what ended its VMs.
 	GuardLevel string        `json:"guardLevel,omitempty"`
-	Cause      FailoverCause `json:"cause" enum:"lease,power"`
+	Cause      FailoverCause `json:"cause" enum:"lease,power,storage"`
 	// Leader that decided, and its term.
 	LeaderID string `json:"leaderID"`
 	Leader   string `json:"leader"`
@@ -66,6 +68,23 @@ type FailoverSpec struct {
 	Rules        LeaseRules   `json:"rules"`
 	// Power is the action that switched the host off, if that is the cause.
 	Power *FailoverPower `json:"power,omitempty"`
+	// Storage is what the pool said that locked the host out, if that is the cause.
+	Storage *FailoverStorage `json:"storage,omitempty"`
+}
+
+// FailoverStorage is what a pool said.
+type FailoverStorage struct {
+	// Fence is the ID of the attempt.
+	Fence   string    `json:"fence"`
+	PoolID  string    `json:"poolID"`
+	Pool    string    `json:"pool"`
+	BeganAt time.Time `json:"beganAt"`
+	EndedAt time.Time `json:"endedAt"`
+	// Epoch of the storage cluster's map that has it, Addresses that are locked out,
+	// and Owners of the volumes' locks, which are locked out, too.
+	Epoch     uint64   `json:"epoch"`
+	Addresses []string `json:"addresses"`
+	Owners    []string `json:"owners,omitempty"`
 }
 
 // FailoverPower is what a power device said.
@@ -102,6 +121,9 @@ type FailoverMoveSpec struct {
 	NodeID     string `json:"nodeID"`
 	Node       string `json:"node"`
 	Epoch      uint64 `json:"epoch"`
+	// Pools, by ID, that the old node had to be locked out of; none if the guard of
+	// the old node ended the VM.
+	Pools []string `json:"pools,omitempty"`
 	// Term of the leader that decided.
 	Term uint64    `json:"term"`
 	At   time.Time `json:"at"`
@@ -201,7 +223,7 @@ type FailoverProof struct {
 // two moments of one leader's clock, unless the leadership changed meanwhile.
 type Phases struct {
 	// Detection is the silence before the node was barred from leases, or before it
-	// was aimed at; Fence how long its power device took.
+	// was aimed at; Fence how long its power device or the pool took.
 	Detection int64 `json:"detectionMillis"`
 	Fence     int64 `json:"fenceMillis"`
 	// Placement is from the declaration to the new binding, Start from there until
@@ -223,6 +245,9 @@ func PhasesOf(f *Failover, m *FailoverMove) Phases {
 	p := Phases{Detection: f.Spec.SilentMillis, Placement: max(0, m.Spec.At.Sub(f.Spec.At).Milliseconds()), Start: -1}
 	if f.Spec.Power != nil {
 		p.Fence = max(0, f.Spec.At.Sub(f.Spec.Power.BeganAt).Milliseconds())
+	}
+	if f.Spec.Storage != nil {
+		p.Fence = max(0, f.Spec.Storage.EndedAt.Sub(f.Spec.Storage.BeganAt).Milliseconds())
 	}
 	if m.Status.Phase == MoveRunning && m.Status.At != nil {
 		p.Start = max(0, m.Status.At.Sub(m.Spec.At).Milliseconds())

@@ -28,6 +28,8 @@ type StorageFence struct {
 	Epoch uint64 `json:"epoch,omitempty"`
 	// Owners had locks on the volumes, as ADDRESS:PORT/NONCE.
 	Owners []string `json:"owners,omitempty"`
+	// Failover is the evidence of it, when it is in force.
+	Failover string `json:"failover,omitempty"`
 }
 
 // FenceOf returns the fence between a node and a pool.

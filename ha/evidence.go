@@ -35,12 +35,30 @@ func (s *Service) noteLoss(tx *configdb.Txn, term uint64, n *api.Node, f api.Fai
 	return configdb.Failovers.CreateUnnamed(tx, &f)
 }
 
+// noteFence adds the evidence of a fence to the transaction that puts it in force.
+func (s *Service) noteFence(tx *configdb.Txn, term uint64, n *api.Node, fence *api.StorageFence, quiet time.Duration) error {
+	f := api.NewFailover(n, api.CauseStorage, *fence.InForceAt)
+	f.Spec.LeaderID, f.Spec.Leader, f.Spec.Term, f.Spec.Rules = s.nodeID, s.name, term, leaseRules()
+	f.Spec.SilentMillis, f.Spec.Since = quiet.Milliseconds(), api.SinceGrant
+	f.Spec.Storage = &api.FailoverStorage{
+		Fence: fence.ID, PoolID: fence.PoolID, Pool: fence.Pool, BeganAt: fence.BeganAt, EndedAt: *fence.InForceAt,
+		Epoch: fence.Epoch, Addresses: fence.Addresses, Owners: fence.Owners,
+	}
+	fence.Failover = f.Meta.ID
+	return configdb.Failovers.CreateUnnamed(tx, &f)
+}
+
 // noteReturnOf adds to the transaction that readmits a node that it did.
 func noteReturnOf(v *configdb.View, tx *configdb.Txn, term uint64, n *api.Node) error {
 	id := n.Status.Failover
 	n.Status.Failover = ""
+	return noteReturn(v, tx, term, id)
+}
+
+// noteReturn adds that the node of a loss is back. term is 0 if the node says so.
+func noteReturn(v *configdb.View, tx *configdb.Txn, term uint64, id string) error {
 	if id == "" {
-		return nil // declared lost by a build that kept no evidence
+		return nil // of a build that kept no evidence
 	}
 	f, err := configdb.Failovers.Get(v, id)
 	if err != nil {
@@ -53,10 +71,16 @@ func noteReturnOf(v *configdb.View, tx *configdb.Txn, term uint64, n *api.Node) 
 
 // noteMove adds the evidence of a move to the transaction of the move.
 func (c *lossCase) noteMove(tx *configdb.Txn, term uint64, from api.Binding, outcome api.HAOutcome) error {
-	if c.node.Status.Failover == "" {
+	loss, pools := c.node.Status.Failover, from.Spec.Guarding()
+	if len(pools) > 0 {
+		f, _ := c.node.Status.FenceOf(pools[0])
+		loss = f.Failover
+	}
+	if loss == "" {
 		return nil
 	}
-	m := api.NewFailoverMove(c.node.Status.Failover, &c.vm, time.Now())
+	m := api.NewFailoverMove(loss, &c.vm, time.Now())
+	m.Spec.Pools = pools
 	m.Spec.Outcome, m.Spec.Term = outcome, term
 	m.Spec.FromNodeID, m.Spec.FromEpoch = from.Spec.NodeID, from.Spec.Epoch
 	m.Spec.NodeID, m.Spec.Node, m.Spec.Epoch = c.binding.Spec.NodeID, c.binding.Spec.Node, c.binding.Spec.Epoch

@@ -36,6 +36,7 @@ type target struct {
 	pools   []string // IDs
 	volumes map[string][]string
 	reason  string
+	quiet   time.Duration
 }
 
 // lockOutSilent begins to lock nodes out of the pools of their guarded VMs: those
@@ -100,9 +101,9 @@ func (s *Service) suspects(v *configdb.View, term uint64) (out []target) {
 		if _, later := v.Get(configdb.LaterLifeKey(id)); later || !s.grant.beginLocking(term, id) {
 			continue
 		}
-		t := target{node: *n, reason: "it is lost"}
+		t := target{node: *n, reason: "it is lost", quiet: s.grant.quietFor(id)}
 		if !lost {
-			t.reason = fmt.Sprintf("nothing was heard of it for %.1f s", s.grant.quietFor(id).Seconds())
+			t.reason = fmt.Sprintf("nothing was heard of it for %.1f s", t.quiet.Seconds())
 		}
 		out = append(out, t)
 	}
@@ -222,6 +223,9 @@ func (s *Service) enforce(ctx context.Context, term uint64, t target, f *api.Sto
 			}
 			now := time.Now().UTC()
 			f.InForceAt, set = &now, true
+			if err := s.noteFence(tx, term, &n, f, t.quiet); err != nil {
+				return err
+			}
 			n.Status.StorageFences = slices.Clone(n.Status.StorageFences)
 			n.Status.StorageFences[i] = *f
 			return configdb.Nodes.UpdateStatus(v, tx, &n)

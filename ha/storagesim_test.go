@@ -104,6 +104,7 @@ func (n *simNode) LockOut(ctx context.Context, f *api.StorageFence, _ []string, 
 	n.w.meanwhile(4, 60)
 	n.w.pool.barred[host.i] = true
 	n.w.pool.fenced++
+	f.Epoch = uint64(n.w.pool.fenced)
 	n.w.meanwhile(2, 150)
 	return nil
 }
@@ -256,7 +257,7 @@ func TestNoTwoNodesWriteOneGuardedDisk(t *testing.T) {
 	const each, vms = 2000, 4
 	wanted, seed := setting(t, envSteps, 4*each), setting(t, envSeed, 1)
 	var moved uint64
-	var steps, looks, ran, worlds, fenced, outlived int
+	var steps, looks, ran, worlds, fenced, outlived, proved int
 	for ; steps < wanted; seed++ {
 		w := newPoolWorld(t, uint64(seed), vms, everyRule)
 		w.power = w.chancy
@@ -264,6 +265,7 @@ func TestNoTwoNodesWriteOneGuardedDisk(t *testing.T) {
 		if w.broken != "" {
 			t.Fatalf("world %d: %s", seed, w.broken)
 		}
+		proved += w.prove()
 		bindings, err := configdb.Bindings.List(w.mem.Local())
 		must(t, err)
 		for i := range bindings {
@@ -275,9 +277,9 @@ func TestNoTwoNodesWriteOneGuardedDisk(t *testing.T) {
 		fenced, outlived = fenced+w.pool.fenced, outlived+w.pool.outlived
 		w.mem.Close()
 	}
-	t.Logf("%d worlds, %d steps, %d moves of guarded VMs, %d times a host was locked out, %d looks at VMs that outlived their lease, VMs were running in %d %% of the looks, no disk with two writers",
-		worlds, steps, moved, fenced, outlived, 100*ran/(looks*vms))
-	if moved < uint64(worlds) || ran < looks || fenced < worlds || outlived == 0 {
+	t.Logf("%d worlds, %d steps, %d moves of guarded VMs, %d times a host was locked out, %d looks at VMs that outlived their lease, %d losses proved, VMs were running in %d %% of the looks, no disk with two writers",
+		worlds, steps, moved, fenced, outlived, proved, 100*ran/(looks*vms))
+	if moved < uint64(worlds) || ran < looks || fenced < worlds || outlived == 0 || proved == 0 {
 		t.Error("the simulation is too quiet to prove anything")
 	}
 }

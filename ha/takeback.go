@@ -126,6 +126,11 @@ func (t *TakeBack) end(ctx context.Context, f api.StorageFence) (left string, er
 		if err != nil {
 			return err
 		}
+		if now, ok := n.Status.FenceOf(f.PoolID); ok && now.ID == f.ID {
+			if err := noteReturn(v, tx, 0, now.Failover); err != nil {
+				return err
+			}
+		}
 		n.Status.StorageFences = slices.DeleteFunc(slices.Clone(n.Status.StorageFences), func(o api.StorageFence) bool { return o.ID == f.ID })
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})

@@ -44,7 +44,8 @@ const (
 	RuleFromLost   = "every move was away from the lost node, to another"
 	RuleEpoch      = "every move raised the epoch by one"
 	RuleOnce       = "no VM was moved twice under one epoch"
-	RuleReadmitted = "the node got no lease before the last move"
+	RuleReadmitted = "the node was let in again only after the last move"
+	RuleGuarded    = "what ended the VMs is what the evidence is about"
 	RuleStarted    = "every VM that runs was reported by its new node, under the new epoch, after the move"
 	RuleBinding    = "the bindings of today follow from the moves"
 )
@@ -117,6 +118,15 @@ func Check(p *api.FailoverProof) Verdict {
 		}
 		return ""
 	})
+	v.each(RuleGuarded, p.Moves, func(m *api.FailoverMove) string {
+		switch {
+		case f.Spec.Cause == api.CauseLease && len(m.Spec.Pools) > 0:
+			return "it had a storage guard, so the guard of the old node did not end it"
+		case f.Spec.Cause == api.CauseStorage && f.Spec.Storage != nil && !slices.Contains(m.Spec.Pools, f.Spec.Storage.PoolID):
+			return "it had no storage guard in the pool that locked the node out"
+		}
+		return ""
+	})
 	v.once(p)
 	v.readmitted(p)
 	v.started(p.Moves)
@@ -142,6 +152,8 @@ func (v *verdict) certain(s *api.FailoverSpec) {
 		}
 	case api.CausePower:
 		v.power(s.Power)
+	case api.CauseStorage:
+		v.storage(s.Storage)
 	default:
 		v.say(RuleCertain, false, "the record names the cause %q, which this program does not know", s.Cause)
 	}
@@ -178,6 +190,17 @@ func (v *verdict) power(p *api.FailoverPower) {
 	took := p.EndedAt.Sub(p.BeganAt).Milliseconds()
 	v.say(RuleCertain, commanded && reads >= readsOff && took >= 0,
 		"the power device %q read %d times in a row as off after the command, in %d ms; %d times are needed (action %s)", device, reads, took, readsOff, p.Action)
+}
+
+// storage checks what the pool answered that locked the host out.
+func (v *verdict) storage(s *api.FailoverStorage) {
+	if s == nil {
+		v.say(RuleCertain, false, "the host is said to have been locked out of a pool, and there is no answer of the pool")
+		return
+	}
+	took := s.EndedAt.Sub(s.BeganAt).Milliseconds()
+	v.say(RuleCertain, s.Epoch > 0 && len(s.Addresses) > 0 && took >= 0, "the addresses %v of the host are locked out of pool %s by map %d, after %d ms; owners of locks: %v",
+		s.Addresses, s.Pool, s.Epoch, took, s.Owners)
 }
 
 // once checks that no epoch of a VM was given twice, at this loss and the others.

@@ -58,10 +58,22 @@ func switchedOff() *api.FailoverProof {
 	return p
 }
 
+// lockedOut is evidence that a pool says that the host is locked out.
+func lockedOut() *api.FailoverProof {
+	p := sound()
+	s := &p.Failover.Spec
+	s.Cause, s.SilentMillis = api.CauseStorage, 5_100
+	s.Storage = &api.FailoverStorage{Fence: "f", PoolID: "p1", Pool: "ceph", BeganAt: s.At.Add(-time.Second), EndedAt: s.At, Epoch: 17, Addresses: []string{"10.0.0.1"}}
+	for i := range p.Moves {
+		p.Moves[i].Spec.Pools = []string{"p1"}
+	}
+	return p
+}
+
 func TestSoundEvidenceHolds(t *testing.T) {
-	for name, p := range map[string]*api.FailoverProof{"lease": sound(), "power": switchedOff()} {
+	for name, p := range map[string]*api.FailoverProof{"lease": sound(), "power": switchedOff(), "storage": lockedOut()} {
 		v := Check(p)
-		if !v.OK || len(v.Findings) != 9 {
+		if !v.OK || len(v.Findings) != 10 {
 			t.Errorf("%s: %+v", name, v)
 		}
 		for _, f := range v.Findings {
@@ -95,6 +107,11 @@ func TestEachFlawIsFoundByItsRule(t *testing.T) {
 			s := &p.Failover.Spec.Power.Steps
 			*s = append(*s, api.PowerStep{Device: "bmc1", Do: api.PowerOn, OK: true})
 		}},
+		{"no answer of the pool", RuleCertain, lockedOut, func(p *api.FailoverProof) { p.Failover.Spec.Storage = nil }},
+		{"in no map", RuleCertain, lockedOut, func(p *api.FailoverProof) { p.Failover.Spec.Storage.Epoch = 0 }},
+		{"no address", RuleCertain, lockedOut, func(p *api.FailoverProof) { p.Failover.Spec.Storage.Addresses = nil }},
+		{"another pool", RuleGuarded, lockedOut, func(p *api.FailoverProof) { p.Moves[0].Spec.Pools = []string{"p2"} }},
+		{"not killed", RuleGuarded, sound, func(p *api.FailoverProof) { p.Moves[0].Spec.Pools = []string{"p1"} }},
 		{"an earlier term", RuleLeader, sound, func(p *api.FailoverProof) { p.Moves[1].Spec.Term = 6 }},
 		{"moved before", RuleAfter, sound, func(p *api.FailoverProof) { p.Moves[0].Meta.Revision = 99 }},
 		{"no record", RuleAfter, sound, func(p *api.FailoverProof) { p.Failover.Meta.Revision = 0 }},
@@ -127,7 +144,7 @@ func TestEachFlawIsFoundByItsRule(t *testing.T) {
 func drop(s *[]api.PowerStep, i int) { *s = append((*s)[:i:i], (*s)[i+1:]...) }
 
 func FuzzCheck(f *testing.F) {
-	for _, p := range []*api.FailoverProof{sound(), switchedOff()} {
+	for _, p := range []*api.FailoverProof{sound(), switchedOff(), lockedOut()} {
 		b, err := json.Marshal(p)
 		if err != nil {
 			f.Fatal(err)
