@@ -308,6 +308,8 @@ type VMStatus struct {
 	Tries *VMTries `json:"tries,omitempty"`
 	// Restarts are the automatic restarts after ends of the VM, while there are any.
 	Restarts *VMRestarts `json:"restarts,omitempty"`
+	// Awaits is set while an automatic start is held back for other VMs.
+	Awaits *VMAwaits `json:"awaits,omitempty"`
 	// Message is one line for people: why the VM is in this phase.
 	Message    string      `json:"message,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`

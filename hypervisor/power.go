@@ -64,6 +64,7 @@ func (s *step) up(ctx context.Context) error {
 		return s.unreachable(ctx, err)
 	}
 	s.in.wasUp = true
+	s.vm.Status.Awaits = nil
 	if s.vm.Status.Hardware == nil {
 		s.vm.Status.Hardware = s.startedWith()
 	}

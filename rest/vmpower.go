@@ -16,6 +16,10 @@ func (c *change) wishRunning(st *vmState) error {
 	vm := &st.vm
 	switch vm.Spec.Power {
 	case api.PowerRunning:
+		if vm.Status.Awaits != nil { // whoever asks by hand does not want it to wait
+			vm.Status.Awaits = nil
+			return configdb.VMs.UpdateStatus(c.v, c.tx, vm)
+		}
 		return nil // the task looks at the wish that is already there
 	case api.PowerPaused:
 		return api.Errorf(api.CodeRefused, "vm %s is paused; resume it", vm.Meta.Name)

@@ -24,6 +24,10 @@ type recoveryFlags struct {
 	limit    int
 	window   time.Duration
 	delay    time.Duration
+	after    []string
+	when     string
+	later    time.Duration
+	most     time.Duration
 }
 
 // endFlags are the policies: flag, field and help.
@@ -42,6 +46,10 @@ func (f *recoveryFlags) add(fs *pflag.FlagSet) {
 		f.ends[e.flag] = fs.String(e.flag, "", e.help)
 	}
 	fs.DurationVar(&f.silence, "agent-silence", 0, "after how long a guest agent that answered before counts as silent, 30s to 24h; 0 for never")
+	fs.StringSliceVar(&f.after, "after", nil, "an automatic start, after the loss of a node or a power cut, waits for these VMs; none for nobody")
+	fs.StringVar(&f.when, "after-condition", "", "when those count as up: started, or healthy if their guest agents have to answer, too (default \"started\")")
+	fs.DurationVar(&f.later, "after-delay", 0, "start so much later than they are up, up to 1h")
+	fs.DurationVar(&f.most, "after-wait", 0, "start anyway after this time, 1s to 24h (default 2m)")
 	fs.IntVar(&f.limit, "restart-limit", 0, fmt.Sprintf("give up after so many automatic restarts within --restart-window, 1 to %d; 0 for never", api.MaxRestartLimit))
 	fs.DurationVar(&f.window, "restart-window", 0, "the time within which restarts are counted, 1m to 168h (default 1h)")
 	fs.DurationVar(&f.delay, "restart-delay", 0, "pause before the first automatic restart, which doubles with each, 1s to 15m (default 10s with --restart-limit, else 1s)")
@@ -61,6 +69,19 @@ func (f *recoveryFlags) into(spec map[string]any) {
 	}
 	for _, e := range endFlags {
 		set(r, e.field, *f.ends[e.flag])
+	}
+	if f.fs.Changed("after") {
+		r["after"] = f.after
+		if len(f.after) == 1 && f.after[0] == none {
+			r["after"] = nil
+		}
+	}
+	set(r, "afterCondition", f.when)
+	if f.fs.Changed("after-delay") {
+		r["afterDelaySeconds"] = wholeSeconds(f.later)
+	}
+	if f.fs.Changed("after-wait") {
+		r["afterWaitSeconds"] = wholeSeconds(f.most)
 	}
 	if f.fs.Changed("restart-limit") {
 		r["restartLimit"] = f.limit
@@ -95,6 +116,8 @@ func haText(s *api.VMSpec) string {
 // showRecovery shows what is set or happened besides the usual.
 func showRecovery(s *sections, o *api.VM, now time.Time) {
 	s.field("HA", haText(&o.Spec))
+	after := o.Spec.StartAfter()
+	s.field("Starts after", after.String())
 	s.field("On its end", endText(&o.Spec))
 	s.field("Restarts", restartsText(o, now))
 }
