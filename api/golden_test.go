@@ -82,7 +82,7 @@ func goldenObjects() goldens {
 				MaxCPUs: 8, MaxMemory: 4 * GiB, MemoryMin: 512 * MiB, Boot: &VMBoot{Memory: GiB, MaxMemory: 4 * GiB, MaxCPUs: 8, DiskPorts: 4, NICPorts: 2, Queues: 2, Cards: []VMCard{{Slot: 2, MTU: 1450, ROM: true}}},
 				HA: HARestart, Recovery: &VMRecovery{Priority: PriorityHigh, StartAttempts: 5, EndPolicy: EndPolicy{
 					OnCrash: EndRestart, OnPanic: EndStop, OnWatchdog: EndPause, AgentSilenceSeconds: 60, OnAgentSilence: EndRestart, RestartLimit: 3, RestartWindowSeconds: 3600, RestartDelaySeconds: 10,
-				}, StartAfter: StartAfter{After: []string{"db1"}, AfterCondition: AfterHealthy, AfterDelaySeconds: 10, AfterWaitSeconds: 300}}, Power: PowerRunning, ForceStop: true, Reboots: 5,
+				}, StartAfter: StartAfter{After: []string{"db1"}, AfterCondition: AfterHealthy, AfterDelaySeconds: 10, AfterWaitSeconds: 300}, Failback: Failback{Failback: FailbackReturn, FailbackAfterMinutes: 30}}, Power: PowerRunning, ForceStop: true, Reboots: 5,
 				Display: DisplayNone,
 				CloudInit: &CloudInit{
 					Format: CloudInitNoCloud, Hostname: "inside", User: "ops", SSHKeys: []string{"ssh-ed25519 AAAA me"}, Password: "p", PasswordHash: "$6$s$h",
@@ -100,7 +100,7 @@ func goldenObjects() goldens {
 				Awaits:   &VMAwaits{Epoch: 2, VMs: []string{"db1"}, Until: &at},
 			},
 		},
-		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true, Resumes: &Resumption{Process: 1, Epoch: 2}, BroughtBy: "t"}},
+		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true, Resumes: &Resumption{Process: 1, Epoch: 2}, BroughtBy: "t", RecoveredFrom: &RecoveredFrom{NodeID: "n2", Node: "m2", Epoch: 2}}},
 		operation: Operation{
 			Meta: goldenMeta(KindOperation),
 			Spec: OperationSpec{

@@ -336,6 +336,8 @@ type BindingSpec struct {
 	// BroughtBy is the task of the last migration that was committed. It tells a
 	// binding that came with the guest's memory from one that ha made.
 	BroughtBy string `json:"broughtBy,omitempty"`
+	// RecoveredFrom is the node that ha took the VM from; see Origin.
+	RecoveredFrom *RecoveredFrom `json:"recoveredFrom,omitempty"`
 }
 
 // Resumption lets a process of an earlier epoch go on. It counts under one epoch

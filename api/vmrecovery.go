@@ -19,6 +19,7 @@ type VMRecovery struct {
 	StartAttempts int `json:"startAttempts,omitempty" minimum:"1" maximum:"20"`
 	EndPolicy
 	StartAfter
+	Failback
 }
 
 // Limits of spec.recovery.startAttempts.
@@ -121,6 +122,9 @@ func (r *VMRecovery) validate() error {
 		return err
 	}
 	if err := r.StartAfter.validate(); err != nil {
+		return err
+	}
+	if err := r.Failback.validate(); err != nil {
 		return err
 	}
 	if r.Priority == "" {

@@ -165,6 +165,7 @@ func (c *lossCase) require(tx *configdb.Txn, term uint64) {
 func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, outcome api.HAOutcome, nodeID, node string) error {
 	c.require(tx, term)
 	from := c.binding
+	c.binding.Spec.RecoveredFrom = from.Spec.Recovered(&c.node, nodeID)
 	if err := c.bind(v, tx, nodeID, node, fmt.Sprintf("moved from the lost node %s", c.node.Meta.Name)); err != nil {
 		return err
 	}

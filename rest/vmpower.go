@@ -16,11 +16,13 @@ func (c *change) wishRunning(st *vmState) error {
 	vm := &st.vm
 	switch vm.Spec.Power {
 	case api.PowerRunning:
-		if vm.Status.Awaits != nil { // whoever asks by hand does not want it to wait
-			vm.Status.Awaits = nil
-			return configdb.VMs.UpdateStatus(c.v, c.tx, vm)
+		if r := vm.Status.Restarts; r != nil && r.Due != nil && vm.Status.PID == 0 {
+			vm.Status.Restarts = r.Clone()
+			vm.Status.Restarts.Due = nil
 		}
-		return nil // the task looks at the wish that is already there
+		vm.Status.Awaits = nil // whoever asks by hand does not want it to wait
+		// The task looks at the wish that is already there.
+		return configdb.VMs.UpdateStatus(c.v, c.tx, vm)
 	case api.PowerPaused:
 		return api.Errorf(api.CodeRefused, "vm %s is paused; resume it", vm.Meta.Name)
 	}

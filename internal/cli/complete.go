@@ -105,6 +105,7 @@ var flagWords = map[string][]string{
 	"ha":              {string(api.HANone), string(api.HARestart)},
 	"admission":       {string(api.AdmissionOff), string(api.AdmissionWarn), string(api.AdmissionRefuse)},
 	"ha-priority":     {string(api.PriorityHighest), string(api.PriorityHigh), string(api.PriorityMedium), string(api.PriorityLow), string(api.PriorityLowest)},
+	"failback":        {string(api.FailbackNone), string(api.FailbackReturn)},
 	"after-condition": {string(api.AfterStarted), string(api.AfterHealthy)},
 	"on-crash":        {string(api.EndRestart), string(api.EndStop)},
 	"on-panic":        endWords, "on-watchdog": endWords, "on-agent-silence": endWords,
