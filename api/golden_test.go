@@ -50,7 +50,7 @@ type goldens struct {
 // field shows.
 func goldenObjects() goldens {
 	cond := []Condition{{Type: "Ready", OK: true, Reason: "Up", Message: "all is <well> & good", Since: goldenTime}}
-	state := PoolStateStatus{Node: "n1", Ready: true, Reason: "r", Stamp: "stamp", Total: TiB, Free: GiB}
+	state := PoolStateStatus{Node: "n1", Ready: true, Reason: "r", Stamp: "stamp", Addresses: []string{"10.0.0.1"}, HostBoot: "b", Total: TiB, Free: GiB}
 	at := goldenTime
 	return goldens{
 		cluster: Cluster{Meta: goldenMeta(KindCluster), Spec: ClusterSpec{
@@ -82,7 +82,7 @@ func goldenObjects() goldens {
 				MaxCPUs: 8, MaxMemory: 4 * GiB, MemoryMin: 512 * MiB, Boot: &VMBoot{Memory: GiB, MaxMemory: 4 * GiB, MaxCPUs: 8, DiskPorts: 4, NICPorts: 2, Queues: 2, Cards: []VMCard{{Slot: 2, MTU: 1450, ROM: true}}},
 				HA: HARestart, Recovery: &VMRecovery{Priority: PriorityHigh, StartAttempts: 5, EndPolicy: EndPolicy{
 					OnCrash: EndRestart, OnPanic: EndStop, OnWatchdog: EndPause, AgentSilenceSeconds: 60, OnAgentSilence: EndRestart, RestartLimit: 3, RestartWindowSeconds: 3600, RestartDelaySeconds: 10,
-				}}, Power: PowerRunning, ForceStop: true, Reboots: 5,
+				}, StartAfter: StartAfter{After: []string{"db1"}, AfterCondition: AfterHealthy, AfterDelaySeconds: 10, AfterWaitSeconds: 300}, Failback: Failback{Failback: FailbackReturn, FailbackAfterMinutes: 30}}, Power: PowerRunning, ForceStop: true, Reboots: 5,
 				Display: DisplayNone,
 				CloudInit: &CloudInit{
 					Format: CloudInitNoCloud, Hostname: "inside", User: "ops", SSHKeys: []string{"ssh-ed25519 AAAA me"}, Password: "p", PasswordHash: "$6$s$h",
@@ -97,9 +97,10 @@ func goldenObjects() goldens {
 				RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
 				Tries:    &VMTries{Epoch: 2, Generation: 3, Begun: 4, Failed: 3, GivenUp: true, At: &at, Nodes: []string{"n"}, Rounds: 1},
 				Restarts: &VMRestarts{Times: []time.Time{at}, Due: &at, Cause: EndPanic, Reason: "r", Left: LeftGaveUp},
+				Awaits:   &VMAwaits{Epoch: 2, VMs: []string{"db1"}, Until: &at},
 			},
 		},
-		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true, Resumes: &Resumption{Process: 1, Epoch: 2}, BroughtBy: "t"}},
+		binding: Binding{Meta: goldenMeta(KindBinding), Spec: BindingSpec{NodeID: "n", Node: "n1", Epoch: 2, Protected: true, Resumes: &Resumption{Process: 1, Epoch: 2}, BroughtBy: "t", StorageGuard: &StorageGuard{Epoch: 2, Pools: []string{"p"}}, RecoveredFrom: &RecoveredFrom{NodeID: "n2", Node: "m2", Epoch: 2}}},
 		operation: Operation{
 			Meta: goldenMeta(KindOperation),
 			Spec: OperationSpec{

@@ -50,6 +50,11 @@ type HAStep struct {
 	// Node that it gets; empty if it gets none.
 	Node   string `json:"node,omitempty"`
 	Reason string `json:"reason,omitempty"`
+	// After are the VMs that its start waits for, and StartsAfter says it for people.
+	After       []string `json:"after,omitempty"`
+	StartsAfter string   `json:"startsAfter,omitempty"`
+	// Wave in which it starts, from 1, if it restarts.
+	Wave int `json:"wave,omitempty"`
 }
 
 // HALoss is what becomes of the VMs when nodes die together.

@@ -311,6 +311,8 @@ type VMStatus struct {
 	Tries *VMTries `json:"tries,omitempty"`
 	// Restarts are the automatic restarts after ends of the VM, while there are any.
 	Restarts *VMRestarts `json:"restarts,omitempty"`
+	// Awaits is set while an automatic start is held back for other VMs.
+	Awaits *VMAwaits `json:"awaits,omitempty"`
 	// Message is one line for people: why the VM is in this phase.
 	Message    string      `json:"message,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`
@@ -340,6 +342,8 @@ type BindingSpec struct {
 	// BroughtBy is the task of the last migration that was committed. It tells a
 	// binding that came with the guest's memory from one that ha made.
 	BroughtBy string `json:"broughtBy,omitempty"`
+	// RecoveredFrom is the node that ha took the VM from; see Origin.
+	RecoveredFrom *RecoveredFrom `json:"recoveredFrom,omitempty"`
 }
 
 // StorageGuard promises that under one epoch the VM writes to these pools only. It

@@ -18,6 +18,8 @@ type VMRecovery struct {
 	// does: 1 to 20, 3 when left out.
 	StartAttempts int `json:"startAttempts,omitempty" minimum:"1" maximum:"20"`
 	EndPolicy
+	StartAfter
+	Failback
 }
 
 // Limits of spec.recovery.startAttempts.
@@ -117,6 +119,12 @@ func (r *VMRecovery) validate() error {
 		return Invalid("spec.recovery.startAttempts", "is %d; give 1 to %d, or leave it out for %d", r.StartAttempts, MaxStartAttempts, DefaultStartAttempts)
 	}
 	if err := r.EndPolicy.validate(); err != nil {
+		return err
+	}
+	if err := r.StartAfter.validate(); err != nil {
+		return err
+	}
+	if err := r.Failback.validate(); err != nil {
 		return err
 	}
 	if r.Priority == "" {

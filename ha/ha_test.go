@@ -101,6 +101,35 @@ func TestProtectedVMMovesOnceAndKeepsItsDecision(t *testing.T) {
 	}
 }
 
+// The place of a VM that is to follow others is held at once; its start is the new
+// owner's business, who is told in the same transaction.
+func TestAVMThatFollowsOthersIsBoundAtOnce(t *testing.T) {
+	w := chaosFree(t)
+	b := w.bindingOn(3)
+	_, err := configdb.Transact(context.Background(), w.mem, "test", 4, func(v *configdb.View, tx *configdb.Txn) error {
+		vm, err := configdb.VMs.Get(v, b.Meta.ID)
+		if err != nil {
+			return err
+		}
+		vm.Spec.Recovery = &api.VMRecovery{StartAfter: api.StartAfter{After: []string{"db1"}, AfterWaitSeconds: 600}}
+		return configdb.VMs.UpdateSpec(v, tx, &vm)
+	})
+	must(t, err)
+	w.lose(3)
+	_, err = w.nodes[0].svc.recover(context.Background(), 1)
+	must(t, err)
+	vm, err := configdb.VMs.Get(w.mem.Local(), b.Meta.ID)
+	must(t, err)
+	if vm.Status.Epoch != 2 || vm.Status.Awaits == nil || vm.Status.Awaits.Epoch != 2 {
+		t.Errorf("%+v", vm.Status)
+	}
+	tasks, err := configdb.Tasks.List(w.mem.Local())
+	must(t, err)
+	if len(tasks) != 1 || time.Until(tasks[0].Spec.Deadline) < 10*time.Minute {
+		t.Errorf("recovery tasks: %+v", tasks)
+	}
+}
+
 // A node that was recovered into a later life has no lease here, and runs its VMs.
 func TestVMsOfANodeOfALaterLifeStay(t *testing.T) {
 	w := chaosFree(t)

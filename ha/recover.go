@@ -168,11 +168,15 @@ func (c *lossCase) require(tx *configdb.Txn, term uint64) {
 func (c *lossCase) move(v *configdb.View, tx *configdb.Txn, term uint64, outcome api.HAOutcome, nodeID, node string) error {
 	c.require(tx, term)
 	from := c.binding
+	c.binding.Spec.RecoveredFrom = from.Spec.Recovered(&c.node, nodeID)
 	if err := c.bind(v, tx, nodeID, node, c.why()); err != nil {
 		return err
 	}
 	if err := c.noteMove(tx, term, from, outcome); err != nil {
 		return err
+	}
+	if a := c.vm.Spec.StartAfter(); len(a.After) > 0 && c.vm.Spec.Power == api.PowerRunning && !c.vm.Meta.Deleting() {
+		c.vm.Status.Awaits = &api.VMAwaits{Epoch: c.binding.Spec.Epoch} // the new owner holds the start back
 	}
 	return configdb.VMs.UpdateStatus(v, tx, &c.vm)
 }
@@ -209,7 +213,8 @@ func (c *lossCase) bind(v *configdb.View, tx *configdb.Txn, nodeID, node, messag
 		return nil
 	}
 	c.vm.Status.Phase = api.VMStarting
-	t := api.NewTask(api.ActionVMRecover, api.KindVM, c.vm.Meta, Actor, recoverDeadline, time.Now())
+	after := c.vm.Spec.StartAfter()
+	t := api.NewTask(api.ActionVMRecover, api.KindVM, c.vm.Meta, Actor, recoverDeadline+after.Most(), time.Now())
 	t.Spec.TargetEpoch = c.binding.Spec.Epoch
 	t.Status.Message = message
 	return configdb.Tasks.CreateUnnamed(tx, &t)

@@ -152,6 +152,7 @@ func (c *lossCase) requireGivenUp(tx *configdb.Txn, term uint64) {
 func (c *lossCase) passOn(v *configdb.View, tx *configdb.Txn, tries api.VMTries, nodeID, node string) error {
 	message := fmt.Sprintf("moved on from node %s, which could not start it: %s", c.node.Meta.Name, c.vm.Status.Message)
 	next := api.VMTries{Epoch: c.binding.Spec.Epoch + 1, Generation: c.vm.Meta.Generation, Nodes: tries.Nodes, Rounds: tries.Rounds}
+	c.binding.Spec.RecoveredFrom = c.binding.Spec.Recovered(nil, nodeID)
 	if err := c.bind(v, tx, nodeID, node, message); err != nil {
 		return err
 	}

@@ -301,7 +301,6 @@ func (s *step) crashEnd(tx *configdb.Txn, kind api.VMEnd, what string) error {
 		return err
 	}
 	if r := s.vm.Status.Restarts; r.Due != nil {
-		s.in.notBefore, s.in.putOff = *r.Due, s.proc.PID
 		s.result.After = max(r.Due.Sub(s.now), attachRetry)
 		s.report(api.VMStarting, r.Reason)
 		return nil

@@ -105,6 +105,7 @@ func (s *step) sentence(tx *configdb.Txn, why verdict) error {
 		s.atRest()
 		return nil
 	}
+	s.vm.Status.Awaits = nil
 	switch why {
 	case endedByGuest:
 		if s.switchedOffByWatchdog() {
@@ -119,8 +120,12 @@ func (s *step) sentence(tx *configdb.Txn, why verdict) error {
 		s.report(api.VMStopped, "the guest switched itself off")
 	case endedByLease:
 		s.report(api.VMStarting, "it was ended because this node lost its lease; it starts again when the lease is back")
+		s.holdBack()
 	case endedByHost:
 		s.report(api.VMStarting, "QEMU was ended from outside on the host; it starts again")
+		if p.Reason == ReasonStopping { // the host goes down
+			s.holdBack()
+		}
 	case endedOnPurpose:
 		s.report(api.VMStarting, "QEMU was ended; it starts again as wished")
 	case endedByCrash:

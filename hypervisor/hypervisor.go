@@ -252,6 +252,10 @@ type Hypervisor struct {
 	starting  map[string]api.Size // VM that waits for room → what it needs
 	waiting   map[string]string   // volume being deleted → VM that waits for it
 	caughtUp  bool
+	awaiting  map[string]bool // VMs whose start waits for others
+	// leaseSince is when the session began, as far as this daemon knows.
+	leaseSession uint64
+	leaseSince   time.Time
 
 	hurry     chan struct{} // wakes the memory controller
 	pressure  memory.Pressure
@@ -289,7 +293,7 @@ func New(cfg Config) (*Hypervisor, error) {
 		cfg: cfg, log: cfg.Log, procs: newProcessTable(cfg.Guard), users: newUserTable(cfg.Users),
 		instances: map[string]*instance{}, gates: map[string]*gate{}, strangers: map[string]Process{}, waiting: map[string]string{},
 		tell: make(chan struct{}, 1), agentWake: make(chan struct{}, 1),
-		starting: map[string]api.Size{}, hurry: make(chan struct{}, 1),
+		starting: map[string]api.Size{}, awaiting: map[string]bool{}, hurry: make(chan struct{}, 1),
 	}
 	if h.cfg.Quiesce == nil {
 		h.cfg.Quiesce = h
@@ -299,6 +303,7 @@ func New(cfg Config) (*Hypervisor, error) {
 		Sources: []reconcile.Source{
 			{Prefix: configdb.VMs.SpecPrefix(), IDs: idsOf(configdb.VMs.IDOf)},
 			{Prefix: configdb.VMs.StatusPrefix(), IDs: idsOf(configdb.VMs.IDOf)},
+			{Prefix: configdb.VMs.StatusPrefix(), IDs: h.heldBackVMs},
 			{Prefix: configdb.Bindings.SpecPrefix(), IDs: idsOf(configdb.Bindings.IDOf)},
 			{Prefix: configdb.Operations.SpecPrefix(), IDs: idsOf(configdb.Operations.IDOf)},
 			{Prefix: configdb.SavedStates.SpecPrefix(), IDs: idsOf(configdb.SavedStates.IDOf)},

@@ -75,7 +75,8 @@ type instance struct {
 	awaited    time.Time // when the guest of a post-copy was first due here,
 	awaitedPID int       // in this process
 	out        *departure
-	strayAsked bool // whether QEMU was asked for a migration that nobody wants
+	waiting    waiting // for other VMs, before a start
+	strayAsked bool    // whether QEMU was asked for a migration that nobody wants
 
 	mu       sync.Mutex
 	conn     *qmp.Conn
@@ -119,6 +120,7 @@ func (h *Hypervisor) drop(id string) {
 	h.mu.Lock()
 	in := h.instances[id]
 	delete(h.instances, id)
+	delete(h.awaiting, id)
 	delete(h.strangers, id)
 	delete(h.starting, id)
 	h.mu.Unlock()

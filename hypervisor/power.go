@@ -80,6 +80,7 @@ func (s *step) up(ctx context.Context) error {
 		s.result.After = lookSoon // to take it from the guard's kill
 	}
 	s.in.wasUp = true
+	s.vm.Status.Awaits = nil
 	if s.vm.Status.Hardware == nil {
 		s.vm.Status.Hardware = s.startedWith()
 	}

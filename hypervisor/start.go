@@ -40,6 +40,8 @@ func (s *step) down(ctx context.Context) error {
 		return s.protect(ctx, false)
 	}
 	if s.vm.Spec.Power == api.PowerStopped {
+		s.vm.Status.Awaits = nil
+		s.stopWaiting()
 		s.h.notStarting(s.vm.Meta.ID)
 		s.vm.Status.RebootsDone = s.vm.Spec.Reboots
 		if _, ok := s.disks(); !ok && s.vm.Status.Phase == api.VMCreating {
@@ -55,6 +57,7 @@ func (s *step) down(ctx context.Context) error {
 	}
 	if lost {
 		s.report(api.VMStarting, "QEMU is gone: the host or its guard was restarted; it is started again")
+		s.holdBack()
 	}
 	return s.start(ctx)
 }
@@ -79,7 +82,13 @@ func (s *step) start(ctx context.Context) error {
 		s.wait(api.VMStarting, "waiting: "+why)
 		return nil
 	}
-	if s.heldBack() || !s.makeRoom() {
+	if s.heldBack() {
+		return nil
+	}
+	if held, err := s.awaiting(ctx); held || err != nil {
+		return err
+	}
+	if !s.makeRoom() {
 		return nil
 	}
 	saved, ok := s.beforeStart()

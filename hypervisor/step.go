@@ -94,9 +94,12 @@ func (h *Hypervisor) reconcile(ctx context.Context, id string) (reconcile.Result
 // catchUp reports whether this node once held a lease on a view that contains
 // the lease's revision; from then on the view is never older than that.
 func (h *Hypervisor) catchUp(v *configdb.View) bool {
-	_, rev, ok := h.cfg.Lease.Current()
+	session, rev, ok := h.cfg.Lease.Current()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if ok {
+		h.noteLease(session)
+	}
 	if ok && v.Revision() >= rev {
 		h.caughtUp = true
 	}

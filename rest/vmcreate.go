@@ -47,6 +47,9 @@ func (r *vmResource) make(c *change, vm *api.VM) (*effect, error) {
 	if err := sealCloudInit(vm, &api.VM{}); err != nil {
 		return nil, err
 	}
+	if err := c.checkRecovery(&api.VM{}, vm); err != nil {
+		return nil, err
+	}
 	volumes, err := c.resolveDisks(vm)
 	if err != nil {
 		return nil, err
@@ -65,9 +68,6 @@ func (r *vmResource) build(c *change, vm *api.VM, volumes []newVolume, only stri
 	}
 	volumes = append(volumes, state...)
 	vm.Spec.AssignSlots(nil)
-	if err := c.checkRecovery(&api.VM{}, vm); err != nil {
-		return nil, err
-	}
 	nodeID, node, err := c.placeNew(vm, volumes, only)
 	if err != nil {
 		return nil, err

@@ -16,7 +16,13 @@ func (c *change) wishRunning(st *vmState) error {
 	vm := &st.vm
 	switch vm.Spec.Power {
 	case api.PowerRunning:
-		return nil // the task looks at the wish that is already there
+		if r := vm.Status.Restarts; r != nil && r.Due != nil && vm.Status.PID == 0 {
+			vm.Status.Restarts = r.Clone()
+			vm.Status.Restarts.Due = nil
+		}
+		vm.Status.Awaits = nil // whoever asks by hand does not want it to wait
+		// The task looks at the wish that is already there.
+		return configdb.VMs.UpdateStatus(c.v, c.tx, vm)
 	case api.PowerPaused:
 		return api.Errorf(api.CodeRefused, "vm %s is paused; resume it", vm.Meta.Name)
 	}

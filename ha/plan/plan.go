@@ -63,6 +63,10 @@ type Step struct {
 	NodeID, Node string
 	// Err says why it has none.
 	Err error
+	// After are the VMs that its start waits for, and Wave is 1 for one that waits
+	// for none that restarts with it, and one more than theirs else.
+	After []string
+	Wave  int
 }
 
 // Refused counts the VMs that ought to restart and do not.
@@ -106,6 +110,7 @@ func Make(s *State, fleet Fleet, o Options) *Plan {
 	for i := range p.Steps {
 		p.Steps[i].decide(fleet, &p.Quorum)
 	}
+	s.starts(p.Steps)
 	if !p.Quorum.Kept {
 		p.Steps = append(p.Steps, s.ending(gone)...)
 	}

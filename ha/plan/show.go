@@ -21,6 +21,12 @@ func (st *Step) show(order int) api.HAStep {
 		Priority: st.VM.Spec.RecoveryPriority(),
 		Outcome:  st.Outcome, Node: st.Node,
 	}
+	if len(st.After) > 0 {
+		a := st.VM.Spec.StartAfter()
+		a.After = st.After
+		out.After, out.StartsAfter = st.After, a.String()
+	}
+	out.Wave = st.Wave
 	switch {
 	case st.Err != nil:
 		out.Reason = st.Err.Error()

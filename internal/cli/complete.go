@@ -98,15 +98,17 @@ func (a *app) completeContexts(_ *cobra.Command, given []string, _ string) ([]st
 
 // flagWords are the values of flags that have a fixed set of them.
 var flagWords = map[string][]string{
-	"output":      outputs,
-	"ci-network":  {string(api.CloudInitDHCP), string(api.CloudInitStatic), string(api.CloudInitNone)},
-	"ci-format":   {string(api.CloudInitNoCloud), string(api.CloudInitConfigDrive)},
-	"display":     {string(api.DisplayVNC), string(api.DisplayNone)},
-	"ha":          {string(api.HANone), string(api.HARestart)},
-	"admission":   {string(api.AdmissionOff), string(api.AdmissionWarn), string(api.AdmissionRefuse)},
-	"ha-priority": {string(api.PriorityHighest), string(api.PriorityHigh), string(api.PriorityMedium), string(api.PriorityLow), string(api.PriorityLowest)},
-	"on-crash":    {string(api.EndRestart), string(api.EndStop)},
-	"on-panic":    endWords, "on-watchdog": endWords, "on-agent-silence": endWords,
+	"output":          outputs,
+	"ci-network":      {string(api.CloudInitDHCP), string(api.CloudInitStatic), string(api.CloudInitNone)},
+	"ci-format":       {string(api.CloudInitNoCloud), string(api.CloudInitConfigDrive)},
+	"display":         {string(api.DisplayVNC), string(api.DisplayNone)},
+	"ha":              {string(api.HANone), string(api.HARestart)},
+	"admission":       {string(api.AdmissionOff), string(api.AdmissionWarn), string(api.AdmissionRefuse)},
+	"ha-priority":     {string(api.PriorityHighest), string(api.PriorityHigh), string(api.PriorityMedium), string(api.PriorityLow), string(api.PriorityLowest)},
+	"failback":        {string(api.FailbackNone), string(api.FailbackReturn)},
+	"after-condition": {string(api.AfterStarted), string(api.AfterHealthy)},
+	"on-crash":        {string(api.EndRestart), string(api.EndStop)},
+	"on-panic":        endWords, "on-watchdog": endWords, "on-agent-silence": endWords,
 	"accelerator": {string(api.AccelAuto), string(api.AccelKVM), string(api.AccelTCG)},
 	"type":        {string(api.PoolDir), string(api.PoolShared), string(api.PoolRBD)},
 }
@@ -114,7 +116,7 @@ var flagWords = map[string][]string{
 var endWords = []string{string(api.EndIgnore), string(api.EndRestart), string(api.EndStop), string(api.EndPause)}
 
 // flagKinds are the flags that take the name of an object.
-var flagKinds = map[string]api.Kind{"pool": api.KindPool, "image": api.KindImage, "volume": api.KindVolume, "node": api.KindNode, "network": api.KindNetwork}
+var flagKinds = map[string]api.Kind{"pool": api.KindPool, "image": api.KindImage, "volume": api.KindVolume, "node": api.KindNode, "network": api.KindNetwork, "after": api.KindVM}
 
 // completeFlags gives every flag its completion: a set of words, live names,
 // or nothing where a file name would be wrong.

@@ -90,6 +90,9 @@ func (a *app) simulate(ctx context.Context, kill []string) error {
 
 // stepTable lists what becomes of VMs, at most so many; 0 for all.
 func stepTable(steps []api.HAStep, most int) *table {
+	if slices.ContainsFunc(steps, func(s api.HAStep) bool { return s.StartsAfter != "" }) {
+		return waveTable(steps, most)
+	}
 	t := &table{head: []string{"ORDER", "PRIORITY", "VM", "PROJECT", "FROM", "OUTCOME", "NODE", "WHY"}}
 	for i, s := range steps {
 		if most > 0 && i == most {
@@ -97,6 +100,19 @@ func stepTable(steps []api.HAStep, most int) *table {
 			break
 		}
 		t.add(strconv.Itoa(s.Order), dash(string(s.Priority)), s.VM, s.Project, s.From, string(s.Outcome), dash(s.Node), s.Reason)
+	}
+	return t
+}
+
+// waveTable is stepTable with the order of the starts.
+func waveTable(steps []api.HAStep, most int) *table {
+	t := &table{head: []string{"ORDER", "PRIORITY", "VM", "PROJECT", "FROM", "OUTCOME", "NODE", "WAVE", "AFTER", "WHY"}}
+	for i, s := range steps {
+		if most > 0 && i == most {
+			t.add("…", "", fmt.Sprintf("and %d more", len(steps)-most), "", "", "", "", "", "", "")
+			break
+		}
+		t.add(strconv.Itoa(s.Order), dash(string(s.Priority)), s.VM, s.Project, s.From, string(s.Outcome), dash(s.Node), dash(number(uint64(s.Wave))), dash(s.StartsAfter), s.Reason)
 	}
 	return t
 }

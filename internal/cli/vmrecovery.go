@@ -24,6 +24,12 @@ type recoveryFlags struct {
 	limit    int
 	window   time.Duration
 	delay    time.Duration
+	after    []string
+	when     string
+	later    time.Duration
+	most     time.Duration
+	back     string
+	backIn   time.Duration
 }
 
 // endFlags are the policies: flag, field and help.
@@ -42,6 +48,12 @@ func (f *recoveryFlags) add(fs *pflag.FlagSet) {
 		f.ends[e.flag] = fs.String(e.flag, "", e.help)
 	}
 	fs.DurationVar(&f.silence, "agent-silence", 0, "after how long a guest agent that answered before counts as silent, 30s to 24h; 0 for never")
+	fs.StringSliceVar(&f.after, "after", nil, "an automatic start, after the loss of a node or a power cut, waits for these VMs; none for nobody")
+	fs.StringVar(&f.when, "after-condition", "", "when those count as up: started, or healthy if their guest agents have to answer, too (default \"started\")")
+	fs.DurationVar(&f.later, "after-delay", 0, "start so much later than they are up, up to 1h")
+	fs.DurationVar(&f.most, "after-wait", 0, "start anyway after this time, 1s to 24h (default 2m)")
+	fs.StringVar(&f.back, "failback", "", "whether a recovered VM is migrated back to the node that it was taken from: none or return (default \"none\")")
+	fs.DurationVar(&f.backIn, "failback-after", 0, "how long that node must have been back, 1m to 168h (default 10m)")
 	fs.IntVar(&f.limit, "restart-limit", 0, fmt.Sprintf("give up after so many automatic restarts within --restart-window, 1 to %d; 0 for never", api.MaxRestartLimit))
 	fs.DurationVar(&f.window, "restart-window", 0, "the time within which restarts are counted, 1m to 168h (default 1h)")
 	fs.DurationVar(&f.delay, "restart-delay", 0, "pause before the first automatic restart, which doubles with each, 1s to 15m (default 10s with --restart-limit, else 1s)")
@@ -61,6 +73,23 @@ func (f *recoveryFlags) into(spec map[string]any) {
 	}
 	for _, e := range endFlags {
 		set(r, e.field, *f.ends[e.flag])
+	}
+	if f.fs.Changed("after") {
+		r["after"] = f.after
+		if len(f.after) == 1 && f.after[0] == none {
+			r["after"] = nil
+		}
+	}
+	set(r, "afterCondition", f.when)
+	if f.fs.Changed("after-delay") {
+		r["afterDelaySeconds"] = wholeSeconds(f.later)
+	}
+	if f.fs.Changed("after-wait") {
+		r["afterWaitSeconds"] = wholeSeconds(f.most)
+	}
+	set(r, "failback", f.back)
+	if f.fs.Changed("failback-after") {
+		r["failbackAfterMinutes"] = (wholeSeconds(f.backIn) + 59) / 60
 	}
 	if f.fs.Changed("restart-limit") {
 		r["restartLimit"] = f.limit
@@ -95,6 +124,11 @@ func haText(s *api.VMSpec) string {
 // showRecovery shows what is set or happened besides the usual.
 func showRecovery(s *sections, o *api.VM, now time.Time) {
 	s.field("HA", haText(&o.Spec))
+	after := o.Spec.StartAfter()
+	s.field("Starts after", after.String())
+	if d := o.Spec.FailsBackAfter(); d > 0 {
+		s.field("Failback", fmt.Sprintf("to the node that it was recovered from, when that has been back for %v", d))
+	}
 	s.field("On its end", endText(&o.Spec))
 	s.field("Restarts", restartsText(o, now))
 }
