@@ -40,34 +40,34 @@ func Is(path string) bool { return strings.HasPrefix(path, Prefix) }
 
 // Parse is the inverse of String.
 func Parse(s string) (Name, error) {
-	bad := func() (Name, error) { return Name{}, fmt.Errorf("%q is no name of an rbd image", s) }
+	bad := fmt.Errorf("%q is no name of an rbd image", s)
 	rest, ok := strings.CutPrefix(s, Prefix)
 	if !ok || strings.ContainsAny(s, "\x00\r\n") {
-		return bad()
+		return Name{}, bad
 	}
 	var n Name
 	rest, n.Key, ok = cutLast(rest, "#")
 	if !ok {
-		return bad()
+		return Name{}, bad
 	}
 	parts := strings.Split(rest, "/")
 	if len(parts) != 4 {
-		return bad()
+		return Name{}, bad
 	}
 	user, monitors, ok := strings.Cut(parts[0], "@")
 	if !ok || user == "" || parts[1] == "" || parts[3] == "" {
-		return bad()
+		return Name{}, bad
 	}
 	n.User, n.Pool, n.Namespace = user, parts[1], parts[2]
 	n.Image, n.Snapshot, _ = strings.Cut(parts[3], "@")
 	for m := range strings.SplitSeq(monitors, ",") {
 		if _, _, err := net.SplitHostPort(m); err != nil {
-			return bad()
+			return Name{}, bad
 		}
 		n.Monitors = append(n.Monitors, m)
 	}
 	if n.Image == "" {
-		return bad()
+		return Name{}, bad
 	}
 	return n, nil
 }
