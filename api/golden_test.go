@@ -67,7 +67,7 @@ func goldenObjects() goldens {
 			Meta: goldenMeta(KindNode),
 			Spec: NodeSpec{Address: "10.0.0.1:7600", Role: RoleVoter, Maintenance: true, Accelerator: AccelTCG, ReservedMemory: GiB, MigrationBandwidth: MiB},
 			Status: NodeStatus{
-				ObservedGeneration: 3, Phase: NodeReady, Version: "0.1", FeatureLevels: &FeatureLevels{Min: 1, Max: 2}, BootID: "b", LostAt: &at, LostTerm: 4, LostAction: "a", Failover: "l", Fencing: "f", Stopping: true, SystemUUID: "u", Accelerator: AccelTCG,
+				ObservedGeneration: 3, Phase: NodeReady, Version: "0.1", FeatureLevels: &FeatureLevels{Min: 1, Max: 2}, BootID: "b", LostAt: &at, LostTerm: 4, LostAction: "a", Failover: "l", Fencing: "f", Stopping: true, StorageFences: []StorageFence{{ID: "f", PoolID: "p", Pool: "ceph", Reason: "r", Term: 4, BeganAt: goldenTime, InForceAt: &at, Addresses: []string{"10.0.0.1"}, Epoch: 7, Owners: []string{"10.0.0.1:0/1"}, Failover: "l"}}, SystemUUID: "u", Accelerator: AccelTCG,
 				AcceleratorReason: "asked for", QEMUVersion: "7.2", GuardLevel: "softdog", CPUs: 8, Memory: 32 * GiB, Message: "m", Conditions: cond,
 				Certificate: &CertificateStatus{
 					Serial: "a1", NotBefore: goldenTime, NotAfter: goldenTime, RenewsAt: goldenTime, Signer: "f1", Trusts: []string{"f1", "f2"}, Message: "m",
@@ -94,7 +94,7 @@ func goldenObjects() goldens {
 				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm", CPU: "host", Hardware: &VMSpec{CPUs: 2, Memory: GiB},
 				Memory:      &VMMemory{Target: GiB, Reason: "r", Silent: true},
 				Agent:       &VMAgent{Version: "7.2", Hostname: "inside", OS: "Debian 12", Addresses: []string{"10.0.0.5"}},
-				RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
+				StorageGuard: true, RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
 				Tries:    &VMTries{Epoch: 2, Generation: 3, Begun: 4, Failed: 3, GivenUp: true, At: &at, Nodes: []string{"n"}, Rounds: 1},
 				Restarts: &VMRestarts{Times: []time.Time{at}, Due: &at, Cause: EndPanic, Reason: "r", Left: LeftGaveUp},
 				Awaits:   &VMAwaits{Epoch: 2, VMs: []string{"db1"}, Until: &at},
