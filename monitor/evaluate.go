@@ -233,13 +233,13 @@ func (s *Service) pools(v *configdb.View, f alert.Facts) []alert.Pool {
 				}
 			}
 			switch {
-			case p.Spec.Type != api.PoolShared:
+			case !p.Spec.Shared():
 				out = append(out, one)
 			case !one.Unknown: // one file system, seen by many: the worst view counts
 				shared.Unknown, shared.Percent = false, max(shared.Percent, one.Percent)
 			}
 		}
-		if p.Spec.Type == api.PoolShared {
+		if p.Spec.Shared() {
 			out = append(out, shared)
 		}
 	}

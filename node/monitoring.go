@@ -72,7 +72,7 @@ func (g guestsOf) Guests(ctx context.Context) ([]series.Guest, error) {
 	return out, nil
 }
 
-// poolMounts are the directories of the pools that are ready here.
+// poolMounts are the directories of the pools that are ready here and have one.
 func (m *member) poolMounts() []series.Mount {
 	v := m.store.Local()
 	pools, err := configdb.Pools.List(v)
@@ -81,8 +81,8 @@ func (m *member) poolMounts() []series.Mount {
 	}
 	var out []series.Mount
 	for i := range pools {
-		if !m.storage.HasPool(v, pools[i].Meta.Name) {
-			continue
+		if pools[i].Spec.Type == api.PoolRBD || !m.storage.HasPool(v, pools[i].Meta.Name) {
+			continue // a pool in Ceph has no directory; its state says how full it is
 		}
 		path := pools[i].Spec.Path
 		if path == "" {
