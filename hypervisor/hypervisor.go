@@ -232,6 +232,7 @@ type Hypervisor struct {
 	asked asked         // of the goroutine that reports facts
 	tell  chan struct{} // asks for a report of the facts
 	users userTable
+	rests rests
 
 	mu        sync.Mutex
 	running   bool

@@ -51,6 +51,8 @@ type streamHello struct {
 	// Channels are how many others there are beside the main connection with
 	// memory; only a target that said so gets it.
 	Channels int `json:"channels,omitempty"`
+	// Now asks for an answer at once, whether or not it may soon be another one.
+	Now bool `json:"now,omitempty"`
 }
 
 // The purposes of a stream.
@@ -90,6 +92,11 @@ func readLine(r *bufio.Reader) (string, error) {
 	return strings.TrimSuffix(string(b), "\n"), nil
 }
 
+// refusedStream is the other node's own word why it does not take a stream.
+type refusedStream struct{ why string }
+
+func (e *refusedStream) Error() string { return e.why }
+
 // openStream connects to a node, says what for and waits for its leave.
 func (h *Hypervisor) openStream(ctx context.Context, node string, hello streamHello) (*bufferedConn, error) {
 	conn, err := h.cfg.Streams.Stream(ctx, node)
@@ -115,7 +122,7 @@ func (h *Hypervisor) openStream(ctx context.Context, node string, hello streamHe
 		err = context.Cause(ctx)
 	}
 	if err == nil && answer != streamOK {
-		err = errors.New(answer)
+		err = &refusedStream{answer}
 	}
 	if err != nil {
 		_ = conn.Close()
@@ -192,12 +199,15 @@ func (h *Hypervisor) admitStream(ctx context.Context, hello streamHello, peer st
 			return nil, g, err
 		}
 		up, err = h.dialIncoming(ctx, hello.VM, h.pathsOf(hello.VM).in)
+		if err == nil && op.Spec.Migration.PostCopy {
+			up = h.rests.add(hello.VM, up)
+		}
 		return up, nil, err
 	case purposeDisk:
 		up, err = h.dialIncoming(ctx, hello.VM, h.pathsOf(hello.VM).nbd)
 		return up, nil, err
 	case purposeLoaded:
-		return nil, nil, h.awaitLoaded(ctx, hello.VM)
+		return nil, nil, h.awaitLoaded(ctx, hello.VM, hello.Now)
 	case purposeRecover:
 		return nil, nil, h.receiveAnew(ctx, hello.VM)
 	}
@@ -216,8 +226,9 @@ func (h *Hypervisor) dialIncoming(ctx context.Context, id, path string) (net.Con
 	return access.Dial(ctx, path, in.ownPID())
 }
 
-// awaitLoaded waits a little for QEMU to have the whole guest.
-func (h *Hypervisor) awaitLoaded(ctx context.Context, id string) error {
+// awaitLoaded waits a little for QEMU to have the whole guest, unless the answer is
+// wanted now or will not be another one.
+func (h *Hypervisor) awaitLoaded(ctx context.Context, id string, now bool) error {
 	ctx, cancel := context.WithTimeout(ctx, helloDeadline-time.Second)
 	defer cancel()
 	for {
@@ -230,6 +241,9 @@ func (h *Hypervisor) awaitLoaded(ctx context.Context, id string) error {
 		}
 		if err == nil {
 			return nil
+		}
+		if not := (*notLoadedError)(nil); now || errors.As(err, &not) && not.state == migPostPaused {
+			return fmt.Errorf("node %s has not got all of the guest: %w", h.cfg.NodeName, err)
 		}
 		t := time.NewTimer(switchLook)
 		select {
@@ -289,16 +303,18 @@ func pour(to, from net.Conn) error {
 type sender struct {
 	ln     net.Listener
 	cancel context.CancelFunc
-	// most connections are carried, all or none of them; 0 is no bound, and each
-	// for itself.
+	// most connections are carried in all: what QEMU makes more of is not its work.
 	most int
+	// whole: all of them or none.
+	whole bool
 
 	mu   sync.Mutex
 	last error
 }
 
-// newSender listens for QEMU; everything ends with close or with Run.
-func (h *Hypervisor) newSender(path, node string, hello streamHello) (*sender, error) {
+// newSender listens for QEMU, which makes at most so many connections; everything
+// ends with close or with Run.
+func (h *Hypervisor) newSender(path, node string, most int, hello streamHello) (*sender, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove an old socket: %w", err)
 	}
@@ -313,25 +329,20 @@ func (h *Hypervisor) newSender(path, node string, hello streamHello) (*sender, e
 		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &sender{ln: ln, cancel: cancel}
-	if hello.Channels > 0 {
-		s.most = hello.Channels + 1
-	}
+	s := &sender{ln: ln, cancel: cancel, most: most, whole: hello.Channels > 0}
 	context.AfterFunc(ctx, func() { _ = ln.Close() })
 	h.spawn(func(run context.Context) {
 		stop := context.AfterFunc(run, cancel)
 		defer stop()
-		for n := 1; ; n++ {
+		for range s.most {
 			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
-			if s.most > 0 && n > s.most {
-				_ = c.Close()
-				continue
-			}
 			h.spawn(func(context.Context) { s.carry(ctx, h, c, node, hello) })
 		}
+		_ = ln.Close()
+		<-ctx.Done()
 	})
 	return s, nil
 }
@@ -367,7 +378,7 @@ func (s *sender) carry(ctx context.Context, h *Hypervisor, c net.Conn, node stri
 		s.last = err
 		s.mu.Unlock()
 	}
-	if s.most > 0 && (far || err != nil) {
+	if s.whole && (far || err != nil) {
 		s.cancel()
 	}
 }
