@@ -16,6 +16,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/hypervisor/qmp"
+	"github.com/muster-vm/muster/internal/greeting"
 )
 
 // Times and limits of post-copy; DESIGN.md has the steps.
@@ -349,7 +350,7 @@ func (c *restConn) Close() error {
 }
 
 // CloseWrite tells QEMU that nothing follows.
-func (c *restConn) CloseWrite() error { return closeWrite(c.Conn) }
+func (c *restConn) CloseWrite() error { return greeting.CloseWrite(c.Conn) }
 
 func (r *rests) add(id string, conn net.Conn) net.Conn {
 	c := &restConn{Conn: conn}

@@ -4,21 +4,19 @@
 package hypervisor
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/access"
 	"github.com/muster-vm/muster/internal/contain"
+	"github.com/muster-vm/muster/internal/greeting"
 )
 
 // Limits of the streams between nodes.
@@ -28,8 +26,6 @@ const (
 	// askDeadline bounds the question whether the target has everything, which
 	// it answers when QEMU has loaded what is on its way.
 	askDeadline = 5 * time.Second
-	// maxHello is the longest line in bytes.
-	maxHello = 4096
 	// MaxStreams are carried at a time to this node.
 	MaxStreams = 128
 	streamOK   = "ok"
@@ -64,41 +60,13 @@ const (
 	purposeRecover = "recover"
 )
 
-// bufferedConn reads what came behind the first line, too.
-type bufferedConn struct {
-	net.Conn
-	r *bufio.Reader
-}
-
-// Read implements net.Conn.
-func (c *bufferedConn) Read(b []byte) (int, error) { return c.r.Read(b) }
-
-// CloseWrite tells the other end that nothing follows.
-func (c *bufferedConn) CloseWrite() error { return closeWrite(c.Conn) }
-
-func closeWrite(c net.Conn) error {
-	if w, ok := c.(interface{ CloseWrite() error }); ok {
-		return w.CloseWrite()
-	}
-	return c.Close()
-}
-
-// readLine reads a line of at most maxHello bytes.
-func readLine(r *bufio.Reader) (string, error) {
-	b, err := r.ReadSlice('\n')
-	if err != nil {
-		return "", err
-	}
-	return strings.TrimSuffix(string(b), "\n"), nil
-}
-
 // refusedStream is the other node's own word why it does not take a stream.
 type refusedStream struct{ why string }
 
 func (e *refusedStream) Error() string { return e.why }
 
 // openStream connects to a node, says what for and waits for its leave.
-func (h *Hypervisor) openStream(ctx context.Context, node string, hello streamHello) (*bufferedConn, error) {
+func (h *Hypervisor) openStream(ctx context.Context, node string, hello streamHello) (*greeting.Conn, error) {
 	conn, err := h.cfg.Streams.Stream(ctx, node)
 	if err != nil {
 		return nil, err
@@ -109,14 +77,11 @@ func (h *Hypervisor) openStream(ctx context.Context, node string, hello streamHe
 	}
 	_ = conn.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
-	c := &bufferedConn{conn, bufio.NewReaderSize(conn, maxHello)}
-	line, err := json.Marshal(hello)
-	if err == nil {
-		_, err = conn.Write(append(line, '\n'))
-	}
+	c := greeting.NewConn(conn, greeting.MaxLine)
+	err = greeting.Say(conn, hello)
 	var answer string
 	if err == nil {
-		answer, err = readLine(c.r)
+		answer, err = greeting.Line(c.R)
 	}
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
@@ -139,20 +104,16 @@ func (h *Hypervisor) ServeStream(ctx context.Context, conn net.Conn, peer string
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	_ = conn.SetDeadline(time.Now().Add(helloDeadline))
-	c := &bufferedConn{conn, bufio.NewReaderSize(conn, maxHello)}
-	line, err := readLine(c.r)
+	c := greeting.NewConn(conn, greeting.MaxLine)
 	var hello streamHello
-	if err == nil {
-		err = json.Unmarshal([]byte(line), &hello)
-	}
-	if err != nil {
+	if err := greeting.Hear(c.R, &hello); err != nil {
 		h.log.Warn("a stream began with no word for what it is", "peer", peer, "err", err)
 		return
 	}
 	up, g, err := h.admitStream(ctx, hello, peer)
 	if err != nil {
 		h.log.Warn("a stream is refused", "peer", peer, "vm", hello.VM, "purpose", hello.Purpose, "err", err)
-		fmt.Fprintln(conn, strings.ReplaceAll(err.Error(), "\n", " "))
+		fmt.Fprintln(conn, greeting.Text(err))
 		return
 	}
 	if up != nil {
@@ -292,7 +253,7 @@ func join(a, b net.Conn) (second bool, err error) {
 // pour copies one way until the end, and tells it.
 func pour(to, from net.Conn) error {
 	_, err := io.Copy(to, from)
-	if cerr := closeWrite(to); err == nil {
+	if cerr := greeting.CloseWrite(to); err == nil {
 		err = cerr
 	}
 	return err
