@@ -281,6 +281,7 @@ func (e *evacuation) stay(ctx context.Context, ev *api.Evacuation, g *guest, why
 	if err := configdb.VMs.UpdateSpec(v, tx, &vm); err != nil {
 		return err
 	}
+	configdb.StaysStopped(v, tx, id) // the word of a user about an earlier time
 	ev.Status.Stopped = append(slices.Clone(ev.Status.Stopped), id)
 	if err := configdb.Evacuations.UpdateStatus(v, tx, ev); err != nil {
 		return err

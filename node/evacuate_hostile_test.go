@@ -102,6 +102,10 @@ func TestEvacuationLeavesStoppedWhatItsUserStops(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			k := newEvacKit(t, "pinned")
 			id := k.vm("pinned", api.PowerRunning)
+			k.do(func(_ *configdb.View, tx *configdb.Txn) error { // what an evacuation left that nobody could end
+				tx.Put(configdb.Root+"staystopped/"+id, nil)
+				return nil
+			})
 			k.wish(api.EvacuateStop, 1)
 			k.look()
 			if stops {
