@@ -175,12 +175,27 @@ func (s *step) sendRest(ctx context.Context, op *api.Operation, out *departure, 
 	case m.Status == migCompleted && runs:
 		if err := s.h.askLoaded(ctx, s.vm.Meta.ID, op); err != nil {
 			s.h.log.Info("the target does not say that it has all of the memory", "vm", s.vm.Meta.ID, "err", err)
-			return true, nil
+			return s.sentInVain(ctx, op, out, err)
 		}
 	case runs: // it began anew there, or QEMU here takes the end for a failure
 		return s.endedHere(ctx, op, out)
 	}
 	return false, nil
+}
+
+// sentInVain ends a migration whose QEMU says here that it has sent everything, and
+// there, for LoadTime, that it has not got it.
+func (s *step) sentInVain(ctx context.Context, op *api.Operation, out *departure, err error) (bool, error) {
+	if refused := (*refusedStream)(nil); !errors.As(err, &refused) {
+		return true, nil // nobody has said so
+	}
+	if out.lostAt.IsZero() {
+		out.lostAt = s.now
+	}
+	if s.now.Sub(out.lostAt) > LoadTime {
+		return s.lostHere(ctx, op, "QEMU had sent everything on node "+s.h.cfg.NodeName)
+	}
+	return true, nil
 }
 
 // hasAllThere reports that the target has had everything for LoadTime, so that
