@@ -108,7 +108,7 @@ func goldenObjects() goldens {
 				Migration: &MigrationSpec{NodeID: "n2", Node: "m2", MaxDowntimeMillis: 100, Bandwidth: MiB, Volumes: []string{"v"}, Channels: 4, PostCopy: true},
 				Move:      &MoveSpec{Node: "m2", FromNodeID: "n1", From: "m1", Volumes: []VolumeMove{{ID: "v", Pool: "local", Whole: true}}},
 			},
-			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Begun: true, Channels: 4, PostCopy: true, PostCopying: true, Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud}},
+			Status: OperationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Begun: true, Channels: 4, PostCopy: true, PostCopying: true, Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, QEMUVersion: "7.2.22", CloudInit: CloudInitNoCloud}},
 		},
 		arrival: Arrival{
 			Meta:   goldenMeta(KindArrival),
@@ -150,7 +150,7 @@ func goldenObjects() goldens {
 			Spec: SnapshotSpec{VM: "web1", VMID: "v", Memory: true, Description: "d", Temporary: true, Parent: "p"},
 			Status: SnapshotStatus{
 				Phase: SnapshotReady, Message: "m", Tag: "t", Disks: []SnapshotDisk{{Volume: "v", VolumeID: "id", Slot: 1, Size: GiB}}, Hardware: &VMSpec{CPUs: 2, Memory: GiB},
-				Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud},
+				Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, QEMUVersion: "7.2.22", CloudInit: CloudInitNoCloud},
 				Power:   PowerRunning, MemorySize: MiB, Consistency: ConsistencyMemory, TakenAt: &at, Current: true, Undo: true,
 			},
 		},
@@ -158,7 +158,7 @@ func goldenObjects() goldens {
 			Meta: goldenMeta(KindSavedState),
 			Spec: SavedStateSpec{
 				Tag: "t", Disks: []SnapshotDisk{{Volume: "v", VolumeID: "id", Slot: 1, Size: GiB}}, Hardware: &VMSpec{CPUs: 2, Memory: GiB}, SnapshotID: "s", Size: MiB,
-				Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, CloudInit: CloudInitNoCloud},
+				Machine: &SavedMachine{Type: "pc-q35-7.2", CPU: "max", Accelerator: AccelTCG, QEMUVersion: "7.2.22", CloudInit: CloudInitNoCloud},
 				SavedAt: goldenTime, Discard: true,
 			},
 			Status: SavedStateStatus{Message: "m"},

@@ -105,6 +105,8 @@ type SavedMachine struct {
 	// CPU is the value of -cpu.
 	CPU         string      `json:"cpu,omitempty"`
 	Accelerator Accelerator `json:"accelerator,omitempty"`
+	// QEMUVersion is of the QEMU that it was; older ones cannot load its memory.
+	QEMUVersion string `json:"qemuVersion,omitempty"`
 	// CloudInit is the format of the CD-ROM for cloud-init; empty: there is none.
 	CloudInit CloudInitFormat `json:"cloudInit,omitempty"`
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/greeting"
 )
 
 // ChannelsTime is how long the target waits for the first bytes of a connection
@@ -84,7 +85,7 @@ func (h *Hypervisor) leaveGate(id string, g *gate) {
 }
 
 // carry takes a connection to QEMU when it is its turn, until it ends.
-func (g *gate) carry(ctx context.Context, c *bufferedConn) error {
+func (g *gate) carry(ctx context.Context, c *greeting.Conn) error {
 	stop := context.AfterFunc(g.ctx, func() { _ = c.Close() })
 	defer stop()
 	err := g.pass(ctx, c)
@@ -97,7 +98,7 @@ func (g *gate) carry(ctx context.Context, c *bufferedConn) error {
 	return err
 }
 
-func (g *gate) pass(ctx context.Context, c *bufferedConn) error {
+func (g *gate) pass(ctx context.Context, c *greeting.Conn) error {
 	_ = c.SetDeadline(time.Now().Add(ChannelsTime))
 	main, err := g.admit(c)
 	if err != nil {
@@ -128,8 +129,8 @@ func (g *gate) pass(ctx context.Context, c *bufferedConn) error {
 }
 
 // admit reads which of the connections this is.
-func (g *gate) admit(c *bufferedConn) (main bool, err error) {
-	b, err := c.r.Peek(magicBytes)
+func (g *gate) admit(c *greeting.Conn) (main bool, err error) {
+	b, err := c.R.Peek(magicBytes)
 	if err != nil {
 		return false, fmt.Errorf("read how a connection with memory begins: %w", err)
 	}

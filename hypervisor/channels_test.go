@@ -4,7 +4,6 @@
 package hypervisor
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/greeting"
 )
 
 const channelHead = "\x11\x22\x33\x44"
@@ -57,7 +57,7 @@ func (w *gateway) arrives(head string) (net.Conn, chan error) {
 	}
 	go func() {
 		defer w.h.leaveGate(w.hello.VM, g)
-		ended <- g.carry(w.t.Context(), &bufferedConn{far, bufio.NewReaderSize(far, maxHello)})
+		ended <- g.carry(w.t.Context(), greeting.NewConn(far, greeting.MaxLine))
 	}()
 	go func() { _, _ = io.WriteString(near, head) }()
 	return near, ended

@@ -48,7 +48,10 @@ type departure struct {
 	cut         bool      // its streams were broken for that
 
 	postCopy bool      // this life told QEMU to switch over with memory left
-	brokenAt time.Time // the line of a post-copy
+	brokenAt time.Time // the line of a post-copy, and nothing has come through since
+	lostAt   time.Time // its QEMU ended, and the target has not been reached since
+	askedAt  time.Time // whether the target has everything, and since
+	allThere time.Time // when it has
 	triedAt  time.Time
 	there    int // pid of the guest's QEMU at the target, seen at ranAt
 	ranAt    time.Time
@@ -393,7 +396,7 @@ func (s *step) send(ctx context.Context, op *api.Operation, out *departure) erro
 	}
 	channels := channelsOf(op, &arr)
 	path := s.h.pathsOf(s.vm.Meta.ID).out
-	if out.sending, err = s.h.newSender(path, to.NodeID, streamHello{VM: s.vm.Meta.ID, Task: op.Spec.TaskID, Purpose: purposeMemory, Channels: channels}); err != nil {
+	if out.sending, err = s.h.newSender(path, to.NodeID, channels+1, streamHello{VM: s.vm.Meta.ID, Task: op.Spec.TaskID, Purpose: purposeMemory, Channels: channels}); err != nil {
 		return err
 	}
 	out.begun, out.started = true, true

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"syscall"
 	"time"
 
@@ -64,7 +65,9 @@ type diskSet struct {
 	disks   []api.SnapshotDisk
 }
 
-// offline does something to each disk under a lease: no QEMU may have it open.
+// offline does something to each disk under a lease: no QEMU may have it open. The
+// images' locks say so, too, but not on every file system, and a QEMU that was taken
+// over may let go of them.
 func (d *diskSet) offline(ctx context.Context, disks []api.SnapshotDisk, do func(v *configdb.View, volume string) error) error {
 	if d.h.cfg.Snapshots == nil {
 		return errNoSnapshots
@@ -73,11 +76,39 @@ func (d *diskSet) offline(ctx context.Context, disks []api.SnapshotDisk, do func
 		if _, _, ok := d.h.cfg.Lease.Current(); !ok {
 			return api.Errorf(api.CodeRefused, "node %s has no lease now, so it must not touch volume %s", d.h.cfg.NodeName, disk.Volume)
 		}
-		if err := do(d.h.cfg.DB.Local(), disk.Volume); err != nil {
+		v := d.h.cfg.DB.Local()
+		if err := unlocked(ctx, func() error { return d.nobodyHas(ctx, v, disk) }); err != nil {
+			return err
+		}
+		if err := do(v, disk.Volume); err != nil {
 			return fmt.Errorf("volume %s: %w", disk.Volume, err)
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// nobodyHas refuses a disk that a guest may be using: this VM's, whose QEMU runs and
+// does not say what it has open, or one of another VM that has the volume now.
+func (d *diskSet) nobodyHas(ctx context.Context, v *configdb.View, disk api.SnapshotDisk) error {
+	procs, err := d.h.procs.get(ctx)
+	if err != nil {
+		return err
+	}
+	if p, ok := procs[d.in.id]; ok && p.State != ProcessExited && d.in.openConn() == nil {
+		d.h.procs.invalidate()
+		return api.Errorf(api.CodeConflict, "volume %s: QEMU (pid %d) runs and does not answer, so it may be using it; wait, or stop the vm with force", disk.Volume, p.PID)
+	}
+	for _, by := range configdb.Volumes.Referrers(v, disk.VolumeID) {
+		id, ok := strings.CutPrefix(by, string(api.KindVM)+"/")
+		if !ok || id == d.in.id {
+			continue
+		}
+		vm, err := configdb.VMs.Get(v, id)
+		if err == nil && (vm.Status.PID != 0 || vm.Status.Hardware != nil || vm.Spec.Power != api.PowerStopped) {
+			return api.Errorf(api.CodeRefused, "volume %s belongs to vm %s now, which is %s; stop that first", disk.Volume, vm.Meta.Name, vm.Status.Phase)
 		}
 	}
 	return nil

@@ -8,6 +8,8 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -21,13 +23,19 @@ import (
 const (
 	// agentTick is how often is looked which agents are due; it asks nobody.
 	agentTick = 10 * time.Second
-	// agentChecks is how many agents are asked at once.
+	// agentPause is the least time between two rounds: a guest may open and close its
+	// channel as often as it likes.
+	agentPause = 100 * time.Millisecond
+	// agentChecks is how many agents are asked at once, and again how many of those
+	// that did not answer in time before: these wait for each other, not others for them.
 	agentChecks = 4
 	// agentBeats is how often an agent is asked within the time after which it
 	// counts as silent.
 	agentBeats = 4
-	// agentLook bounds one look.
-	agentLook = 30 * time.Second
+	// agentQuick bounds the look at an agent that has answered in time so far,
+	// agentLook at one that has not.
+	agentQuick = 5 * time.Second
+	agentLook  = 30 * time.Second
 	// summaryInterval is the least time between two changes of the status for
 	// what one guest says.
 	summaryInterval = time.Minute
@@ -94,10 +102,15 @@ func (h *Hypervisor) lookAtAgents() {
 // watchAgents asks each agent what it knows, every agent.CheckInterval, and
 // seldom those that do not answer. A guest without an agent is not asked.
 func (h *Hypervisor) watchAgents(ctx context.Context) {
+	lanes := newAgentLanes()
+	defer lanes.work.Wait()
 	t := time.NewTicker(agentTick)
 	defer t.Stop()
 	for {
-		h.checkAgents(ctx)
+		h.checkAgents(ctx, lanes)
+		if pause(ctx, agentPause) != nil {
+			return
+		}
 		select {
 		case <-t.C:
 		case <-h.agentWake:
@@ -107,31 +120,53 @@ func (h *Hypervisor) watchAgents(ctx context.Context) {
 	}
 }
 
-func (h *Hypervisor) checkAgents(ctx context.Context) {
+// agentLanes are the places of those who ask agents.
+type agentLanes struct {
+	work        sync.WaitGroup
+	quick, slow chan struct{}
+	left        atomic.Bool // somebody found no place
+}
+
+func newAgentLanes() *agentLanes {
+	return &agentLanes{quick: make(chan struct{}, agentChecks), slow: make(chan struct{}, agentChecks)}
+}
+
+// checkAgents begins to look at the agents that are due, as far as there are places.
+func (h *Hypervisor) checkAgents(ctx context.Context, lanes *agentLanes) {
 	h.mu.Lock()
 	all := slices.Collect(maps.Values(h.instances))
 	h.mu.Unlock()
-	places := make(chan struct{}, agentChecks)
-	group, ctx := contain.NewGroup(ctx)
 	for _, in := range all {
 		if in.openConn() == nil {
 			continue
 		}
 		a := h.openAgent(in)
-		if a == nil || in.knowsPort() && !a.Due() && !in.beatDue(a) {
+		if a == nil || in.knowsPort() && !a.Due() && !in.beatDue(a) || !in.asking.CompareAndSwap(false, true) {
 			continue
+		}
+		places, within := lanes.quick, agentQuick
+		if in.slowAgent.Load() {
+			places, within = lanes.slow, agentLook
 		}
 		select {
 		case places <- struct{}{}:
-			group.Go(func() {
-				defer func() { <-places }()
-				h.checkAgent(ctx, in, a)
-			})
-		case <-ctx.Done(): // nobody has a place, so nobody gives one back
+		default: // its turn comes when one of the others is done
+			in.asking.Store(false)
+			lanes.left.Store(true)
+			continue
 		}
-	}
-	if err := group.Wait(); err != nil {
-		h.log.Error("guest agents are not looked at", "err", err)
+		lanes.work.Add(1)
+		go func() {
+			defer lanes.work.Done()
+			if err := contain.Do(func() { h.checkAgent(ctx, in, a, within) }); err != nil {
+				h.log.Error("a guest agent is not looked at", "vm", in.id, "err", err)
+			}
+			<-places
+			in.asking.Store(false)
+			if lanes.left.Swap(false) {
+				h.lookAtAgents()
+			}
+		}()
 	}
 }
 
@@ -143,7 +178,7 @@ func (in *instance) knowsPort() bool {
 
 // checkAgent looks at one agent. After QEMU was attached it first asks whether
 // there is one (QAPI query-chardev): events tell only of changes.
-func (h *Hypervisor) checkAgent(ctx context.Context, in *instance, a *agent.Agent) {
+func (h *Hypervisor) checkAgent(ctx context.Context, in *instance, a *agent.Agent, within time.Duration) {
 	if !in.knowsPort() {
 		in.mu.Lock()
 		news := in.portNews
@@ -166,13 +201,17 @@ func (h *Hypervisor) checkAgent(ctx context.Context, in *instance, a *agent.Agen
 		}
 		in.mu.Unlock()
 	}
-	ctx, cancel := context.WithTimeout(ctx, agentLook)
+	began := time.Now()
+	actx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	if !a.Due() {
-		h.beat(ctx, in, a)
+		h.beat(actx, in, a)
+		in.slowAgent.Store(time.Since(began) > agentQuick)
 		return
 	}
-	if err := a.Check(ctx); err != nil && ctx.Err() == nil {
+	err := a.Check(actx)
+	in.slowAgent.Store(err != nil || time.Since(began) > agentQuick)
+	if err != nil && ctx.Err() == nil {
 		h.log.Debug("guest agent", "vm", in.id, "err", err)
 	}
 }

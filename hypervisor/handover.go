@@ -277,14 +277,15 @@ func (s *step) takeBack(ctx context.Context, op *api.Operation, arr api.Arrival)
 
 // askLoaded asks the target whether its QEMU has everything.
 func (h *Hypervisor) askLoaded(ctx context.Context, id string, op *api.Operation) error {
-	return h.ask(ctx, id, op, purposeLoaded)
+	return h.ask(ctx, op, streamHello{VM: id, Purpose: purposeLoaded})
 }
 
 // ask opens a stream that is nothing but a question; no error is yes.
-func (h *Hypervisor) ask(ctx context.Context, id string, op *api.Operation, purpose string) error {
+func (h *Hypervisor) ask(ctx context.Context, op *api.Operation, hello streamHello) error {
 	ctx, cancel := context.WithTimeout(ctx, askDeadline)
 	defer cancel()
-	c, err := h.openStream(ctx, op.Spec.Migration.NodeID, streamHello{VM: id, Task: op.Spec.TaskID, Purpose: purpose})
+	hello.Task = op.Spec.TaskID
+	c, err := h.openStream(ctx, op.Spec.Migration.NodeID, hello)
 	if err != nil {
 		return err
 	}

@@ -237,6 +237,7 @@ type Hypervisor struct {
 	asked asked         // of the goroutine that reports facts
 	tell  chan struct{} // asks for a report of the facts
 	users userTable
+	rests rests
 
 	// gate is held for reading from the last look at this node's fences until the
 	// guard has answered a start.

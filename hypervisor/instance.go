@@ -71,6 +71,10 @@ type instance struct {
 	// beat is after how many nanoseconds without an answer the guest agent counts
 	// as silent; 0: never.
 	beat atomic.Int64
+	// asking: its agent is being looked at; slowAgent: that took too long last time.
+	asking, slowAgent atomic.Bool
+	// waker bounds the looks that its QEMU's words ask for.
+	waker waker
 
 	awaited    time.Time // when the guest of a post-copy was first due here,
 	awaitedPID int       // in this process
@@ -256,7 +260,7 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 		if err != nil {
 			if ctx.Err() == nil && !errors.Is(err, qmp.ErrClosed) {
 				h.procs.invalidate()
-				h.loop.Enqueue(in.id)
+				in.waker.wake(func() { h.loop.Enqueue(in.id) })
 			}
 			return
 		}
@@ -294,7 +298,7 @@ func (h *Hypervisor) follow(ctx context.Context, in *instance, sub *qmp.Subscrip
 		default:
 			continue // nothing that the status shows
 		}
-		h.loop.Enqueue(in.id)
+		in.waker.wake(func() { h.loop.Enqueue(in.id) })
 	}
 }
 

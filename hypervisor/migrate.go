@@ -268,6 +268,8 @@ func (s *step) updateOperation(ctx context.Context, op *api.Operation, f func(*a
 	if err := configdb.Operations.UpdateStatus(s.v, tx, &next); err != nil || tx.Empty() {
 		return err
 	}
+	// A commit of which this view does not know yet is not answered with an end.
+	tx.RequireRevision(configdb.Bindings.SpecKey(s.vm.Meta.ID), s.b.Meta.Revision)
 	wctx, cancel := context.WithTimeout(ctx, WriteDeadline)
 	defer cancel()
 	if _, err := s.h.cfg.DB.Txn(wctx, tx); err != nil {

@@ -112,6 +112,10 @@ func (s *step) export(ctx context.Context, op *api.Operation) error {
 	return nil
 }
 
+// diskConnections is how many connections QEMU may make for one disk that is copied:
+// one, and another for each time that this node has it try anew.
+const diskConnections = 4
+
 // mirror begins to copy the disks.
 func (s *step) mirror(ctx context.Context, op *api.Operation, out *departure, all []traveller) error {
 	p := s.h.pathsOf(s.vm.Meta.ID)
@@ -122,7 +126,7 @@ func (s *step) mirror(ctx context.Context, op *api.Operation, out *departure, al
 		}
 	}
 	var err error
-	if out.copying, err = s.h.newSender(p.nbdOut, op.Spec.Migration.NodeID, streamHello{VM: s.vm.Meta.ID, Task: op.Spec.TaskID, Purpose: purposeDisk}); err != nil {
+	if out.copying, err = s.h.newSender(p.nbdOut, op.Spec.Migration.NodeID, diskConnections*len(op.Spec.Migration.Volumes), streamHello{VM: s.vm.Meta.ID, Task: op.Spec.TaskID, Purpose: purposeDisk}); err != nil {
 		return err
 	}
 	out.mirrored = true

@@ -7,11 +7,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/hypervisor/qmp"
+	"github.com/muster-vm/muster/internal/greeting"
 )
 
 // Times and limits of post-copy; DESIGN.md has the steps.
@@ -23,6 +28,13 @@ const (
 	// divided between two nodes, recoverPause the pause between two tries.
 	RecoverTime  = 2 * time.Minute
 	recoverPause = time.Second
+	// RestIdleTime is how long nothing may flow while the memory is divided: then the
+	// line is taken for broken, of which no connection may tell for a quarter of an hour.
+	RestIdleTime = 20 * time.Second
+	// restAsk is the pause between two questions whether the target has everything.
+	restAsk = 10 * time.Second
+	// hangUpTime is how long QEMU at the target may take to see that its line was cut.
+	hangUpTime = 2 * time.Second
 )
 
 // QEMU's MigrationStatus while the memory is divided.
@@ -114,20 +126,9 @@ func (s *step) switchToPostCopy(ctx context.Context, op *api.Operation, out *dep
 // done is false when that is as after any other migration.
 func (s *step) follow(ctx context.Context, op *api.Operation, out *departure, arr *api.Arrival) (done bool, err error) {
 	if s.proc == nil || s.proc.State != ProcessRunning || s.proc.PID == 0 {
-		return s.lostHere(ctx, op, "QEMU ended on node "+s.h.cfg.NodeName)
+		return s.endedHere(ctx, op, out)
 	}
 	s.result.After = lookSoon
-	s.meet()
-	if err := s.h.attach(ctx, s.in); err != nil {
-		return true, nil
-	}
-	m, err := s.in.queryMigrate(ctx)
-	if err != nil {
-		return true, err
-	}
-	s.in.mu.Lock()
-	out.info = m
-	s.in.mu.Unlock()
 	runs := s.runsThere()
 	if runs && out.there == 0 {
 		out.there, out.ranAt = s.vm.Status.PID, s.now
@@ -137,6 +138,28 @@ func (s *step) follow(ctx context.Context, op *api.Operation, out *departure, ar
 		return s.lostHere(ctx, op, "QEMU ended on node "+op.Spec.Migration.Node)
 	case !runs && (s.vm.Status.Epoch == s.b.Spec.Epoch && s.vm.Status.Phase == api.VMStopped || s.now.Sub(out.handedAt) > HandOverTime):
 		return false, nil
+	case runs && s.hasAllThere(ctx, op, out):
+		return false, nil // whatever QEMU says here
+	}
+	s.meet()
+	m, err := migrateInfo{}, s.h.attach(ctx, s.in)
+	if err == nil {
+		m, err = s.in.queryMigrate(ctx)
+	}
+	if err != nil {
+		return s.silentHere(ctx, op, out)
+	}
+	s.in.mu.Lock()
+	out.info = m
+	s.in.mu.Unlock()
+	out.silentSince = time.Time{}
+	return s.sendRest(ctx, op, out, arr, &m)
+}
+
+// sendRest goes by what QEMU says of the memory that is still here.
+func (s *step) sendRest(ctx context.Context, op *api.Operation, out *departure, arr *api.Arrival, m *migrateInfo) (done bool, err error) {
+	runs := s.runsThere()
+	switch {
 	case m.Status == migPreSwitch && arr.Status.Phase == api.ArrivalFailed:
 		return true, s.takeBack(ctx, op, *arr)
 	case m.Status == migPreSwitch:
@@ -145,19 +168,107 @@ func (s *step) follow(ctx context.Context, op *api.Operation, out *departure, ar
 	case m.divided() && arr.Status.Phase == api.ArrivalFailed:
 		return false, nil // it never ran there, and QEMU does not let it go on here
 	case m.Status == migDevice, m.Status == migPostActive, m.Status == migPostRecover:
-		out.brokenAt = time.Time{}
+		s.flowing(out, m)
 		return true, nil
 	case m.Status == migPostPaused:
-		return true, s.mend(ctx, op, out)
+		return s.mend(ctx, op, out)
 	case m.Status == migCompleted && runs:
 		if err := s.h.askLoaded(ctx, s.vm.Meta.ID, op); err != nil {
 			s.h.log.Info("the target does not say that it has all of the memory", "vm", s.vm.Meta.ID, "err", err)
-			return true, nil
+			return s.sentInVain(ctx, op, out, err)
 		}
-	case runs: // it began anew there
-		return s.lostHere(ctx, op, "QEMU says "+m.Status)
+	case runs: // it began anew there, or QEMU here takes the end for a failure
+		return s.endedHere(ctx, op, out)
 	}
 	return false, nil
+}
+
+// sentInVain ends a migration whose QEMU says here that it has sent everything, and
+// there, for LoadTime, that it has not got it.
+func (s *step) sentInVain(ctx context.Context, op *api.Operation, out *departure, err error) (bool, error) {
+	if refused := (*refusedStream)(nil); !errors.As(err, &refused) {
+		return true, nil // nobody has said so
+	}
+	if out.lostAt.IsZero() {
+		out.lostAt = s.now
+	}
+	if s.now.Sub(out.lostAt) > LoadTime {
+		return s.lostHere(ctx, op, "QEMU had sent everything on node "+s.h.cfg.NodeName)
+	}
+	return true, nil
+}
+
+// hasAllThere reports that the target has had everything for LoadTime, so that
+// nothing keeps the QEMU here: neither a lost last word nor one that lies.
+func (s *step) hasAllThere(ctx context.Context, op *api.Operation, out *departure) bool {
+	if out.askedAt.IsZero() {
+		out.askedAt = s.now
+	}
+	if s.now.Sub(out.askedAt) < restAsk {
+		return false
+	}
+	out.askedAt = s.now
+	if err := s.h.ask(ctx, op, streamHello{VM: s.vm.Meta.ID, Purpose: purposeLoaded, Now: true}); err != nil {
+		out.allThere = time.Time{}
+		return false
+	}
+	if out.allThere.IsZero() {
+		out.allThere = s.now
+	}
+	return s.now.Sub(out.allThere) >= LoadTime
+}
+
+// flowing cuts a line through which nothing comes any more.
+func (s *step) flowing(out *departure, m *migrateInfo) {
+	switch {
+	case m.RAM.Transferred != out.sent:
+		out.sent, out.sentAt, out.brokenAt = m.RAM.Transferred, s.now, time.Time{}
+	case out.sentAt.IsZero():
+		out.sentAt = s.now
+	case out.sending != nil && s.now.Sub(out.sentAt) > RestIdleTime:
+		s.h.log.Warn("nothing of the last of a guest's memory flows any more; its line is cut, to be mended", "vm", s.vm.Meta.ID)
+		out.sentAt = s.now
+		out.sending.close()
+	}
+}
+
+// silentHere waits for a QEMU that does not answer, for as long as for a line.
+func (s *step) silentHere(ctx context.Context, op *api.Operation, out *departure) (bool, error) {
+	if ctx.Err() != nil { // the daemon ends: that says nothing about QEMU
+		return true, context.Cause(ctx)
+	}
+	if out.silentSince.IsZero() {
+		out.silentSince = s.now
+	}
+	if s.now.Sub(out.silentSince) > RecoverTime {
+		return s.endedHere(ctx, op, out)
+	}
+	return true, nil
+}
+
+// endedHere is for memory that this node has no more. The target may have got all of
+// it before, so it is asked first.
+func (s *step) endedHere(ctx context.Context, op *api.Operation, out *departure) (bool, error) {
+	why := "QEMU ended on node " + s.h.cfg.NodeName
+	switch {
+	case !out.silentSince.IsZero():
+		why = "QEMU did not answer on node " + s.h.cfg.NodeName
+	case s.proc != nil && s.proc.State == ProcessRunning && out.info.Status != "":
+		why = fmt.Sprintf("QEMU on node %s said %s", s.h.cfg.NodeName, out.info.Status)
+	}
+	err := s.h.askLoaded(ctx, s.vm.Meta.ID, op)
+	if err == nil {
+		return false, nil
+	}
+	if out.lostAt.IsZero() {
+		out.lostAt = s.now
+	}
+	if refused := (*refusedStream)(nil); !errors.As(err, &refused) && s.now.Sub(out.lostAt) <= LoadTime {
+		s.h.log.Info("the target cannot be asked whether it has all of the memory", "vm", s.vm.Meta.ID, "err", err)
+		s.result.After = lookSoon
+		return true, nil
+	}
+	return s.lostHere(ctx, op, why)
 }
 
 // runsThere reports that the target has said that the VM runs.
@@ -176,36 +287,39 @@ func (s *step) lostHere(ctx context.Context, op *api.Operation, why string) (boo
 }
 
 // mend connects QEMU anew after the line broke: the memory here and that at the
-// target belong together. What was broken for RecoverTime is given up.
-func (s *step) mend(ctx context.Context, op *api.Operation, out *departure) error {
+// target belong together. What was broken for RecoverTime is given up. done is false
+// if the target has all of it: what broke was its last word.
+func (s *step) mend(ctx context.Context, op *api.Operation, out *departure) (done bool, err error) {
 	if out.brokenAt.IsZero() {
 		out.brokenAt = s.now
 		s.h.log.Warn("the line broke with a part of a guest's memory here; it is tried anew", "vm", s.vm.Meta.ID)
 	}
 	if s.now.Sub(out.brokenAt) > RecoverTime {
-		_, err := s.lostHere(ctx, op, fmt.Sprintf("the line to node %s was broken for %v", op.Spec.Migration.Node, RecoverTime))
-		return err
+		return s.lostHere(ctx, op, fmt.Sprintf("the line to node %s was broken for %v", op.Spec.Migration.Node, RecoverTime))
 	}
 	if s.now.Sub(out.triedAt) < recoverPause {
-		return nil
+		return true, nil
 	}
-	out.triedAt = s.now
+	out.triedAt, out.sentAt = s.now, time.Time{}
 	if out.sending != nil {
 		out.sending.close()
 	}
-	if err := s.h.ask(ctx, s.vm.Meta.ID, op, purposeRecover); err != nil {
+	if err := s.h.ask(ctx, op, streamHello{VM: s.vm.Meta.ID, Purpose: purposeRecover}); err != nil {
+		if refused := (*refusedStream)(nil); errors.As(err, &refused) && s.h.ask(ctx, op, streamHello{VM: s.vm.Meta.ID, Purpose: purposeLoaded, Now: true}) == nil {
+			return false, nil
+		}
 		s.h.log.Info("the target does not take the rest of a guest's memory yet", "vm", s.vm.Meta.ID, "err", err)
-		return nil
+		return true, nil
 	}
 	path := s.h.pathsOf(s.vm.Meta.ID).out
-	var err error
-	if out.sending, err = s.h.newSender(path, op.Spec.Migration.NodeID, streamHello{VM: s.vm.Meta.ID, Task: op.Spec.TaskID, Purpose: purposeMemory}); err != nil {
-		return err
+	if out.sending, err = s.h.newSender(path, op.Spec.Migration.NodeID, 1, streamHello{VM: s.vm.Meta.ID, Task: op.Spec.TaskID, Purpose: purposeMemory}); err != nil {
+		return true, err
 	}
-	return s.in.execute(ctx, "migrate", map[string]any{"uri": "unix:" + path, "resume": true}, nil)
+	return true, s.in.execute(ctx, "migrate", map[string]any{"uri": "unix:" + path, "resume": true}, nil)
 }
 
-// receiveAnew has QEMU wait for another connection with the rest of the memory.
+// receiveAnew has QEMU wait for another connection with the rest of the memory. What
+// is left of the former one is cut: only the other end may have seen it break.
 func (h *Hypervisor) receiveAnew(ctx context.Context, id string) error {
 	h.mu.Lock()
 	in := h.instances[id]
@@ -213,14 +327,76 @@ func (h *Hypervisor) receiveAnew(ctx context.Context, id string) error {
 	if in == nil || in.openConn() == nil {
 		return errors.New("its QEMU does not answer")
 	}
-	m, err := in.queryMigrate(ctx)
-	if err != nil {
-		return err
-	}
-	if m.Status != migPostPaused {
-		return fmt.Errorf("its QEMU says %s", m.Status)
+	for end := time.Now().Add(hangUpTime); ; {
+		m, err := in.queryMigrate(ctx)
+		if err != nil {
+			return err
+		}
+		if m.Status == migPostPaused {
+			break
+		}
+		if !m.divided() || time.Now().After(end) {
+			return fmt.Errorf("its QEMU says %s", m.Status)
+		}
+		h.rests.cut(id)
+		if err := pause(ctx, switchLook); err != nil {
+			return err
+		}
 	}
 	return in.execute(ctx, "migrate-recover", map[string]any{"uri": "unix:" + h.pathsOf(id).in}, nil)
+}
+
+// rests are the connections that bring the last of a guest's memory here, by VM.
+type rests struct {
+	mu sync.Mutex
+	of map[string]map[*restConn]struct{}
+}
+
+// restConn forgets itself when it is closed.
+type restConn struct {
+	net.Conn
+	forget func()
+}
+
+// Close implements net.Conn.
+func (c *restConn) Close() error {
+	c.forget()
+	return c.Conn.Close()
+}
+
+// CloseWrite tells QEMU that nothing follows.
+func (c *restConn) CloseWrite() error { return greeting.CloseWrite(c.Conn) }
+
+func (r *rests) add(id string, conn net.Conn) net.Conn {
+	c := &restConn{Conn: conn}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.of == nil {
+		r.of = map[string]map[*restConn]struct{}{}
+	}
+	if r.of[id] == nil {
+		r.of[id] = map[*restConn]struct{}{}
+	}
+	r.of[id][c] = struct{}{}
+	c.forget = func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.of[id], c)
+		if len(r.of[id]) == 0 {
+			delete(r.of, id)
+		}
+	}
+	return c
+}
+
+// cut breaks those of one VM.
+func (r *rests) cut(id string) {
+	r.mu.Lock()
+	all := slices.Collect(maps.Keys(r.of[id]))
+	r.mu.Unlock()
+	for _, c := range all {
+		_ = c.Close()
+	}
 }
 
 // expectsRest reports that a VM runs here, or is about to, whose memory is partly

@@ -18,6 +18,9 @@ import (
 // found out is left to the defaults of the start that loads the memory.
 func (o *operation) savedMachine(ctx context.Context) (*api.SavedMachine, error) {
 	m := &api.SavedMachine{Accelerator: api.Accelerator(o.in.accel)}
+	if conn := o.in.openConn(); conn != nil {
+		m.QEMUVersion = conn.Version().String()
+	}
 	if err := o.in.execute(ctx, "qom-get", map[string]any{"path": "/machine", "property": "type"}, &m.Type); err != nil {
 		return nil, err
 	}

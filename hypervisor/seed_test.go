@@ -94,12 +94,14 @@ func TestTheLookAtAgentsEndsWithItsContext(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		lanes := newAgentLanes()
+		defer lanes.work.Wait()
 		for range 200 { // which of two ready ways is taken is chance
 			in := e.h.instance(id)
 			in.mu.Lock()
 			in.portKnown = false // so that it is due
 			in.mu.Unlock()
-			e.h.checkAgents(ctx)
+			e.h.checkAgents(ctx, lanes)
 		}
 	}()
 	select {

@@ -4,21 +4,19 @@
 package hypervisor
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/access"
 	"github.com/muster-vm/muster/internal/contain"
+	"github.com/muster-vm/muster/internal/greeting"
 )
 
 // Limits of the streams between nodes.
@@ -28,8 +26,6 @@ const (
 	// askDeadline bounds the question whether the target has everything, which
 	// it answers when QEMU has loaded what is on its way.
 	askDeadline = 5 * time.Second
-	// maxHello is the longest line in bytes.
-	maxHello = 4096
 	// MaxStreams are carried at a time to this node.
 	MaxStreams = 128
 	streamOK   = "ok"
@@ -51,6 +47,8 @@ type streamHello struct {
 	// Channels are how many others there are beside the main connection with
 	// memory; only a target that said so gets it.
 	Channels int `json:"channels,omitempty"`
+	// Now asks for an answer at once, whether or not it may soon be another one.
+	Now bool `json:"now,omitempty"`
 }
 
 // The purposes of a stream.
@@ -62,36 +60,13 @@ const (
 	purposeRecover = "recover"
 )
 
-// bufferedConn reads what came behind the first line, too.
-type bufferedConn struct {
-	net.Conn
-	r *bufio.Reader
-}
+// refusedStream is the other node's own word why it does not take a stream.
+type refusedStream struct{ why string }
 
-// Read implements net.Conn.
-func (c *bufferedConn) Read(b []byte) (int, error) { return c.r.Read(b) }
-
-// CloseWrite tells the other end that nothing follows.
-func (c *bufferedConn) CloseWrite() error { return closeWrite(c.Conn) }
-
-func closeWrite(c net.Conn) error {
-	if w, ok := c.(interface{ CloseWrite() error }); ok {
-		return w.CloseWrite()
-	}
-	return c.Close()
-}
-
-// readLine reads a line of at most maxHello bytes.
-func readLine(r *bufio.Reader) (string, error) {
-	b, err := r.ReadSlice('\n')
-	if err != nil {
-		return "", err
-	}
-	return strings.TrimSuffix(string(b), "\n"), nil
-}
+func (e *refusedStream) Error() string { return e.why }
 
 // openStream connects to a node, says what for and waits for its leave.
-func (h *Hypervisor) openStream(ctx context.Context, node string, hello streamHello) (*bufferedConn, error) {
+func (h *Hypervisor) openStream(ctx context.Context, node string, hello streamHello) (*greeting.Conn, error) {
 	conn, err := h.cfg.Streams.Stream(ctx, node)
 	if err != nil {
 		return nil, err
@@ -102,20 +77,17 @@ func (h *Hypervisor) openStream(ctx context.Context, node string, hello streamHe
 	}
 	_ = conn.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
-	c := &bufferedConn{conn, bufio.NewReaderSize(conn, maxHello)}
-	line, err := json.Marshal(hello)
-	if err == nil {
-		_, err = conn.Write(append(line, '\n'))
-	}
+	c := greeting.NewConn(conn, greeting.MaxLine)
+	err = greeting.Say(conn, hello)
 	var answer string
 	if err == nil {
-		answer, err = readLine(c.r)
+		answer, err = greeting.Line(c.R)
 	}
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
 	if err == nil && answer != streamOK {
-		err = errors.New(answer)
+		err = &refusedStream{answer}
 	}
 	if err != nil {
 		_ = conn.Close()
@@ -132,20 +104,16 @@ func (h *Hypervisor) ServeStream(ctx context.Context, conn net.Conn, peer string
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	_ = conn.SetDeadline(time.Now().Add(helloDeadline))
-	c := &bufferedConn{conn, bufio.NewReaderSize(conn, maxHello)}
-	line, err := readLine(c.r)
+	c := greeting.NewConn(conn, greeting.MaxLine)
 	var hello streamHello
-	if err == nil {
-		err = json.Unmarshal([]byte(line), &hello)
-	}
-	if err != nil {
+	if err := greeting.Hear(c.R, &hello); err != nil {
 		h.log.Warn("a stream began with no word for what it is", "peer", peer, "err", err)
 		return
 	}
 	up, g, err := h.admitStream(ctx, hello, peer)
 	if err != nil {
 		h.log.Warn("a stream is refused", "peer", peer, "vm", hello.VM, "purpose", hello.Purpose, "err", err)
-		fmt.Fprintln(conn, strings.ReplaceAll(err.Error(), "\n", " "))
+		fmt.Fprintln(conn, greeting.Text(err))
 		return
 	}
 	if up != nil {
@@ -192,12 +160,15 @@ func (h *Hypervisor) admitStream(ctx context.Context, hello streamHello, peer st
 			return nil, g, err
 		}
 		up, err = h.dialIncoming(ctx, hello.VM, h.pathsOf(hello.VM).in)
+		if err == nil && op.Spec.Migration.PostCopy {
+			up = h.rests.add(hello.VM, up)
+		}
 		return up, nil, err
 	case purposeDisk:
 		up, err = h.dialIncoming(ctx, hello.VM, h.pathsOf(hello.VM).nbd)
 		return up, nil, err
 	case purposeLoaded:
-		return nil, nil, h.awaitLoaded(ctx, hello.VM)
+		return nil, nil, h.awaitLoaded(ctx, hello.VM, hello.Now)
 	case purposeRecover:
 		return nil, nil, h.receiveAnew(ctx, hello.VM)
 	}
@@ -216,8 +187,9 @@ func (h *Hypervisor) dialIncoming(ctx context.Context, id, path string) (net.Con
 	return access.Dial(ctx, path, in.ownPID())
 }
 
-// awaitLoaded waits a little for QEMU to have the whole guest.
-func (h *Hypervisor) awaitLoaded(ctx context.Context, id string) error {
+// awaitLoaded waits a little for QEMU to have the whole guest, unless the answer is
+// wanted now or will not be another one.
+func (h *Hypervisor) awaitLoaded(ctx context.Context, id string, now bool) error {
 	ctx, cancel := context.WithTimeout(ctx, helloDeadline-time.Second)
 	defer cancel()
 	for {
@@ -230,6 +202,9 @@ func (h *Hypervisor) awaitLoaded(ctx context.Context, id string) error {
 		}
 		if err == nil {
 			return nil
+		}
+		if not := (*notLoadedError)(nil); now || errors.As(err, &not) && not.state == migPostPaused {
+			return fmt.Errorf("node %s has not got all of the guest: %w", h.cfg.NodeName, err)
 		}
 		t := time.NewTimer(switchLook)
 		select {
@@ -278,7 +253,7 @@ func join(a, b net.Conn) (second bool, err error) {
 // pour copies one way until the end, and tells it.
 func pour(to, from net.Conn) error {
 	_, err := io.Copy(to, from)
-	if cerr := closeWrite(to); err == nil {
+	if cerr := greeting.CloseWrite(to); err == nil {
 		err = cerr
 	}
 	return err
@@ -289,16 +264,18 @@ func pour(to, from net.Conn) error {
 type sender struct {
 	ln     net.Listener
 	cancel context.CancelFunc
-	// most connections are carried, all or none of them; 0 is no bound, and each
-	// for itself.
+	// most connections are carried in all: what QEMU makes more of is not its work.
 	most int
+	// whole: all of them or none.
+	whole bool
 
 	mu   sync.Mutex
 	last error
 }
 
-// newSender listens for QEMU; everything ends with close or with Run.
-func (h *Hypervisor) newSender(path, node string, hello streamHello) (*sender, error) {
+// newSender listens for QEMU, which makes at most so many connections; everything
+// ends with close or with Run.
+func (h *Hypervisor) newSender(path, node string, most int, hello streamHello) (*sender, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove an old socket: %w", err)
 	}
@@ -313,25 +290,20 @@ func (h *Hypervisor) newSender(path, node string, hello streamHello) (*sender, e
 		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &sender{ln: ln, cancel: cancel}
-	if hello.Channels > 0 {
-		s.most = hello.Channels + 1
-	}
+	s := &sender{ln: ln, cancel: cancel, most: most, whole: hello.Channels > 0}
 	context.AfterFunc(ctx, func() { _ = ln.Close() })
 	h.spawn(func(run context.Context) {
 		stop := context.AfterFunc(run, cancel)
 		defer stop()
-		for n := 1; ; n++ {
+		for range s.most {
 			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
-			if s.most > 0 && n > s.most {
-				_ = c.Close()
-				continue
-			}
 			h.spawn(func(context.Context) { s.carry(ctx, h, c, node, hello) })
 		}
+		_ = ln.Close()
+		<-ctx.Done()
 	})
 	return s, nil
 }
@@ -367,7 +339,7 @@ func (s *sender) carry(ctx context.Context, h *Hypervisor, c net.Conn, node stri
 		s.last = err
 		s.mu.Unlock()
 	}
-	if s.most > 0 && (far || err != nil) {
+	if s.whole && (far || err != nil) {
 		s.cancel()
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb/storetest"
+	"github.com/muster-vm/muster/internal/greeting"
 )
 
 // FuzzStreamHello is another node that opens a stream with any words: it gets one
@@ -22,7 +23,7 @@ func FuzzStreamHello(f *testing.F) {
 	f.Add([]byte(`{"vm":"../../etc","task":"","purpose":"disk"}` + "\n"))
 	f.Add([]byte(`{"purpose":7}` + "\n"))
 	f.Add([]byte("\n"))
-	f.Add([]byte(strings.Repeat("x", 2*maxHello)))
+	f.Add([]byte(strings.Repeat("x", 2*greeting.MaxLine)))
 	db := storetest.New(f)
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -122,7 +122,11 @@ func (e *evacuation) step(ctx context.Context, ev *api.Evacuation) error {
 	}
 	st := ev.Status
 	st.Total = max(st.Total, len(guests))
+	had := len(ev.Status.Stopped)
 	if node.Status.Phase == api.NodeLost {
+		if err := e.startAgain(ctx, ev, false); err != nil || len(ev.Status.Stopped) < had {
+			return err // the rest with the next look, on fresh state
+		}
 		return e.end(ctx, ev, st, api.TaskFailed, api.CodeInternal, "the node is lost")
 	}
 	moving := 0
@@ -132,7 +136,10 @@ func (e *evacuation) step(ctx context.Context, ev *api.Evacuation) error {
 		}
 	}
 	if ev.Spec.Cancel || !node.Spec.Maintenance {
-		if moving == 0 {
+		if err := e.startAgain(ctx, ev, false); err != nil || len(ev.Status.Stopped) < had {
+			return err
+		}
+		if moving == 0 && len(ev.Status.Stopped) == 0 {
 			return e.end(ctx, ev, st, api.TaskCancelled, "", fmt.Sprintf("given up; %d VMs are left on the node", len(guests)))
 		}
 		return e.write(ctx, ev, st)
@@ -148,7 +155,7 @@ func (e *evacuation) step(ctx context.Context, ev *api.Evacuation) error {
 			}
 		}
 	}
-	if err := e.startAgain(ctx, ev); err != nil {
+	if err := e.startAgain(ctx, ev, true); err != nil || len(ev.Status.Stopped) < had {
 		return err
 	}
 	return e.report(ctx, ev, st, guests, moving)
@@ -274,6 +281,7 @@ func (e *evacuation) stay(ctx context.Context, ev *api.Evacuation, g *guest, why
 	if err := configdb.VMs.UpdateSpec(v, tx, &vm); err != nil {
 		return err
 	}
+	configdb.StaysStopped(v, tx, id) // the word of a user about an earlier time
 	ev.Status.Stopped = append(slices.Clone(ev.Status.Stopped), id)
 	if err := configdb.Evacuations.UpdateStatus(v, tx, ev); err != nil {
 		return err
@@ -375,8 +383,10 @@ func (e *evacuation) rebind(ctx context.Context, g *guest) error {
 }
 
 // startAgain starts the VMs that were shut down to be moved, wherever they are
-// now: one that could not be moved even so runs on where it was.
-func (e *evacuation) startAgain(ctx context.Context, ev *api.Evacuation) error {
+// now: one that could not be moved even so runs on where it was. Unless the node is
+// still to be emptied, they need not leave it first. What a user has stopped
+// meanwhile stays stopped.
+func (e *evacuation) startAgain(ctx context.Context, ev *api.Evacuation, empties bool) error {
 	for _, id := range slices.Clone(ev.Status.Stopped) {
 		v := e.db.Local()
 		vm, err := configdb.VMs.Get(v, id)
@@ -384,15 +394,21 @@ func (e *evacuation) startAgain(ctx context.Context, ev *api.Evacuation) error {
 			return err
 		}
 		b, berr := configdb.Bindings.Get(v, id)
-		gone := err != nil || berr != nil || vm.Meta.Deleting() || vm.Spec.Power != api.PowerStopped
-		if !gone && (vm.Status.Phase != api.VMStopped || b.Spec.NodeID == ev.Meta.ID && e.of(ev).reasons[id] == "") {
+		over := err != nil || berr != nil || vm.Meta.Deleting() || vm.Spec.Power != api.PowerStopped
+		tx := e.txn()
+		if configdb.StaysStopped(v, tx, id) {
+			over = true
+		}
+		if !over && empties && (vm.Status.Phase != api.VMStopped || b.Spec.NodeID == ev.Meta.ID && e.of(ev).reasons[id] == "") {
 			continue // it is still shutting down, or has not moved yet
 		}
-		tx := e.txn()
-		if !gone {
+		if _, operr := configdb.Operations.Get(v, id); !over && operr == nil {
+			continue // it is on its way
+		}
+		if !over {
 			tx.RequireRevision(configdb.Bindings.SpecKey(id), b.Meta.Revision)
 			tx.RequireRevision(configdb.Operations.SpecKey(id), 0)
-			vm.Spec.Power = api.PowerRunning
+			vm.Spec.Power, vm.Spec.ForceStop = api.PowerRunning, false
 			if err := configdb.VMs.UpdateSpec(v, tx, &vm); err != nil {
 				return err
 			}

@@ -76,3 +76,100 @@ func TestEndOfAnEvacuationLeavesTheOthersAlone(t *testing.T) {
 		t.Errorf("a place for the VM that stays was looked for %d times", count.n["stuck"])
 	}
 }
+
+// get reads a VM.
+func (k *evacKit) get(id string) api.VM {
+	vm, err := configdb.VMs.Get(k.db.Local(), id)
+	if err != nil {
+		k.Fatal(err)
+	}
+	return vm
+}
+
+// reportStopped is the word of a VM's node that it has shut down.
+func (k *evacKit) reportStopped(id string) {
+	k.do(func(v *configdb.View, tx *configdb.Txn) error {
+		vm := k.get(id)
+		vm.Status.Phase, vm.Status.PID, vm.Status.ObservedGeneration = api.VMStopped, 0, vm.Meta.Generation
+		return configdb.VMs.UpdateStatus(v, tx, &vm)
+	})
+}
+
+// A VM that the evacuation had shut down was started again although its user had
+// said meanwhile that it is to be stopped.
+func TestEvacuationLeavesStoppedWhatItsUserStops(t *testing.T) {
+	for name, stops := range map[string]bool{"the user stops it": true, "nobody does": false} {
+		t.Run(name, func(t *testing.T) {
+			k := newEvacKit(t, "pinned")
+			id := k.vm("pinned", api.PowerRunning)
+			k.do(func(_ *configdb.View, tx *configdb.Txn) error { // what an evacuation left that nobody could end
+				tx.Put(configdb.Root+"staystopped/"+id, nil)
+				return nil
+			})
+			k.wish(api.EvacuateStop, 1)
+			k.look()
+			if stops {
+				k.do(func(v *configdb.View, tx *configdb.Txn) error { return configdb.StayStopped(v, tx, id) })
+			}
+			k.reportStopped(id)
+			var st api.EvacuationStatus
+			for range 6 {
+				if st = k.look(); st.Phase.Final() {
+					break
+				}
+			}
+			if st.Phase != api.TaskSucceeded || k.at(id) != "m2" {
+				t.Fatalf("%+v, on %s", st, k.at(id))
+			}
+			if vm := k.get(id); (vm.Spec.Power == api.PowerStopped) != stops {
+				t.Errorf("it is to be %s", vm.Spec.Power)
+			}
+			for e := range k.db.Local().Scan(configdb.Root+"staystopped/", "") {
+				t.Errorf("%s is left", e.Key)
+			}
+		})
+	}
+}
+
+// What was shut down to be moved stayed down when the evacuation was given up, or its
+// node was lost, before it had moved.
+func TestEvacuationThatEndsStartsWhatItShutDown(t *testing.T) {
+	for name, end := range map[string]func(v *configdb.View, tx *configdb.Txn) error{
+		"given up": func(v *configdb.View, tx *configdb.Txn) error {
+			ev, err := configdb.Evacuations.Get(v, "n1")
+			if err != nil {
+				return err
+			}
+			ev.Spec.Cancel = true
+			return configdb.Evacuations.UpdateSpec(v, tx, &ev)
+		},
+		"its node is lost": func(v *configdb.View, tx *configdb.Txn) error {
+			n, err := configdb.Nodes.Get(v, "n1")
+			if err != nil {
+				return err
+			}
+			n.Status.Phase = api.NodeLost
+			return configdb.Nodes.UpdateStatus(v, tx, &n)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newEvacKit(t, "pinned")
+			id := k.vm("pinned", api.PowerRunning)
+			k.wish(api.EvacuateStop, 1)
+			k.look()
+			if p := k.get(id).Spec.Power; p != api.PowerStopped {
+				t.Fatalf("it is to be %s", p)
+			}
+			k.do(end)
+			var st api.EvacuationStatus
+			for range 4 {
+				if st = k.look(); st.Phase.Final() {
+					break
+				}
+			}
+			if vm := k.get(id); !st.Phase.Final() || vm.Spec.Power != api.PowerRunning || k.at(id) != "m1" {
+				t.Errorf("%+v; it is to be %s on %s", st, vm.Spec.Power, k.at(id))
+			}
+		})
+	}
+}

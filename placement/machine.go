@@ -66,6 +66,7 @@ type machine struct {
 	asks     bool // anything that a node of an earlier version does not know
 	facts    map[string]*api.NodeFactsStatus
 	baseline *api.CPUBaselineSpec
+	saved    *savedMemory // nil: the VM starts anew
 }
 
 // machine reads what is needed to judge nodes; it reads no facts for a VM that
@@ -74,7 +75,11 @@ func (f *fleet) machine(v *configdb.View, vm *api.VM) (*machine, error) {
 	s := &vm.Spec
 	m := &machine{vm: vm, facts: map[string]*api.NodeFactsStatus{}}
 	m.asks = s.AsksForMachine()
-	if !m.asks {
+	var err error
+	if m.saved, err = savedOf(v, vm); err != nil {
+		return nil, err
+	}
+	if !m.asks && m.saved == nil {
 		return m, nil
 	}
 	all, err := configdb.NodeFacts.List(v)
@@ -92,6 +97,9 @@ func (f *fleet) machine(v *configdb.View, vm *api.VM) (*machine, error) {
 		if len(b) > 0 {
 			m.baseline = &b[0].Spec
 		}
+	}
+	if !m.asks {
+		return m, nil
 	}
 	return m, m.known()
 }

@@ -87,7 +87,7 @@ func (f *fleet) choose(r Request, needs []need, m *machine) (Decision, error) {
 		found = true
 		why := h.unfit(r, needs)
 		if h.canRun() {
-			why = append(why, m.lacking(h)...)
+			why = append(append(why, m.lacking(h)...), m.savedLacking(h)...)
 		}
 		if len(why) > 0 {
 			reasons = append(reasons, h.node.Meta.Name+": "+strings.Join(why, ", "))

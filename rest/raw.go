@@ -118,7 +118,7 @@ func rawList(q *request) error {
 		return err
 	}
 	after, err := base64.RawURLEncoding.DecodeString(q.param("continue"))
-	if err != nil || len(after) > maxKeyBytes {
+	if err != nil || len(after) > maxKeyBytes || len(after) > 0 && !strings.HasPrefix(string(after), prefix) {
 		return api.Invalid("continue", "is not a value that an earlier page gave")
 	}
 	v, err := q.view(strict)

@@ -49,12 +49,19 @@ func (q *request) selection(object reflect.Type) (selection, error) {
 	}
 	if c := q.param("continue"); c != "" {
 		b, err := base64.RawURLEncoding.DecodeString(c)
-		if err != nil || len(b) == 0 || len(b) > maxKeyBytes {
+		if err != nil || !isPlace(string(b)) {
 			return s, api.Invalid("continue", "is not a value that an earlier page gave")
 		}
 		s.after = string(b)
 	}
 	return s, nil
+}
+
+// isPlace reports whether a text is the ID of an object, or those of two with a dot
+// between them. Anything else would sort behind all objects, and its page be empty.
+func isPlace(s string) bool {
+	first, second, two := strings.Cut(s, ".")
+	return api.IsID(first) && (!two || api.IsID(second))
 }
 
 func continueToken(after string) string { return base64.RawURLEncoding.EncodeToString([]byte(after)) }

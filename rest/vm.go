@@ -236,6 +236,7 @@ func (r *vmResource) act(c *change, action api.Action, force, discard bool) (*ef
 		err = c.wishRunning(st)
 	case api.ActionVMStop:
 		c.wishStopped(st, force)
+		err = configdb.StayStopped(c.v, c.tx, st.vm.Meta.ID)
 	case api.ActionVMPause:
 		err = c.wishPaused(st)
 	case api.ActionVMResume:

@@ -274,7 +274,12 @@ func (s *Service) openMoving(ctx context.Context, v *configdb.View, vol *api.Vol
 	}
 	s.moves.Lock()
 	defer s.moves.Unlock()
-	if err := lp.work.do(ctx, callDeadline, func() error { return os.WriteFile(path+s.markOf(pool), nil, 0o600) }); err != nil {
+	if err := lp.work.do(ctx, callDeadline, func() error {
+		if err := s.oneDirectory(path, pool); err != nil {
+			return err
+		}
+		return s.markFile(path, pool)
+	}); err != nil {
 		return nil, diskError(lp, "mark the volume", err)
 	}
 	return &movingFile{path: path, lp: lp}, nil
@@ -307,6 +312,5 @@ func (m *mover) place(ctx context.Context, pool api.Pool, lp *localPool, vol *ap
 		return errUnwanted
 	}
 	final := volumePath(lp.path, vol.Meta.ID)
-	mark := s.markOf(pool)
-	return lp.work.do(ctx, createDeadline, func() error { return placeMarked(tmp, final, mark, pool) })
+	return lp.work.do(ctx, createDeadline, func() error { return s.placeMarked(tmp, final, pool) })
 }

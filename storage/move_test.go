@@ -20,6 +20,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/greeting"
 )
 
 // wires connect the hosts of a kit. Each connection passes through bend, if set.
@@ -566,7 +567,7 @@ func TestWhoMayHaveAVolume(t *testing.T) {
 	if err := os.WriteFile(foreign, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := placeMarked(path, nfs, m1.markOf(k.pool["nfs"]), k.pool["nfs"])
+	err := m1.placeMarked(path, nfs, k.pool["nfs"])
 	if !errors.Is(err, errBroken) || !strings.Contains(err.Error(), foreign) || there(nfs) {
 		t.Errorf("%v", err)
 	}
@@ -600,7 +601,7 @@ func FuzzStreamWords(f *testing.F) {
 	f.Add([]byte("later not_found wait\n"))
 	f.Add([]byte("file -1\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		size, err := awaitFile(bufio.NewReaderSize(bytes.NewReader(b), maxStreamLine))
+		size, err := awaitFile(bufio.NewReaderSize(bytes.NewReader(b), greeting.MaxLine))
 		if err == nil && (size < 0 || size > 2*maxVirtualSize) || err != nil && size != 0 {
 			t.Fatal(size, err)
 		}

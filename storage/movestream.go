@@ -6,7 +6,6 @@ package storage
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/contain"
+	"github.com/muster-vm/muster/internal/greeting"
 )
 
 // Limits of the streams that bring volumes.
@@ -28,8 +28,6 @@ const (
 	streamStall = 60 * time.Second
 	// waitEvery is the pause between the words that a node still prepares a file.
 	waitEvery = 2 * time.Second
-	// maxStreamLine is the longest line in bytes.
-	maxStreamLine = 4096
 )
 
 // The words before the frames: still preparing; the size of the file follows; why
@@ -91,14 +89,10 @@ func (m *mover) receive(ctx context.Context, vol *api.Volume, lp *localPool, tmp
 	defer raw.Close()
 	defer context.AfterFunc(ctx, func() { _ = raw.Close() })()
 	conn := patientConn{raw}
-	line, err := json.Marshal(streamHello{Operation: m.op.Meta.ID, Task: m.op.Spec.TaskID, Volume: vol.Meta.ID})
-	if err == nil {
-		_, err = conn.Write(append(line, '\n'))
-	}
-	if err != nil {
+	if err := greeting.Say(conn, streamHello{Operation: m.op.Meta.ID, Task: m.op.Spec.TaskID, Volume: vol.Meta.ID}); err != nil {
 		return brokenError{fmt.Errorf("ask node %s for volume %s: %w", vol.Spec.Node, vol.Meta.Name, err)}
 	}
-	r := bufio.NewReaderSize(conn, max(chunkBytes, maxStreamLine))
+	r := greeting.NewConn(conn, chunkBytes).R
 	size, err := awaitFile(r)
 	if err != nil {
 		return fmt.Errorf("node %s, which has volume %s: %w", vol.Spec.Node, vol.Meta.Name, err)
@@ -127,7 +121,7 @@ func isStream(err error) bool {
 // returns.
 func awaitFile(r *bufio.Reader) (int64, error) {
 	for {
-		line, err := streamLine(r)
+		line, err := greeting.Line(r)
 		if err != nil {
 			return 0, brokenError{fmt.Errorf("it did not say whether it has the file: %w", err)}
 		}
@@ -155,41 +149,25 @@ func refusedBy(why string) error {
 	return api.Errorf(api.Code(code), "%s", text)
 }
 
-func streamLine(r *bufio.Reader) (string, error) {
-	b, err := r.ReadSlice('\n')
-	if err != nil {
-		return "", err
-	}
-	if len(b) > maxStreamLine {
-		return "", api.Errorf(api.CodeIncomplete, "a line has more than %d bytes", maxStreamLine)
-	}
-	return strings.TrimSuffix(string(b), "\n"), nil
-}
-
 // ServeStream sends the file of a volume to the node that it moves to, until that
 // has it or the context ends. peer is the node's ID.
 func (s *Service) ServeStream(ctx context.Context, raw net.Conn, peer string) {
 	defer raw.Close()
 	defer context.AfterFunc(ctx, func() { _ = raw.Close() })()
 	conn := patientConn{raw}
-	line, err := streamLine(bufio.NewReaderSize(conn, maxStreamLine))
 	var hello streamHello
-	if err == nil {
-		err = json.Unmarshal([]byte(line), &hello)
-	}
-	if err != nil {
+	if err := greeting.Hear(greeting.NewConn(conn, greeting.MaxLine).R, &hello); err != nil {
 		s.log.Warn("a stream began with no word for what it is", "peer", peer, "err", err)
 		return
 	}
-	f, err := s.prepare(ctx, conn, hello, peer)
+	f, err := s.prepare(ctx, raw, conn, hello, peer)
 	if err != nil {
 		s.log.Warn("a volume is not sent", "volume", hello.Volume, "peer", peer, "err", err)
 		word := wordNone
 		if errors.Is(err, errBroken) {
 			word = wordLater
 		}
-		text := strings.Join(strings.Fields(err.Error()), " ")
-		_, _ = fmt.Fprintf(conn, "%s%s %s\n", word, api.CodeOf(err), text[:min(len(text), maxStreamLine/2)])
+		_, _ = fmt.Fprintf(conn, "%s%s %s\n", word, api.CodeOf(err), greeting.Text(err))
 		return
 	}
 	defer f.close()
@@ -207,8 +185,14 @@ type sentFile struct {
 	close func()
 }
 
-// prepare opens what is to be sent, and tells the other node meanwhile to wait.
-func (s *Service) prepare(ctx context.Context, conn net.Conn, hello streamHello, peer string) (*sentFile, error) {
+// errLeft is the end of a node that waited for a file.
+var errLeft = errors.New("the node that asked has gone")
+
+// prepare opens what is to be sent, and tells the other node meanwhile to wait. It
+// ends when that has gone: it will ask again, and then for another copy.
+func (s *Service) prepare(ctx context.Context, raw net.Conn, conn net.Conn, hello streamHello, peer string) (*sentFile, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	group, told := contain.NewGroup(ctx)
 	group.Go(func() {
 		tick := time.NewTicker(waitEvery)
@@ -217,11 +201,20 @@ func (s *Service) prepare(ctx context.Context, conn net.Conn, hello streamHello,
 			select {
 			case <-tick.C:
 				if _, err := fmt.Fprintln(conn, wordWait); err != nil {
+					cancel(errLeft)
 					return
 				}
 			case <-told.Done():
 				return
 			}
+		}
+	})
+	group.Go(func() {
+		_ = raw.SetReadDeadline(time.Time{})
+		stop := context.AfterFunc(told, func() { _ = raw.SetReadDeadline(time.Unix(1, 0)) })
+		defer stop()
+		if _, err := raw.Read(make([]byte, 1)); told.Err() == nil { // it has nothing to say
+			cancel(fmt.Errorf("%w: %w", errLeft, err))
 		}
 	})
 	f, err := s.openSent(ctx, hello, peer)
@@ -230,6 +223,16 @@ func (s *Service) prepare(ctx context.Context, conn net.Conn, hello streamHello,
 		err = stopErr
 	}
 	return f, err
+}
+
+// awaitCopy waits for a turn to make a copy. The caller gives it back.
+func (s *Service) awaitCopy(ctx context.Context) error {
+	select {
+	case s.copies <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (s *Service) openSent(ctx context.Context, hello streamHello, peer string) (*sentFile, error) {
@@ -243,6 +246,10 @@ func (s *Service) openSent(ctx context.Context, hello streamHello, peer string) 
 	}
 	undo := func() {}
 	if mv.Whole {
+		if err := s.awaitCopy(ctx); err != nil {
+			return nil, err
+		}
+		defer s.copies.give()
 		tmp := s.tmpFile(src.lp, vol.Meta.ID)
 		undo = func() { s.discard(src.lp, tmp) }
 		from := &copySource{path: src.path, volume: *vol}

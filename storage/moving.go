@@ -26,7 +26,7 @@ import (
 // marked files ever are: one that is not where the database says it is may be the
 // last copy, for instance after the restore of an older backup.
 
-// copyMark is the suffix of the empty file beside both files while a migration or a
+// copyMark is the suffix of the file beside both files that marks them while a migration or a
 // move is on its way.
 const copyMark = ".copy"
 
@@ -39,9 +39,43 @@ func (s *Service) markOf(pool api.Pool) string {
 	return copyMark + "." + s.cfg.NodeID
 }
 
+// markFile marks a file. In a dir pool the mark says which node has made it.
+func (s *Service) markFile(path string, pool api.Pool) error {
+	return os.WriteFile(path+s.markOf(pool), []byte(s.cfg.NodeID), 0o600)
+}
+
+// oneDirectory refuses a file of a dir pool that another node has marked: its directory
+// is this node's, too, so what would make room here is the volume itself.
+func (s *Service) oneDirectory(path string, pool api.Pool) error {
+	b, err := readSmall(path + s.markOf(pool))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if id := string(b); id != "" && id != s.cfg.NodeID { // software before marks said anything made empty ones
+		return api.Errorf(api.CodeRefused, "%s is a file of node %s as well: the nodes have one directory in pool %s, which is of type %s; make a pool of type %s of it",
+			path, s.nodeName(id), pool.Meta.Name, api.PoolDir, api.PoolShared)
+	}
+	return nil
+}
+
+// nodeName is the name of a node, or its ID if it is not known.
+func (s *Service) nodeName(id string) string {
+	if n, err := configdb.Nodes.Get(s.cfg.DB.Local(), id); err == nil {
+		return n.Meta.Name
+	}
+	return clip(id)
+}
+
 // placeMarked gives a complete file its name, marked. What is there under that name
 // makes room if it is marked, so that it is of an earlier try.
-func placeMarked(tmp, final, mark string, pool api.Pool) error {
+func (s *Service) placeMarked(tmp, final string, pool api.Pool) error {
+	mark := s.markOf(pool)
+	if err := s.oneDirectory(final, pool); err != nil {
+		return err
+	}
 	marks, err := filepath.Glob(final + copyMark + "*")
 	if err != nil {
 		return err
@@ -56,7 +90,7 @@ func placeMarked(tmp, final, mark string, pool api.Pool) error {
 	if _, err := os.Lstat(final); err == nil && !ours {
 		return api.Errorf(api.CodeRefused, "%s is there already and belongs to no move; move it away", final)
 	}
-	if err := os.WriteFile(final+mark, nil, 0o600); err != nil {
+	if err := s.markFile(final, pool); err != nil {
 		return err
 	}
 	if err := remove(final); err != nil {
@@ -102,7 +136,10 @@ func (s *Service) MakeCopy(ctx context.Context, v *configdb.View, volumeID strin
 		if err := unmarked(path); err != nil {
 			return err
 		}
-		if err := os.WriteFile(path+copyMark, nil, 0o600); err != nil {
+		if err := s.oneDirectory(path, pool); err != nil {
+			return err
+		}
+		if err := s.markFile(path, pool); err != nil {
 			return err
 		}
 		return remove(path)
@@ -138,13 +175,18 @@ func (s *Service) MarkCopied(ctx context.Context, v *configdb.View, volumeID str
 	if err != nil {
 		return err
 	}
-	_, lp, err := s.readyPool(v, vol.Spec.Pool)
+	pool, lp, err := s.readyPool(v, vol.Spec.Pool)
 	if err != nil {
 		return err
 	}
 	s.moves.Lock()
 	defer s.moves.Unlock()
-	err = lp.work.do(ctx, callDeadline, func() error { return os.WriteFile(volumePath(lp.path, volumeID)+copyMark, nil, 0o600) })
+	err = lp.work.do(ctx, callDeadline, func() error {
+		if err := s.oneDirectory(volumePath(lp.path, volumeID), pool); err != nil {
+			return err
+		}
+		return s.markFile(volumePath(lp.path, volumeID), pool)
+	})
 	if err != nil {
 		return diskError(lp, "mark the volume", err)
 	}
@@ -269,6 +311,10 @@ func (s *Service) sweepCopy(ctx context.Context, v *configdb.View, pool api.Pool
 		return err
 	}
 	path := volumePath(lp.path, id)
+	if err := lp.work.do(ctx, callDeadline, func() error { return s.oneDirectory(path, pool) }); err != nil {
+		s.log.Warn("a marked file is left to the node that marked it", "volume", id, "pool", lp.name, "err", err)
+		return nil
+	}
 	if err != nil || vol.Spec.Pool != pool.Meta.Name || pool.Spec.Type == api.PoolDir && vol.Spec.Node != s.cfg.NodeName {
 		s.log.Info("a copy of a volume that is elsewhere is removed", "volume", id, "pool", lp.name)
 		if err := s.driverIn(lp).removeVolume(ctx, id); err != nil {

@@ -5,9 +5,10 @@ package vswitch
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/switch/openflow"
@@ -61,29 +62,46 @@ func (p *pass) meters() []openflow.Meter {
 	return out
 }
 
-// replaceFlows sets the flows with their meters. A switch that has no meters lets
-// everything pass, which is said.
+// replaceFlows sets the flows with their meters. What a switch refuses to limit passes
+// unlimited, which is said; the limits of other cards stay.
 func (p *pass) replaceFlows(ctx context.Context, flows []openflow.Flow, meters []openflow.Meter) error {
 	s := p.s
 	s.unlimited = ""
-	err := s.flow.SetMeters(ctx, meters)
-	var refused *openflow.Refusal
-	switch {
-	case errors.As(err, &refused):
-		s.unlimited = fmt.Sprintf("Open vSwitch's datapath (%s) has no meters, so what guests send is not limited: %v", p.report.Datapath, err)
-		s.log.Warn("network cards are not limited", "err", err)
-		for i := range flows {
-			flows[i].Meter = 0
-		}
-		meters = nil
-	case err != nil:
+	refused, err := s.flow.SetMeters(ctx, meters)
+	if err != nil {
 		return err
+	}
+	if len(refused) > 0 {
+		s.unlimited = p.refusal(refused, len(meters))
+		s.log.Warn("network cards are not limited", "cards", len(refused), "of", len(meters), "reason", s.unlimited)
+		flows, meters = unmetered(flows, meters, s.flow.Metered)
 	}
 	if err := s.flow.Replace(ctx, flowCookie, flows); err != nil {
 		return err
 	}
-	if s.unlimited != "" {
-		return nil
-	}
 	return s.flow.DropMeters(ctx, meters)
+}
+
+// refusal says which cards are not limited, and why.
+func (p *pass) refusal(refused map[uint32]*openflow.Refusal, all int) string {
+	ids := slices.Sorted(maps.Keys(refused))
+	why := refused[ids[0]]
+	if len(refused) == all {
+		return fmt.Sprintf("Open vSwitch's datapath (%s) has no meters, so what guests send is not limited: %v", p.report.Datapath, why)
+	}
+	return fmt.Sprintf("Open vSwitch's datapath (%s) refuses %d of %d meters, so what the guests behind the ports %v send is not limited as wished: %v", p.report.Datapath, len(refused), all, ids[:min(len(ids), shownPorts)], why)
+}
+
+// shownPorts is how many ports a message names.
+const shownPorts = 8
+
+// unmetered leaves out the meters that are not there.
+func unmetered(flows []openflow.Flow, meters []openflow.Meter, there func(id uint32) bool) ([]openflow.Flow, []openflow.Meter) {
+	flows = slices.Clone(flows)
+	for i := range flows {
+		if flows[i].Meter != 0 && !there(flows[i].Meter) {
+			flows[i].Meter = 0
+		}
+	}
+	return flows, slices.DeleteFunc(slices.Clone(meters), func(m openflow.Meter) bool { return !there(m.ID) })
 }

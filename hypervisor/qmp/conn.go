@@ -23,8 +23,10 @@ import (
 
 // Limits of a connection.
 const (
-	// MaxMessageBytes is the largest reply or event, its line end included.
-	MaxMessageBytes = 16 << 20
+	// MaxMessageBytes is the largest reply, its line end included, MaxEventBytes the
+	// largest event.
+	MaxMessageBytes = 4 << 20
+	MaxEventBytes   = 64 << 10
 	// MaxPending bounds the commands of one connection that wait for a reply.
 	MaxPending = 64
 	// ConnectTimeout bounds connecting, greeting and capabilities.
@@ -364,6 +366,7 @@ func (c *Conn) send(ctx context.Context, line []byte) error {
 
 // read hands on what QEMU says until the stream ends.
 func (c *Conn) read(r *bufio.Reader) {
+	var flood flood
 	for {
 		line, err := readLine(r, MaxMessageBytes)
 		if err != nil {
@@ -379,8 +382,11 @@ func (c *Conn) read(r *bufio.Reader) {
 		case m.event != nil:
 			c.log.add(LogEvent, m.event.Event, line)
 			c.publish(*m.event)
+			flood.unasked(len(line), c.done)
 		case m.reply != nil:
-			c.deliver(m.reply)
+			if !c.deliver(m.reply) {
+				flood.unasked(len(line), c.done)
+			}
 		default:
 			c.fail(fmt.Errorf("%w: a second greeting", ErrProtocol))
 			return
@@ -396,16 +402,18 @@ func (c *Conn) publish(e goqmp.Event) {
 	}
 }
 
-func (c *Conn) deliver(r *reply) {
+// deliver reports whether somebody waits for the reply.
+func (c *Conn) deliver(r *reply) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	answer, ok := c.pending[r.id]
 	if !ok {
 		c.late++
-		return
+		return false
 	}
 	delete(c.pending, r.id)
 	answer <- r // has room: each id is delivered once
+	return true
 }
 
 // fail ends the connection; the first reason stays. A reset is how the kernel

@@ -121,7 +121,7 @@ func TestRepliesGoToTheirCommandsInAnyOrder(t *testing.T) {
 
 func TestLargeReplyIsReadWhole(t *testing.T) {
 	c, p := pair(t)
-	big := strings.Repeat("x", 5<<20)
+	big := strings.Repeat("x", 3<<20)
 	go func() { p.say(`{"return": {"big": %q}, "id": %d}`+"\r\n", big, p.hear().ID) }()
 	var got struct{ Big string }
 	if err := c.Execute(t.Context(), "query-big", map[string]int{"a": 1}, &got); err != nil || got.Big != big {

@@ -56,6 +56,8 @@ func decode(line []byte) (message, error) {
 	switch {
 	case w.QMP != nil:
 		return message{greeting: &w.QMP.Version}, nil
+	case w.Event != nil && len(line) > MaxEventBytes:
+		return message{}, fmt.Errorf("%w: an event of %d bytes, at most %d are expected", ErrProtocol, len(line), MaxEventBytes)
 	case w.Event != nil:
 		var e goqmp.Event
 		if err := json.Unmarshal(line, &e); err != nil || e.Event == "" {

@@ -19,6 +19,9 @@
 //     subscriber: its queue holds MaxQueuedEvents, then the oldest is dropped
 //     and the next read says how many were lost, so that the owner asks QEMU
 //     for the real state.
+//   - A QEMU that floods is read at FloodPerSec messages per second, after
+//     FloodBurst at once: its own replies wait behind them, nothing else does. An
+//     event over MaxEventBytes ends the connection.
 //   - When QEMU goes away Done is closed, Err says how, and every waiting
 //     command and subscriber ends.
 //

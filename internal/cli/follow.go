@@ -168,7 +168,7 @@ func (a *app) finished(k *kindView, name, done string, object json.RawMessage, n
 	}
 	text := fmt.Sprintf("%s %s %s", k.kind, name, done)
 	if node != "" {
-		text += " on " + node
+		text += map[bool]string{true: " to ", false: " on "}[done == "moved" || done == "migrated"] + node
 	}
 	if d > 0 {
 		text += " in " + took(d)

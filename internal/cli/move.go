@@ -5,6 +5,7 @@ package cli
 
 import (
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/client"
@@ -54,6 +55,12 @@ func (a *app) moveCmd(kind api.Kind, cmd *cobra.Command) *cobra.Command {
 		})
 	}
 	cmd.Flags().StringVar(&node, "node", "", "node to move to (default the present one)")
+	cmd.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "to" { // as vm migrate has it
+			name = "node"
+		}
+		return pflag.NormalizedName(name)
+	})
 	cmd.Flags().StringVar(&pool, "pool", "", "pool to move to (default that of each volume)")
 	a.completeFlag(cmd, "node", a.completeNames(api.KindNode))
 	a.completeFlag(cmd, "pool", a.completeNames(api.KindPool))

@@ -19,16 +19,26 @@ type postCopy struct {
 	rest    chan struct{}     // closed by Rest
 	resumed chan string       // paths of migrate with resume
 	again   chan net.Listener // of migrate-recover
+	waits   bool              // for a connection, after migrate-recover
+	mute    bool              // it never says that all has been sent
 }
 
 func newPostCopy() postCopy {
-	return postCopy{make(chan struct{}), make(chan struct{}), make(chan string, 1), make(chan net.Listener, 1)}
+	return postCopy{wanted: make(chan struct{}), rest: make(chan struct{}), resumed: make(chan string, 1), again: make(chan net.Listener, 1)}
 }
 
 // Rest lets the last of the memory go.
 func (q *QEMU) Rest() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	close(q.mig.post.rest)
+}
+
+// RestUnsaid is Rest for a QEMU that does not say that all has been sent.
+func (q *QEMU) RestUnsaid() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.mig.post.mute = true
 	close(q.mig.post.rest)
 }
 
@@ -56,12 +66,15 @@ func (q *QEMU) recoverPostCopy(path string) string {
 	if q.mig.status != "postcopy-paused" {
 		return jobRefusal("Migrate recover can only be run when postcopy is paused.")
 	}
+	if n := len(q.listen); q.mig.post.waits {
+		_ = q.listen[n-1].Close() // that of the recovery before
+	}
 	_ = os.Remove(path) // as QEMU does
 	ln, err := net.Listen("unix", path)
 	if err != nil {
 		return jobRefusal(err.Error())
 	}
-	q.listen = append(q.listen, ln)
+	q.listen, q.mig.post.waits = append(q.listen, ln), true
 	q.mig.post.again <- ln
 	return `"return": {}`
 }
@@ -104,6 +117,9 @@ func (q *QEMU) sendRest(c net.Conn, gone <-chan struct{}) {
 			broken = err != nil
 		}
 		_ = c.Close()
+		if !broken && q.mig.post.mute {
+			return
+		}
 		if !broken {
 			q.setState("postmigrate")
 			q.setMigration("completed")
@@ -146,13 +162,16 @@ func (q *QEMU) receiveRest(c net.Conn, r *bufio.Reader) {
 		}
 		q.setMigration("postcopy-paused")
 		again := q.mig.post.again
-		q.mu.Unlock()
-		ln := <-again
-		c, err = ln.Accept()
-		q.mu.Lock()
-		if err != nil {
+		for err = net.ErrClosed; err != nil && !q.ended; {
+			q.mu.Unlock()
+			ln := <-again
+			c, err = ln.Accept()
+			q.mu.Lock()
+		}
+		if q.ended {
 			return
 		}
+		q.mig.post.waits = false
 		r = bufio.NewReader(c)
 	}
 }

@@ -54,20 +54,21 @@ func meterMod(command uint16, m Meter) []byte {
 	return append(b, 0, 0, 0, 0)
 }
 
-// SetMeters makes meters that flows are about to name. Those of an earlier session
-// go first, and the flows that name them with them.
-func (s *Session) SetMeters(ctx context.Context, meters []Meter) error {
-	fresh := s.meters == nil
-	if fresh {
+// SetMeters makes meters that flows are about to name, and returns those that the switch
+// refuses, with the reasons; one that is refused says nothing of the others. Those of an
+// earlier session go first, and the flows that name them with them.
+func (s *Session) SetMeters(ctx context.Context, meters []Meter) (refused map[uint32]*Refusal, err error) {
+	if s.meters == nil {
 		err := s.call(ctx, "remove old meters", func(xid uint32) []byte {
 			return message(typeMeterMod, xid, meterMod(meterDelete, Meter{ID: meterAll}))
 		})
-		var refused *Refusal
-		if err != nil && !(errors.As(err, &refused) && len(meters) == 0) { // a switch without meters has none to remove
-			return err
+		var no *Refusal
+		if err != nil && !errors.As(err, &no) { // a switch without meters has none to remove
+			return nil, err
 		}
 		s.meters = map[uint32]Meter{}
 	}
+	refused = map[uint32]*Refusal{}
 	for _, m := range meters {
 		have, there := s.meters[m.ID]
 		if there && have == m {
@@ -78,12 +79,23 @@ func (s *Session) SetMeters(ctx context.Context, meters []Meter) error {
 			command = meterModify
 		}
 		err := s.call(ctx, "set a meter", func(xid uint32) []byte { return message(typeMeterMod, xid, meterMod(command, m)) })
+		var no *Refusal
+		if errors.As(err, &no) {
+			refused[m.ID] = no
+			continue // a former one of that number stays in force
+		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		s.meters[m.ID] = m
 	}
-	return nil
+	return refused, nil
+}
+
+// Metered reports whether there is a meter of a number.
+func (s *Session) Metered(id uint32) bool {
+	_, ok := s.meters[id]
+	return ok
 }
 
 // DropMeters removes all other meters, which no flow names any more.
