@@ -92,8 +92,8 @@ func goldenObjects() goldens {
 			}),
 			Status: VMStatus{
 				ObservedGeneration: 3, Phase: VMRunning, Node: "n1", Epoch: 2, PID: 42, StartedAt: &at, Accelerator: "kvm", CPU: "host", Hardware: &VMSpec{CPUs: 2, Memory: GiB},
-				Memory:      &VMMemory{Target: GiB, Reason: "r", Silent: true},
-				Agent:       &VMAgent{Version: "7.2", Hostname: "inside", OS: "Debian 12", Addresses: []string{"10.0.0.5"}},
+				Memory:       &VMMemory{Target: GiB, Reason: "r", Silent: true},
+				Agent:        &VMAgent{Version: "7.2", Hostname: "inside", OS: "Debian 12", Addresses: []string{"10.0.0.5"}},
 				StorageGuard: true, RebootsDone: 5, Crashes: 1, Message: "m", Conditions: cond,
 				Tries:    &VMTries{Epoch: 2, Generation: 3, Begun: 4, Failed: 3, GivenUp: true, At: &at, Nodes: []string{"n"}, Rounds: 1},
 				Restarts: &VMRestarts{Times: []time.Time{at}, Due: &at, Cause: EndPanic, Reason: "r", Left: LeftGaveUp},

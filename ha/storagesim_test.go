@@ -22,7 +22,6 @@ type simPool struct {
 	barred   map[int]bool // hosts
 	on       map[string]bool
 	fenced   int // times that a host was locked out
-	taken    int // moves from nodes that were not lost
 	outlived int // looks at VMs that ran on without a lease
 }
 
