@@ -109,7 +109,7 @@ func TestAVMThatIsPassedOnRunsOnce(t *testing.T) {
 		}
 		w.mem.Close()
 	}
-	t.Logf("%d moves, VMs were running in %d %% of the looks, none twice", moved, 100*ran/(seeds*steps*vms))
+	t.Logf("%d worlds, %d moves of VMs that did not start or whose node was lost, VMs were running in %d %% of the looks, none twice", seeds, moved, 100*ran/(seeds*steps*vms))
 	if moved < 50 || ran < seeds*steps {
 		t.Error("the simulation is too quiet to prove anything")
 	}
@@ -133,7 +133,7 @@ func TestTheRulesOfPassingOnAreNeeded(t *testing.T) {
 				w.run(steps)
 				w.mem.Close()
 				if w.broken != "" {
-					t.Logf("world %d: %s", seed, w.broken)
+					t.Logf("without %q, world %d: %s", r.what, seed, w.broken)
 					return
 				}
 			}
