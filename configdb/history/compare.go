@@ -24,7 +24,7 @@ var shownMeta = []string{"labels", "owner", "deletingAt", "finalizers"}
 func Secret(field string) bool {
 	f := strings.ToLower(field)
 	switch f {
-	case "secret", "hash", "passwordhash", "usedkey", "password", "passphrase", "privatekey", "clusterkey":
+	case "secret", "key", "hash", "passwordhash", "usedkey", "password", "passphrase", "privatekey", "clusterkey":
 		return true
 	}
 	return strings.HasPrefix(f, "sealed")
