@@ -16,7 +16,8 @@ const (
 	HAMoves HAOutcome = "moves"
 	// HARefused: it ought to restart, and no node can take it.
 	HARefused HAOutcome = "refused"
-	// HAWaits: it is not protected; whether it runs is unknown until its node is back.
+	// HAWaits: it is not protected, or has a storage guard and its node is not locked
+	// out yet; whether it runs is unknown until then, or until its node is back.
 	HAWaits HAOutcome = "waits"
 	// HAStays: it is stopped and stays bound to its node.
 	HAStays HAOutcome = "stays"

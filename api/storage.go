@@ -123,7 +123,8 @@ type PoolStateStatus struct {
 	// Addresses under which a pool that can lock hosts out has seen this node since
 	// its host was booted, sorted.
 	Addresses []string `json:"addresses,omitempty"`
-	// HostBoot is the boot of the host that the addresses are of (boot_id of Linux).
+	// HostBoot is the boot of the host that the addresses are of (boot_id of Linux);
+	// empty: of an earlier one.
 	HostBoot string `json:"hostBoot,omitempty"`
 	// Total and Free bytes of the file system, written in steps of at least
 	// 5 % so that an idle cluster writes nothing.

@@ -355,9 +355,9 @@ type StorageGuard struct {
 }
 
 // Guarding are the pools from which a node must be locked out before somebody else
-// may run the VM; none: the guard ends it with the lease.
+// may run the VM; none: the guard ends it with the lease, or nobody else may run it.
 func (s *BindingSpec) Guarding() []string {
-	if s.StorageGuard == nil || s.StorageGuard.Epoch != s.Epoch {
+	if !s.Protected || s.StorageGuard == nil || s.StorageGuard.Epoch != s.Epoch {
 		return nil
 	}
 	return s.StorageGuard.Pools

@@ -79,6 +79,18 @@ func FenceAddresses(v *View, nodeID, poolID string) ([]string, error) {
 	return own.Status.Addresses, nil
 }
 
+// MayPromise reports whether VMs of a node may rely on it being locked out of a pool.
+// Addresses of an earlier boot of its host are those of what ran then, not of what runs
+// now.
+func MayPromise(v *View, nodeID, poolID string) bool {
+	own, err := PoolStates.Get(v, poolID+"."+nodeID)
+	if err != nil || own.Status.HostBoot == "" {
+		return false
+	}
+	_, err = FenceAddresses(v, nodeID, poolID)
+	return err == nil
+}
+
 // LockedOutOf returns a pool of the VM that a node is locked out of, or may be.
 func LockedOutOf(v *View, n *api.Node, vm *api.VM) (api.StorageFence, bool) {
 	if len(n.Status.StorageFences) == 0 {

@@ -43,6 +43,9 @@ func (g *grantor) hear(term uint64, nodeID string) {
 	defer g.mu.Unlock()
 	if g.enter(term) {
 		g.heard[nodeID] = g.now()
+		if next := g.locking[nodeID]; next > 0 {
+			g.locking[nodeID] = min(next, g.now()+lockOutPause) // it may have VMs again
+		}
 	}
 }
 

@@ -55,7 +55,8 @@ type grantor struct {
 	heard   map[string]time.Duration // when it last asked, whatever it was answered
 	barred  map[string]bool          // being declared lost: no grants
 	fenced  map[string]bool          // being switched off: no grants
-	locking map[string]time.Duration // locked out of pools: when that ended, 0 while it goes on
+	locking map[string]time.Duration // locked out of pools: when it is next looked at, 0 while it goes on
+	words   map[string]string        // what was said of that last
 	readmit func(nodeID string)      // tells the service that a lost node is back
 }
 
@@ -68,6 +69,7 @@ func (g *grantor) enter(term uint64) bool {
 		g.term, g.since = term, g.now()
 		g.granted, g.barred = map[string]time.Duration{}, map[string]bool{}
 		g.heard, g.fenced, g.locking = map[string]time.Duration{}, map[string]bool{}, map[string]time.Duration{}
+		g.words = map[string]string{}
 	}
 	return term == g.term
 }

@@ -248,7 +248,11 @@ func (c *lossCase) awaitFence(v *configdb.View, tx *configdb.Txn, term uint64) e
 func (c *lossCase) explain(v *configdb.View, tx *configdb.Txn, term uint64, reason error) error {
 	c.require(tx, term)
 	c.vm.Status.Phase = api.VMFailed
-	c.vm.Status.Message = fmt.Sprintf("node %s is lost and no other node fits: %v", c.node.Meta.Name, reason)
+	is := "lost"
+	if c.node.Status.Phase != api.NodeLost {
+		is = "silent and locked out of its disks"
+	}
+	c.vm.Status.Message = fmt.Sprintf("node %s is %s and no other node fits: %v", c.node.Meta.Name, is, reason)
 	c.vm.Status.Conditions = api.SetCondition(c.vm.Status.Conditions, api.Condition{
 		Type: "Recovered", Reason: "NoNodeFits", Message: c.vm.Status.Message,
 	}, time.Now())

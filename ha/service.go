@@ -79,7 +79,7 @@ func NewService(c ServiceConfig) *Service {
 	s.grant = &grantor{
 		db: c.DB, leader: c.Leader, now: c.Now,
 		granted: map[string]time.Duration{}, heard: map[string]time.Duration{},
-		barred: map[string]bool{}, fenced: map[string]bool{}, locking: map[string]time.Duration{}, readmit: s.noteReturn,
+		barred: map[string]bool{}, fenced: map[string]bool{}, locking: map[string]time.Duration{}, words: map[string]string{}, readmit: s.noteReturn,
 	}
 	return s
 }

@@ -18,8 +18,10 @@ import (
 const (
 	// lockOutLimit bounds one attempt at one pool.
 	lockOutLimit = 15 * time.Second
-	// lockOutPause is the least time between two attempts at one node.
+	// lockOutPause is the least time between two attempts at one node, lockOutRest that
+	// between looks at one that has nothing to be locked out of.
 	lockOutPause = 3 * time.Second
+	lockOutRest  = 30 * time.Second
 )
 
 // StorageFencer locks nodes out of pools.
@@ -61,15 +63,16 @@ func (s *Service) lockOutSilent(term uint64, run func(attempt func(context.Conte
 			}
 		}
 		if len(t.pools) == 0 {
-			s.grant.endLocking(term, t.node.Meta.ID)
+			s.grant.endLocking(term, t.node.Meta.ID, lockOutRest)
 			continue
 		}
 		slices.Sort(t.pools)
 		run(func(ctx context.Context) {
-			if err := s.lockOut(ctx, term, *t); err != nil && ctx.Err() == nil {
-				s.log.Warn("node not locked out of its pools", "node", t.node.Meta.Name, "err", err)
+			err := s.lockOut(ctx, term, *t)
+			if text := fmt.Sprint(err); ctx.Err() == nil && s.grant.newWord(t.node.Meta.ID, text) && err != nil {
+				s.log.Warn("node not locked out of its pools; it is tried again", "node", t.node.Meta.Name, "err", text)
 			}
-			s.grant.endLocking(term, t.node.Meta.ID)
+			s.grant.endLocking(term, t.node.Meta.ID, lockOutPause)
 		})
 	}
 }
@@ -140,10 +143,7 @@ func volumesIn(v *configdb.View, vmID, poolID string) []string {
 // lockOut is one attempt at all pools of a node.
 func (s *Service) lockOut(ctx context.Context, term uint64, t target) error {
 	fences, err := s.markLockOut(ctx, term, t)
-	if err != nil {
-		return err
-	}
-	var errs []error
+	errs := []error{err}
 	for i := range fences {
 		f := &fences[i]
 		errs = append(errs, s.enforce(ctx, term, t, f))
@@ -152,11 +152,13 @@ func (s *Service) lockOut(ctx context.Context, term uint64, t target) error {
 }
 
 // markLockOut commits the marks of the pools that have none of this term, and
-// returns all that are not in force.
+// returns all that are not in force. A pool that cannot be marked keeps no other from
+// it; the error says why.
 func (s *Service) markLockOut(ctx context.Context, term uint64, t target) (fences []api.StorageFence, err error) {
 	id := t.node.Meta.ID
+	var skipped []error
 	_, err = configdb.Transact(ctx, s.db, Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
-		fences = nil
+		fences, skipped = nil, nil
 		n, err := configdb.Nodes.Get(v, id)
 		if err != nil {
 			return err
@@ -171,26 +173,37 @@ func (s *Service) markLockOut(ctx context.Context, term uint64, t target) (fence
 			}
 			pool, err := configdb.Pools.Get(v, poolID)
 			if err != nil {
-				return err
+				skipped = append(skipped, err)
+				continue
 			}
 			addresses, err := configdb.FenceAddresses(v, id, poolID)
 			if err != nil {
-				return fmt.Errorf("pool %s: %w", pool.Meta.Name, err)
+				skipped = append(skipped, fmt.Errorf("pool %s: %w", pool.Meta.Name, err))
+				continue
 			}
 			f := api.StorageFence{ID: api.NewID(), PoolID: poolID, Pool: pool.Meta.Name, Reason: t.reason, Term: term, BeganAt: time.Now().UTC(), Addresses: addresses}
+			if own, ok := n.Status.FenceOf(poolID); ok && own.Term == term && slices.Equal(own.Addresses, addresses) {
+				fences = append(fences, own) // of an attempt before: nothing is written again and again
+				continue
+			}
 			n.Status.StorageFences = slices.DeleteFunc(slices.Clone(n.Status.StorageFences), func(o api.StorageFence) bool { return o.PoolID == poolID })
 			n.Status.StorageFences = append(n.Status.StorageFences, f)
 			fences = append(fences, f)
 		}
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
-	return fences, err
+	if err != nil {
+		return nil, err
+	}
+	return fences, errors.Join(skipped...)
 }
 
 // enforce locks a node out of one pool, and commits that it is.
 func (s *Service) enforce(ctx context.Context, term uint64, t target, f *api.StorageFence) error {
 	id := t.node.Meta.ID
-	s.log.Warn("node is being locked out of a pool", "node", t.node.Meta.Name, "pool", f.Pool, "why", t.reason, "addresses", f.Addresses, "term", term)
+	if s.grant.newWord(f.ID, "being locked out") {
+		s.log.Warn("node is being locked out of a pool", "node", t.node.Meta.Name, "pool", f.Pool, "why", t.reason, "addresses", f.Addresses, "term", term)
+	}
 	lctx, cancel := context.WithTimeout(ctx, lockOutLimit)
 	defer cancel()
 	err := s.storage.LockOut(lctx, f, t.volumes[f.PoolID], func(ctx context.Context) error {
@@ -246,20 +259,30 @@ func (g *grantor) beginLocking(term uint64, nodeID string) bool {
 	if !g.enter(term) {
 		return false
 	}
-	if at, ok := g.locking[nodeID]; ok && (at == 0 || g.now()-at < lockOutPause) {
+	if next, ok := g.locking[nodeID]; ok && (next == 0 || g.now() < next) {
 		return false
 	}
 	g.locking[nodeID] = 0
 	return true
 }
 
-// endLocking notes the end of an attempt.
-func (g *grantor) endLocking(term uint64, nodeID string) {
+// endLocking notes the end of an attempt, and when the next may begin.
+func (g *grantor) endLocking(term uint64, nodeID string, pause time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.term == term {
-		g.locking[nodeID] = g.now()
+		g.locking[nodeID] = g.now() + pause
 	}
+}
+
+// newWord reports whether something is to be said of an attempt that was not said
+// last in this term.
+func (g *grantor) newWord(of, text string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	was := g.words[of]
+	g.words[of] = text
+	return was != text
 }
 
 // quietFor is how long nothing was heard of a node.

@@ -44,6 +44,7 @@ type TakeBack struct {
 	c     TakeBackConfig
 	found time.Time
 	said  map[string]string // what each fence waits for
+	doubt string            // why it is not known whether there are others
 }
 
 // TakeBackConfig describes it.
@@ -68,7 +69,8 @@ func (t *TakeBack) Run(ctx context.Context) error {
 	tick := time.NewTicker(takeBackEvery)
 	defer tick.Stop()
 	for {
-		if err := t.find(ctx); err != nil && ctx.Err() == nil {
+		if err := t.find(ctx); err != nil && ctx.Err() == nil && t.doubt != err.Error() {
+			t.doubt = err.Error()
 			t.c.Log.Warn("it is not known whether this node is locked out of pools", "err", err)
 		}
 		t.look(ctx)

@@ -26,6 +26,9 @@ func (s *step) arrive(ctx context.Context, op *api.Operation, mark string) error
 		}
 		return s.h.sweep(ctx, s.vm.Meta.ID, s.proc)
 	}
+	if why, out := s.h.lockedOut(s.v, &s.vm); out {
+		return s.failArrival(ctx, arr, api.CodeRefused, why)
+	}
 	if s.in.unsure.Load() {
 		if err := s.settleStart(ctx); err != nil {
 			return err
@@ -253,6 +256,9 @@ func (s *step) takeOver(ctx context.Context, op *api.Operation) (done bool, err 
 		s.result.After = lookSoon
 		return true, nil
 	}
+	if why, out := s.h.lockedOut(s.v, &s.vm); out && op != nil {
+		return true, s.lostArrival(ctx, op, why)
+	}
 	s.meet()
 	if err := s.h.attach(ctx, s.in); err != nil {
 		return true, s.unreachable(ctx, err)
@@ -270,6 +276,11 @@ func (s *step) takeOver(ctx context.Context, op *api.Operation) (done bool, err 
 		}
 		s.result.After = attachRetry
 		return true, s.h.sweep(ctx, id, s.proc)
+	}
+	if s.b.Spec.Protected && !s.proc.Protected { // it was not when this QEMU was started
+		if err := s.guardProtect(ctx, true); err != nil {
+			return true, err
+		}
 	}
 	// From here on the word that it never ran here is not given any more.
 	if err := s.h.unmark(id); err != nil {

@@ -161,6 +161,7 @@ func (s *step) handedOver(ctx context.Context, op *api.Operation) error {
 		}
 	}
 	alive := s.proc != nil && s.proc.State == ProcessRunning && s.proc.PID != 0
+	_, lockedOut := s.h.lockedOut(s.v, &s.vm)
 	switch {
 	case s.vm.Status.Epoch == s.b.Spec.Epoch && s.vm.Status.PID != 0:
 		return s.arrivedThere(ctx, op, out)
@@ -170,7 +171,7 @@ func (s *step) handedOver(ctx context.Context, op *api.Operation) error {
 			return err
 		}
 		return s.endOperation(ctx, op, api.TaskSucceeded, "", "it moved to node "+op.Spec.Migration.Node+" and was stopped there")
-	case arr.Status.Phase == api.ArrivalFailed && alive && s.standsStill(ctx):
+	case arr.Status.Phase == api.ArrivalFailed && alive && !lockedOut && s.standsStill(ctx):
 		return s.takeBack(ctx, op, arr)
 	case arr.Status.Phase == api.ArrivalFailed:
 		if err := s.h.sweep(ctx, s.vm.Meta.ID, s.proc); err != nil {

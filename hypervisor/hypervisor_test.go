@@ -116,16 +116,6 @@ func TestVMBoundElsewhereIsNotStartedAndIsKilled(t *testing.T) {
 	e.wait(id, "back", func(vm api.VM) bool { return vm.Status.Epoch == 3 && vm.Status.Phase == api.VMRunning })
 }
 
-func TestHigherEpochOnTheSameNodeAdopts(t *testing.T) {
-	e := newEnv(t, false)
-	id, was := e.running(api.VMSpec{})
-	e.rebind(id, "node-1", 5)
-	vm := e.wait(id, "epoch", func(vm api.VM) bool { return vm.Status.Epoch == 5 })
-	if vm.Status.PID != was.Status.PID || vm.Status.Phase != api.VMRunning {
-		t.Fatalf("%+v", vm.Status)
-	}
-}
-
 func TestProcessNewerThanTheViewIsLeftAlone(t *testing.T) {
 	e := newEnv(t, false)
 	id, _ := e.running(api.VMSpec{})

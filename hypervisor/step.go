@@ -200,6 +200,9 @@ func (s *step) act(ctx context.Context, caughtUp bool) error {
 		s.result.After = lookSoon
 		return nil
 	}
+	if done, err := s.endOld(ctx); done || err != nil {
+		return err
+	}
 	if held, err := s.held(ctx); held || err != nil {
 		return err
 	}
@@ -208,6 +211,19 @@ func (s *step) act(ctx context.Context, caughtUp bool) error {
 		return s.down(ctx)
 	}
 	return s.up(ctx)
+}
+
+// endOld ends a process of an earlier binding. The VM has been elsewhere since, where
+// its guest may have run: a node that is locked out of the disks, and not lost, keeps
+// the old process for a while.
+func (s *step) endOld(ctx context.Context) (done bool, err error) {
+	if s.proc == nil || s.proc.Epoch >= s.b.Spec.Epoch || s.b.Spec.LetsGoOn(s.proc.Epoch) {
+		return false, nil
+	}
+	s.h.log.Warn("a QEMU of an earlier binding is ended", "vm", s.vm.Meta.ID, "pid", s.proc.PID, "epoch", s.proc.Epoch, "bound", s.b.Spec.Epoch)
+	s.silent = true
+	s.result.After = attachRetry
+	return true, s.h.kill(ctx, s.vm.Meta.ID)
 }
 
 // watchOnly adopts without touching, as long as the view may be old.
@@ -324,26 +340,44 @@ func (s *step) protect(ctx context.Context, running bool) error {
 			return err
 		}
 	}
-	if s.b.Spec.Protected != want || !slices.Equal(pools, s.b.Spec.Guarding()) {
-		tx := &configdb.Txn{Actor: actor}
-		s.b.Spec.Protected, s.b.Spec.StorageGuard = want, nil
-		if len(pools) > 0 {
-			s.b.Spec.StorageGuard = &api.StorageGuard{Epoch: s.b.Spec.Epoch, Pools: pools}
-		}
-		if err := configdb.Bindings.UpdateSpec(s.v, tx, &s.b); err != nil {
-			return err
-		}
-		// UpdateSpec requires the binding's revision itself.
-		wctx, cancel := context.WithTimeout(ctx, WriteDeadline)
-		defer cancel()
-		if _, err := s.h.cfg.DB.Txn(wctx, tx); err != nil {
+	frees := running && s.proc.Protected && (!want || len(pools) > 0)
+	if frees || s.b.Spec.Protected != want || !slices.Equal(pools, s.b.Spec.Guarding()) {
+		if err := s.promise(ctx, want, pools); err != nil {
 			return err
 		}
 	}
-	if running && s.proc.Protected && (!want || len(pools) > 0) {
+	if frees {
 		return s.guardProtect(ctx, false)
 	}
 	return nil
+}
+
+// promise commits what the guard, or the pools, keep. It writes also what is there
+// already: another promise of this node, of which nobody knows what became, cannot
+// land after it.
+func (s *step) promise(ctx context.Context, protected bool, pools []string) error {
+	tx := &configdb.Txn{Actor: actor}
+	key, was := configdb.Bindings.SpecKey(s.vm.Meta.ID), s.b.Meta.Revision
+	s.b.Spec.Protected, s.b.Spec.StorageGuard = protected, nil
+	if len(pools) > 0 {
+		s.b.Spec.StorageGuard = &api.StorageGuard{Epoch: s.b.Spec.Epoch, Pools: pools}
+	}
+	if err := configdb.Bindings.UpdateSpec(s.v, tx, &s.b); err != nil {
+		return err
+	}
+	if tx.Empty() {
+		stored, _ := s.v.Get(key)
+		tx.RequireRevision(key, was)
+		tx.Put(key, stored.Value)
+	}
+	// UpdateSpec requires the binding's revision itself.
+	wctx, cancel := context.WithTimeout(ctx, WriteDeadline)
+	defer cancel()
+	rev, err := s.h.cfg.DB.Txn(wctx, tx)
+	if err == nil {
+		s.b.Meta.Revision = rev
+	}
+	return err
 }
 
 func (s *step) guardProtect(ctx context.Context, on bool) error {

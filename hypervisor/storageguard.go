@@ -26,11 +26,11 @@ func (s *step) guarding(protected bool) []string {
 	if len(pools) == 0 || slices.Equal(pools, s.b.Spec.Guarding()) {
 		return pools
 	}
-	if _, _, lease := s.h.cfg.Lease.Current(); !lease || !s.in.wasUp {
-		return nil
+	if _, _, lease := s.h.cfg.Lease.Current(); !lease || !s.in.wasUp || s.vm.Status.Hardware == nil {
+		return nil // what its QEMU has open is not known yet
 	}
 	for _, id := range pools {
-		if _, err := configdb.FenceAddresses(s.v, s.h.cfg.NodeID, id); err != nil {
+		if !configdb.MayPromise(s.v, s.h.cfg.NodeID, id) {
 			return nil
 		}
 	}
@@ -45,12 +45,25 @@ func (s *step) release(ctx context.Context) bool {
 		return true
 	}
 	for _, name := range s.vm.Spec.Volumes() {
+		if !s.stillOurs() {
+			s.silent = true
+			s.result.After = attachRetry
+			return false
+		}
 		if err := s.h.cfg.Volumes.Release(ctx, s.v, s.vm.Meta.Project, name); err != nil {
 			s.wait(api.VMStarting, fmt.Sprintf("waiting: volume %q is not free: %v", name, err))
 			return false
 		}
 	}
 	return true
+}
+
+// stillOurs reports that this node may start the VM as far as it knows at this
+// moment: whoever has it since would be locked out of its volumes.
+func (s *step) stillOurs() bool {
+	b, err := configdb.Bindings.Get(s.h.cfg.DB.Local(), s.vm.Meta.ID)
+	_, _, lease := s.h.cfg.Lease.Current()
+	return lease && err == nil && b.Spec.NodeID == s.h.cfg.NodeID && b.Spec.Epoch == s.b.Spec.Epoch
 }
 
 // lockedOut returns why this node may not use a pool of the VM.
@@ -91,7 +104,8 @@ func (in *instance) ioError() (reason string, out bool) {
 }
 
 // Quiet reports that no process that may use the pool is left or about to be
-// started; with a fence in the database none will be. Otherwise it says what is left.
+// started; with a fence in the database none will be. Otherwise it says what is left,
+// and has that looked at.
 func (h *Hypervisor) Quiet(ctx context.Context, poolID string) (left string, err error) {
 	h.gate.Lock()
 	defer h.gate.Unlock()
@@ -108,33 +122,53 @@ func (h *Hypervisor) Quiet(ctx context.Context, poolID string) (left string, err
 	if err != nil {
 		return "", err
 	}
-	ids := map[string]bool{}
-	for name, p := range procs {
-		if p.State != ProcessExited {
-			ids[strings.TrimPrefix(name, tpmPrefix)] = true
+	using := map[string]bool{}
+	for id, p := range procs {
+		if p.State != ProcessExited && h.mayUse(v, id, p.Epoch, poolID) {
+			using[id] = true
 		}
 	}
 	h.mu.Lock()
-	strangers := len(h.strangers)
 	for id, in := range h.instances {
 		if in.unsure.Load() {
-			ids[id] = true
+			using[id] = true
 		}
 	}
 	h.mu.Unlock()
-	if strangers > 0 {
-		return fmt.Sprintf("%d QEMUs run whose VMs are not in the database", strangers), nil
-	}
-	for id := range ids {
-		vm, err := configdb.VMs.Get(v, id)
-		if err != nil {
-			return fmt.Sprintf("a process of vm %s, which is not known", id), nil
+	var names []string
+	for id := range using {
+		name := id
+		if vm, err := configdb.VMs.Get(v, id); err == nil {
+			name = vm.Meta.Name
 		}
-		pools, err := configdb.VolumesByPool(v, &vm)
-		if err != nil || len(pools[poolID]) > 0 {
-			h.loop.Enqueue(id)
-			return "a process of vm " + vm.Meta.Name, nil
-		}
+		names = append(names, name)
+		h.loop.Enqueue(id)
 	}
-	return "", nil
+	slices.Sort(names)
+	if more := len(names) - maxLeft; more > 0 {
+		names = append(names[:maxLeft], fmt.Sprintf("%d more", more))
+	}
+	if len(names) > 0 {
+		left = "processes of VMs are left: " + strings.Join(names, ", ")
+	}
+	return left, nil
+}
+
+// maxLeft is how many VMs are named that stand in the way.
+const maxLeft = 8
+
+// mayUse reports whether the process of a VM may have disks in a pool. What the
+// database says of a VM is true for the process only that runs under its binding, and
+// after its hardware was reported.
+func (h *Hypervisor) mayUse(v *configdb.View, id string, epoch uint64, poolID string) bool {
+	vm, err := configdb.VMs.Get(v, id)
+	if err != nil || vm.Status.Hardware == nil {
+		return true
+	}
+	b, err := configdb.Bindings.Get(v, id)
+	if err != nil || b.Spec.NodeID != h.cfg.NodeID || !b.Spec.LetsGoOn(epoch) {
+		return true
+	}
+	pools, err := configdb.VolumesByPool(v, &vm)
+	return err != nil || len(pools[poolID]) > 0
 }

@@ -4,6 +4,7 @@
 package hypervisor
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,7 +22,7 @@ func (e *env) guardedPool(addresses map[string][]string) string {
 	pool := api.Pool{Meta: api.NewMeta(api.KindPool, "", "local"), Spec: api.PoolSpec{Type: "rbd"}}
 	must(e.t, configdb.Pools.Create(tx, &pool))
 	for node, list := range addresses {
-		st := api.PoolState{Meta: api.NewMeta(api.KindPoolState, "", ""), Status: api.PoolStateStatus{Ready: true, Addresses: list}}
+		st := api.PoolState{Meta: api.NewMeta(api.KindPoolState, "", ""), Status: api.PoolStateStatus{Ready: true, HostBoot: "b", Addresses: list}}
 		st.Meta.ID = pool.Meta.ID + "." + node
 		must(e.t, configdb.PoolStates.CreateUnnamed(tx, &st))
 	}
@@ -128,9 +129,12 @@ func TestAStartIsUnderTheGuardsKillUntilTheBindingSaysOtherwise(t *testing.T) {
 	}, nothing)
 }
 
+const ofEarlierBoot = "an address of an earlier boot"
+
 func TestNobodyIsSparedWhoseNodeCannotBeLockedOutAlone(t *testing.T) {
 	for name, addresses := range map[string]map[string][]string{
 		"no address":        {},
+		ofEarlierBoot:       {"node-1": {"10.0.0.1"}},
 		"an address of two": {"node-1": {"10.0.0.1", "10.0.0.9"}, "node-2": {"10.0.0.9"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -140,7 +144,15 @@ func TestNobodyIsSparedWhoseNodeCannotBeLockedOutAlone(t *testing.T) {
 			tx := &configdb.Txn{}
 			must(t, configdb.Nodes.Create(tx, &second))
 			e.commit(tx)
-			e.guardedPool(addresses)
+			pool := e.guardedPool(addresses)
+			if name == ofEarlierBoot {
+				_, err := configdb.Transact(t.Context(), e.db, "test", 10, func(v *configdb.View, tx *configdb.Txn) error {
+					st, err := configdb.PoolStates.Get(v, pool+".node-1")
+					st.Status.HostBoot = ""
+					return errors.Join(err, configdb.PoolStates.UpdateStatus(v, tx, &st))
+				})
+				must(t, err)
+			}
 			id, _ := e.running(api.VMSpec{HA: api.HARestart})
 			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 				if p, _ := e.guard.get(id); !p.Protected || len(e.guardingNow(id)) > 0 {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,8 @@ type nodeMark struct {
 	Phase  api.NodePhase `json:"phase,omitempty"`
 	LostAt time.Time     `json:"lostAt,omitzero"`
 	BootID string        `json:"bootID,omitempty"`
+	// Out are the pools that it is locked out of, sorted, with commas.
+	Out string `json:"out,omitempty"`
 }
 
 // vmMark is what was last told of a VM.
@@ -156,16 +159,17 @@ func (s *Service) lookNode(ctx context.Context, term uint64, id string) error {
 // advance moves the mark to what the node is now, and says what happened.
 func (l *nodeLook) advance(now time.Time) []api.Event {
 	was, st := l.mark, &l.node.Status
-	next := nodeMark{Name: l.node.Meta.Name, Phase: st.Phase, BootID: st.BootID}
+	out, why := outOf(st)
+	next := nodeMark{Name: l.node.Meta.Name, Phase: st.Phase, BootID: st.BootID, Out: strings.Join(out, ",")}
 	if st.LostAt != nil {
 		next.LostAt = st.LostAt.UTC()
 	}
 	l.mark = next
-	var out []api.Event
+	var events []api.Event
 	add := func(typ string, sev api.Severity, format string, args ...any) {
 		e := api.NewEvent(typ, sev, api.KindNode, l.node.Meta, fmt.Sprintf(format, args...), now)
 		e.Spec.Node = l.node.Meta.Name
-		out = append(out, e)
+		events = append(events, e)
 	}
 	name := l.node.Meta.Name
 	lostAnew := !next.LostAt.IsZero() && !next.LostAt.Equal(was.LostAt)
@@ -183,7 +187,30 @@ func (l *nodeLook) advance(now time.Time) []api.Event {
 	if was.BootID != "" && next.BootID != "" && was.BootID != next.BootID {
 		add("node.restarted", api.SeverityInfo, "the daemon of node %s was started anew (version %s)", name, first(st.Version, "unknown"))
 	}
-	return out
+	before := strings.Split(was.Out, ",")
+	for _, pool := range out {
+		if !slices.Contains(before, pool) {
+			add("node.locked-out", api.SeverityCritical, "node %s is locked out of pool %s (%s); its VMs with a storage guard are restarted elsewhere", name, pool, why[pool])
+		}
+	}
+	for _, pool := range before {
+		if pool != "" && !slices.Contains(out, pool) {
+			add("node.let-in", api.SeverityInfo, "node %s is not locked out of pool %s any more", name, pool)
+		}
+	}
+	return events
+}
+
+// outOf are the pools that a node is certainly locked out of, sorted, and why.
+func outOf(st *api.NodeStatus) (pools []string, why map[string]string) {
+	why = map[string]string{}
+	for i := range st.StorageFences {
+		if f := &st.StorageFences[i]; f.InForceAt != nil {
+			pools, why[f.Pool] = append(pools, f.Pool), f.Reason
+		}
+	}
+	slices.Sort(pools)
+	return pools, why
 }
 
 func first(a, b string) string {

@@ -76,9 +76,9 @@ func (l *vmLook) advance(now time.Time) []api.Event {
 	name := l.vm.Meta.Name
 	if was.Epoch > 0 && b.Epoch > was.Epoch && b.NodeID != was.NodeID {
 		details := map[string]string{"from": was.Node, "to": b.Node, "epoch": fmt.Sprint(b.Epoch)}
-		if loss, lost := l.takenFor(was.Phase); lost {
+		if loss, from := l.takenFor(was, now); from != "" {
 			next.MovedFrom, next.MovedFromID, next.MovedLoss, next.Recovering = was.Node, was.NodeID, loss, true
-			add("vm.recovered", api.SeverityWarning, details, "vm %s was moved from the lost node %s to node %s", name, was.Node, b.Node)
+			add("vm.recovered", api.SeverityWarning, details, "vm %s was moved from %s to node %s", name, from, b.Node)
 		} else {
 			add("vm.moved", api.SeverityInfo, details, "vm %s was moved from node %s to node %s", name, was.Node, b.Node)
 		}
@@ -97,20 +97,38 @@ func (l *vmLook) advance(now time.Time) []api.Event {
 	return out
 }
 
-// takenFor returns the loss of the old node that the VM was taken from it for.
-// Only ha raises an epoch away from a node that is lost; a user's move would
-// find nobody there to hand the VM over.
-func (l *vmLook) takenFor(was api.VMPhase) (loss time.Time, lost bool) {
-	if l.from == nil || l.from.Status.LostAt == nil {
-		return time.Time{}, false
+// takenFor returns the loss of the old node that the VM was taken from it for, and
+// what that node is called; "" if it was not. Only ha raises an epoch away from a node
+// that is lost, or locked out of the VM's disks; a user's move would find nobody there
+// to hand the VM over.
+func (l *vmLook) takenFor(was vmMark, now time.Time) (loss time.Time, from string) {
+	lost := "the lost node " + was.Node
+	if l.from != nil && l.from.Status.Phase == api.NodeLost && l.from.Status.LostAt != nil {
+		return l.from.Status.LostAt.UTC(), lost
 	}
-	loss = l.from.Status.LostAt.UTC()
-	if l.from.Status.Phase == api.NodeLost {
-		return loss, true
+	if r := l.binding.Spec.RecoveredFrom; r != nil && r.Epoch == l.binding.Spec.Epoch {
+		out := "node " + was.Node + ", which was locked out of its disks,"
+		if l.from != nil {
+			for _, f := range l.from.Status.StorageFences {
+				if f.InForceAt != nil {
+					return f.InForceAt.UTC(), out
+				}
+			}
+		}
+		if r.NodeID == was.NodeID && (l.from == nil || l.from.Status.LostAt == nil) {
+			return now.UTC(), out // it has taken that back already
+		}
+	}
+	if l.from == nil || l.from.Status.LostAt == nil {
+		return time.Time{}, ""
 	}
 	// The node is back already: the VM was moved for that loss if it was last
 	// seen running there, which a stopped one was not.
-	return loss, was != api.VMStopped && was != api.VMSuspended && l.vm.Meta.CreatedAt.Before(loss) && l.binding.Meta.CreatedAt.Before(loss)
+	loss = l.from.Status.LostAt.UTC()
+	if was.Phase != api.VMStopped && was.Phase != api.VMSuspended && l.vm.Meta.CreatedAt.Before(loss) && l.binding.Meta.CreatedAt.Before(loss) {
+		return loss, lost
+	}
+	return time.Time{}, ""
 }
 
 func (l *vmLook) phaseEvents(was, next vmMark, add func(string, api.Severity, map[string]string, string, ...any)) {

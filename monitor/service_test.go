@@ -353,3 +353,50 @@ func TestAnAcknowledgementIsOfOneOccurrence(t *testing.T) {
 		t.Errorf("the second occurrence is %+v", b)
 	}
 }
+
+func TestANodeThatIsLockedOutIsToldOf(t *testing.T) {
+	k := newKit(t)
+	k.lead(k.service("m3"), 1)
+	k.settle()
+	fence := func(f ...api.StorageFence) {
+		k.txn(func(v *configdb.View, tx *configdb.Txn) error {
+			n, err := configdb.Nodes.Get(v, k.nodes["m1"].Meta.ID)
+			if err != nil {
+				return err
+			}
+			n.Status.StorageFences = f
+			return configdb.Nodes.UpdateStatus(v, tx, &n)
+		})
+		k.settle()
+	}
+	fence(api.StorageFence{ID: "f", PoolID: "p", Pool: "ceph", Reason: "nothing was heard of it for 5.1 s"})
+	if got := k.events("node.locked-out"); len(got) != 0 {
+		t.Fatalf("told of before it is in force: %+v", got)
+	}
+	at := time.Now().UTC()
+	fence(api.StorageFence{ID: "f", PoolID: "p", Pool: "ceph", Reason: "nothing was heard of it for 5.1 s", InForceAt: &at})
+	if got := k.events("node.locked-out"); len(got) != 1 || got[0].Spec.Severity != api.SeverityCritical || !strings.Contains(got[0].Spec.Message, "pool ceph (nothing was heard of it") {
+		t.Fatalf("node.locked-out: %+v", got)
+	}
+	k.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		b, err := configdb.Bindings.Get(v, k.vm.Meta.ID)
+		if err != nil {
+			return err
+		}
+		from, err := configdb.Nodes.Get(v, b.Spec.NodeID)
+		if err != nil {
+			return err
+		}
+		b.Spec.RecoveredFrom = b.Spec.Recovered(&from, k.nodes["m2"].Meta.ID)
+		b.Spec.NodeID, b.Spec.Node, b.Spec.Epoch = k.nodes["m2"].Meta.ID, "m2", b.Spec.Epoch+1
+		return configdb.Bindings.UpdateSpec(v, tx, &b)
+	})
+	k.settle()
+	if got := k.events("vm.recovered"); len(got) != 1 || !strings.Contains(got[0].Spec.Message, "from node m1, which was locked out of its disks, to node m2") {
+		t.Fatalf("vm.recovered: %+v", got)
+	}
+	fence()
+	if got := k.events("node.let-in"); len(got) != 1 || len(k.events("node.locked-out")) != 1 || len(k.events("node.ready")) != 3 {
+		t.Fatalf("node.let-in: %+v", got)
+	}
+}

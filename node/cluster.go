@@ -277,6 +277,9 @@ func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool)
 	if (n.Status.Phase == api.NodeLost || n.Status.Phase == api.NodeJoining) && !force {
 		return api.Errorf(api.CodeRefused, "node %s is %s and cannot take leave itself; make sure that it is switched off, then use force", n.Meta.Name, n.Status.Phase)
 	}
+	if out := n.Status.StorageFences; len(out) > 0 && !force {
+		return api.Errorf(api.CodeRefused, "node %s is locked out of pool %s, and would leave its addresses on the pool's list; it takes them off itself (muster node show %s says what it waits for), try again then", n.Meta.Name, out[0].Pool, n.Meta.Name)
+	}
 	if bound := boundTo(v, n.Meta.ID); len(bound) > 0 && !force {
 		return api.Errorf(api.CodeRefused, "node %s still has %d VMs (%s); move or delete them first", n.Meta.Name, len(bound), joinSome(bound, 5))
 	}

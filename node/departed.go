@@ -83,7 +83,7 @@ func (a *afterlife) haunt(ctx context.Context, n api.Node, why string) (int, err
 
 // disown makes one VM of such a node unknown and unprotected.
 func disown(v *configdb.View, tx *configdb.Txn, b api.Binding, why string) error {
-	b.Spec.Protected = false
+	b.Spec.Protected, b.Spec.StorageGuard = false, nil
 	if err := configdb.Bindings.UpdateSpec(v, tx, &b); err != nil {
 		return err
 	}

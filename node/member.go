@@ -158,6 +158,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	m.rpc.Handle(ha.MethodRenew, func(ctx context.Context, b []byte) ([]byte, error) {
 		return m.ha.Serve(ctx, clusternet.CallerOf(ctx), b)
 	})
+	m.rpc.Handle(methodLockOut, poolGuard{m}.serve)
 	m.rpc.Handle(methodEnlist, func(ctx context.Context, _ []byte) ([]byte, error) {
 		return m.serveEnlist(ctx, clusternet.CallerOf(ctx))
 	})

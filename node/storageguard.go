@@ -5,36 +5,176 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/ha"
+	"github.com/muster-vm/muster/storage"
 )
 
 // poolGuard locks nodes out of pools, and this one in again, as ha needs it.
 type poolGuard struct{ m *member }
 
-// LockOut implements ha.StorageFencer.
+// LockOut implements ha.StorageFencer. A leader that cannot use the pool, as a witness,
+// asks one who can. That one acts on the mark alone; only the leader, if the mark is
+// still its own then, commits that it is in force.
 func (g poolGuard) LockOut(ctx context.Context, f *api.StorageFence, volumes []string, before func(context.Context) error) error {
-	pool, err := g.m.storage.Fencer(g.m.store.Local(), f.PoolID)
+	v := g.m.store.Local()
+	others := deputies(v, g.m.info.NodeID, f)
+	if canUse(v, g.m.info.NodeID, f.PoolID) || len(others) == 0 {
+		done, err := g.fence(ctx, v, f, volumes, before)
+		f.Epoch, f.Owners = done.Epoch, done.Owners
+		return err
+	}
+	req, err := json.Marshal(lockOutRequest{Fence: f.ID, PoolID: f.PoolID, Revision: v.Revision(), Volumes: volumes})
 	if err != nil {
 		return err
 	}
-	done, err := pool.Fence(ctx, f.Addresses, volumes, true, before)
-	f.Epoch, f.Owners = done.Epoch, done.Owners
-	return err
+	var errs []error
+	for _, n := range others[:min(len(others), maxDeputies)] {
+		if err := before(ctx); err != nil {
+			return err
+		}
+		b, err := g.ask(ctx, &n, req)
+		var done storage.Fenced
+		if err == nil {
+			err = json.Unmarshal(b, &done)
+		}
+		if err == nil {
+			f.Epoch, f.Owners = done.Epoch, done.Owners
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("node %s: %w", n.Meta.Name, err))
+	}
+	return errors.Join(errs...)
 }
 
-// Admit implements ha.Admitter.
+// Limits of a lock-out by another node than the leader.
+const (
+	methodLockOut = "ha.lockout"
+	maxDeputies   = 2
+	// deputyLimit bounds one call, so that two fit into an attempt (15 s).
+	deputyLimit = 7 * time.Second
+)
+
+// lockOutRequest asks a node to carry out a fence that the database has.
+type lockOutRequest struct {
+	Fence    string   `json:"fence"`
+	PoolID   string   `json:"poolID"`
+	Revision uint64   `json:"revision"`
+	Volumes  []string `json:"volumes,omitempty"`
+}
+
+func (g poolGuard) fence(ctx context.Context, v *configdb.View, f *api.StorageFence, volumes []string, before func(context.Context) error) (storage.Fenced, error) {
+	pool, err := g.m.storage.Fencer(v, f.PoolID)
+	if err != nil {
+		return storage.Fenced{}, err
+	}
+	return pool.Fence(ctx, f.Addresses, volumes, true, before)
+}
+
+func (g poolGuard) ask(ctx context.Context, n *api.Node, req []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, deputyLimit)
+	defer cancel()
+	return g.m.client.Call(ctx, n.Meta.ID, n.Spec.Address, methodLockOut, req)
+}
+
+// serve answers a leader that cannot use a pool.
+func (g poolGuard) serve(ctx context.Context, request []byte) ([]byte, error) {
+	var r lockOutRequest
+	if err := json.Unmarshal(request, &r); err != nil {
+		return nil, fmt.Errorf("malformed request: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, deputyLimit)
+	defer cancel()
+	v, err := g.m.store.WaitRevision(ctx, r.Revision)
+	if err != nil {
+		return nil, err
+	}
+	f, ok := fenceNamed(v, r.PoolID, r.Fence)
+	if !ok {
+		return nil, errNoFence
+	}
+	done, err := g.fence(ctx, v, &f, r.Volumes, func(context.Context) error {
+		if _, ok := fenceNamed(g.m.store.Local(), r.PoolID, r.Fence); !ok {
+			return errNoFence
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(done)
+}
+
+var errNoFence = errors.New("the database does not say that a node is to be locked out")
+
+// fenceNamed returns the fence with an ID.
+func fenceNamed(v *configdb.View, poolID, id string) (f api.StorageFence, ok bool) {
+	nodes, _ := configdb.Nodes.List(v) // what cannot be read has no fence that counts
+	for i := range nodes {
+		if f, ok := nodes[i].Status.FenceOf(poolID); ok && f.ID == id {
+			return f, true
+		}
+	}
+	return f, false
+}
+
+// canUse reports whether a pool is ready on a node.
+func canUse(v *configdb.View, nodeID, poolID string) bool {
+	st, err := configdb.PoolStates.Get(v, poolID+"."+nodeID)
+	return err == nil && st.Status.Ready
+}
+
+// deputies are the nodes that can carry out a fence instead of this one.
+func deputies(v *configdb.View, self string, f *api.StorageFence) (out []api.Node) {
+	nodes, _ := configdb.Nodes.List(v)
+	for i := range nodes {
+		n := &nodes[i]
+		_, fenced := n.Status.FenceOf(f.PoolID)
+		if n.Meta.ID != self && !fenced && n.Status.Phase == api.NodeReady && canUse(v, n.Meta.ID, f.PoolID) {
+			out = append(out, *n)
+		}
+	}
+	return out
+}
+
+// Admit implements ha.Admitter. A pool that was removed has nothing that waits for it.
 func (g poolGuard) Admit(ctx context.Context, f api.StorageFence) error {
 	v := g.m.store.Local()
 	pool, err := g.m.storage.Fencer(v, f.PoolID)
 	if err != nil {
+		return api.IgnoreNotFound(err)
+	}
+	addresses := union(f.Addresses, g.addresses(v, f.PoolID))
+	if err := lockOthers(v, g.m.info.NodeID, f.PoolID, addresses); err != nil {
 		return err
 	}
-	return pool.Unfence(ctx, union(f.Addresses, g.addresses(v, f.PoolID)))
+	return pool.Unfence(ctx, addresses)
+}
+
+// lockOthers refuses addresses by which another node is locked out of a pool: one that
+// went from host to host locks out the one that had it before.
+func lockOthers(v *configdb.View, nodeID, poolID string, addresses []string) error {
+	nodes, err := configdb.Nodes.List(v)
+	if err != nil {
+		return err
+	}
+	for i := range nodes {
+		n := &nodes[i]
+		f, fenced := n.Status.FenceOf(poolID)
+		for _, a := range addresses {
+			if n.Meta.ID != nodeID && fenced && slices.Contains(f.Addresses, a) {
+				return api.Errorf(api.CodeRefused, "node %s is locked out of pool %s by the address %s, which is this node's, too; it has to come back first, or be removed", n.Meta.Name, f.Pool, a)
+			}
+		}
+	}
+	return nil
 }
 
 // Barred implements ha.Admitter. A pool that is ready is one that this node uses.

@@ -154,9 +154,7 @@ func (s *Service) writePoolState(ctx context.Context, v *configdb.View, pool api
 		st.Status.Total = got.space.step(st.Status.Total, got.space.total)
 		st.Status.Free = got.space.step(st.Status.Free, got.space.free)
 	}
-	if len(got.addresses) > 0 {
-		addAddresses(&st.Status, got.addresses, s.boot())
-	}
+	addAddresses(&st.Status, got.addresses, s.boot())
 	tx := &configdb.Txn{Actor: "storage"}
 	if known {
 		err = configdb.PoolStates.UpdateStatus(v, tx, &st)

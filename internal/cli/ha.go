@@ -122,7 +122,7 @@ var outcomes = []api.HAOutcome{api.HARestarts, api.HARefused, api.HAWaits, api.H
 
 func countsText(counts map[string]int) string {
 	words := map[api.HAOutcome]string{
-		api.HARestarts: "restart elsewhere", api.HARefused: "would not restart", api.HAWaits: "wait for the node (not protected)",
+		api.HARestarts: "restart elsewhere", api.HARefused: "would not restart", api.HAWaits: "wait for the node",
 		api.HAEnds: "on other nodes end", api.HAMoves: "stopped ones move", api.HAStays: "stopped ones stay",
 	}
 	var out []string
@@ -138,7 +138,7 @@ func quorumText(q *api.HAQuorum) string {
 	text := fmt.Sprintf("%d of %d voters are left, %d are needed", q.Left, q.Voters, q.Needed)
 	switch {
 	case !q.Kept:
-		return text + ": nothing restarts, and protected VMs end with their leases"
+		return text + ": nothing restarts, and protected VMs end with their leases, but for those with a storage guard, which run on"
 	case q.Spare == 0:
 		return text + ": one more lost voter stops everything"
 	case q.Spare == 1:
