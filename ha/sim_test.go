@@ -245,6 +245,10 @@ func (n *simNode) Txn(_ context.Context, tx *configdb.Txn) (uint64, error) {
 	if n.cutOff || n.w.lead < 0 {
 		return 0, configdb.ErrUncertain
 	}
+	if n.w.pool != nil && n.w.rng.IntN(40) == 0 { // on its way, when nobody waits for it any more
+		n.w.after(n.w.upTo(30*time.Second), func() { _, _ = configdb.Propose(tx, n.w.apply) })
+		return 0, configdb.ErrUncertain
+	}
 	rev, err := configdb.Propose(tx, n.w.apply)
 	if n.w.rng.IntN(20) == 0 {
 		return 0, configdb.ErrUncertain // decided, but the answer was lost

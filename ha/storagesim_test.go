@@ -288,10 +288,10 @@ var poolRules = map[rule]struct {
 	what string
 	seed uint64
 }{
-	promisedFirst:       {"a VM is spared by the guard only after its binding says so", 25},
+	promisedFirst:       {"a VM is spared by the guard only after its binding says so", 28},
 	lockedOutFirst:      {"a guarded VM moves only when its node is locked out", 1},
 	takeBackWaits:       {"a fence is taken back only when nothing is left that uses the pool", 8},
-	fencedStartsNothing: {"a node with a fence starts nothing that uses the pool", 30},
+	fencedStartsNothing: {"a node with a fence starts nothing that uses the pool", 68},
 }
 
 func TestEachRuleOfTheStorageGuardIsNeeded(t *testing.T) {
