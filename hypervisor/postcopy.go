@@ -251,7 +251,7 @@ func (s *step) silentHere(ctx context.Context, op *api.Operation, out *departure
 func (s *step) endedHere(ctx context.Context, op *api.Operation, out *departure) (bool, error) {
 	why := "QEMU ended on node " + s.h.cfg.NodeName
 	switch {
-	case !out.silentSince.IsZero():
+	case !out.silentSince.IsZero() && s.proc != nil && s.proc.State == ProcessRunning && s.proc.PID != 0:
 		why = "QEMU did not answer on node " + s.h.cfg.NodeName
 	case s.proc != nil && s.proc.State == ProcessRunning && out.info.Status != "":
 		why = fmt.Sprintf("QEMU on node %s said %s", s.h.cfg.NodeName, out.info.Status)
