@@ -53,7 +53,7 @@ func GuardingPools(v *View, vm *api.VM) []string {
 // FenceAddresses are the addresses by which a node is locked out of a pool. There are
 // none, with the reason, if the pool has not told, or another node has one of them, too.
 func FenceAddresses(v *View, nodeID, poolID string) ([]string, error) {
-	own, err := PoolStates.Get(v, poolID+"."+nodeID)
+	own, err := PoolStateOf(v, poolID, nodeID)
 	if err != nil && api.CodeOf(err) != api.CodeNotFound {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func FenceAddresses(v *View, nodeID, poolID string) ([]string, error) {
 	}
 	for i := range nodes {
 		n := &nodes[i]
-		other, err := PoolStates.Get(v, poolID+"."+n.Meta.ID)
+		other, err := PoolStateOf(v, poolID, n.Meta.ID)
 		if n.Meta.ID == nodeID || err != nil {
 			continue
 		}
@@ -83,7 +83,7 @@ func FenceAddresses(v *View, nodeID, poolID string) ([]string, error) {
 // Addresses of an earlier boot of its host are those of what ran then, not of what runs
 // now.
 func MayPromise(v *View, nodeID, poolID string) bool {
-	own, err := PoolStates.Get(v, poolID+"."+nodeID)
+	own, err := PoolStateOf(v, poolID, nodeID)
 	if err != nil || own.Status.HostBoot == "" {
 		return false
 	}

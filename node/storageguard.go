@@ -127,7 +127,7 @@ func fenceNamed(v *configdb.View, poolID, id string) (f api.StorageFence, ok boo
 
 // canUse reports whether a pool is ready on a node.
 func canUse(v *configdb.View, nodeID, poolID string) bool {
-	st, err := configdb.PoolStates.Get(v, poolID+"."+nodeID)
+	st, err := configdb.PoolStateOf(v, poolID, nodeID)
 	return err == nil && st.Status.Ready
 }
 
@@ -184,7 +184,7 @@ func (g poolGuard) Barred(ctx context.Context) (barred []api.StorageFence, err e
 	errs := []error{err}
 	for i := range pools {
 		id := pools[i].Meta.ID
-		st, err := configdb.PoolStates.Get(v, id+"."+g.m.info.NodeID)
+		st, err := configdb.PoolStateOf(v, id, g.m.info.NodeID)
 		if err != nil || st.Status.Ready || len(st.Status.Addresses) == 0 {
 			continue
 		}
@@ -208,7 +208,7 @@ func (g poolGuard) Barred(ctx context.Context) (barred []api.StorageFence, err e
 }
 
 func (g poolGuard) addresses(v *configdb.View, poolID string) []string {
-	st, err := configdb.PoolStates.Get(v, poolID+"."+g.m.info.NodeID)
+	st, err := configdb.PoolStateOf(v, poolID, g.m.info.NodeID)
 	if err != nil {
 		return nil
 	}

@@ -106,7 +106,7 @@ func (c *change) storageNode(pool *api.Pool, asked string, here bool) (string, e
 		if err != nil {
 			return "", atField(err, "spec.node")
 		}
-		st, err := configdb.PoolStates.Get(c.v, pool.Meta.ID+"."+n.Meta.ID)
+		st, err := configdb.PoolStateOf(c.v, pool.Meta.ID, n.Meta.ID)
 		switch {
 		case err != nil || !st.Status.Ready:
 			return "", api.Errorf(api.CodeRefused, "pool %s is not ready on node %s; see muster pool show %s", pool.Meta.Name, n.Meta.Name, pool.Meta.Name)

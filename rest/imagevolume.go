@@ -139,7 +139,7 @@ func (c *change) copyNode(o *imageOrigin, to *api.Pool, asked string) (string, e
 		if err != nil || !st.Status.Ready || n.Status.Phase != api.NodeReady {
 			continue
 		}
-		if has, err := configdb.PoolStates.Get(c.v, o.pool.Meta.ID+"."+n.Meta.ID); err == nil && has.Status.Ready {
+		if has, err := configdb.PoolStateOf(c.v, o.pool.Meta.ID, n.Meta.ID); err == nil && has.Status.Ready {
 			return n.Meta.Name, nil
 		}
 	}

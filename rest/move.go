@@ -89,7 +89,7 @@ func takesPart(n *api.Node) error {
 
 // readyOn refuses a pool that a node cannot use now.
 func readyOn(v *configdb.View, pool *api.Pool, n *api.Node) error {
-	st, err := configdb.PoolStates.Get(v, pool.Meta.ID+"."+n.Meta.ID)
+	st, err := configdb.PoolStateOf(v, pool.Meta.ID, n.Meta.ID)
 	if err != nil || !st.Status.Ready {
 		return api.Errorf(api.CodeRefused, "pool %s is not ready on node %s; see muster pool show %s", pool.Meta.Name, n.Meta.Name, pool.Meta.Name)
 	}

@@ -123,7 +123,7 @@ func (s *Service) wake(v *configdb.View, pool api.Pool) {
 
 // stateOf returns this node's stored state of a pool, or a new one.
 func (s *Service) stateOf(v *configdb.View, poolID string) (st api.PoolState, known bool, err error) {
-	id := poolID + "." + s.cfg.NodeID
+	id := configdb.PoolStateID(poolID, s.cfg.NodeID)
 	st, err = configdb.PoolStates.Get(v, id)
 	if err == nil {
 		return st, true, nil

@@ -219,7 +219,7 @@ func (s *Service) HasPool(v *configdb.View, poolName string) bool {
 // poolUsable returns nil if the pool is ready here and was found so by this
 // process, or an error that says why it is not.
 func (s *Service) poolUsable(v *configdb.View, pool api.Pool) error {
-	st, err := configdb.PoolStates.Get(v, pool.Meta.ID+"."+s.cfg.NodeID)
+	st, err := configdb.PoolStateOf(v, pool.Meta.ID, s.cfg.NodeID)
 	switch {
 	case err != nil:
 		return api.Errorf(api.CodeRefused, "pool %q is not set up on node %s yet", pool.Meta.Name, s.cfg.NodeName)
