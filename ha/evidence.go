@@ -30,22 +30,26 @@ func leaseRules() api.LeaseRules {
 
 // noteLoss adds the evidence of a loss to the transaction that declares it.
 func (s *Service) noteLoss(tx *configdb.Txn, term uint64, n *api.Node, f api.Failover) error {
-	f.Spec.LeaderID, f.Spec.Leader, f.Spec.Term, f.Spec.Rules = s.nodeID, s.name, term, leaseRules()
 	n.Status.Failover = f.Meta.ID
-	return configdb.Failovers.CreateUnnamed(tx, &f)
+	return s.sign(tx, term, &f)
+}
+
+// sign adds evidence to a transaction, with who decided and by which rules.
+func (s *Service) sign(tx *configdb.Txn, term uint64, f *api.Failover) error {
+	f.Spec.LeaderID, f.Spec.Leader, f.Spec.Term, f.Spec.Rules = s.nodeID, s.name, term, leaseRules()
+	return configdb.Failovers.CreateUnnamed(tx, f)
 }
 
 // noteFence adds the evidence of a fence to the transaction that puts it in force.
 func (s *Service) noteFence(tx *configdb.Txn, term uint64, n *api.Node, fence *api.StorageFence, quiet time.Duration) error {
 	f := api.NewFailover(n, api.CauseStorage, *fence.InForceAt)
-	f.Spec.LeaderID, f.Spec.Leader, f.Spec.Term, f.Spec.Rules = s.nodeID, s.name, term, leaseRules()
 	f.Spec.SilentMillis, f.Spec.Since = quiet.Milliseconds(), api.SinceGrant
 	f.Spec.Storage = &api.FailoverStorage{
 		Fence: fence.ID, PoolID: fence.PoolID, Pool: fence.Pool, BeganAt: fence.BeganAt, EndedAt: *fence.InForceAt,
 		Epoch: fence.Epoch, Addresses: fence.Addresses, Owners: fence.Owners,
 	}
 	fence.Failover = f.Meta.ID
-	return configdb.Failovers.CreateUnnamed(tx, &f)
+	return s.sign(tx, term, &f)
 }
 
 // noteReturnOf adds to the transaction that readmits a node that it did.

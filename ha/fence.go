@@ -113,18 +113,10 @@ func (s *Service) fenceSilent(term uint64, run func(attempt func(context.Context
 	if err != nil {
 		return // readyNodes says so
 	}
-	alive := map[string]*api.Node{}
-	var ids []string
-	for i := range nodes {
-		if nodes[i].Status.Phase == api.NodeReady {
-			alive[nodes[i].Meta.ID] = &nodes[i]
-			ids = append(ids, nodes[i].Meta.ID)
-		}
-	}
-	silent := s.grant.silentOf(term, ids)
-	if tooMany := 2*len(silent) > len(ids); tooMany || len(silent) == 0 {
+	alive, silent, tooMany := s.silentAmong(term, nodes)
+	if tooMany || len(silent) == 0 {
 		if tooMany && !s.heldBack {
-			s.log.Warn("no node is switched off: more than half are silent, so it is this one that is cut off", "silent", len(silent), "nodes", len(ids))
+			s.log.Warn("no node is switched off: more than half are silent, so it is this one that is cut off", "silent", len(silent), "nodes", len(alive))
 		}
 		s.heldBack = tooMany
 		return
@@ -144,6 +136,21 @@ func (s *Service) fenceSilent(term uint64, run func(attempt func(context.Context
 		a.Spec.Reason = fmt.Sprintf("nothing was heard of it for %.1f s", quiet.Seconds())
 		run(func(ctx context.Context) { s.fence(ctx, term, a, quiet) })
 	}
+}
+
+// silentAmong are the nodes that should live, by ID, and those of them that are
+// silent, in order. If tooMany are it is this node that is cut off, or was asleep.
+func (s *Service) silentAmong(term uint64, nodes []api.Node) (alive map[string]*api.Node, silent []string, tooMany bool) {
+	alive = map[string]*api.Node{}
+	var ids []string
+	for i := range nodes {
+		if nodes[i].Status.Phase == api.NodeReady {
+			alive[nodes[i].Meta.ID] = &nodes[i]
+			ids = append(ids, nodes[i].Meta.ID)
+		}
+	}
+	silent = s.grant.silentOf(term, ids)
+	return alive, silent, 2*len(silent) > len(ids)
 }
 
 // mayFence reports whether a silent node is one that may be switched off, and

@@ -80,19 +80,10 @@ func (s *Service) lockOutSilent(term uint64, run func(attempt func(context.Conte
 // suspects are the nodes that are lost or silent and may be locked out, of which
 // none has been looked at for a moment. An attempt at each has begun.
 func (s *Service) suspects(v *configdb.View, term uint64) (out []target) {
-	nodes, err := configdb.Nodes.List(v)
-	if err != nil && len(nodes) == 0 {
-		return nil // readyNodes says so
-	}
-	var ready []string
-	for i := range nodes {
-		if nodes[i].Status.Phase == api.NodeReady {
-			ready = append(ready, nodes[i].Meta.ID)
-		}
-	}
-	silent := s.grant.silentOf(term, ready)
-	if 2*len(silent) > len(ready) {
-		silent = nil // it is this node that is cut off, or was asleep
+	nodes, _ := configdb.Nodes.List(v) // readyNodes says what cannot be read
+	_, silent, tooMany := s.silentAmong(term, nodes)
+	if tooMany {
+		silent = nil
 	}
 	for i := range nodes {
 		n := &nodes[i]
@@ -222,20 +213,18 @@ func (s *Service) enforce(ctx context.Context, term uint64, t target, f *api.Sto
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", f.Pool, err)
 	}
-	set := false
 	_, err = configdb.Transact(ctx, s.db, Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
 		n, err := configdb.Nodes.Get(v, id)
 		if err != nil {
 			return err
 		}
-		set = false
 		tx.RequireTerm(term)
 		for i, own := range n.Status.StorageFences {
 			if own.ID != f.ID {
 				continue
 			}
 			now := time.Now().UTC()
-			f.InForceAt, set = &now, true
+			f.InForceAt = &now
 			if err := s.noteFence(tx, term, &n, f, t.quiet); err != nil {
 				return err
 			}
@@ -245,7 +234,7 @@ func (s *Service) enforce(ctx context.Context, term uint64, t target, f *api.Sto
 		}
 		return errNotMarked
 	})
-	if err == nil && set {
+	if err == nil {
 		s.log.Warn("node locked out of a pool; its VMs there are restarted elsewhere", "node", t.node.Meta.Name, "pool", f.Pool, "epoch", f.Epoch, "owners", f.Owners, "term", term)
 	}
 	return err
