@@ -4,20 +4,10 @@
 package storage
 
 import (
-	"os"
 	"slices"
-	"strings"
 
 	"github.com/muster-vm/muster/api"
 )
-
-const bootIDPath = "/proc/sys/kernel/random/boot_id"
-
-// boot is that of this host; empty if nobody knows.
-func (s *Service) boot() string {
-	b, _ := os.ReadFile(bootIDPath)
-	return strings.TrimSpace(string(b))
-}
 
 // addAddresses adds those under which a pool sees this node now, if that is known, to
 // those of before: a process that began then has them still. What was before the host's

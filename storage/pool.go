@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/hostboot"
 	"github.com/muster-vm/muster/reconcile"
 )
 
@@ -154,7 +155,7 @@ func (s *Service) writePoolState(ctx context.Context, v *configdb.View, pool api
 		st.Status.Total = got.space.step(st.Status.Total, got.space.total)
 		st.Status.Free = got.space.step(st.Status.Free, got.space.free)
 	}
-	addAddresses(&st.Status, got.addresses, s.boot())
+	addAddresses(&st.Status, got.addresses, hostboot.ID())
 	tx := &configdb.Txn{Actor: "storage"}
 	if known {
 		err = configdb.PoolStates.UpdateStatus(v, tx, &st)

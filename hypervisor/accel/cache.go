@@ -10,14 +10,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/hostboot"
 )
 
 const (
-	cacheName  = "accelerator.json"
-	bootIDPath = "/proc/sys/kernel/random/boot_id"
+	cacheName = "accelerator.json"
 )
 
 // answer is what the probe found, valid as long as the key is the same.
@@ -30,8 +29,8 @@ type answer struct {
 // cacheKey changes with the boot of the host, the QEMU program and the probe.
 // It is empty, and nothing is kept, if one of them cannot be told.
 func cacheKey(bin string) string {
-	boot, err := os.ReadFile(bootIDPath)
-	if err != nil {
+	boot := hostboot.ID()
+	if boot == "" {
 		return ""
 	}
 	st, err := os.Stat(bin)
@@ -39,7 +38,7 @@ func cacheKey(bin string) string {
 		return ""
 	}
 	sum := sha256.Sum256(image())
-	return fmt.Sprintf("%s %s %d %d %s", strings.TrimSpace(string(boot)), bin, st.Size(), st.ModTime().UnixNano(), hex.EncodeToString(sum[:8]))
+	return fmt.Sprintf("%s %s %d %d %s", boot, bin, st.Size(), st.ModTime().UnixNano(), hex.EncodeToString(sum[:8]))
 }
 
 func readCache(dir, key string) (answer, bool) {
