@@ -193,17 +193,19 @@ func (f rbdFencer) inForce(ctx context.Context, entries []string) (uint64, error
 
 // breakLocks takes the locks of fenced clients away.
 func (f rbdFencer) breakLocks(ctx context.Context, volumes []string, fenced map[string]bool) error {
-	clients, err := f.clients(ctx, volumes)
-	if err != nil {
-		return err
-	}
-	for _, c := range clients {
-		if c.lock == "" || !fenced[c.address] {
-			continue
+	for _, id := range volumes {
+		locks, err := f.locks(ctx, rbdVolume+id)
+		if err != nil {
+			return err
 		}
-		err := f.d.rbd(ctx, "lock", "rm", f.d.at(c.image), c.lock, c.locker)
-		if err != nil && !errors.Is(err, syscall.ENOENT) { // gone by itself
-			return fmt.Errorf("break the lock of %s on %s: %w", c.address, f.d.at(c.image), err)
+		for _, c := range locks {
+			if !fenced[c.address] {
+				continue
+			}
+			err := f.d.rbd(ctx, "lock", "rm", f.d.at(c.image), c.lock, c.locker)
+			if err != nil && !errors.Is(err, syscall.ENOENT) { // gone by itself
+				return fmt.Errorf("break the lock of %s on %s: %w", c.address, f.d.at(c.image), err)
+			}
 		}
 	}
 	return nil
