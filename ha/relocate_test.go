@@ -117,29 +117,15 @@ func TestAVMThatIsPassedOnRunsOnce(t *testing.T) {
 
 // Without one of the rules a VM must be found that runs twice.
 func TestTheRulesOfPassingOnAreNeeded(t *testing.T) {
-	const seeds, steps = 60, 2000
-	for off, r := range map[rule]struct {
-		what string
-		seed uint64 // of a world that goes wrong
-	}{
+	needed(t, map[rule]ruleOff{
 		statusIsCompared:  {"a change of the status requires the one that was read", 32},
 		startIsCommitted:  {"a start is committed before it begins", 1},
 		startNeedsBinding: {"that it begins requires the binding that was read", 0},
-	} {
-		t.Run(r.what, func(t *testing.T) {
-			for seed := r.seed; seed < r.seed+seeds; seed++ {
-				w := newWorld(t, seed, 4, off)
-				w.stubborn = true
-				w.run(steps)
-				w.mem.Close()
-				if w.broken != "" {
-					t.Logf("without %q, world %d: %s", r.what, seed, w.broken)
-					return
-				}
-			}
-			t.Errorf("%d worlds of %d steps without this rule, and nothing went wrong", seeds, steps)
-		})
-	}
+	}, 60, func(t *testing.T, seed uint64, off rule) *world {
+		w := newWorld(t, seed, 4, off)
+		w.stubborn = true
+		return w
+	})
 }
 
 // giveUp is the owner's word for a VM.

@@ -722,11 +722,13 @@ const (
 	fencedStartsNothing
 )
 
-// rules says what each is, and a world that goes wrong without it.
-var rules = map[rule]struct {
+// ruleOff says what a rule is, and a world that goes wrong without it.
+type ruleOff struct {
 	what string
 	seed uint64
-}{
+}
+
+var rules = map[rule]ruleOff{
 	leaderIsConfirmed:      {"a lease is granted only after a majority has confirmed the leader", 10},
 	leaseCountsFromRequest: {"a lease counts from the moment it was asked for", 18},
 	leaderWaits:            {"a node is lost only after lease, drift, kill time and margin", 6},
@@ -746,20 +748,26 @@ var rules = map[rule]struct {
 
 // A checker that sees nothing proves nothing: with each rule off, VMs run twice.
 func TestEachRuleIsNeeded(t *testing.T) {
-	const seeds, steps = 60, 2000
+	needed(t, rules, 60, func(t *testing.T, seed uint64, off rule) *world { return newWorld(t, seed, 4, off) })
+}
+
+// needed switches each rule off in turn: one of so many worlds, from the rule's seed
+// on, must go wrong without it.
+func needed(t *testing.T, rules map[rule]ruleOff, worlds int, create func(t *testing.T, seed uint64, off rule) *world) {
+	const steps = 2000
 	for _, off := range slices.Sorted(maps.Keys(rules)) {
-		t.Run(rules[off].what, func(t *testing.T) {
-			for s := range uint64(seeds) {
-				seed := rules[off].seed + s
-				w := newWorld(t, seed, 4, off)
+		r := rules[off]
+		t.Run(r.what, func(t *testing.T) {
+			for seed := r.seed; seed < r.seed+uint64(worlds); seed++ {
+				w := create(t, seed, off)
 				w.run(steps)
 				w.mem.Close()
 				if w.broken != "" {
-					t.Logf("without %q, world %d: %s", rules[off].what, seed, w.broken)
+					t.Logf("without %q, world %d: %s", r.what, seed, w.broken)
 					return
 				}
 			}
-			t.Errorf("%d worlds of %d steps without this rule, and nothing went wrong", seeds, steps)
+			t.Errorf("%d worlds of %d steps without this rule, and nothing went wrong", worlds, steps)
 		})
 	}
 }

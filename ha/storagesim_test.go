@@ -284,10 +284,7 @@ func TestNoTwoNodesWriteOneGuardedDisk(t *testing.T) {
 }
 
 // poolRules are those of the storage guard.
-var poolRules = map[rule]struct {
-	what string
-	seed uint64
-}{
+var poolRules = map[rule]ruleOff{
 	promisedFirst:       {"a VM is spared by the guard only after its binding says so", 28},
 	lockedOutFirst:      {"a guarded VM moves only when its node is locked out", 1},
 	takeBackWaits:       {"a fence is taken back only when nothing is left that uses the pool", 8},
@@ -295,19 +292,5 @@ var poolRules = map[rule]struct {
 }
 
 func TestEachRuleOfTheStorageGuardIsNeeded(t *testing.T) {
-	const seeds, steps = 80, 2000
-	for off, r := range poolRules {
-		t.Run(r.what, func(t *testing.T) {
-			for s := range uint64(seeds) {
-				w := newPoolWorld(t, r.seed+s, 4, off)
-				w.run(steps)
-				w.mem.Close()
-				if w.broken != "" {
-					t.Logf("without %q, world %d: %s", r.what, r.seed+s, w.broken)
-					return
-				}
-			}
-			t.Errorf("%d worlds of %d steps without this rule, and nothing went wrong", seeds, steps)
-		})
-	}
+	needed(t, poolRules, 80, func(t *testing.T, seed uint64, off rule) *world { return newPoolWorld(t, seed, 4, off) })
 }
