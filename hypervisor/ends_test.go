@@ -6,7 +6,6 @@ package hypervisor
 import (
 	"net"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -227,24 +226,14 @@ func TestASilentAgent(t *testing.T) {
 	g := &guestProgram{}
 	var deaf atomic.Bool
 	var last atomic.Pointer[net.Conn]
-	l, err := net.Listen("unix", e.h.pathsOf(id).agent)
-	must(t, err)
-	var served sync.WaitGroup
-	served.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			if deaf.Load() {
-				_ = c.Close()
-				continue
-			}
-			last.Store(&c)
-			served.Go(func() { g.serve(c) })
+	e.serveAgent(id, func(c net.Conn) {
+		if deaf.Load() {
+			_ = c.Close()
+			return
 		}
+		last.Store(&c)
+		g.serve(c)
 	})
-	t.Cleanup(func() { l.Close(); e.stop(); served.Wait() })
 	q := e.fakes.qemu()
 	e.clock.advance(time.Hour)
 	e.h.Wake() // one that never answered is not silent

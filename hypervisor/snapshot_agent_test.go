@@ -74,6 +74,24 @@ func (g *guestProgram) serve(c net.Conn) {
 	}
 }
 
+// serveAgent answers at the socket of a VM's guest agent, each connection by itself.
+func (e *env) serveAgent(id string, serve func(net.Conn)) {
+	e.t.Helper()
+	l, err := net.Listen("unix", e.h.pathsOf(id).agent)
+	must(e.t, err)
+	var served sync.WaitGroup
+	served.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			served.Go(func() { serve(c) })
+		}
+	})
+	e.t.Cleanup(func() { l.Close(); e.stop(); served.Wait() })
+}
+
 // The module's own talk with the guest's agent freezes for a snapshot, and leaves
 // alone what somebody else has frozen.
 func TestTheGuestAgentFreezesForASnapshot(t *testing.T) {
@@ -86,19 +104,7 @@ func TestTheGuestAgentFreezesForASnapshot(t *testing.T) {
 	}
 
 	g := &guestProgram{}
-	l, err := net.Listen("unix", e.h.pathsOf(id).agent)
-	must(t, err)
-	var served sync.WaitGroup
-	served.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			served.Go(func() { g.serve(c) })
-		}
-	})
-	t.Cleanup(func() { l.Close(); e.stop(); served.Wait() })
+	e.serveAgent(id, g.serve)
 	e.fakes.qemu().Emit("VSERPORT_CHANGE", `{"id": "agent0", "open": true}`)
 	e.until("the agent is known", func() bool { return slices.Contains(g.said(), "guest-info") }, nothing)
 	e.done(id, api.ActionVMSnapshot, "quiet", false)
@@ -110,7 +116,7 @@ func TestTheGuestAgentFreezesForASnapshot(t *testing.T) {
 	}
 	e.done(id, api.ActionVMSnapshot, "memory", true)
 
-	_, err = e.h.Freeze(t.Context(), id, time.Minute)
+	_, err := e.h.Freeze(t.Context(), id, time.Minute)
 	must(t, err)
 	e.done(id, api.ActionVMSnapshot, "frozen", false)
 	if c := e.snap(id, "frozen").Status.Consistency; c != api.ConsistencyCrash {
