@@ -134,6 +134,16 @@ func (f *NodeFactsStatus) Model(name string) (CPUModelFacts, bool) {
 	return f.CPUModels[i], true
 }
 
+// FeaturesLacking are those of some CPU features that a guest cannot have here.
+func (f *NodeFactsStatus) FeaturesLacking(wanted []string) (missing []string) {
+	for _, w := range wanted {
+		if !slices.Contains(f.GuestFeatures, w) {
+			missing = append(missing, w)
+		}
+	}
+	return missing
+}
+
 // HasMachine reports whether QEMU has a machine of a type here.
 func (f *NodeFactsStatus) HasMachine(t MachineType) bool {
 	prefix := map[MachineType]string{MachineQ35: "pc-q35-", MachinePC: "pc-i440fx-", MachineMicroVM: "microvm"}[t]

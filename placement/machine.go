@@ -197,12 +197,7 @@ func (m *machine) cpuLacking(f *api.NodeFactsStatus) []string {
 	if !ok {
 		return []string{fmt.Sprintf("its QEMU does not know the CPU model %q", model)}
 	}
-	missing := slices.Clone(c.Missing)
-	for _, w := range wanted {
-		if !slices.Contains(f.GuestFeatures, w) {
-			missing = append(missing, w)
-		}
-	}
+	missing := append(slices.Clone(c.Missing), f.FeaturesLacking(wanted)...)
 	if len(missing) == 0 {
 		return nil
 	}

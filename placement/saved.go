@@ -103,12 +103,7 @@ func (m *machine) otherHost(f *api.NodeFactsStatus) []string {
 	if at.CPU.Vendor != f.CPU.Vendor {
 		return []string{fmt.Sprintf("its CPU is of %s, that of the saved memory of %s", f.CPU.Vendor, at.CPU.Vendor)}
 	}
-	var missing []string
-	for _, name := range at.GuestFeatures {
-		if !slices.Contains(f.GuestFeatures, name) {
-			missing = append(missing, name)
-		}
-	}
+	missing := f.FeaturesLacking(at.GuestFeatures)
 	if len(missing) == 0 {
 		return nil
 	}

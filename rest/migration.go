@@ -325,12 +325,7 @@ func (b *beginning) otherCPU(from, to *api.Node) string {
 	if b.vm.Status.Hardware.CPUModel() != api.CPUHost {
 		return "" // QEMU itself refuses to start with less than the model
 	}
-	var lacks []string
-	for _, f := range h.GuestFeatures {
-		if !slices.Contains(t.GuestFeatures, f) {
-			lacks = append(lacks, f)
-		}
-	}
+	lacks := t.FeaturesLacking(h.GuestFeatures)
 	switch {
 	case h.CPU.Name != t.CPU.Name:
 		return fmt.Sprintf("the vm has the CPU of its host (%s), and this one is %s; start it with the CPU model cluster to move it between different hosts", h.CPU.Name, t.CPU.Name)
