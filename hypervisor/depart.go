@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -425,21 +424,26 @@ func (s *step) send(ctx context.Context, op *api.Operation, out *departure) erro
 	return err
 }
 
-// QEMU says of a transfer that it failed a moment before it has cleared it away, and
-// refuses another until then.
+// QEMU says of a transfer that it has ended a moment before it has cleared it away. Told
+// to send in that moment it refuses, "duplicate yank instance", but takes itself to be
+// sending from then on (migrate_prepare in its migration.c, at least 6.0 to 9.0), and
+// nothing ends that. So it is asked before whether the old transfer is still known.
 const (
-	notCleared = "duplicate yank instance"
-	clearTime  = 2 * time.Second
-	clearLook  = 20 * time.Millisecond
+	clearTime = 5 * time.Second
+	clearLook = 20 * time.Millisecond
 )
 
 // send tells QEMU to send the guest to a socket.
 func (in *instance) send(ctx context.Context, path string) error {
 	for end := time.Now().Add(clearTime); ; {
-		err := in.execute(ctx, "migrate", map[string]any{"uri": "unix:" + path}, nil)
-		var refused *qmp.CommandError
-		if !errors.As(err, &refused) || !strings.Contains(refused.Desc, notCleared) || time.Now().After(end) {
+		cleared, err := in.transferCleared(ctx)
+		switch {
+		case err != nil:
 			return err
+		case cleared:
+			return in.execute(ctx, "migrate", map[string]any{"uri": "unix:" + path}, nil)
+		case time.Now().After(end):
+			return &qmp.CommandError{Command: "migrate", Class: "GenericError", Desc: "the transfer before is not cleared away"}
 		}
 		select {
 		case <-time.After(clearLook):
@@ -447,6 +451,24 @@ func (in *instance) send(ctx context.Context, path string) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// transferCleared reports whether QEMU knows nothing of an earlier transfer any more.
+func (in *instance) transferCleared(ctx context.Context) (bool, error) {
+	var known []struct {
+		Type string `json:"type"`
+	}
+	err := in.execute(ctx, "query-yank", nil, &known)
+	var refused *qmp.CommandError
+	if errors.As(err, &refused) { // before 6.0: it has no such register, and no such fault
+		return true, nil
+	}
+	for _, k := range known {
+		if k.Type == "migration" {
+			return false, err
+		}
+	}
+	return err == nil, err
 }
 
 // watchTransfer looks at a transfer that QEMU was told to begin.

@@ -76,6 +76,17 @@ func TestSwitchToANodeThatDoesNotReadIsBrokenOff(t *testing.T) {
 	}
 }
 
+// Just after a transfer has ended QEMU refuses the next one; told to send all the same, it
+// took itself to be sending for ever, and the VM could not leave its node any more.
+func TestATransferBeginsWhenTheOneBeforeIsClearedAway(t *testing.T) {
+	p := newPair(t, false)
+	id := p.begun(api.VMSpec{})
+	p.fakes.qemu().KeepTransfer(5)
+	p.migrate(id, nil)
+	p.over(id, "succeeded")
+	p.settled(id, "node-2")
+}
+
 // While memory flows the guest runs, but its VM is closed for all other work: a target
 // that reads no more kept it so for a day.
 func TestTransferThatStandsStillIsGivenUp(t *testing.T) {

@@ -274,12 +274,7 @@ func (s *Service) openMoving(ctx context.Context, v *configdb.View, vol *api.Vol
 	}
 	s.moves.Lock()
 	defer s.moves.Unlock()
-	if err := lp.work.do(ctx, callDeadline, func() error {
-		if err := s.oneDirectory(path, pool); err != nil {
-			return err
-		}
-		return s.markFile(path, pool)
-	}); err != nil {
+	if err := lp.work.do(ctx, callDeadline, func() error { return s.mark(path, pool) }); err != nil {
 		return nil, diskError(lp, "mark the volume", err)
 	}
 	return &movingFile{path: path, lp: lp}, nil

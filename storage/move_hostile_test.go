@@ -40,6 +40,10 @@ func TestAMoveWithinOneDirectoryLosesNothing(t *testing.T) {
 	if _, err := m2.sweepCopies(t.Context(), k.pool["fast"].Meta.ID); err != nil {
 		t.Error(err)
 	}
+	// A sweep that saw the mark just before the first node took it away.
+	if err := m2.sweepCopy(t.Context(), k.db.Local(), k.pool["fast"], m2.local(k.pool["fast"]), vol.Meta.ID); err != nil {
+		t.Error(err)
+	}
 	k.at(vol, "m1", "fast")
 	if !there(file) || !bytes.Equal(read(t, file), was) {
 		t.Error("the volume is gone")

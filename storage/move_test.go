@@ -349,7 +349,7 @@ func TestAMoveThatFailsChangesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		k.wish("m2", "local", vol)
-		if st := k.untilOver(api.TaskFailed); !strings.Contains(st.Message, "belongs to no move") {
+		if st := k.untilOver(api.TaskFailed); !strings.Contains(st.Message, "belongs to no migration or move") {
 			t.Errorf("%+v", st)
 		}
 		k.untilFiles(path, alien)

@@ -39,26 +39,39 @@ func (s *Service) markOf(pool api.Pool) string {
 	return copyMark + "." + s.cfg.NodeID
 }
 
-// markFile marks a file. In a dir pool the mark says which node has made it.
-func (s *Service) markFile(path string, pool api.Pool) error {
-	return os.WriteFile(path+s.markOf(pool), []byte(s.cfg.NodeID), 0o600)
-}
-
-// oneDirectory refuses a file of a dir pool that another node has marked: its directory
-// is this node's, too, so what would make room here is the volume itself.
-func (s *Service) oneDirectory(path string, pool api.Pool) error {
-	b, err := readSmall(path + s.markOf(pool))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+// mark marks a file as this node's. In a dir pool the mark says which node has made it;
+// one of another node stays.
+func (s *Service) mark(path string, pool api.Pool) error {
+	if ours, err := s.marked(path, pool); ours || err != nil {
 		return err
 	}
+	tmp, err := writeBeside(path, s.cfg.NodeID, []byte(s.cfg.NodeID))
+	if err == nil {
+		err = placeFile(tmp, path+s.markOf(pool))
+	}
+	if errors.Is(err, fs.ErrExist) { // since we looked
+		_, err = s.marked(path, pool)
+	}
+	return errors.Join(err, remove(tmp))
+}
+
+// marked reports whether this node has marked a file. It refuses a file of a dir pool
+// that another node has marked: its directory is this node's, too, so what would make
+// room here is the volume itself. What follows from the answer must not be asked for a
+// second time: the other node's mark may be gone by then.
+func (s *Service) marked(path string, pool api.Pool) (bool, error) {
+	b, err := readSmall(path + s.markOf(pool))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
 	if id := string(b); id != "" && id != s.cfg.NodeID { // software before marks said anything made empty ones
-		return api.Errorf(api.CodeRefused, "%s is a file of node %s as well: the nodes have one directory in pool %s, which is of type %s; make a pool of type %s of it",
+		return false, api.Errorf(api.CodeRefused, "%s is a file of node %s as well: the nodes have one directory in pool %s, which is of type %s; make a pool of type %s of it",
 			path, s.nodeName(id), pool.Meta.Name, api.PoolDir, api.PoolShared)
 	}
-	return nil
+	return true, nil
 }
 
 // nodeName is the name of a node, or its ID if it is not known.
@@ -72,28 +85,21 @@ func (s *Service) nodeName(id string) string {
 // placeMarked gives a complete file its name, marked. What is there under that name
 // makes room if it is marked, so that it is of an earlier try.
 func (s *Service) placeMarked(tmp, final string, pool api.Pool) error {
-	mark := s.markOf(pool)
-	if err := s.oneDirectory(final, pool); err != nil {
+	ours, err := s.marked(final, pool)
+	if err != nil {
 		return err
 	}
 	marks, err := filepath.Glob(final + copyMark + "*")
 	if err != nil {
 		return err
 	}
-	ours := false
 	for _, m := range marks {
-		if ours = m == final+mark; !ours {
+		if !ours || m != final+s.markOf(pool) {
 			return brokenError{api.Errorf(api.CodeRefused, "%s says that an earlier move to pool %s has not been cleaned up by its node (%s); start that node, or if it is gone for good remove this file and the one that it is beside",
 				m, pool.Meta.Name, strings.TrimPrefix(m, final+copyMark+"."))}
 		}
 	}
-	if _, err := os.Lstat(final); err == nil && !ours {
-		return api.Errorf(api.CodeRefused, "%s is there already and belongs to no move; move it away", final)
-	}
-	if err := s.markFile(final, pool); err != nil {
-		return err
-	}
-	if err := remove(final); err != nil {
+	if err := s.makeRoom(final, pool, ours); err != nil {
 		return err
 	}
 	if err := os.Chmod(tmp, volumeMode); err != nil {
@@ -133,16 +139,11 @@ func (s *Service) MakeCopy(ctx context.Context, v *configdb.View, volumeID strin
 	defer s.moves.Unlock()
 	path = volumePath(lp.path, volumeID)
 	if err := lp.work.do(ctx, callDeadline, func() error {
-		if err := unmarked(path); err != nil {
+		ours, err := s.marked(path, pool)
+		if err != nil {
 			return err
 		}
-		if err := s.oneDirectory(path, pool); err != nil {
-			return err
-		}
-		if err := s.markFile(path, pool); err != nil {
-			return err
-		}
-		return remove(path)
+		return s.makeRoom(path, pool, ours)
 	}); err != nil {
 		return "", "", diskError(lp, "make room for the volume's copy", err)
 	}
@@ -158,15 +159,17 @@ func (s *Service) MakeCopy(ctx context.Context, v *configdb.View, volumeID strin
 	return path, formatQcow2, nil
 }
 
-// unmarked refuses to replace a file that no migration has made: after the restore of
-// an older backup it may be the last copy of the volume.
-func unmarked(path string) error {
-	_, file := os.Lstat(path)
-	_, mark := os.Lstat(path + copyMark)
-	if file != nil || mark == nil {
-		return nil
+// makeRoom marks the place of a copy. What is there makes room if this node had marked
+// it, so that it is of an earlier try; any other file may, after the restore of an older
+// backup, be the last copy of the volume.
+func (s *Service) makeRoom(path string, pool api.Pool, ours bool) error {
+	if _, err := os.Lstat(path); err == nil && !ours {
+		return api.Errorf(api.CodeRefused, "%s is there already and belongs to no migration or move; look what it is and move it away", path)
 	}
-	return api.Errorf(api.CodeRefused, "%s is there already, and no migration has put it there; look what it is and move it away", path)
+	if err := s.mark(path, pool); err != nil || !ours {
+		return err
+	}
+	return remove(path)
 }
 
 // MarkCopied marks the file of a volume that a migration takes away from here.
@@ -181,12 +184,7 @@ func (s *Service) MarkCopied(ctx context.Context, v *configdb.View, volumeID str
 	}
 	s.moves.Lock()
 	defer s.moves.Unlock()
-	err = lp.work.do(ctx, callDeadline, func() error {
-		if err := s.oneDirectory(volumePath(lp.path, volumeID), pool); err != nil {
-			return err
-		}
-		return s.markFile(volumePath(lp.path, volumeID), pool)
-	})
+	err = lp.work.do(ctx, callDeadline, func() error { return s.mark(volumePath(lp.path, volumeID), pool) })
 	if err != nil {
 		return diskError(lp, "mark the volume", err)
 	}
@@ -311,9 +309,12 @@ func (s *Service) sweepCopy(ctx context.Context, v *configdb.View, pool api.Pool
 		return err
 	}
 	path := volumePath(lp.path, id)
-	if err := lp.work.do(ctx, callDeadline, func() error { return s.oneDirectory(path, pool) }); err != nil {
-		s.log.Warn("a marked file is left to the node that marked it", "volume", id, "pool", lp.name, "err", err)
-		return nil
+	ours, wrong := call(ctx, lp.work, callDeadline, func() (bool, error) { return s.marked(path, pool) })
+	if wrong != nil {
+		s.log.Warn("a marked file is left to the node that marked it", "volume", id, "pool", lp.name, "err", wrong)
+	}
+	if !ours {
+		return nil // nor is it when the mark has gone since we looked: it was the other node's
 	}
 	if err != nil || vol.Spec.Pool != pool.Meta.Name || pool.Spec.Type == api.PoolDir && vol.Spec.Node != s.cfg.NodeName {
 		s.log.Info("a copy of a volume that is elsewhere is removed", "volume", id, "pool", lp.name)

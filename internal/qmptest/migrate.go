@@ -129,6 +129,14 @@ func (q *QEMU) StallSwitch() {
 	q.stall = true
 }
 
+// KeepTransfer makes QEMU say so many times that an earlier transfer is not cleared away.
+// Told to send in spite of that it refuses, and takes itself to be sending for ever.
+func (q *QEMU) KeepTransfer(times int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.uncleared = times
+}
+
 // Migration returns QEMU's migration status.
 func (q *QEMU) Migration() string {
 	q.mu.Lock()
@@ -167,6 +175,12 @@ func (q *QEMU) migrateCommand(cmd string, args json.RawMessage) (reply string, a
 		q.setMultifd(args)
 	case "query-migrate":
 		return q.migrateInfo(), nil, true
+	case "query-yank":
+		if q.uncleared > 0 {
+			q.uncleared--
+			return `"return": [{"type": "migration"}]`, nil, true
+		}
+		return `"return": []`, nil, true
 	case "migrate-incoming":
 		if q.mig.ln != nil {
 			return jobRefusal("The incoming migration has already been started"), nil, true
@@ -185,6 +199,10 @@ func (q *QEMU) migrateCommand(cmd string, args json.RawMessage) (reply string, a
 	case "migrate":
 		if a.Resume {
 			return q.resumePostCopy(path), nil, true
+		}
+		if q.uncleared > 0 {
+			q.mig.status = "setup"
+			return jobRefusal("duplicate yank instance"), nil, true
 		}
 		q.mig = migration{status: "setup", released: q.hold, goOn: make(chan struct{}), was: q.state, stall: q.stall, post: newPostCopy()}
 		return done, func() { go q.send(path) }, true

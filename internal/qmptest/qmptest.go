@@ -30,24 +30,25 @@ type QEMU struct {
 	// call q.
 	Running func(on bool)
 
-	mu       sync.Mutex
-	mig      migration
-	hold     chan struct{}
-	stall    bool
-	multifd  bool
-	passes   int
-	channels int // of multifd
-	on       map[string]func()
-	state    string
-	hang     bool
-	ended    bool
-	commands []string
-	dev      devices
-	trap     trap
-	qmp      map[net.Conn]struct{}
-	serial   map[net.Conn]struct{}
-	listen   []net.Listener
-	snap     snapshots
+	mu        sync.Mutex
+	mig       migration
+	hold      chan struct{}
+	stall     bool
+	uncleared int // answers that name an earlier transfer
+	multifd   bool
+	passes    int
+	channels  int // of multifd
+	on        map[string]func()
+	state     string
+	hang      bool
+	ended     bool
+	commands  []string
+	dev       devices
+	trap      trap
+	qmp       map[net.Conn]struct{}
+	serial    map[net.Conn]struct{}
+	listen    []net.Listener
+	snap      snapshots
 }
 
 // Start listens on the sockets in argv (chardevs qmp0 and serial0).
