@@ -433,6 +433,10 @@ const (
 	clearLook = 20 * time.Millisecond
 )
 
+// stuckTransfer is said of a QEMU before 9.0 whose thread of an earlier transfer waits for
+// connections that have ended (multifd_send_sync_main). Nothing but its end helps.
+const stuckTransfer = "an earlier transfer over several connections was broken off and hangs in QEMU, a fault of QEMU before 9.0; stop and start the vm, then it can be migrated again"
+
 // send tells QEMU to send the guest to a socket.
 func (in *instance) send(ctx context.Context, path string) error {
 	for end := time.Now().Add(clearTime); ; {
@@ -443,7 +447,7 @@ func (in *instance) send(ctx context.Context, path string) error {
 		case cleared:
 			return in.execute(ctx, "migrate", map[string]any{"uri": "unix:" + path}, nil)
 		case time.Now().After(end):
-			return &qmp.CommandError{Command: "migrate", Class: "GenericError", Desc: "the transfer before is not cleared away"}
+			return &qmp.CommandError{Command: "migrate", Class: "GenericError", Desc: stuckTransfer}
 		}
 		select {
 		case <-time.After(clearLook):

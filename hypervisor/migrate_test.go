@@ -201,8 +201,15 @@ func (p *pair) cancel(id string) {
 // over waits for the operation's end and checks that it was the wished one.
 func (p *pair) over(id, want string) {
 	p.t.Helper()
-	last := ""
-	p.until("the migration is over: "+want, func() bool {
+	if last := p.ended(id); !strings.Contains(last, want) {
+		p.t.Fatalf("it ended with %q; want %q", last, want)
+	}
+}
+
+// ended waits until the migration is over and returns how it ended.
+func (p *pair) ended(id string) (last string) {
+	p.t.Helper()
+	p.until("the migration is over", func() bool {
 		v := p.db.Local()
 		e, _ := v.Get("test/ended")
 		last = string(e.Value)
@@ -216,9 +223,7 @@ func (p *pair) over(id, want string) {
 		vm, _ := configdb.VMs.Get(v, id)
 		return fmt.Sprintf("operation %+v, arrival %+v, binding %+v, status %+v", op.Status, arr.Status, b.Spec, vm.Status)
 	})
-	if !strings.Contains(last, want) {
-		p.t.Fatalf("it ended with %q; want %q", last, want)
-	}
+	return last
 }
 
 // settled waits until the guest runs on one node and nothing is left on the

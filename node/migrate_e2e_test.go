@@ -53,7 +53,7 @@ func TestGuestCountsThroughMigrations(t *testing.T) {
 			to := f.others(from)[0]
 			asked := f.others(from)[1]
 			f.eventually(60*time.Second, "a migration begins", func() error { // the other one may still be ending
-				if r := asked.try("vm", "migrate", "web1", "--to", to.name, "--bandwidth", "4M", "--channels", "2", "--no-wait"); r.code != 0 {
+				if r := asked.try("vm", "migrate", "web1", "--to", to.name, "--bandwidth", "4M", "--no-wait"); r.code != 0 {
 					return fmt.Errorf("%s", r.stderr)
 				}
 				return nil
