@@ -58,7 +58,7 @@ func goldenObjects() goldens {
 			Gossip:       &GossipKeys{Primary: []byte{2}, Next: []byte{3}, Previous: []byte{4}, Removed: 5},
 			Rotation:     &CARotation{Phase: CATrust, CACert: "PEM2\n", SealedCAKey: []byte{2}, Bridge: "PEM3\n", Actor: "me", StartedAt: goldenTime},
 			History:      HistorySettings{MaxAgeSeconds: 7200, MaxBytes: 2 * MiB},
-			HA:           HASettings{Failures: 2, Admission: AdmissionRefuse},
+			HA:           HASettings{Failures: 2, Admission: AdmissionRefuse, StorageHeartbeat: HeartbeatOff},
 			RestoredFrom: &Origin{ClusterID: "c", Cluster: "old", Life: 2, Revision: 3, Time: goldenTime},
 			Backup:       BackupSettings{EveryMinutes: 60, Keep: 3, Disabled: true},
 			FeatureLevel: 2, FeatureLevelHold: true,
@@ -67,7 +67,7 @@ func goldenObjects() goldens {
 			Meta: goldenMeta(KindNode),
 			Spec: NodeSpec{Address: "10.0.0.1:7600", Role: RoleVoter, Maintenance: true, Accelerator: AccelTCG, ReservedMemory: GiB, MigrationBandwidth: MiB},
 			Status: NodeStatus{
-				ObservedGeneration: 3, Phase: NodeReady, Version: "0.1", FeatureLevels: &FeatureLevels{Min: 1, Max: 2}, BootID: "b", LostAt: &at, LostTerm: 4, LostAction: "a", Failover: "l", Fencing: "f", Stopping: true, StorageFences: []StorageFence{{ID: "f", PoolID: "p", Pool: "ceph", Reason: "r", Term: 4, BeganAt: goldenTime, InForceAt: &at, Addresses: []string{"10.0.0.1"}, Epoch: 7, Owners: []string{"10.0.0.1:0/1"}, Failover: "l"}}, SystemUUID: "u", Accelerator: AccelTCG,
+				ObservedGeneration: 3, Phase: NodeReady, Version: "0.1", FeatureLevels: &FeatureLevels{Min: 1, Max: 2}, BootID: "b", LostAt: &at, LostTerm: 4, LostAction: "a", Failover: "l", Fencing: "f", CutOff: &CutOff{Since: goldenTime, Isolated: true}, Stopping: true, StorageFences: []StorageFence{{ID: "f", PoolID: "p", Pool: "ceph", Reason: "r", Term: 4, BeganAt: goldenTime, InForceAt: &at, Addresses: []string{"10.0.0.1"}, Epoch: 7, Owners: []string{"10.0.0.1:0/1"}, Failover: "l"}}, SystemUUID: "u", Accelerator: AccelTCG,
 				AcceleratorReason: "asked for", QEMUVersion: "7.2", GuardLevel: "softdog", CPUs: 8, Memory: 32 * GiB, Message: "m", Conditions: cond,
 				Certificate: &CertificateStatus{
 					Serial: "a1", NotBefore: goldenTime, NotAfter: goldenTime, RenewsAt: goldenTime, Signer: "f1", Trusts: []string{"f1", "f2"}, Message: "m",

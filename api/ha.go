@@ -91,7 +91,16 @@ type HASettings struct {
 	// Admission is what becomes of a start that would break that: off, warn
 	// (default) or refuse.
 	Admission HAMode `json:"admission" enum:"off,warn,refuse"`
+	// StorageHeartbeat keeps leases by notes in pools that all nodes see when the network
+	// fails: on (default) or off.
+	StorageHeartbeat HAMode `json:"storageHeartbeat,omitempty" enum:"on,off"`
 }
+
+// The modes of the storage heartbeat.
+const (
+	HeartbeatOn  HAMode = "on"
+	HeartbeatOff HAMode = "off"
+)
 
 // MaxHAFailures is how many failures can be promised to be survived: with five
 // voters the third takes the quorum.
@@ -105,6 +114,9 @@ func (s *HASettings) SetDefaults() {
 	if s.Admission == "" {
 		s.Admission = AdmissionWarn
 	}
+	if s.StorageHeartbeat == "" {
+		s.StorageHeartbeat = HeartbeatOn
+	}
 }
 
 // Validate checks the settings.
@@ -114,9 +126,14 @@ func (s *HASettings) Validate() error {
 	}
 	switch s.Admission {
 	case AdmissionOff, AdmissionWarn, AdmissionRefuse:
+	default:
+		return Invalid("ha.admission", "is %q; give off, warn or refuse", clip(string(s.Admission)))
+	}
+	switch s.StorageHeartbeat {
+	case "", HeartbeatOn, HeartbeatOff:
 		return nil
 	}
-	return Invalid("ha.admission", "is %q; give off, warn or refuse", clip(string(s.Admission)))
+	return Invalid("ha.storageHeartbeat", "is %q; give on or off", clip(string(s.StorageHeartbeat)))
 }
 
 // HAAdmission is whether the promise to survive failures can be kept.

@@ -98,6 +98,15 @@ func (s *NodeSpec) Validate() error {
 // database. The leader writes it.
 const ConditionConfigDB = "ConfigDB"
 
+// CutOff is what is known of a node that the network does not reach, but whose lease
+// goes on by notes in pools.
+type CutOff struct {
+	Since time.Time `json:"since"`
+	// Isolated: it hears no other node. Otherwise it is a part of the network that
+	// failed.
+	Isolated bool `json:"isolated,omitempty"`
+}
+
 // NodePhase is where a node is in its life.
 type NodePhase string
 
@@ -139,6 +148,9 @@ type NodeStatus struct {
 	// StorageFences lock the node out of pools. The leader's ha service adds them,
 	// the node takes them back when nothing of what ran there is left.
 	StorageFences []StorageFence `json:"storageFences,omitempty"`
+	// CutOff is there while the leader hears the node by its notes in pools alone. The
+	// leader's ha service writes it.
+	CutOff *CutOff `json:"cutOff,omitempty"`
 	// Stopping is true after the node's daemon was stopped in order, until it
 	// runs again: its silence is then no reason to switch it off.
 	Stopping bool `json:"stopping,omitempty"`

@@ -154,6 +154,18 @@ func (s *Store) Leader() (nodeID, address string, ok bool) { return s.node.Leade
 // Term returns the current Raft term.
 func (s *Store) Term() uint64 { return s.node.Term() }
 
+// Abstention is what a voter says of itself while nobody leads.
+type Abstention = raftnode.Abstention
+
+// Abstain leaves all terms before the given one for good, unless this node knows a
+// leader, and says where that leaves it.
+func (s *Store) Abstain(ctx context.Context, term uint64) (Abstention, error) {
+	return s.node.Abstain(ctx, term)
+}
+
+// Leaderless returns for how long this node has known no leader; 0 while it knows one.
+func (s *Store) Leaderless() time.Duration { return s.node.Leaderless() }
+
 // Member is one member of the Raft group.
 type Member = raftnode.Member
 

@@ -53,6 +53,8 @@ type grantor struct {
 	since   time.Duration
 	granted map[string]time.Duration // by node ID
 	heard   map[string]time.Duration // when it last asked, whatever it was answered
+	wired   map[string]time.Duration // when it last asked over the network
+	noted   map[string]time.Duration // when it was last granted a lease through a pool
 	barred  map[string]bool          // being declared lost: no grants
 	fenced  map[string]bool          // being switched off: no grants
 	locking map[string]time.Duration // locked out of pools: when it is next looked at, 0 while it goes on
@@ -68,6 +70,7 @@ func (g *grantor) enter(term uint64) bool {
 	if term > g.term {
 		g.term, g.since = term, g.now()
 		g.granted, g.barred = map[string]time.Duration{}, map[string]bool{}
+		g.wired, g.noted = map[string]time.Duration{}, map[string]time.Duration{}
 		g.heard, g.fenced, g.locking = map[string]time.Duration{}, map[string]bool{}, map[string]time.Duration{}
 		g.words = map[string]string{}
 	}
@@ -194,6 +197,42 @@ func (g *grantor) silenceSince(nodeID string) (time.Duration, api.SilenceSince) 
 	return g.now() - last, since
 }
 
+// onWire notes that a node was heard over the network.
+func (g *grantor) onWire(nodeID string) {
+	if l, ok := g.leader.Leadership(); ok {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.enter(l.Term) {
+			g.wired[nodeID] = g.now()
+		}
+	}
+}
+
+// renewByNote answers a question that came through a pool.
+func (g *grantor) renewByNote(ctx context.Context, nodeID string) (renewAnswer, error) {
+	a, err := g.renew(ctx, nodeID)
+	if err == nil {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.term == a.Term {
+			g.noted[nodeID] = g.now()
+		}
+	}
+	return a, err
+}
+
+// offWire returns how long nothing was heard of a node over the network, at most the
+// age of this leadership, and whether its lease was granted through a pool since.
+func (g *grantor) offWire(term uint64, nodeID string) (quiet time.Duration, noted bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.enter(term) {
+		return 0, false
+	}
+	last := max(g.since, g.wired[nodeID])
+	return g.now() - last, g.noted[nodeID] > last
+}
+
 // serve is the handler of MethodRenew. caller is the node that proved its
 // identity; a node can renew only its own lease.
 func (g *grantor) serve(ctx context.Context, caller string, request []byte) ([]byte, error) {
@@ -204,6 +243,7 @@ func (g *grantor) serve(ctx context.Context, caller string, request []byte) ([]b
 	if r.NodeID != caller {
 		return nil, errors.New("a node can renew only its own lease")
 	}
+	g.onWire(r.NodeID)
 	a, err := g.renew(ctx, r.NodeID)
 	if err != nil {
 		return nil, err

@@ -44,6 +44,7 @@ type Keeper struct {
 	session  uint64
 	revision uint64 // a decision in this session needs a view of at least this
 	deadline time.Duration
+	asked    time.Duration // when a request that the network answered was sent; 0: none was yet
 }
 
 // KeeperConfig describes a keeper.
@@ -132,7 +133,40 @@ func (k *Keeper) renew(ctx context.Context) error {
 		return fmt.Errorf("renew lease: malformed answer: %w", err)
 	}
 	k.heard(a.Revision, asked)
-	return k.extend(rctx, sent+LeaseDuration, a)
+	if err := k.extend(rctx, sent+LeaseDuration, a); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.asked = max(k.asked, sent)
+	return nil
+}
+
+// unanswered returns for how long the network has renewed nothing, if the lease holds.
+func (k *Keeper) unanswered() (since time.Duration, held bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.now() - k.asked, k.session != 0 && k.now() < k.deadline
+}
+
+// goOn continues the session that holds, from the moment at which that was asked for.
+// One that has lapsed stays so: see DESIGN.md, "The storage heartbeat".
+func (k *Keeper) goOn(ctx context.Context, sent time.Duration) error {
+	k.mu.Lock()
+	session, held := k.session, k.session != 0 && k.now() < k.deadline
+	k.mu.Unlock()
+	if !held {
+		return ErrLapsed
+	}
+	if err := k.guard.Extend(ctx, session, sent+LeaseDuration); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.session == session {
+		k.deadline = max(k.deadline, sent+LeaseDuration)
+	}
+	return nil
 }
 
 // extend passes the deadline to the guard. A session that lapsed is never

@@ -47,8 +47,12 @@ type Service struct {
 	storage StorageFencer
 	nodeID  string
 	name    string
+	// seen is what notes in pools show of a node; nil: there are none.
+	seen func(nodeID string) (sees int, ago time.Duration, ok bool)
 	// heldBack is that it was said that too many are silent.
 	heldBack bool
+	// cutOffNext is when it may next be noted who is cut off.
+	cutOffNext time.Duration
 
 	mu        sync.Mutex
 	returning map[string]bool // lost nodes that asked for a lease
@@ -78,7 +82,7 @@ func NewService(c ServiceConfig) *Service {
 	s := &Service{db: c.DB, placer: c.Placer, log: c.Log, fencer: c.Fencer, storage: c.Storage, nodeID: c.NodeID, name: c.NodeName, returning: map[string]bool{}, kick: make(chan struct{}, 1)}
 	s.grant = &grantor{
 		db: c.DB, leader: c.Leader, now: c.Now,
-		granted: map[string]time.Duration{}, heard: map[string]time.Duration{},
+		granted: map[string]time.Duration{}, heard: map[string]time.Duration{}, wired: map[string]time.Duration{}, noted: map[string]time.Duration{},
 		barred: map[string]bool{}, fenced: map[string]bool{}, locking: map[string]time.Duration{}, words: map[string]string{}, readmit: s.noteReturn,
 	}
 	return s
@@ -160,6 +164,7 @@ func (s *Service) detect(ctx context.Context, term uint64, run func(func(context
 		}
 		s.fenceSilent(term, run)
 		s.lockOutSilent(term, run)
+		s.noteCutOff(ctx, term)
 		select {
 		case <-tick.C:
 		case <-s.kick:
@@ -225,7 +230,7 @@ func (s *Service) readmit(ctx context.Context, term uint64, nodeID string) error
 		if err := errors.Join(interruptAction(v, tx, n.Status.Fencing), noteReturnOf(v, tx, term, &n)); err != nil {
 			return err
 		}
-		n.Status.Phase, n.Status.Message, n.Status.Fencing = api.NodeReady, "", ""
+		n.Status.Phase, n.Status.Message, n.Status.Fencing, n.Status.CutOff = api.NodeReady, "", "", nil
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
 	if err == nil {
@@ -249,8 +254,8 @@ func (s *Service) markLost(ctx context.Context, term uint64, nodeID string, sile
 			return err
 		}
 		n.Status.Phase, n.Status.LostAt, n.Status.LostTerm = api.NodeLost, &now, term
-		n.Status.LostAction, n.Status.Fencing = "", ""
-		n.Status.Message = fmt.Sprintf("no lease was renewed for %.1f s; its protected VMs are restarted elsewhere", silent.Seconds())
+		n.Status.LostAction, n.Status.Fencing, n.Status.CutOff = "", "", nil
+		n.Status.Message = fmt.Sprintf("no lease was renewed for %.1f s%s; its protected VMs are restarted elsewhere", silent.Seconds(), s.lastSeen(nodeID))
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
 }

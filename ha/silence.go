@@ -23,9 +23,17 @@ func (s *Service) silent() map[string]string {
 	for _, id := range s.readyNodes() {
 		if d := s.grant.silence(id); d >= silentAfter {
 			out[id] = fmt.Sprintf("has not renewed its lease for %d s", int(d.Seconds()))
+		} else if quiet, noted := s.grant.offWire(s.term(), id); noted {
+			out[id] = fmt.Sprintf("was not heard over the network for %d s; its lease is renewed through a pool", int(quiet.Seconds()))
 		}
 	}
 	return out
+}
+
+// term is that of the leadership of this node, 0 without.
+func (s *Service) term() uint64 {
+	l, _ := s.grant.leader.Leadership()
+	return l.Term
 }
 
 // gathering reports whether a node is about to be declared lost: within

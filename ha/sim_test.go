@@ -50,9 +50,10 @@ type world struct {
 	broken string          // what went wrong, at the first time
 	// stubborn: starts fail now and then, and are counted
 	stubborn bool
-	pool     *simPool // nil: no VM has a storage guard
-	shot     int      // attempts to switch a node off that were confirmed
-	cuts     []string // nodes that were switched off, without chance
+	pool     *simPool  // nil: no VM has a storage guard
+	notes    *simNotes // nil: there are no notes
+	shot     int       // attempts to switch a node off that were confirmed
+	cuts     []string  // nodes that were switched off, without chance
 	// power is what a device does for node by; nil: there is none
 	power func(by *simNode, nodeID string, before func() error) ([]api.PowerStep, error)
 }
@@ -89,6 +90,7 @@ type simNode struct {
 	life     int                      // counts the host's boots
 	tries    *tries                   // of VMs that do not start
 	guests   *guest                   // of VMs with a storage guard
+	heart    *simHeart                // nil: there are no notes
 }
 
 func (n *simNode) clock() time.Duration { return n.offset + time.Duration(float64(n.w.now)*n.rate) }
@@ -125,7 +127,7 @@ func (n *simNode) Extend(_ context.Context, session uint64, deadline time.Durati
 	}
 	n.enforce()
 	switch {
-	case session == n.session && n.lapsed && n.w.off == lapseIsForGood:
+	case session == n.session && n.lapsed && (n.w.off == lapseIsForGood || n.w.off == onlyWhatRunsGoesOn):
 		n.deadline, n.lapsed = deadline, false
 		return nil
 	case session < n.session, session == n.session && n.lapsed:
@@ -221,7 +223,7 @@ func (n *simNode) Confirm(_ context.Context, term uint64) error {
 	switch {
 	case n.w.off == leaderIsConfirmed:
 		return nil
-	case n.w.lead != n.i || n.w.term != term || n.cutOff:
+	case n.w.lead != n.i || n.w.term != term || n.cutOff || !n.w.followed():
 		return errors.New("not confirmed")
 	}
 	return nil
@@ -238,11 +240,11 @@ func (n *simNode) Local() *configdb.View {
 func (n *simNode) View(context.Context) (*configdb.View, error) { return n.Local(), nil }
 
 func (n *simNode) Txn(_ context.Context, tx *configdb.Txn) (uint64, error) {
-	if n.cutOff || n.w.lead < 0 {
+	if n.cutOff || n.w.lead < 0 || !n.w.followed() {
 		return 0, configdb.ErrNoQuorum
 	}
 	n.w.meanwhile(8, 100) // it waits for its turn, and for the majority
-	if n.cutOff || n.w.lead < 0 {
+	if n.cutOff || n.w.lead < 0 || !n.w.followed() {
 		return 0, configdb.ErrUncertain
 	}
 	if n.w.pool != nil && n.w.rng.IntN(40) == 0 { // on its way, when nobody waits for it any more
@@ -456,6 +458,7 @@ func (w *world) elect() {
 	n := can[w.rng.IntN(len(can))]
 	w.term++
 	w.lead = n.i
+	w.vote(n, can)
 	n.view = w.mem.Local()
 	n.leads, n.believes = true, configdb.Leadership{Term: w.term}
 	if g := n.svc.grant; w.off == newLeaderWaits {
@@ -472,6 +475,7 @@ func (n *simNode) renew() {
 			if !l.leads || l.cutOff != n.cutOff || l.frozen > n.w.now {
 				continue
 			}
+			l.svc.grant.onWire(n.id)
 			a, err := l.svc.grant.renew(context.Background(), n.id)
 			if err != nil && n.w.off == lostGetsNoLease && l.i == n.w.lead && n.isLost(l.Local()) {
 				a, err = renewAnswer{Term: n.w.term, Revision: l.Local().Revision()}, nil
@@ -495,13 +499,16 @@ func (n *simNode) extend(life int, sent time.Duration, a renewAnswer) {
 	if n.frozen >= n.w.now || life != n.life {
 		return
 	}
+	asked := sent
 	switch n.w.off {
 	case leaseCountsFromRequest:
 		sent = n.clock()
 	case lapseIsForGood:
 		n.keeper.deadline = n.clock() + time.Hour
 	}
-	_ = n.keeper.extend(context.Background(), sent+LeaseDuration, a)
+	if n.keeper.extend(context.Background(), sent+LeaseDuration, a) == nil {
+		n.keeper.asked = max(n.keeper.asked, asked)
+	}
 }
 
 // act is what the hypervisor module does: start what is bound here, kill what
@@ -598,6 +605,7 @@ func (w *world) step(d time.Duration) {
 		}
 	}
 	w.chaos()
+	w.chaosOfNotes()
 	for _, n := range w.nodes {
 		if n.frozen > w.now {
 			continue
@@ -610,6 +618,7 @@ func (w *world) step(d time.Duration) {
 			n.govern()
 		}
 		n.governPool()
+		n.beatHeart()
 	}
 }
 
@@ -720,6 +729,14 @@ const (
 	lockedOutFirst
 	takeBackWaits
 	fencedStartsNothing
+	// Those of the storage heartbeat; see heartbeatsim_test.go.
+	noteCountsFromQuestion
+	answerNamesQuestion
+	onlyWhatRunsGoesOn
+	votersLeaveTheirTerms
+	whoHasVotedDoesNotCount
+	majorityLeaves
+	oneTerm
 )
 
 // ruleOff says what a rule is, and a world that goes wrong without it.

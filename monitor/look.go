@@ -30,6 +30,8 @@ type nodeMark struct {
 	BootID string        `json:"bootID,omitempty"`
 	// Out are the pools that it is locked out of, sorted, with commas.
 	Out string `json:"out,omitempty"`
+	// CutOff: it is heard by notes in pools alone.
+	CutOff bool `json:"cutOff,omitempty"`
 }
 
 // vmMark is what was last told of a VM.
@@ -160,7 +162,7 @@ func (s *Service) lookNode(ctx context.Context, term uint64, id string) error {
 func (l *nodeLook) advance(now time.Time) []api.Event {
 	was, st := l.mark, &l.node.Status
 	out, why := outOf(st)
-	next := nodeMark{Name: l.node.Meta.Name, Phase: st.Phase, BootID: st.BootID, Out: strings.Join(out, ",")}
+	next := nodeMark{Name: l.node.Meta.Name, Phase: st.Phase, BootID: st.BootID, Out: strings.Join(out, ","), CutOff: st.CutOff != nil}
 	if st.LostAt != nil {
 		next.LostAt = st.LostAt.UTC()
 	}
@@ -186,6 +188,16 @@ func (l *nodeLook) advance(now time.Time) []api.Event {
 	}
 	if was.BootID != "" && next.BootID != "" && was.BootID != next.BootID {
 		add("node.restarted", api.SeverityInfo, "the daemon of node %s was started anew (version %s)", name, first(st.Version, "unknown"))
+	}
+	switch {
+	case next.CutOff && !was.CutOff:
+		what := "it hears some of the other nodes"
+		if st.CutOff.Isolated {
+			what = "it hears no other node"
+		}
+		add("node.cut-off", api.SeverityCritical, "the network does not reach node %s (%s); its VMs run on, since its lease goes on by notes in pools", name, what)
+	case was.CutOff && !next.CutOff && next.Phase == api.NodeReady:
+		add("node.connected", api.SeverityInfo, "the network reaches node %s again", name)
 	}
 	before := strings.Split(was.Out, ",")
 	for _, pool := range out {

@@ -107,7 +107,7 @@ func (f *failback) look(ctx context.Context) error {
 func (f *failback) whole(v *configdb.View, nodes []api.Node) bool {
 	for i := range nodes {
 		n := &nodes[i]
-		if n.Status.Phase != api.NodeReady || n.Status.Fencing != "" || n.Status.Stopping || n.Spec.Maintenance || n.Meta.Deleting() || f.silence(n.Meta.ID) > failbackSilence {
+		if n.Status.Phase != api.NodeReady || n.Status.Fencing != "" || n.Status.CutOff != nil || n.Status.Stopping || n.Spec.Maintenance || n.Meta.Deleting() || f.silence(n.Meta.ID) > failbackSilence {
 			return false
 		}
 	}

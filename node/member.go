@@ -121,7 +121,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	m.guard = newGuardLink(m.cfg, m.log.With("module", "guard"))
 	m.storage = storage.New(storage.Config{
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, DataDir: m.cfg.DataDir,
-		QemuImg: m.cfg.QEMUImg, Streams: volumeStreams{m}, OpenKey: sealer{m.info.clusterKey}.Open, Log: m.log.With("module", "storage"),
+		QemuImg: m.cfg.QEMUImg, Streams: volumeStreams{m}, OpenKey: sealer{m.info.clusterKey}.Open, NoteKey: noteKey(m.info.clusterKey), Log: m.log.With("module", "storage"),
 	})
 	m.ha = ha.NewService(ha.ServiceConfig{
 		DB: m.store, Leader: m.store, Placer: recoveryPlacer{}, NodeID: m.info.NodeID, NodeName: m.info.Node, Fencer: fencer{m}, Storage: poolGuard{m}, Log: m.log.With("module", "ha"),
@@ -212,6 +212,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"lockout":    m.lockOut,
 		"guard":      m.guard.Serve,
 		"lease":      m.keeper.Run,
+		"heartbeat":  m.newHeartbeat().Run,
 		"storage":    m.storage.Run,
 		"hypervisor": m.hyper.Run,
 		"takeback":   m.newTakeBack().Run,
@@ -233,6 +234,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		all["snmp"] = m.agent.Run
 	}
 	if m.info.Role == api.RoleWitness {
+		delete(all, "heartbeat")
 		delete(all, "storage")
 		delete(all, "hypervisor")
 		delete(all, "takeback")

@@ -3,7 +3,12 @@
 
 package node
 
-import "github.com/muster-vm/muster/api"
+import (
+	"crypto/hkdf"
+	"crypto/sha256"
+
+	"github.com/muster-vm/muster/api"
+)
 
 // poolKeysOf seals the keys of pools as rest needs it.
 type poolKeysOf struct{ d *Daemon }
@@ -15,4 +20,14 @@ func (o poolKeysOf) SealPoolKey(poolID, key string) ([]byte, error) {
 		return nil, notMember()
 	}
 	return (sealer{m.info.clusterKey}).Seal(api.KeyLabel(poolID), []byte(key))
+}
+
+// noteKey is the key of the nodes' notes in pools (storage.Config), the same on every
+// node: nobody makes a note who has not got the cluster's key.
+func noteKey(clusterKey []byte) []byte {
+	key, err := hkdf.Key(sha256.New, clusterKey, nil, "muster notes in pools", sha256.Size)
+	if err != nil {
+		return nil // not for this length
+	}
+	return key
 }

@@ -253,7 +253,7 @@ func usesMemory(vm *api.VM) bool {
 
 // canRun reports whether the node is one whose machine is worth a look.
 func (h *host) canRun() bool {
-	return h.node.Spec.Role != api.RoleWitness && h.node.Status.Phase == api.NodeReady && h.node.Status.Fencing == ""
+	return h.node.Spec.Role != api.RoleWitness && h.node.Status.Phase == api.NodeReady && h.node.Status.Fencing == "" && h.node.Status.CutOff == nil
 }
 
 // reverting reports whether a stopped VM is being reverted to a snapshot: it may
@@ -282,6 +282,8 @@ func (h *host) unfit(r Request, needs []need) (why []string) {
 		return append(why, "is a witness and runs no VMs")
 	case n.Status.Fencing != "":
 		return append(why, "is silent and is being switched off")
+	case n.Status.CutOff != nil:
+		return append(why, "is cut off from the network")
 	case n.Status.Phase != api.NodeReady:
 		phase := string(n.Status.Phase)
 		if phase == "" {

@@ -93,14 +93,14 @@ func TestThePromiseIsASetting(t *testing.T) {
 	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "prod"), Spec: api.ClusterSpec{CACert: "PEM", Life: 1, FeatureLevel: 2}}
 	f.txn(func(_ *configdb.View, tx *configdb.Txn) error { return configdb.Clusters.Create(tx, &c) })
 	s := want[api.ClusterSettings](t, f.do(call{method: "GET", path: "cluster/settings"}), http.StatusOK)
-	if s.HA != (api.HASettings{Failures: 1, Admission: api.AdmissionWarn}) {
+	if s.HA != (api.HASettings{Failures: 1, Admission: api.AdmissionWarn, StorageHeartbeat: api.HeartbeatOn}) {
 		t.Errorf("before it is set: %+v", s.HA)
 	}
-	s = want[api.ClusterSettings](t, f.patch("cluster/settings", map[string]any{"ha": map[string]any{"failures": 2, "admission": "refuse"}}), http.StatusOK)
-	if s.HA != (api.HASettings{Failures: 2, Admission: api.AdmissionRefuse}) {
+	s = want[api.ClusterSettings](t, f.patch("cluster/settings", map[string]any{"ha": map[string]any{"failures": 2, "admission": "refuse", "storageHeartbeat": "off"}}), http.StatusOK)
+	if s.HA != (api.HASettings{Failures: 2, Admission: api.AdmissionRefuse, StorageHeartbeat: api.HeartbeatOff}) {
 		t.Errorf("set: %+v", s.HA)
 	}
-	for field, ha := range map[string]map[string]any{"ha.failures": {"failures": 5}, "ha.admission": {"admission": "maybe"}} {
+	for field, ha := range map[string]map[string]any{"ha.failures": {"failures": 5}, "ha.admission": {"admission": "maybe"}, "ha.storageHeartbeat": {"storageHeartbeat": "perhaps"}} {
 		wantProblem(t, f.do(call{method: "PATCH", path: "cluster/settings", body: map[string]any{"ha": ha}}), http.StatusUnprocessableEntity, api.CodeInvalid, field)
 	}
 }

@@ -35,6 +35,7 @@ const (
 type localPool struct {
 	id, name, what, path string
 	check, work          *lane
+	notes                *noteBox // nil for types that have none
 
 	// Under the lock of the service: made anew when the pool's definition changes.
 	driver   driver
@@ -100,6 +101,7 @@ func (s *Service) reconcilePool(ctx context.Context, id string) (reconcile.Resul
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	lp.notes.saw(got.ready, lp.root) // whether that can be written or not
 	// Before the write, so that who sees the pool ready finds it usable.
 	changed := lp.setUsable(got.ready)
 	if err := s.writePoolState(ctx, v, pool, got); err != nil {
@@ -189,6 +191,7 @@ func (s *Service) forgetPool(ctx context.Context, v *configdb.View, id string) e
 	delete(s.pools, id)
 	s.mu.Unlock()
 	if lp != nil {
+		lp.notes.close()
 		if err := s.driverIn(lp).leave(ctx); err != nil {
 			s.log.Warn("pool was deleted but its marker stays", "pool", lp.name, "path", lp.path, "err", err)
 		}

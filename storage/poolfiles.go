@@ -215,12 +215,12 @@ func leavePool(root, poolID, nodeID string) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{removeLeftovers(root, nodeID)}
+	errs := []error{removeLeftovers(root, nodeID), remove(filepath.Join(root, notesFolder, nodeID))}
 	for _, n := range append(names, filepath.Join(root, markerName)) {
 		errs = append(errs, remove(n))
 	}
 	// Empty folders go too; others hold data and stay.
-	for _, f := range poolFolders {
+	for _, f := range append([]string{notesFolder}, poolFolders...) {
 		_ = os.Remove(filepath.Join(root, f))
 	}
 	return errors.Join(errs...)

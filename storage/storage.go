@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -59,6 +60,9 @@ type Config struct {
 	// OpenKey opens a key that is sealed for a label; nil: there are no pools of type
 	// rbd.
 	OpenKey func(label string, sealed []byte) ([]byte, error)
+	// NoteKey proves that a note in a pool is of a node of this cluster; every node has
+	// the same. Without one there are no notes.
+	NoteKey []byte
 	Log     *slog.Logger
 	// Now is the clock for conditions and graces, time.Now when nil.
 	Now func() time.Time
@@ -74,6 +78,8 @@ type Service struct {
 	images  *reconcile.Loop
 	volumes *reconcile.Loop
 	sweeps  *reconcile.Loop // of what moves left
+
+	noteSeq atomic.Uint64 // of the last note that was written
 
 	moves sync.Mutex // who makes or removes files of volumes that move, see moving.go
 
@@ -144,6 +150,7 @@ func (s *Service) Run(ctx context.Context) error {
 		},
 	})
 	loops := []*reconcile.Loop{pools, s.images, s.volumes, s.sweeps, s.movesLoop()}
+	defer s.closeNotes()
 	group, ctx := contain.NewGroup(ctx)
 	errs := make([]error, len(loops))
 	for i, l := range loops {
@@ -301,6 +308,7 @@ func (s *Service) local(pool api.Pool) *localPool {
 			id: pool.Meta.ID, name: pool.Meta.Name, what: what, path: path,
 			check: newLane(what, 1), work: newLane(what, maxWorkCalls),
 		}
+		lp.notes = s.notesOf(&pool, lp)
 		s.pools[pool.Meta.ID] = lp
 	}
 	if lp.driver == nil || pool.Meta.Revision > lp.revision {

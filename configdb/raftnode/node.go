@@ -88,6 +88,8 @@ type Node struct {
 	space     chan struct{} // the disk became full, or is no longer
 	wg        sync.WaitGroup
 	fsm       *adapter
+	// leaderSeen is when a leader was known last, in Unix nanoseconds.
+	leaderSeen atomic.Int64
 }
 
 // Open starts a node on its directory. With an empty directory it waits to be

@@ -270,12 +270,13 @@ func lossText(l *api.HALoss) string {
 
 func (a *app) haSet() *cobra.Command {
 	var failures int
-	var admission string
+	var admission, heartbeat string
 	cmd := &cobra.Command{
 		Use: "set", Short: "Say how many failures of nodes must be survived", Args: args(),
 		Long: `Sets how many nodes may die together so that every protected VM still restarts, and
 what becomes of a start that would break that: it is let through (off), let through
-with a warning (warn), or refused (refuse).`,
+with a warning (warn), or refused (refuse). The storage heartbeat (on or off) keeps the
+leases of nodes through pools that all nodes see while the network fails.`,
 		Example: "  muster ha set --failures 2 --admission refuse\n  muster ha set --admission off",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p := map[string]any{}
@@ -283,8 +284,9 @@ with a warning (warn), or refused (refuse).`,
 				p["failures"] = failures
 			}
 			set(p, "admission", admission)
+			set(p, "storageHeartbeat", heartbeat)
 			if len(p) == 0 {
-				return usagef("ha set: nothing to change; give --failures or --admission")
+				return usagef("ha set: nothing to change; give --failures, --admission or --storage-heartbeat")
 			}
 			c, err := a.connect()
 			if err != nil {
@@ -297,11 +299,12 @@ with a warning (warn), or refused (refuse).`,
 			if a.structured() {
 				return a.printValue(s.HA)
 			}
-			a.say("failures to survive: %d; admission: %s", s.HA.Failures, s.HA.Admission)
+			a.say("failures to survive: %d; admission: %s; storage heartbeat: %s", s.HA.Failures, s.HA.Admission, s.HA.StorageHeartbeat)
 			return nil
 		},
 	}
 	cmd.Flags().IntVar(&failures, "failures", 0, fmt.Sprintf("nodes that may die together, 1 to %d (1 in a new cluster)", api.MaxHAFailures))
 	cmd.Flags().StringVar(&admission, "admission", "", "a start that would break it: off, warn or refuse (warn in a new cluster)")
+	cmd.Flags().StringVar(&heartbeat, "storage-heartbeat", "", "keep leases by notes in pools when the network fails: on or off (on in a new cluster)")
 	return cmd
 }

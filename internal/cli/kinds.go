@@ -335,6 +335,13 @@ func nodeShow(s *sections, o *api.Node, now time.Time) {
 		s.field("Maintenance", "on: takes no new VMs")
 	}
 	s.field("Message", st.Message)
+	if c := st.CutOff; c != nil {
+		where := "and hears some of the other nodes"
+		if c.Isolated {
+			where = "and hears no other node"
+		}
+		s.field("Network", fmt.Sprintf("cut off since %s, %s; its lease goes on by notes in pools", moment(c.Since, now), where))
+	}
 	if st.LostAt != nil {
 		s.field("Last lost", moment(*st.LostAt, now))
 	}

@@ -40,6 +40,7 @@ const (
 	notUp      = "not_up"
 	daemonDied = "daemon_died"
 	notProved  = "not_proved"
+	netEnded   = "ended_by_the_network"
 	harness    = "fault_not_made"
 )
 
@@ -64,13 +65,14 @@ type campaign struct {
 	// Only the campaign's own goroutine uses these. hurried: the last episode was
 	// rushed.
 	hurried bool
+	notes   bool // the storage heartbeat is on
 	disks   disks
 	proved  map[string]bool
 	moves   []api.Phases
 }
 
 func newCampaign(cfg config) *campaign {
-	return &campaign{config: cfg, began: time.Now(), faults: map[string]int{}, outlived: map[string]bool{}, back: map[string][]time.Duration{}, proved: map[string]bool{}}
+	return &campaign{config: cfg, began: time.Now(), faults: map[string]int{}, outlived: map[string]bool{}, back: map[string][]time.Duration{}, notes: true, proved: map[string]bool{}}
 }
 
 func (c *campaign) now() time.Duration { return time.Since(c.began) }
@@ -198,6 +200,11 @@ func (c *campaign) episode(ctx context.Context, e episode) bool {
 	if !lab.Wait(ctx, e.calm) {
 		return true
 	}
+	if err := c.setNotes(e.notes); err != nil {
+		c.violate(harness, "storage heartbeat: %v", err)
+		return false
+	}
+	boots := c.bootsOf()
 	began, from := time.Now(), c.now()
 	var on []*active
 	what := ""
@@ -243,6 +250,9 @@ func (c *campaign) episode(ctx context.Context, e episode) bool {
 		c.violate(notUp, "after %s: %v", what, err)
 		return false
 	}
+	if now := c.bootsOf(); e.networkAlone() && !c.hurried && now != boots {
+		c.violate(netEnded, "%s: the guests had booted %d times before, %d times after", what, boots, now)
+	}
 	if err := lab.Eventually(ctx, bound, c.prove); err != nil && ctx.Err() == nil {
 		c.violate(notProved, "the evidence cannot be read: %v", err)
 		return false
@@ -256,6 +266,34 @@ func (c *campaign) episode(ctx context.Context, e episode) bool {
 	c.hurried = false
 	c.say("  over after %.1f s; every VM counts %.1f s after that, %.1f s after the first fault", e.hold.Seconds(), (c.now() - healed).Seconds(), (c.now() - from).Seconds())
 	return true
+}
+
+// setNotes switches the storage heartbeat, once all is calm.
+func (c *campaign) setNotes(on bool) error {
+	if c.hurried || on == c.notes {
+		return nil
+	}
+	how := "off"
+	if on {
+		how = "on"
+	}
+	err := lab.Eventually(context.Background(), bound, func(context.Context) error {
+		_, err := c.Muster(0, "--data-dir", c.Hosts.Data(0), "ha", "set", "--storage-heartbeat", how)
+		return err
+	})
+	if err == nil {
+		c.notes = on
+		c.say("the storage heartbeat is %s", how)
+	}
+	return err
+}
+
+// bootsOf is how often the guests have booted, in all.
+func (c *campaign) bootsOf() (n int) {
+	for _, g := range c.guests {
+		n += g.newest().boot
+	}
+	return n
 }
 
 // lastBack is when the last VM began to count again after its longest pause, of

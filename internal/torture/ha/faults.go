@@ -84,6 +84,8 @@ func (c *campaign) inject(a *active) (err error) {
 		return nil
 	case isolate, deaf, mute:
 		return c.cut(a.node, a.kind != mute, a.kind != deaf, true)
+	case deadSwitch:
+		return c.cutAll(true)
 	case noStorage:
 		c.Hosts.NoStorage[a.node] = true
 		return c.Hosts.ApplyDrops()
@@ -111,6 +113,8 @@ func (c *campaign) heal(a *active) error {
 		return c.cut(a.node, true, true, false)
 	case isolate, deaf, mute:
 		return c.cut(a.node, a.kind != mute, a.kind != deaf, false)
+	case deadSwitch:
+		return c.cutAll(false)
 	case noStorage:
 		c.Hosts.NoStorage[a.node] = false
 		return c.Hosts.ApplyDrops()
@@ -126,6 +130,16 @@ func (c *campaign) cut(node int, in, out, lost bool) error {
 		}
 		if o != node && out {
 			c.Hosts.Drop[node][o] = lost
+		}
+	}
+	return c.Hosts.ApplyDrops()
+}
+
+// cutAll loses, or no longer loses, all that the hosts send each other.
+func (c *campaign) cutAll(lost bool) error {
+	for i := range c.nodes {
+		for o := range c.nodes {
+			c.Hosts.Drop[i][o] = lost && i != o
 		}
 	}
 	return c.Hosts.ApplyDrops()

@@ -30,11 +30,12 @@ const (
 	flap       kind = "flap"      // isolated for a second, connected for a second
 	fullDisk   kind = "full_disk" // the node's own
 	twoHosts   kind = "two_power_cuts"
-	noStorage  kind = "no_storage" // the host does not hear the Ceph cluster
+	deadSwitch kind = "dead_switch" // no host hears another
+	noStorage  kind = "no_storage"  // the host does not hear the Ceph cluster
 )
 
 var kinds = []kind{
-	powerCut, isolate, killDaemon, killGuard, killQEMU, stopDaemon, stopGuard, stopQEMU, stopAll, deaf, mute, flap, fullDisk, twoHosts,
+	powerCut, isolate, killDaemon, killGuard, killQEMU, stopDaemon, stopGuard, stopQEMU, stopAll, deaf, mute, flap, deadSwitch, fullDisk, twoHosts,
 }
 
 // target is whom a fault meets.
@@ -64,6 +65,14 @@ type episode struct {
 	faults     []fault
 	// rushed: the next one begins before the VMs are up again.
 	rushed bool
+	// notes: the storage heartbeat is on.
+	notes bool
+}
+
+// networkAlone reports that only the network fails, for good until the end: with the
+// storage heartbeat no guest ends for it.
+func (e *episode) networkAlone() bool {
+	return e.notes && len(e.faults) == 1 && (e.faults[0].kind == isolate || e.faults[0].kind == deadSwitch)
 }
 
 func (e episode) String() string {
@@ -74,6 +83,9 @@ func (e episode) String() string {
 			s += fmt.Sprintf(" %.1f s later", f.delay.Seconds())
 		}
 		parts = append(parts, s)
+	}
+	if !e.notes {
+		parts = append(parts, "no notes")
 	}
 	if e.rushed {
 		parts = append(parts, "rushed")
@@ -125,7 +137,8 @@ const restEvery = 5
 
 // fill makes a round: each kind once for the owner or leader, then pairs. In the
 // first round the VMs are up again before the next episode; later rounds are
-// rushed, so that faults meet recoveries and returns that are under way.
+// rushed, so that faults meet recoveries and returns that are under way. In every second
+// round the storage heartbeat is off, so that hosts that are cut off are lost.
 func (s *schedule) fill() {
 	for _, i := range s.rng.Perm(len(s.kinds)) {
 		k := s.kinds[i]
@@ -146,6 +159,7 @@ func (s *schedule) fill() {
 		s.queue = append(s.queue, e)
 	}
 	for i := range s.queue {
+		s.queue[i].notes = s.rounds%2 == 0
 		s.queue[i].rushed = s.rounds > 0 && i%restEvery != restEvery-1 && i != len(s.queue)-1
 	}
 	s.rounds++

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package raftnode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Abstention is what a voter says of itself while nobody leads.
+type Abstention struct {
+	// Term that it is in; it acknowledges nothing of an earlier one, ever.
+	Term uint64
+	// Voted is that it has given a vote in that term.
+	Voted bool
+	// Voters by the newest membership in its log, sorted.
+	Voters []string
+}
+
+// errHasLeader refuses to leave a term in which there is a leader.
+var errHasLeader = errors.New("this node knows a leader")
+
+// noAddress is an address that no server has, so that Raft does not take the request
+// for one of the leader's own.
+const noAddress = "-"
+
+// lastVoteTerm is where Raft keeps the term of the last vote.
+var lastVoteTerm = []byte("LastVoteTerm")
+
+// Abstain makes sure that this node is at least in a term, unless it knows a leader.
+// It does so as any voter does who hears of a higher term: by a request for a vote, of
+// a candidate with an empty log, to whom Raft grants none.
+func (n *Node) Abstain(ctx context.Context, term uint64) (Abstention, error) {
+	if _, last, ok := n.last(); !ok || last == 0 {
+		return Abstention{}, errors.New("this node has no log yet")
+	}
+	if _, _, known := n.Leader(); known {
+		return Abstention{}, errHasLeader
+	}
+	if n.raft.CurrentTerm() < term {
+		h := n.header()
+		h.Addr = []byte(noAddress)
+		answer := make(chan raft.RPCResponse, 1)
+		rpc := raft.RPC{RespChan: answer, Command: &raft.RequestVoteRequest{RPCHeader: h, Term: term}}
+		if s := n.suspicion.Load(); s != nil {
+			if id := n.someVoter(); id != nil {
+				rpc.Command.(*raft.RequestVoteRequest).ID = id
+			}
+			select {
+			case s.ask <- rpc:
+			case <-ctx.Done():
+				return Abstention{}, context.Cause(ctx)
+			case <-n.closing:
+				return Abstention{}, raft.ErrRaftShutdown
+			}
+		}
+		select {
+		case <-answer:
+		case <-ctx.Done():
+			return Abstention{}, context.Cause(ctx)
+		case <-n.closing:
+			return Abstention{}, raft.ErrRaftShutdown
+		}
+	}
+	return n.abstention(term)
+}
+
+// abstention reads term, vote and membership so that what it says of the vote is true
+// of the term: of two reads of the term the vote lies between.
+func (n *Node) abstention(least uint64) (Abstention, error) {
+	f := n.raft.GetConfiguration()
+	if err := f.Error(); err != nil {
+		return Abstention{}, fmt.Errorf("read membership: %w", err)
+	}
+	a := Abstention{Term: n.raft.CurrentTerm()}
+	voted, err := n.disk.GetUint64(lastVoteTerm)
+	if err != nil && err.Error() != "not found" { // as Raft asks it
+		return Abstention{}, fmt.Errorf("read the last vote: %w", err)
+	}
+	if a.Voted = voted >= a.Term; n.raft.CurrentTerm() != a.Term || a.Term < least {
+		return Abstention{}, errHasLeader // an election goes on
+	}
+	for _, s := range f.Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			a.Voters = append(a.Voters, string(s.ID))
+		}
+	}
+	slices.Sort(a.Voters)
+	return a, nil
+}
+
+// Leaderless returns for how long this node has known no leader; 0 while it knows one.
+func (n *Node) Leaderless() time.Duration {
+	if _, _, known := n.Leader(); known {
+		n.leaderSeen.Store(time.Now().UnixNano())
+		return 0
+	}
+	return time.Since(time.Unix(0, n.leaderSeen.Load()))
+}

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package ha
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/contain"
+)
+
+// Times of the storage heartbeat; see DESIGN.md.
+const (
+	// beatEvery is how often this node looks whether there is something to say, and
+	// stampEvery how often it writes when there is nothing.
+	beatEvery  = 500 * time.Millisecond
+	stampEvery = 2 * time.Second
+	// cutAfter is the silence of the network after which notes are asked and read.
+	cutAfter = 3 * RenewEvery / 2
+	// askAgain is how long a question stands; patience how long the leader alone is
+	// asked, and leaderlessAfter how long a voter has missed the leader before it
+	// leaves its term.
+	askAgain        = 2 * time.Second
+	patience        = 3 * time.Second
+	leaderlessAfter = 2 * time.Second
+	// answersStand is how long an answer stays in the note.
+	answersStand = 3 * askAgain
+	// noteLimit bounds one access to a pool, and the answer to one question; notesAtOnce
+	// are read at a time.
+	noteLimit   = 2 * time.Second
+	notesAtOnce = 8
+	// questionsKept are those whose answers still count.
+	questionsKept = 4
+)
+
+// HeartbeatConfig describes a heartbeat.
+type HeartbeatConfig struct {
+	NodeID, Boot string
+	Life         uint64
+	Notes        Notes
+	Keeper       *Keeper
+	Service      *Service
+	Electorate   Electorate
+	DB           interface{ Local() *configdb.View }
+	// Sees returns how many other nodes are heard over the network.
+	Sees func() int
+	// Random returns a random text that nobody can guess.
+	Random func() string
+	Log    *slog.Logger
+	Now    func() time.Duration // nil: BootTime
+}
+
+// Heartbeat keeps this node's note in pools, asks by it for the lease when the network
+// does not answer, and answers what others ask.
+type Heartbeat struct {
+	c HeartbeatConfig
+
+	number  uint64
+	written time.Duration // when; 0: never
+	last    note          // what was written
+	asked   []asked       // the newest last
+	granted time.Duration // the newest question that was answered by a leader's note
+	highest configdb.Abstention
+	given   []given
+	byNotes bool // the lease lives by notes
+
+	mu    sync.Mutex
+	sight map[string]sight
+}
+
+// asked is a question of this node.
+type asked struct {
+	question
+	sent time.Duration
+	left map[string]abstention // by voter
+	done bool
+}
+
+// given is an answer that this node gave.
+type given struct {
+	answer
+	at time.Duration
+}
+
+// sight is what was seen last of a node in the pools.
+type sight struct {
+	note    note
+	changed time.Duration // 0: it has not changed since it was first read
+}
+
+// NewHeartbeat returns one that has not begun.
+func NewHeartbeat(c HeartbeatConfig) *Heartbeat {
+	if c.Now == nil {
+		c.Now = BootTime
+	}
+	h := &Heartbeat{c: c, sight: map[string]sight{}}
+	c.Service.seen = h.seen
+	return h
+}
+
+// Run goes on until the context ends.
+func (h *Heartbeat) Run(ctx context.Context) error {
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	for {
+		h.beat(ctx)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// beat looks once. Of the times that a lease may count from, none is read after the
+// question was written.
+func (h *Heartbeat) beat(ctx context.Context) {
+	pools := h.c.Notes.Pools()
+	if len(pools) == 0 || Settings(h.c.DB.Local()).StorageHeartbeat == api.HeartbeatOff {
+		return
+	}
+	h.ask(ctx)
+	h.write(ctx, pools)
+	for _, n := range h.read(ctx, pools, h.whom()) {
+		h.accept(ctx, n)
+		h.answer(ctx, n)
+	}
+	h.write(ctx, pools)
+}
+
+// whom returns the nodes whose notes matter now.
+func (h *Heartbeat) whom() (ids []string) {
+	if h.cut() {
+		ids = append(ids, h.c.Electorate.Voters()...)
+	}
+	l, leads := h.c.Service.grant.leader.Leadership()
+	if leads || h.c.Electorate.Leaderless() > leaderlessAfter {
+		nodes, _ := configdb.Nodes.List(h.c.DB.Local()) // one that cannot be read is not answered
+		for i := range nodes {
+			id := nodes[i].Meta.ID
+			if quiet, _ := h.c.Service.grant.offWire(l.Term, id); nodes[i].Status.Phase == api.NodeReady && (!leads || quiet > cutAfter) {
+				ids = append(ids, id)
+			}
+		}
+	}
+	slices.Sort(ids)
+	ids = slices.Compact(ids)
+	return slices.DeleteFunc(ids, func(id string) bool { return id == h.c.NodeID })
+}
+
+// read returns the newest note of each of these nodes.
+func (h *Heartbeat) read(ctx context.Context, pools, ids []string) (out []*note) {
+	type found struct {
+		id string
+		n  *note
+	}
+	notes := make(chan found, len(pools)*len(ids))
+	turns := make(chan struct{}, notesAtOnce)
+	group, ctx := contain.NewGroup(ctx)
+	for _, id := range ids {
+		for _, pool := range pools {
+			group.Go(func() {
+				turns <- struct{}{}
+				defer func() { <-turns }()
+				rctx, cancel := context.WithTimeout(ctx, noteLimit)
+				defer cancel()
+				var n *note
+				if b, err := h.c.Notes.Read(rctx, pool, id); err == nil && b != nil {
+					n, err = readNote(b, h.c.Life, id)
+					if err != nil {
+						h.c.Log.Debug("a note is not read", "pool", pool, "err", err)
+					}
+				}
+				notes <- found{id, n}
+			})
+		}
+	}
+	newest := map[string]*note{}
+	for range cap(notes) {
+		f := <-notes
+		if o := newest[f.id]; f.n != nil && (o == nil || o.Number < f.n.Number) {
+			newest[f.id] = f.n
+		}
+	}
+	_ = group.Stop()
+	for _, id := range ids {
+		if n := newest[id]; n != nil {
+			h.see(n)
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// see notes when a node's note changed.
+func (h *Heartbeat) see(n *note) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	old, known := h.sight[n.Node]
+	now := sight{note: *n, changed: old.changed}
+	if known && (old.note.Boot != n.Boot || old.note.Number != n.Number) {
+		now.changed = h.c.Now()
+	}
+	h.sight[n.Node] = now
+}
+
+// seen returns how many others a node hears, by its notes, and how long ago these
+// changed last: very long, if they have not since they were first read.
+func (h *Heartbeat) seen(nodeID string) (sees int, ago time.Duration, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s, ok := h.sight[nodeID]
+	return s.note.Sees, h.c.Now() - s.changed, ok
+}
+
+// cut reports whether this node holds a lease that the network does not renew.
+func (h *Heartbeat) cut() bool {
+	since, held := h.c.Keeper.unanswered()
+	return held && since > cutAfter
+}
+
+// write puts the note into the pools, if it changed or it is time.
+func (h *Heartbeat) write(ctx context.Context, pools []string) {
+	now := h.c.Now()
+	n := note{Life: h.c.Life, Node: h.c.NodeID, Boot: h.c.Boot, Sees: h.c.Sees()}
+	if len(h.asked) > 0 && !h.asked[len(h.asked)-1].done {
+		q := h.asked[len(h.asked)-1].question
+		n.Asks = &q
+	}
+	h.given = slices.DeleteFunc(h.given, func(g given) bool { return now-g.at > answersStand })
+	h.given = h.given[max(0, len(h.given)-maxAnswers):]
+	for _, g := range h.given {
+		n.Answers = append(n.Answers, g.answer)
+	}
+	every := stampEvery
+	if n.Asks != nil {
+		every = beatEvery
+	}
+	n.Number = h.last.Number
+	if h.written != 0 && now-h.written < every && reflect.DeepEqual(n, h.last) {
+		return
+	}
+	h.number++
+	n.Number = h.number
+	b, err := json.Marshal(n)
+	if err != nil {
+		h.c.Log.Error("a note cannot be written", "err", err)
+		return
+	}
+	h.last, h.written = n, now
+	group, ctx := contain.NewGroup(ctx)
+	done := make(chan struct{}, len(pools))
+	for _, pool := range pools {
+		group.Go(func() {
+			defer func() { done <- struct{}{} }()
+			wctx, cancel := context.WithTimeout(ctx, noteLimit)
+			defer cancel()
+			if err := h.c.Notes.Write(wctx, pool, b); err != nil && ctx.Err() == nil {
+				h.c.Log.Debug("a note is not written", "pool", pool, "err", err)
+			}
+		})
+	}
+	for range pools {
+		<-done
+	}
+	_ = group.Stop()
+}

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package ha
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// board is a pool whose notes are there at once, for all.
+type board map[string][]byte
+
+func (b board) Pools() []string { return []string{"pool"} }
+
+func (b board) Read(_ context.Context, _, nodeID string) ([]byte, error) { return b[nodeID], nil }
+
+// slot is a node's own place on the board.
+type slot struct {
+	board
+	h *simHeart
+}
+
+func (s slot) Write(_ context.Context, _ string, note []byte) error {
+	s.board[s.h.n.id] = note
+	return nil
+}
+
+func (s slot) Read(ctx context.Context, pool, nodeID string) ([]byte, error) {
+	b, _ := s.board.Read(ctx, pool, nodeID)
+	return s.h.bend(b)
+}
+
+// heartbeats is a world without chance, in which each node renews its lease over the
+// network every second, if that is there, and looks at the notes twice a second.
+func heartbeats(t *testing.T) *world {
+	w := chaosFree(t)
+	w.notes = &simNotes{}
+	b := board{}
+	for _, n := range w.nodes {
+		n.rate = 1
+		n.heart = &simHeart{n: n, term: 1, voted: 1}
+		n.newHeart()
+		n.heart.c.Notes = slot{b, n.heart}
+	}
+	return w
+}
+
+// beats lets that go on, and looks after each half second.
+func (w *world) beats(d time.Duration, look func()) {
+	w.t.Helper()
+	ctx := context.Background()
+	for end := w.now + d; w.now < end; {
+		w.now += beatEvery
+		lead := w.nodes[max(0, w.lead)]
+		for _, n := range w.nodes {
+			n.enforce()
+			if n.frozen > w.now {
+				continue
+			}
+			if !n.cutOff && w.followed() && !lead.cutOff {
+				n.heart.heard, n.heart.term, n.view = w.now, w.term, w.mem.Local()
+			}
+			if sent := n.clock(); !n.cutOff && !lead.cutOff && w.now%RenewEvery == 0 {
+				lead.svc.grant.onWire(n.id)
+				if a, err := lead.svc.grant.renew(ctx, n.id); err == nil {
+					must(w.t, n.keeper.extend(ctx, sent+LeaseDuration, a))
+					n.keeper.asked = sent
+				}
+			}
+			n.heart.beat(ctx)
+		}
+		if lead.frozen <= w.now {
+			lead.detect(impatient{ctx}, w.term)
+			lead.svc.noteCutOff(ctx, w.term)
+		}
+		look()
+	}
+}
+
+func (n *simNode) holds() bool {
+	_, _, ok := n.keeper.Current()
+	return ok && !n.lapsed
+}
+
+func (w *world) node(i int) api.Node {
+	n, err := configdb.Nodes.Get(w.mem.Local(), w.nodes[i].id)
+	must(w.t, err)
+	return n
+}
+
+func nothing() {}
+
+func TestANodeThatIsCutOffKeepsItsLeaseByTheLeadersNotes(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	w.nodes[3].cutOff = true
+	w.beats(time.Minute, func() {
+		if !w.nodes[3].holds() || w.phase(3) != api.NodeReady {
+			t.Fatalf("at %v: lease %v, %s", w.now, w.nodes[3].holds(), w.phase(3))
+		}
+	})
+	c := w.node(3).Status.CutOff
+	if c == nil || !c.Isolated {
+		t.Fatalf("it is not said to be cut off: %+v", w.node(3).Status)
+	}
+	if why := w.nodes[0].svc.silent()[w.nodes[3].id]; !strings.Contains(why, "through a pool") {
+		t.Errorf("it may be given VMs: %q", why)
+	}
+	for _, n := range w.nodes {
+		if n.heart.term != 1 {
+			t.Errorf("node %d left its term", n.i)
+		}
+	}
+	w.nodes[3].cutOff = false
+	w.beats(5*time.Second, nothing)
+	if c := w.node(3).Status.CutOff; c != nil || !w.nodes[3].holds() {
+		t.Errorf("it is back: %+v", c)
+	}
+}
+
+func TestAllNodesKeepTheirLeasesWhileTheSwitchIsDead(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	w.switchFails(true)
+	session := w.nodes[1].session
+	w.beats(time.Minute, func() {
+		for _, n := range w.nodes {
+			if !n.holds() {
+				t.Fatalf("at %v node %d holds no lease", w.now, n.i)
+			}
+		}
+	})
+	left := 0
+	for _, n := range w.nodes {
+		if n.heart.term > 1 {
+			left++
+		}
+	}
+	if left < 3 {
+		t.Errorf("%d of 5 voters left the old leader's term", left)
+	}
+	w.switchFails(false)
+	if w.followed() {
+		t.Error("the old leader is still followed")
+	}
+	w.elect()
+	for _, n := range w.nodes {
+		n.cutOff = false
+	}
+	w.beats(20*time.Second, nothing)
+	for _, n := range w.nodes {
+		if !n.holds() || n.session != session || w.phase(n.i) != api.NodeReady {
+			t.Errorf("node %d: lease %v, session %d, %s", n.i, n.holds(), n.session, w.phase(n.i))
+		}
+	}
+}
+
+// What a dead node asked last stays in the pool: it is no sign of life.
+func TestTheLastQuestionOfADeadNodeDelaysNothing(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	w.nodes[3].cutOff = true
+	w.beats(20*time.Second, nothing)
+	if w.nodes[3].heart.last.Asks == nil {
+		t.Fatal("it asks nothing")
+	}
+	w.nodes[3].frozen = time.Hour
+	died := w.now
+	w.beats(LostAfter+3*time.Second, nothing)
+	n := w.node(3)
+	if n.Status.Phase != api.NodeLost || n.Status.CutOff != nil || !strings.Contains(n.Status.Message, "writes nothing to the pools any more") {
+		t.Errorf("%v after its death: %s, %q", w.now-died, n.Status.Phase, n.Status.Message)
+	}
+}
+
+func TestWithoutTheStorageHeartbeatTheLeaseEnds(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	tx := &configdb.Txn{}
+	c := api.Cluster{Meta: api.NewMeta(api.KindCluster, "", "c")}
+	c.Spec.HA.StorageHeartbeat = api.HeartbeatOff
+	must(t, configdb.Clusters.Create(tx, &c))
+	_, err := w.mem.Txn(t.Context(), tx)
+	must(t, err)
+	w.beats(3*time.Second, nothing)
+	w.nodes[3].cutOff = true
+	w.beats(LostAfter+3*time.Second, nothing)
+	if w.nodes[3].holds() || w.phase(3) != api.NodeLost {
+		t.Errorf("lease %v, %s", w.nodes[3].holds(), w.phase(3))
+	}
+}
+
+func TestNobodyLeads(t *testing.T) {
+	three, other := []string{"a", "b", "c"}, []string{"a", "b", "d"}
+	for what, c := range map[string]struct {
+		left map[string]abstention
+		want bool
+	}{
+		"nobody says so":                   {nil, false},
+		"one of three":                     {map[string]abstention{"a": {7, false, three}}, false},
+		"two of three":                     {map[string]abstention{"a": {7, false, three}, "b": {7, false, three}}, true},
+		"one of them has voted":            {map[string]abstention{"a": {7, false, three}, "b": {7, true, three}}, false},
+		"in two terms":                     {map[string]abstention{"a": {7, false, three}, "b": {8, false, three}}, false},
+		"two lists of voters":              {map[string]abstention{"a": {7, false, three}, "b": {7, false, other}}, false},
+		"one of them does not vote":        {map[string]abstention{"a": {7, false, three}, "x": {7, false, three}}, false},
+		"a third one that has voted":       {map[string]abstention{"a": {7, false, three}, "b": {7, false, three}, "c": {7, true, three}}, true},
+		"two of four are no majority":      {map[string]abstention{"a": {7, false, append(three, "d")}, "b": {7, false, append(three, "d")}}, false},
+		"the only voter":                   {map[string]abstention{"a": {7, false, []string{"a"}}}, true},
+		"nobody votes, by an empty answer": {map[string]abstention{"a": {7, false, nil}}, false},
+	} {
+		if got := nobodyLeads(c.left); got != c.want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+}
+
+func TestNotesOfAnotherLifeOrNodeAreNotRead(t *testing.T) {
+	for _, text := range []string{``, `{`, `{"life":2,"node":"a"}`, `{"life":1,"node":"b"}`} {
+		if n, err := readNote([]byte(text), 1, "a"); err == nil {
+			t.Errorf("%q: %+v", text, n)
+		}
+	}
+	if _, err := readNote([]byte(`{"life":1,"node":"a","later":true}`), 1, "a"); err != nil {
+		t.Error(err)
+	}
+}
+
+// lostWithLease reports whether a node that is lost holds a lease.
+func (w *world) lostWithLease() bool {
+	for _, n := range w.nodes {
+		if w.phase(n.i) == api.NodeLost && n.holds() {
+			return true
+		}
+	}
+	return false
+}
+
+// elected makes node i a leader of a term, by the votes of these.
+func (w *world) elected(i int, term uint64, voters ...int) {
+	for _, v := range voters {
+		w.nodes[v].heart.term, w.nodes[v].heart.voted = term, term
+	}
+	l := w.nodes[i]
+	w.lead, w.term = i, term
+	l.leads, l.believes, l.view = true, configdb.Leadership{Term: term}, w.mem.Local()
+	l.svc.grant.begin(term)
+	w.nodes[0].leads = i == 0
+}
+
+// Two rules that chance rarely needs, each in a world in which it is needed: with it no
+// node is lost while it holds a lease, without it one is. The switch is dead; node 4 was
+// elected, but only its voters know; and they hear it again, which hears no notes, when
+// node 0 is about to be lost to it.
+func TestRareRulesOfTheStorageHeartbeatAreNeeded(t *testing.T) {
+	for _, off := range []rule{whoHasVotedDoesNotCount, oneTerm} {
+		for _, r := range []rule{everyRule, off} {
+			w := heartbeats(t)
+			w.beats(20*time.Second, nothing)
+			w.off = r
+			w.switchFails(true)
+			back := []int{4, 3, 2}
+			if off == whoHasVotedDoesNotCount { // all had left their terms for this one before
+				for _, n := range w.nodes {
+					n.heart.term = 2
+					n.heart.note(configdb.Abstention{Term: 2})
+				}
+				w.elected(4, 2, 2, 3, 4)
+			} else { // the others are in terms below and above the leader's, and only node 0 asks
+				w.elected(4, 6, 2, 3, 4)
+				w.nodes[0].heart.term, w.nodes[1].heart.term, w.nodes[2].heart.term = 4, 4, 7
+				for _, n := range w.nodes[1:] {
+					n.keeper.session = 0
+				}
+				back = []int{4, 3, 1}
+			}
+			w.nodes[4].heart.c.Notes = slot{board{}, w.nodes[4].heart}
+			broken := false
+			look := func() {
+				if n := w.nodes[0]; off == oneTerm && n.heart.byNotes {
+					n.heart.c.Notes = slot{board{}, n.heart} // it asks nobody any more
+				}
+				broken = broken || w.lostWithLease()
+			}
+			w.beats(LostAfter-time.Second, look)
+			for _, i := range back {
+				w.nodes[i].cutOff = false
+			}
+			w.beats(4*time.Second, look)
+			if broken != (r == off) {
+				t.Errorf("%q: a node is lost and holds a lease: %v; the rule is off: %v", heartRules[off].what, broken, r == off)
+			}
+		}
+	}
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package ha
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/muster-vm/muster/configdb"
+)
+
+// ask makes a question if the network does not renew the lease. The time that it counts
+// from is taken first.
+func (h *Heartbeat) ask(ctx context.Context) {
+	if !h.cut() {
+		h.asked = nil
+		if h.byNotes {
+			h.byNotes = false
+			h.c.Log.Info("the lease is not renewed by notes in pools any more")
+		}
+		return
+	}
+	sent := h.c.Now()
+	if len(h.asked) > 0 {
+		if last := h.asked[len(h.asked)-1]; sent-last.sent < askAgain/2 || !last.done && sent-last.sent < askAgain {
+			return
+		}
+	}
+	a := asked{question: question{ID: h.c.Random()}, sent: sent, left: map[string]abstention{}}
+	if since, _ := h.c.Keeper.unanswered(); since > cutAfter+patience && sent-h.granted > patience {
+		a.Leave = h.termToLeave()
+		h.leaveOwn(ctx, &a)
+	}
+	h.asked = append(h.asked, a)
+	h.asked = h.asked[max(0, len(h.asked)-questionsKept):]
+}
+
+// termToLeave is one that nobody has voted in, as far as this node knows.
+func (h *Heartbeat) termToLeave() uint64 {
+	if h.highest.Term == 0 {
+		return h.c.Electorate.Term() + 1
+	}
+	term := max(h.highest.Term, h.c.Electorate.Term())
+	if h.highest.Voted || term > h.highest.Term {
+		term++
+	}
+	return term
+}
+
+// leaveOwn is this node's own answer, if it votes.
+func (h *Heartbeat) leaveOwn(ctx context.Context, a *asked) {
+	if h.c.Electorate.Leaderless() <= leaderlessAfter {
+		return
+	}
+	left, err := h.c.Electorate.Abstain(ctx, a.Leave)
+	if err != nil {
+		h.c.Log.Debug("this node does not leave its term", "err", err)
+		return
+	}
+	h.note(left)
+	a.left[h.c.NodeID] = abstention(left)
+}
+
+// note keeps the highest term that was heard of.
+func (h *Heartbeat) note(left configdb.Abstention) {
+	if left.Term > h.highest.Term || left.Term == h.highest.Term && left.Voted {
+		h.highest = left
+	}
+}
+
+// accept takes answers to this node's questions from a note.
+func (h *Heartbeat) accept(ctx context.Context, n *note) {
+	for _, answer := range n.Answers {
+		if answer.Node != h.c.NodeID {
+			continue
+		}
+		i := slices.IndexFunc(h.asked, func(a asked) bool { return a.ID == answer.ID })
+		if i < 0 || h.asked[i].done {
+			continue
+		}
+		switch {
+		case answer.Grant != nil:
+			h.granted = max(h.granted, h.asked[i].sent)
+			h.goOn(ctx, i, "by the leader", n.Node)
+		case answer.Left != nil:
+			h.note(configdb.Abstention(*answer.Left))
+			h.asked[i].left[n.Node] = *answer.Left
+			if nobodyLeads(h.asked[i].left) {
+				h.goOn(ctx, i, "as nobody leads", n.Node)
+			}
+		}
+	}
+}
+
+// nobodyLeads reports whether a majority is in one term, in which none of it has voted,
+// and has one list of voters.
+func nobodyLeads(left map[string]abstention) bool {
+	for _, one := range left {
+		agree := 0
+		for node, a := range left {
+			if a.Term == one.Term && !a.Voted && slices.Equal(a.Voters, one.Voters) && slices.Contains(a.Voters, node) {
+				agree++
+			}
+		}
+		if agree > len(one.Voters)/2 {
+			return true
+		}
+	}
+	return false
+}
+
+// goOn continues the lease from the time of a question.
+func (h *Heartbeat) goOn(ctx context.Context, i int, how, node string) {
+	h.asked[i].done = true
+	err := h.c.Keeper.goOn(ctx, h.asked[i].sent)
+	if err != nil {
+		h.c.Log.Warn("the lease does not go on by a note", "node", node, "err", err)
+		return
+	}
+	if !h.byNotes {
+		h.byNotes = true
+		since, _ := h.c.Keeper.unanswered()
+		h.c.Log.Warn("the network renews no lease: it goes on by notes in pools", "granted", how, "node", node, "silent", since.Round(time.Millisecond))
+	}
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+)
+
+// Limits of notes.
+const (
+	// noteDeadline is how long one read or write may take; callers have less patience.
+	noteDeadline = 10 * time.Second
+	// maxNoteReads is how many reads of one pool may run, or hang, at a time. Of writes
+	// it is one: a write that hung must never come after a later one.
+	maxNoteReads = 16
+	// noteAgain is how long a reader that found half of a write waits for the rest.
+	noteAgain = 20 * time.Millisecond
+)
+
+// notePlace is where the notes of a pool lie, by its type. It needs neither the database
+// nor the network between the nodes.
+type notePlace interface {
+	// write replaces what this node has there with a frame, a multiple of noteBlock.
+	write(ctx context.Context, frame []byte) error
+	// read returns what a node has there, up to noteSlot; empty if it has nothing.
+	read(ctx context.Context, nodeID string) ([]byte, error)
+	// proven says that the pool was found to be the one that all nodes see.
+	proven(root rootID)
+	// close ends what serves the place. What is asked for later is refused.
+	close()
+}
+
+// noteBox is what this process knows of the notes in a pool.
+type noteBox struct {
+	what  string
+	place notePlace
+
+	mu      sync.Mutex
+	ready   bool // as the pool was seen last
+	failing [2]bool
+}
+
+// What may fail.
+const (
+	noteWrites = iota
+	noteReads
+)
+
+var noteVerbs = [...]string{noteWrites: "write", noteReads: "read"}
+
+// saw takes down what a check of the pool found.
+func (b *noteBox) saw(ready bool, root rootID) {
+	if b == nil {
+		return
+	}
+	if ready {
+		b.place.proven(root)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ready = ready
+}
+
+func (b *noteBox) close() {
+	if b != nil {
+		b.place.close()
+	}
+}
+
+// NotePools returns the IDs of the pools through which this node can reach others: of
+// type shared, usable here as last seen.
+func (s *Service) NotePools() []string {
+	var ids []string
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, lp := range s.pools {
+		if lp.notes == nil {
+			continue
+		}
+		lp.notes.mu.Lock()
+		if lp.notes.ready {
+			ids = append(ids, id)
+		}
+		lp.notes.mu.Unlock()
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// WriteNote replaces this node's note in a pool, of at most NoteSize bytes. When it
+// returns nil the note is on the pool's storage, where other nodes read it, though not
+// necessarily safe from a loss of power there. After an error it may be there or not, or
+// come there later, but never after a note that is written later. It returns at the end
+// of ctx, whatever the storage does.
+func (s *Service) WriteNote(ctx context.Context, poolID string, note []byte) error {
+	box, err := s.noteBox(poolID)
+	if err != nil {
+		return err
+	}
+	if len(note) > NoteSize {
+		return api.Errorf(api.CodeTooLarge, "a note has %d bytes, of %d that it may have", len(note), NoteSize)
+	}
+	frame := noteFrame(s.cfg.NoteKey, poolID, s.cfg.NodeID, s.noteSequence(), note)
+	return s.noted(box, noteWrites, box.place.write(ctx, frame))
+}
+
+// ReadNote returns the newest note of a node in a pool; nil, nil if there is none. A
+// note that is torn, damaged, of another node or pool, or not made with the cluster's
+// key, is an error. That a note is not an old one put back is not seen here. It returns
+// at the end of ctx, whatever the storage does.
+func (s *Service) ReadNote(ctx context.Context, poolID, nodeID string) (note []byte, err error) {
+	box, err := s.noteBox(poolID)
+	if err != nil {
+		return nil, err
+	}
+	if !api.IsID(nodeID) {
+		return nil, api.Errorf(api.CodeInvalid, "%q is no ID of a node", clip(nodeID))
+	}
+	f, err := s.readFrame(ctx, box, nodeID)
+	if errors.Is(err, errNoteTorn) {
+		// Perhaps it is being written.
+		select {
+		case <-ctx.Done():
+			return nil, noteFailed(box, noteReads, context.Cause(ctx))
+		case <-time.After(noteAgain):
+		}
+		f, err = s.readFrame(ctx, box, nodeID)
+	}
+	if f == nil || err != nil {
+		return nil, err
+	}
+	note, err = f.of(poolID, nodeID)
+	return note, noteFailed(box, noteReads, err)
+}
+
+func (s *Service) readFrame(ctx context.Context, box *noteBox, nodeID string) (*framed, error) {
+	b, err := box.place.read(ctx, nodeID)
+	if err := s.noted(box, noteReads, err); err != nil {
+		return nil, err
+	}
+	f, err := openFrame(s.cfg.NoteKey, b)
+	if err != nil {
+		return nil, fmt.Errorf("read the note of node %s in %s: %w", nodeID, box.what, err)
+	}
+	return f, nil
+}
+
+// noteBox is that of a pool which can have notes.
+func (s *Service) noteBox(poolID string) (*noteBox, error) {
+	if len(s.cfg.NoteKey) == 0 {
+		return nil, api.Errorf(api.CodeInternal, "this node has no key for notes")
+	}
+	s.mu.Lock()
+	lp := s.pools[poolID]
+	s.mu.Unlock()
+	switch {
+	case lp == nil:
+		return nil, api.Errorf(api.CodeNotFound, "pool %s is not known on node %s, or not yet", clip(poolID), s.cfg.NodeName)
+	case lp.notes == nil:
+		return nil, api.Errorf(api.CodeUnsupported, "%s has no notes; pools of type shared have", lp.what)
+	}
+	return lp.notes, nil
+}
+
+// noteSequence rises with each note, also from one life of the daemon to the next as far
+// as the clock does.
+func (s *Service) noteSequence() uint64 {
+	for {
+		was := s.noteSeq.Load()
+		next := max(was+1, uint64(s.cfg.Now().UnixNano()))
+		if s.noteSeq.CompareAndSwap(was, next) {
+			return next
+		}
+	}
+}
+
+// noted logs when notes begin to fail, and when they work again, and names the pool in
+// the error.
+func (s *Service) noted(box *noteBox, what int, err error) error {
+	if err != nil && errors.Is(err, context.Canceled) {
+		return noteFailed(box, what, err)
+	}
+	box.mu.Lock()
+	was := box.failing[what]
+	box.failing[what] = err != nil
+	box.mu.Unlock()
+	switch {
+	case err != nil && !was:
+		s.log.Warn("notes of nodes in a pool fail", "pool", box.what, "attempt", noteVerbs[what], "err", err)
+	case err == nil && was:
+		s.log.Info("notes of nodes in a pool work again", "pool", box.what, "attempt", noteVerbs[what])
+	}
+	return noteFailed(box, what, err)
+}
+
+func noteFailed(box *noteBox, what int, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s a note in %s: %w", noteVerbs[what], box.what, err)
+}
+
+// notesOf makes what holds the notes of a pool, nil for a type that has none.
+func (s *Service) notesOf(pool *api.Pool, lp *localPool) *noteBox {
+	if pool.Spec.Type != api.PoolShared {
+		return nil
+	}
+	return &noteBox{what: lp.what, place: newNoteFiles(lp, s.cfg.NodeID)}
+}
+
+// closeNotes ends what serves notes.
+func (s *Service) closeNotes() {
+	s.mu.Lock()
+	var boxes []*noteBox
+	for _, lp := range s.pools {
+		if lp.notes != nil {
+			boxes = append(boxes, lp.notes)
+		}
+	}
+	s.mu.Unlock()
+	for _, b := range boxes {
+		b.close()
+	}
+}
