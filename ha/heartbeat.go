@@ -31,6 +31,9 @@ const (
 	askAgain        = 2 * time.Second
 	patience        = 3 * time.Second
 	leaderlessAfter = 2 * time.Second
+	// surveyEvery is how often the leader reads all notes, so that it sees at once that
+	// one has changed when its node falls silent.
+	surveyEvery = 4 * time.Second
 	// answersStand is how long an answer stays in the note.
 	answersStand = 3 * askAgain
 	// noteLimit bounds one access to a pool, and the answer to one question; notesAtOnce
@@ -71,6 +74,7 @@ type Heartbeat struct {
 	highest configdb.Abstention
 	given   []given
 	byNotes bool // the lease lives by notes
+	survey  time.Duration
 
 	mu    sync.Mutex
 	sight map[string]sight
@@ -143,10 +147,14 @@ func (h *Heartbeat) whom() (ids []string) {
 	}
 	l, leads := h.c.Service.grant.leader.Leadership()
 	if leads || h.c.Electorate.Leaderless() > leaderlessAfter {
+		all := !leads || h.c.Now()-h.survey > surveyEvery
+		if all {
+			h.survey = h.c.Now()
+		}
 		nodes, _ := configdb.Nodes.List(h.c.DB.Local()) // one that cannot be read is not answered
 		for i := range nodes {
 			id := nodes[i].Meta.ID
-			if quiet, _ := h.c.Service.grant.offWire(l.Term, id); nodes[i].Status.Phase == api.NodeReady && (!leads || quiet > cutAfter) {
+			if quiet, _ := h.c.Service.grant.offWire(l.Term, id); nodes[i].Status.Phase == api.NodeReady && (all || quiet > cutAfter) {
 				ids = append(ids, id)
 			}
 		}

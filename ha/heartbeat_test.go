@@ -73,6 +73,7 @@ func (w *world) beats(d time.Duration, look func()) {
 					n.keeper.asked = sent
 				}
 			}
+			n.heart.bendMemory()
 			n.heart.beat(ctx)
 		}
 		if lead.frozen <= w.now {
@@ -251,6 +252,37 @@ func (w *world) elected(i int, term uint64, voters ...int) {
 	l.leads, l.believes, l.view = true, configdb.Leadership{Term: term}, w.mem.Local()
 	l.svc.grant.begin(term)
 	w.nodes[0].leads = i == 0
+}
+
+// An answer that is read late: what counts is when it was asked for.
+func TestANoteCountsFromItsQuestion(t *testing.T) {
+	for _, r := range []rule{everyRule, noteCountsFromQuestion} {
+		w := heartbeats(t)
+		w.beats(20*time.Second, nothing)
+		w.off = r
+		n, leader := w.nodes[3], w.nodes[0]
+		n.cutOff = true
+		for i := 0; n.heart.last.Asks == nil; i++ {
+			if w.beats(beatEvery, nothing); i > 20 {
+				t.Fatal("it asks nothing")
+			}
+		}
+		n.frozen = w.now + answersStand - time.Second
+		w.beats(2*beatEvery, nothing)
+		if len(leader.heart.given) != 1 || n.heart.granted != 0 {
+			t.Fatalf("%d answers, of which it has read one: %v", len(leader.heart.given), n.heart.granted != 0)
+		}
+		w.beats(answersStand-3*beatEvery, nothing)
+		if n.heart.granted == 0 {
+			t.Fatal("it has not read the answer")
+		}
+		n.heart.c.Notes = slot{board{}, n.heart}
+		broken := false
+		w.beats(LostAfter, func() { broken = broken || w.lostWithLease() })
+		if w.phase(3) != api.NodeLost || broken != (r != everyRule) {
+			t.Errorf("%s; it is lost and holds a lease: %v; the rule is off: %v", w.phase(3), broken, r != everyRule)
+		}
+	}
 }
 
 // Two rules that chance rarely needs, each in a world in which it is needed: with it no
