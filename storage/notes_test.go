@@ -6,6 +6,7 @@ package storage
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -197,6 +198,10 @@ func FuzzNoteFrame(f *testing.F) {
 	f.Add(noteFrame(key, api.NewID(), api.NewID(), 7, []byte("note")))
 	f.Add(make([]byte, noteHead))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) >= noteHead { // else no mutation gets past the MAC
+			n := min(int(binary.BigEndian.Uint32(b[12:])), len(b)-noteHead)
+			copy(b[noteMACAt:noteHead], noteMAC(key, b[:noteMACAt], b[noteHead:noteHead+n]))
+		}
 		got, err := openFrame(key, b)
 		if err != nil || got == nil {
 			return

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package storage
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// What is under the path of the pool but is not the directory that the nodes have in
+// common, such as the mount point when the file server is not mounted, gets no notes.
+func TestNotesStayInTheCommonDirectory(t *testing.T) {
+	k, pool, m1, m2 := noteKit(t)
+	var said bytes.Buffer
+	m1.stop() // nothing but this test looks at the pool
+	m1.log = slog.New(slog.NewTextHandler(&said, nil))
+	box := m1.local(pool).notes
+	box.place = newNoteFiles(m1.local(pool), m1.id) // the stop closed it
+	wantCode(t, m1.WriteNote(t.Context(), pool.Meta.ID, nil), api.CodeRefused, "not found to be the directory")
+	root, _, err := statRoot(pool.Spec.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	box.saw(true, root)
+	write := func() error { return m1.WriteNote(t.Context(), pool.Meta.ID, []byte("x")) }
+	if err := write(); err != nil {
+		t.Fatal(err)
+	}
+	away := pool.Spec.Path + ".away"
+	defer os.RemoveAll(away)
+	if err := os.Rename(pool.Spec.Path, away); err != nil {
+		t.Fatal(err)
+	}
+	said.Reset()
+	wantCode(t, write(), api.CodeRefused, "mount it again")
+	_, err = m1.ReadNote(t.Context(), pool.Meta.ID, m1.id)
+	wantCode(t, err, api.CodeRefused, "mount it again")
+	if err := os.MkdirAll(filepath.Join(pool.Spec.Path, notesFolder), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, write(), api.CodeRefused, "mount the same file system")
+	if left := files(t, pool.Spec.Path, notesFolder); len(left) > 0 {
+		t.Errorf("it has %s", left)
+	}
+	if err := errors.Join(os.RemoveAll(pool.Spec.Path), os.Rename(away, pool.Spec.Path)); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := write(); err != nil {
+			t.Error(err)
+		}
+	}
+	// Of each kind one line when they fail, and one when they work again.
+	for line, want := range map[string]int{"attempt=write": 2, "in a pool fail": 2, "work again": 1} {
+		if n := strings.Count(said.String(), line); n != want {
+			t.Errorf("%d lines have %q, want %d: %s", n, line, want, said.String())
+		}
+	}
+	if got := m2.note(t, pool, m1); got != "x" {
+		t.Errorf("the other reads %q", got)
+	}
+	// When the pool is deleted the notes go.
+	k.restart("m1", func(s *Service) { s.cfg.NoteKey = m2.cfg.NoteKey })
+	for end := time.Now().Add(patience); !slices.Contains(m1.NotePools(), pool.Meta.ID); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the pool is not ready after a restart")
+		}
+	}
+	if err := m2.WriteNote(t.Context(), pool.Meta.ID, []byte("y")); err != nil {
+		t.Fatal(err)
+	}
+	k.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		p, err := configdb.Pools.Get(v, pool.Meta.ID)
+		if err != nil {
+			return err
+		}
+		configdb.Pools.Delete(tx, &p)
+		return nil
+	})
+	k.untilGone(configdb.PoolStates.StatusPrefix() + configdb.PoolStateID(pool.Meta.ID, m1.id))
+	k.untilGone(configdb.PoolStates.StatusPrefix() + configdb.PoolStateID(pool.Meta.ID, m2.id))
+	if _, err := os.Stat(filepath.Join(pool.Spec.Path, notesFolder)); !os.IsNotExist(err) {
+		t.Errorf("the folder of notes is still there: %v", err)
+	}
+	wantCode(t, m2.WriteNote(t.Context(), pool.Meta.ID, nil), api.CodeNotFound)
+}
