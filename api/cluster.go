@@ -230,7 +230,9 @@ type ClusterStatus struct {
 	Revision uint64 `json:"revision"`
 	// Quorum is whether a majority answers; StaleSeconds how old this node's
 	// replica may be.
-	Quorum       bool           `json:"quorum"`
+	Quorum bool `json:"quorum"`
+	// NoQuorum is set while this node reaches no majority.
+	NoQuorum     *QuorumLoss    `json:"noQuorum,omitempty"`
 	StaleSeconds float64        `json:"staleSeconds"`
 	Members      []MemberStatus `json:"members"`
 	// CARotation is the phase of a replacement of the authority under way.

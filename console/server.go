@@ -34,9 +34,12 @@ type Config struct {
 	Cluster, Node func() string
 	// Audit, if set, is told of logins and their ends, not of failed attempts:
 	// those could be made in any number by anybody.
-	Audit   func(Entry)
-	Version string
-	Log     *slog.Logger
+	Audit func(Entry)
+	// NoQuorum, if set, returns in one line what is to be said while this node
+	// reaches no majority, else nothing.
+	NoQuorum func() string
+	Version  string
+	Log      *slog.Logger
 
 	// Idle ends a session whose user has pressed no key for so long; attached
 	// consoles and commands without a terminal are excluded. DefaultIdle if 0.

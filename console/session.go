@@ -23,6 +23,7 @@ type session struct {
 	// pty is what the client said of its terminal, nil without one.
 	pty     *ptyRequest
 	started bool
+	told    bool // the user of this shell was told that there is no quorum
 
 	mu   sync.Mutex
 	term *terminal
@@ -192,6 +193,7 @@ func (s *session) onTerminal(ctx context.Context, t *terminal, line string) int 
 	st.In, st.Out, st.Err = in, t, t
 	st.InTTY, st.OutTTY, st.ErrTTY = true, true, true
 	st.Raw, st.Size = t.setRaw, t.size
+	st.Shell.Tells = s.told
 	code := s.command(ctx, line, st)
 	t.tidy()
 	return code

@@ -27,6 +27,7 @@ type shell struct {
 	t    *terminal
 	ed   editor
 	done bool
+	told string // of a lost quorum
 }
 
 // builtins are words of the shell itself.
@@ -39,6 +40,9 @@ func (s *session) interact(ctx context.Context, t *terminal) int {
 		return cli.ExitFailed
 	}
 	for !sh.done {
+		if sh.tellQuorum() != nil {
+			break // the client has left
+		}
 		line, err := sh.readLine(ctx)
 		if err != nil {
 			break // the client has left

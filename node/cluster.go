@@ -55,6 +55,7 @@ func (m *member) Status(context.Context) (api.ClusterStatus, error) {
 	if b, err := configdb.CPUBaselines.Get(v, m.info.ClusterID); err == nil {
 		st.CPUBaseline = &api.CPUBaselineStatus{Generation: b.Meta.Generation, Baseline: b.Spec}
 	}
+	st.NoQuorum = m.noQuorum()
 	leaderID, _, _ := m.store.Leader()
 	members, err := m.store.Members()
 	if err != nil {

@@ -39,6 +39,12 @@ func (d *Daemon) shell(m *member) (*console.Server, error) {
 		Cluster: func() string { return m.info.Cluster },
 		Node:    func() string { return m.info.Node },
 		Audit:   m.auditShell,
+		NoQuorum: func() string {
+			if l := m.noQuorum(); l != nil {
+				return l.Banner
+			}
+			return ""
+		},
 		Version: version.Version,
 		Log:     m.log.With("module", "console"),
 	})

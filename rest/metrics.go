@@ -100,6 +100,7 @@ func (s *Server) serveMetrics(q *request) error {
 		gauge(&b, "muster_store_staleness_seconds", "How old this replica may be.", age.Seconds())
 	}
 	if st, err := s.cfg.Cluster.Status(q.ctx()); err == nil {
+		gauge(&b, "muster_cluster_data_age_seconds", "How old what this node shows may be; from the daemon's start while it heard no leader.", st.StaleSeconds)
 		gauge(&b, "muster_raft_term", "Current Raft term.", float64(st.Term))
 		gauge(&b, "muster_raft_is_leader", "1 on the leader.", truth(st.Leader != "" && st.Leader == s.cfg.Node()))
 		gauge(&b, "muster_raft_has_leader", "1 if a leader is known.", truth(st.Leader != ""))

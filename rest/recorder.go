@@ -18,6 +18,7 @@ const (
 	headerConsistency = "Muster-Consistency"
 	headerAge         = "Muster-Age"
 	headerTask        = "Muster-Task"
+	headerQuorum      = "Muster-Quorum"
 	headerReplayed    = "Idempotency-Replayed"
 	headerIdemKey     = "Idempotency-Key"
 	headerActor       = "Muster-Forwarded-Actor"

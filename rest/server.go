@@ -49,6 +49,9 @@ type Config struct {
 	// PeerName returns the name of the node whose verified certificate came
 	// with a request.
 	PeerName func(*http.Request) (node string, ok bool)
+	// NoQuorum returns what is known while this node reaches no majority, else nil;
+	// may be nil itself.
+	NoQuorum func() *api.QuorumLoss
 	// Services returns how the supervised parts of this daemon fare.
 	Services func() []api.ServiceStatus
 
@@ -281,6 +284,7 @@ func (q *request) run() error {
 	if err := q.login(); err != nil {
 		return err
 	}
+	q.sayNoQuorum()
 	q.r = q.r.WithContext(configdb.WithSource(q.ctx(), q.origin()))
 	// Before anything is changed, whether the route waits or not.
 	if _, err := q.wait(); err != nil {

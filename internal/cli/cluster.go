@@ -240,6 +240,7 @@ func (a *app) clusterStatus(ctx context.Context) error {
 	if s.CARotation != "" {
 		out.field("CA rotation", string(s.CARotation)+"; see: muster cluster ca show")
 	}
+	lossSections(out, s.NoQuorum, a.Now())
 	out.title("Members")
 	t := &table{head: []string{"NAME", "STATUS", "ROLE", "VOTES", "LEADER", "GOSSIP", "CERTIFICATE", "ADDRESS"}}
 	if a.flags.wide {

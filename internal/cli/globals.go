@@ -93,7 +93,7 @@ func (a *app) connect() (*client.Client, error) {
 	c, err := client.New(client.Config{
 		Servers: at.servers, Token: at.token, CACert: at.caCert,
 		UserAgent: "muster/" + a.Version, Transport: a.transport(),
-		Notify: func(m string) { a.notice("%s", m) },
+		Notify: func(m string) { a.notice("%s", m) }, NoQuorum: a.noQuorum,
 	})
 	if err != nil {
 		return nil, err

@@ -207,6 +207,13 @@ func (a *app) haStatus(ctx context.Context) error {
 	out.field("Voters", votersText(&s))
 	out.field("Survives", promiseText(&s.Admission))
 	out.field("Answered by", fmt.Sprintf("%s, for revision %d, computed in %.0f ms", s.Node, s.Revision, s.Seconds*1000))
+	if c.QuorumLost() {
+		var now api.ClusterStatus
+		if _, err := c.Call(ctx, http.MethodGet, "/cluster", nil, &now); err != nil {
+			return err
+		}
+		lossSections(out, now.NoQuorum, a.Now())
+	}
 	out.title("Nodes")
 	t := &table{head: []string{"NODE", "STATUS", "ROLE", "VOTES", "LEADER", "GUARD", "PROTECTED", "OTHERS", "IF IT DIES NOW"}}
 	for _, n := range s.Nodes {

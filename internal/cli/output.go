@@ -117,7 +117,7 @@ func nameOf(kind api.Kind, raw json.RawMessage) string {
 // warnStale says that what follows may be out of date, unless the user asked
 // for it with --stale.
 func (a *app) warnStale(r *client.Reply) {
-	if r != nil && r.Stale && !r.Asked {
+	if r != nil && r.Stale && !r.Asked && !(a.client != nil && a.client.QuorumLost()) {
 		a.notice("warning: no quorum; this is node %s's own copy, %s old", dash(r.Node), took(r.Age))
 	}
 }

@@ -23,6 +23,8 @@ type Shell struct {
 	Transport http.RoundTripper
 	// Node is the name of the node, for messages.
 	Node string
+	// Tells is set when the shell itself tells its user that there is no quorum.
+	Tells bool
 	// Guest, if set, wraps the writer of what guests printed, to take out what
 	// a terminal must not be told by them.
 	Guest func(io.Writer) io.Writer

@@ -27,6 +27,7 @@ const (
 	headerConsistency = "Muster-Consistency"
 	headerAge         = "Muster-Age"
 	headerKey         = "Idempotency-Key"
+	headerQuorum      = "Muster-Quorum"
 )
 
 const (
@@ -60,6 +61,9 @@ type Config struct {
 	UserAgent string
 	// Notify, if set, is told in one line about each switch to another server.
 	Notify func(message string)
+	// NoQuorum, if set, is told in one line, with the first answer of a node that
+	// reaches no majority, what that node says of it.
+	NoQuorum func(message string)
 }
 
 // Client is safe for use by many goroutines.
@@ -68,6 +72,7 @@ type Client struct {
 	endpoints []*endpoint
 	good      atomic.Int32  // index of the server that answered last
 	revision  atomic.Uint64 // highest revision seen
+	lost      atomic.Bool   // a node that answered had no quorum
 	settled   atomic.Bool   // a server that connects was found
 	settling  chan struct{} // held while it is looked for
 }
@@ -146,6 +151,9 @@ type Reply struct {
 
 // Revision returns the highest store revision seen in any answer.
 func (c *Client) Revision() uint64 { return c.revision.Load() }
+
+// QuorumLost reports whether a node answered that reaches no majority.
+func (c *Client) QuorumLost() bool { return c.lost.Load() }
 
 // Do sends a request to the first server that takes it. The error is an
 // *api.Error by errors.As, or the error of ctx.
@@ -380,6 +388,9 @@ func (c *Client) sign(h http.Header, e *endpoint) {
 
 // read takes the answer in and notes its revision.
 func (c *Client) read(resp *http.Response) (*Reply, error) {
+	if resp.Header.Get(headerQuorum) == "lost" && !c.lost.Swap(true) && c.cfg.NoQuorum != nil {
+		c.cfg.NoQuorum(warningOf(resp.Header))
+	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
 		return nil, problemFrom(resp.StatusCode, resp.Header, body)
