@@ -6,6 +6,7 @@ package node_test
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -43,12 +44,13 @@ func TestTheLastNodeSaysThatTheQuorumIsLost(t *testing.T) {
 		}
 		return nil
 	})
-	for _, args := range [][]string{{"vm", "ls"}, {"vm", "ls", "-o", "json"}, {"vm", "show", "free"}, {"node", "ls"}, {"alert", "ls"}, {"event", "ls"}} {
+	for _, args := range [][]string{{"vm", "ls"}, {"vm", "ls", "-o", "json"}, {"vm", "show", "free"}, {"node", "ls"}, {"alert", "ls"}, {"event", "ls"}, {"vm", "console", "free", "--log"}} {
 		r := a.try(args...)
 		if r.code != 0 || strings.Count(r.stderr, "no quorum") != 1 || strings.Contains(r.stdout, "missing n2, n3") {
 			t.Errorf("%v: exit %d, stdout %q, stderr %q", args, r.code, r.stdout, r.stderr)
 		}
 	}
+	a.run("vm", "screenshot", "free", filepath.Join(f.dir, "free.png"))
 	for _, args := range [][]string{{"cluster", "status"}, {"ha", "status"}} {
 		r := a.try(args...)
 		for _, words := range []string{"start 1 of the missing voters", "muster cluster recover", "runs-on"} {
