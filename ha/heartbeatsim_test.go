@@ -281,7 +281,7 @@ var heartRules = map[rule]ruleOff{
 
 func TestNoTwoNodesRunOneVMWithNotes(t *testing.T) {
 	const each, vms = 2000, 4
-	wanted, seed := setting(t, envSteps, 8*each), setting(t, envSeed, 1)
+	wanted, seed := setting(t, envSteps, 2*each), setting(t, envSeed, 1)
 	var steps, looks, ran, longer, worlds int
 	var moved uint64
 	for ; steps < wanted; seed++ {
