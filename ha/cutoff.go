@@ -36,6 +36,9 @@ func (s *Service) noteCutOff(ctx context.Context, term uint64) {
 		if cut == (n.Status.CutOff != nil) || !cut && quiet > cutAfter && n.Meta.ID != s.nodeID {
 			continue
 		}
+		if !cut && !s.grant.onceWired(term, n.Meta.ID) {
+			continue // the leadership is younger than what is known of it
+		}
 		if err := s.writeCutOff(ctx, term, n.Meta.ID, cut); err != nil && ctx.Err() == nil {
 			s.cutOffNext = s.grant.now() + cutOffRetry
 			s.log.Warn("that a node is cut off, or not any more, is not noted", "node", n.Meta.Name, "err", err)

@@ -233,6 +233,13 @@ func (g *grantor) offWire(term uint64, nodeID string) (quiet time.Duration, note
 	return g.now() - last, g.noted[nodeID] > last
 }
 
+// onceWired reports whether a node was heard over the network in this term.
+func (g *grantor) onceWired(term uint64, nodeID string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.enter(term) && g.wired[nodeID] != 0
+}
+
 // serve is the handler of MethodRenew. caller is the node that proved its
 // identity; a node can renew only its own lease.
 func (g *grantor) serve(ctx context.Context, caller string, request []byte) ([]byte, error) {

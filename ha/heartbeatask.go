@@ -51,8 +51,8 @@ func (h *Heartbeat) termToLeave() uint64 {
 
 // leaveOwn is this node's own answer, if it votes.
 func (h *Heartbeat) leaveOwn(ctx context.Context, a *asked) {
-	if h.c.Electorate.Leaderless() <= leaderlessAfter {
-		return
+	if h.c.Electorate.Leaderless() <= leaderlessAfter || !slices.Contains(h.c.Electorate.Voters(), h.c.NodeID) {
+		return // the term of one who does not vote says nothing, and would depose a leader
 	}
 	left, err := h.c.Electorate.Abstain(ctx, a.Leave)
 	if err != nil {

@@ -67,7 +67,11 @@ func (s *Service) marked(path string, pool api.Pool) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if id := string(b); id != "" && id != s.cfg.NodeID { // software before marks said anything made empty ones
+	id := string(b)
+	if id == "" { // half a write of earlier software, of whatever node
+		return false, api.Errorf(api.CodeRefused, "%s does not say which node made it; look whether %s is the volume, and remove the mark or both", path+s.markOf(pool), path)
+	}
+	if id != s.cfg.NodeID {
 		return false, api.Errorf(api.CodeRefused, "%s is a file of node %s as well: the nodes have one directory in pool %s, which is of type %s; make a pool of type %s of it",
 			path, s.nodeName(id), pool.Meta.Name, api.PoolDir, api.PoolShared)
 	}
@@ -163,7 +167,10 @@ func (s *Service) MakeCopy(ctx context.Context, v *configdb.View, volumeID strin
 // it, so that it is of an earlier try; any other file may, after the restore of an older
 // backup, be the last copy of the volume.
 func (s *Service) makeRoom(path string, pool api.Pool, ours bool) error {
-	if _, err := os.Lstat(path); err == nil && !ours {
+	switch _, err := os.Lstat(path); {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	case err == nil && !ours:
 		return api.Errorf(api.CodeRefused, "%s is there already and belongs to no migration or move; look what it is and move it away", path)
 	}
 	if err := s.mark(path, pool); err != nil || !ours {

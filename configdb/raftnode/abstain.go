@@ -72,16 +72,16 @@ func (n *Node) Abstain(ctx context.Context, term uint64) (Abstention, error) {
 }
 
 // abstention reads term, vote and membership so that what it says of the vote is true
-// of the term: of two reads of the term the vote lies between.
+// of the term: of two reads of the term both lie between.
 func (n *Node) abstention(least uint64) (Abstention, error) {
-	f := n.raft.GetConfiguration()
-	if err := f.Error(); err != nil {
-		return Abstention{}, fmt.Errorf("read membership: %w", err)
-	}
 	a := Abstention{Term: n.raft.CurrentTerm()}
 	voted, err := n.disk.GetUint64(lastVoteTerm)
 	if err != nil && err.Error() != "not found" { // as Raft asks it
 		return Abstention{}, fmt.Errorf("read the last vote: %w", err)
+	}
+	f := n.raft.GetConfiguration()
+	if err := f.Error(); err != nil {
+		return Abstention{}, fmt.Errorf("read membership: %w", err)
 	}
 	if a.Voted = voted >= a.Term; n.raft.CurrentTerm() != a.Term || a.Term < least {
 		return Abstention{}, errHasLeader // an election goes on
