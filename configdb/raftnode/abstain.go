@@ -46,26 +46,11 @@ func (n *Node) Abstain(ctx context.Context, term uint64) (Abstention, error) {
 	if n.raft.CurrentTerm() < term {
 		h := n.header()
 		h.Addr = []byte(noAddress)
-		answer := make(chan raft.RPCResponse, 1)
-		rpc := raft.RPC{RespChan: answer, Command: &raft.RequestVoteRequest{RPCHeader: h, Term: term}}
-		if s := n.suspicion.Load(); s != nil {
-			if id := n.someVoter(); id != nil {
-				rpc.Command.(*raft.RequestVoteRequest).ID = id
-			}
-			select {
-			case s.ask <- rpc:
-			case <-ctx.Done():
-				return Abstention{}, context.Cause(ctx)
-			case <-n.closing:
-				return Abstention{}, raft.ErrRaftShutdown
-			}
+		if id := n.someVoter(); id != nil {
+			h.ID = id
 		}
-		select {
-		case <-answer:
-		case <-ctx.Done():
-			return Abstention{}, context.Cause(ctx)
-		case <-n.closing:
-			return Abstention{}, raft.ErrRaftShutdown
+		if err := n.tell(ctx, &raft.RequestVoteRequest{RPCHeader: h, Term: term}); err != nil {
+			return Abstention{}, err
 		}
 	}
 	return n.abstention(term)

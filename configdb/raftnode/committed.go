@@ -4,6 +4,7 @@
 package raftnode
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -132,23 +133,13 @@ func (n *Node) warnCommitted(err error) {
 // applyCommitted lets Raft apply what was committed when this node ended: an
 // AppendEntries without entries and without a leader says so, of an entry that
 // the log has.
-func (n *Node) applyCommitted(to chan<- raft.RPC, index, term uint64) {
+func (n *Node) applyCommitted(index, term uint64) {
 	var e raft.Log
 	if index <= n.raft.AppliedIndex() || n.disk.log.GetLog(index, &e) != nil || e.Term != term {
 		return
 	}
-	answer := make(chan raft.RPCResponse, 1)
-	rpc := raft.RPC{RespChan: answer, Command: &raft.AppendEntriesRequest{
+	_ = n.tell(context.Background(), &raft.AppendEntriesRequest{ // fails only when the node closes
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax},
 		Term:      n.raft.CurrentTerm(), PrevLogEntry: index, PrevLogTerm: term, LeaderCommitIndex: index,
-	}}
-	select {
-	case to <- rpc:
-	case <-n.closing:
-		return
-	}
-	select {
-	case <-answer:
-	case <-n.closing:
-	}
+	})
 }

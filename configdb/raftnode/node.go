@@ -84,6 +84,7 @@ type Node struct {
 	transport *raft.NetworkTransport
 	self      raft.ServerAddress
 	nodeID    string
+	calls     chan raft.RPC // to Raft, behind intake
 	closing   chan struct{}
 	space     chan struct{} // the disk became full, or is no longer
 	wg        sync.WaitGroup
@@ -136,21 +137,21 @@ func Open(cfg Config) (*Node, error) {
 		}
 	}
 	n.fsm = &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing, advanced: make(chan struct{}, 1)}
-	calls := make(chan raft.RPC)
-	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, log, d, snapStore{d.snapshots, log}, transport{n.transport, calls})
+	n.calls = make(chan raft.RPC)
+	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, log, d, snapStore{d.snapshots, log}, transport{n.transport, n.calls})
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
 	n.last = n.lastEntry(log)
-	s := newSuspicion(n, calls)
+	s := newSuspicion(n)
 	in := &intake{
 		snapshot: log.snapshot, applied: n.raft.AppliedIndex, term: n.raft.CurrentTerm, last: n.last, voter: n.someVoter, votes: n.votes, gone: s.gone, header: n.header,
 	}
 	if n.committed != nil {
-		n.wg.Go(func() { n.applyCommitted(calls, noted.Index, noted.Term) })
+		n.wg.Go(func() { n.applyCommitted(noted.Index, noted.Term) })
 		n.wg.Go(n.noteCommitted)
 	}
-	n.wg.Go(func() { in.run(n.transport.Consumer(), calls, n.closing) })
+	n.wg.Go(func() { in.run(n.transport.Consumer(), n.calls, n.closing) })
 	n.suspicion.Store(s)
 	n.wg.Go(s.run)
 	n.notices = newNotices(n)
@@ -274,6 +275,27 @@ var ErrNotLeader = errors.New("this node is not the leader")
 
 // Barrier waits until everything committed before is applied here.
 func (n *Node) Barrier(timeout time.Duration) error { return n.raft.Barrier(timeout).Error() }
+
+// tell gives Raft's own loop a command as if it had come from another node, and waits
+// until it is carried out. What Raft answers is of no use here.
+func (n *Node) tell(ctx context.Context, command any) error {
+	answer := make(chan raft.RPCResponse, 1)
+	select {
+	case n.calls <- raft.RPC{RespChan: answer, Command: command}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-n.closing:
+		return raft.ErrRaftShutdown
+	}
+	select {
+	case <-answer:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-n.closing:
+		return raft.ErrRaftShutdown
+	}
+}
 
 // Leader returns who leads, as far as this node knows.
 func (n *Node) Leader() (nodeID, hostport string, ok bool) {

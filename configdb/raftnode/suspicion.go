@@ -56,15 +56,14 @@ const (
 type suspicion struct {
 	n      *Node
 	broken chan string // IDs of nodes whose connection broke
-	ask    chan<- raft.RPC
 
 	mu     sync.Mutex
 	leader raft.ServerID // whose port refused a connection
 	at     time.Time
 }
 
-func newSuspicion(n *Node, ask chan<- raft.RPC) *suspicion {
-	return &suspicion{n: n, broken: make(chan string, 1), ask: ask}
+func newSuspicion(n *Node) *suspicion {
+	return &suspicion{n: n, broken: make(chan string, 1)}
 }
 
 // gone reports whether the leader that Raft follows is gone.
@@ -147,12 +146,7 @@ func (s *suspicion) stand(leader raft.ServerID, asked *sync.WaitGroup) {
 		// The one that is gone counts as a voter, too.
 		if s.granted(voters, term+1, asked)+1 > (len(voters)+1)/2 {
 			s.n.log.Info("the leader is gone: standing for election", "leader", leader, "term", term+1)
-			answer := make(chan raft.RPCResponse, 1)
-			select {
-			case s.ask <- raft.RPC{RespChan: answer, Command: &raft.TimeoutNowRequest{RPCHeader: s.n.header()}}:
-				<-answer
-			case <-s.n.closing:
-			}
+			_ = s.n.tell(context.Background(), &raft.TimeoutNowRequest{RPCHeader: s.n.header()}) // fails only when the node closes
 			return
 		}
 		if !s.pause(standAgain) {
