@@ -44,8 +44,13 @@ const headerWarning = "Warning"
 // warn puts the warning of a change into the answer.
 func (q *request) warn(out outcome) {
 	if out.warning != "" {
-		q.w.Header().Set(headerWarning, "299 muster "+strconv.QuoteToASCII(out.warning))
+		q.setWarning(out.warning)
 	}
+}
+
+// setWarning puts a text into headerWarning.
+func (q *request) setWarning(text string) {
+	q.w.Header().Set(headerWarning, "299 muster "+strconv.QuoteToASCII(text))
 }
 
 // haTimeout bounds the wait for the newest state.

@@ -3,8 +3,6 @@
 
 package rest
 
-import "strconv"
-
 // quorumLost is the value of headerQuorum while the node that answers reaches no
 // majority of the voters. The header is absent otherwise.
 const quorumLost = "lost"
@@ -17,6 +15,6 @@ func (q *request) sayNoQuorum() {
 	}
 	if l := q.s.cfg.NoQuorum(); l != nil {
 		q.w.Header().Set(headerQuorum, quorumLost)
-		q.w.Header().Set(headerWarning, "299 muster "+strconv.QuoteToASCII(l.Banner))
+		q.setWarning(l.Banner)
 	}
 }

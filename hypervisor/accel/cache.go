@@ -15,9 +15,7 @@ import (
 	"github.com/muster-vm/muster/internal/hostboot"
 )
 
-const (
-	cacheName = "accelerator.json"
-)
+const cacheName = "accelerator.json"
 
 // answer is what the probe found, valid as long as the key is the same.
 type answer struct {
