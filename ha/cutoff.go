@@ -13,9 +13,9 @@ import (
 
 const (
 	// cutOffAfter is the silence of the network after which a node whose lease goes on
-	// by notes is said to be cut off, cutOffRetry the pause after a write that failed.
+	// by notes is said to be cut off, cutOffEvery how often that is looked at.
 	cutOffAfter = 2 * cutAfter
-	cutOffRetry = time.Second
+	cutOffEvery = time.Second
 	// livesWithin is how old the last note may be of a host that lives.
 	livesWithin = 2 * stampEvery
 )
@@ -25,22 +25,20 @@ func (s *Service) noteCutOff(ctx context.Context, term uint64) {
 	if s.seen == nil || s.grant.now() < s.cutOffNext {
 		return
 	}
+	s.cutOffNext = s.grant.now() + cutOffEvery
 	nodes, _ := configdb.Nodes.List(s.db.Local()) // readyNodes says what cannot be read
 	for i := range nodes {
 		n := &nodes[i]
-		if n.Status.Phase != api.NodeReady || n.Meta.ID == s.nodeID && n.Status.CutOff == nil {
+		if n.Status.Phase != api.NodeReady {
 			continue
 		}
-		quiet, noted := s.grant.offWire(term, n.Meta.ID)
+		quiet, noted, wired := s.grant.offWire(term, n.Meta.ID)
 		cut := noted && quiet > cutOffAfter
-		if cut == (n.Status.CutOff != nil) || !cut && quiet > cutAfter && n.Meta.ID != s.nodeID {
+		back := wired && quiet <= cutAfter // in this term: a new leader does not know yet
+		if was := n.Status.CutOff != nil; cut == was || was && !back {
 			continue
-		}
-		if !cut && !s.grant.onceWired(term, n.Meta.ID) {
-			continue // the leadership is younger than what is known of it
 		}
 		if err := s.writeCutOff(ctx, term, n.Meta.ID, cut); err != nil && ctx.Err() == nil {
-			s.cutOffNext = s.grant.now() + cutOffRetry
 			s.log.Warn("that a node is cut off, or not any more, is not noted", "node", n.Meta.Name, "err", err)
 		}
 	}

@@ -69,12 +69,16 @@ type grantor struct {
 func (g *grantor) enter(term uint64) bool {
 	if term > g.term {
 		g.term, g.since = term, g.now()
-		g.granted, g.barred = map[string]time.Duration{}, map[string]bool{}
-		g.wired, g.noted = map[string]time.Duration{}, map[string]time.Duration{}
-		g.heard, g.fenced, g.locking = map[string]time.Duration{}, map[string]bool{}, map[string]time.Duration{}
-		g.words = map[string]string{}
+		g.forget()
 	}
 	return term == g.term
+}
+
+// forget makes the memory empty.
+func (g *grantor) forget() {
+	g.granted, g.heard, g.wired, g.noted = map[string]time.Duration{}, map[string]time.Duration{}, map[string]time.Duration{}, map[string]time.Duration{}
+	g.barred, g.fenced = map[string]bool{}, map[string]bool{}
+	g.locking, g.words = map[string]time.Duration{}, map[string]string{}
 }
 
 // renew answers one request; see DESIGN.md for the order of the steps.
@@ -222,22 +226,17 @@ func (g *grantor) renewByNote(ctx context.Context, nodeID string) (renewAnswer, 
 }
 
 // offWire returns how long nothing was heard of a node over the network, at most the
-// age of this leadership, and whether its lease was granted through a pool since.
-func (g *grantor) offWire(term uint64, nodeID string) (quiet time.Duration, noted bool) {
+// age of this leadership, whether its lease was granted through a pool since, and whether
+// the network was ever heard of in this term.
+func (g *grantor) offWire(term uint64, nodeID string) (quiet time.Duration, noted, wired bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.enter(term) {
-		return 0, false
+		return 0, false, false
 	}
-	last := max(g.since, g.wired[nodeID])
-	return g.now() - last, g.noted[nodeID] > last
-}
-
-// onceWired reports whether a node was heard over the network in this term.
-func (g *grantor) onceWired(term uint64, nodeID string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.enter(term) && g.wired[nodeID] != 0
+	at, wired := g.wired[nodeID]
+	last := max(g.since, at)
+	return g.now() - last, g.noted[nodeID] > last, wired
 }
 
 // serve is the handler of MethodRenew. caller is the node that proved its

@@ -66,12 +66,11 @@ type HeartbeatConfig struct {
 type Heartbeat struct {
 	c HeartbeatConfig
 
-	number  uint64
 	written time.Duration // when; 0: never
 	last    note          // what was written
 	asked   []asked       // the newest last
 	granted time.Duration // the newest question that was answered by a leader's note
-	highest configdb.Abstention
+	highest abstention
 	given   []given
 	byNotes bool // the lease lives by notes
 	survey  time.Duration
@@ -115,7 +114,9 @@ func (h *Heartbeat) Run(ctx context.Context) error {
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
 	for {
-		h.beat(ctx)
+		if err := h.beat(ctx); err != nil {
+			return err
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -125,19 +126,25 @@ func (h *Heartbeat) Run(ctx context.Context) error {
 }
 
 // beat looks once. Of the times that a lease may count from, none is read after the
-// question was written.
-func (h *Heartbeat) beat(ctx context.Context) {
+// question was written. What it returns is a panic.
+func (h *Heartbeat) beat(ctx context.Context) error {
 	pools := h.c.Notes.Pools()
 	if len(pools) == 0 || Settings(h.c.DB.Local()).StorageHeartbeat == api.HeartbeatOff {
-		return
+		return nil
 	}
 	h.ask(ctx)
-	h.write(ctx, pools)
-	for _, n := range h.read(ctx, pools, h.whom()) {
+	if err := h.write(ctx, pools); err != nil {
+		return err
+	}
+	notes, err := h.read(ctx, pools, h.whom())
+	if err != nil {
+		return err
+	}
+	for _, n := range notes {
 		h.accept(ctx, n)
 		h.answer(ctx, n)
 	}
-	h.write(ctx, pools)
+	return h.write(ctx, pools)
 }
 
 // whom returns the nodes whose notes matter now.
@@ -154,7 +161,7 @@ func (h *Heartbeat) whom() (ids []string) {
 		nodes, _ := configdb.Nodes.List(h.c.DB.Local()) // one that cannot be read is not answered
 		for i := range nodes {
 			id := nodes[i].Meta.ID
-			if quiet, _ := h.c.Service.grant.offWire(l.Term, id); nodes[i].Status.Phase == api.NodeReady && (all || quiet > cutAfter) {
+			if quiet, _, _ := h.c.Service.grant.offWire(l.Term, id); nodes[i].Status.Phase == api.NodeReady && (all || quiet > cutAfter) {
 				ids = append(ids, id)
 			}
 		}
@@ -164,13 +171,9 @@ func (h *Heartbeat) whom() (ids []string) {
 	return slices.DeleteFunc(ids, func(id string) bool { return id == h.c.NodeID })
 }
 
-// read returns the newest note of each of these nodes.
-func (h *Heartbeat) read(ctx context.Context, pools, ids []string) (out []*note) {
-	type found struct {
-		id string
-		n  *note
-	}
-	notes := make(chan found, len(pools)*len(ids))
+// access accesses each of these pools for each of these nodes, within noteLimit and
+// notesAtOnce at a time, and returns when all have ended.
+func access(ctx context.Context, pools, ids []string, do func(ctx context.Context, pool, id string)) error {
 	turns := make(chan struct{}, notesAtOnce)
 	group, ctx := contain.NewGroup(ctx)
 	for _, id := range ids {
@@ -178,34 +181,42 @@ func (h *Heartbeat) read(ctx context.Context, pools, ids []string) (out []*note)
 			group.Go(func() {
 				turns <- struct{}{}
 				defer func() { <-turns }()
-				rctx, cancel := context.WithTimeout(ctx, noteLimit)
+				limited, cancel := context.WithTimeout(ctx, noteLimit)
 				defer cancel()
-				var n *note
-				if b, err := h.c.Notes.Read(rctx, pool, id); err == nil && b != nil {
-					n, err = readNote(b, h.c.Life, id)
-					if err != nil {
-						h.c.Log.Debug("a note is not read", "pool", pool, "err", err)
-					}
-				}
-				notes <- found{id, n}
+				do(limited, pool, id)
 			})
 		}
 	}
+	return group.Wait()
+}
+
+// read returns the newest note of each of these nodes.
+func (h *Heartbeat) read(ctx context.Context, pools, ids []string) (out []*note, err error) {
+	var mu sync.Mutex
 	newest := map[string]*note{}
-	for range cap(notes) {
-		f := <-notes
-		if o := newest[f.id]; f.n != nil && (o == nil || o.Number < f.n.Number) {
-			newest[f.id] = f.n
+	err = access(ctx, pools, ids, func(ctx context.Context, pool, id string) {
+		b, err := h.c.Notes.Read(ctx, pool, id)
+		if err != nil || b == nil {
+			return // the pool says what is wrong
 		}
-	}
-	_ = group.Stop()
+		n, err := readNote(b, h.c.Life, id)
+		if err != nil {
+			h.c.Log.Debug("a note is not read", "pool", pool, "err", err)
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if o := newest[id]; o == nil || o.Number < n.Number {
+			newest[id] = n
+		}
+	})
 	for _, id := range ids {
 		if n := newest[id]; n != nil {
 			h.see(n)
 			out = append(out, n)
 		}
 	}
-	return out
+	return out, err
 }
 
 // see notes when a node's note changed.
@@ -236,7 +247,7 @@ func (h *Heartbeat) cut() bool {
 }
 
 // write puts the note into the pools, if it changed or it is time.
-func (h *Heartbeat) write(ctx context.Context, pools []string) {
+func (h *Heartbeat) write(ctx context.Context, pools []string) error {
 	now := h.c.Now()
 	n := note{Life: h.c.Life, Node: h.c.NodeID, Boot: h.c.Boot, Sees: h.c.Sees()}
 	if len(h.asked) > 0 && !h.asked[len(h.asked)-1].done {
@@ -254,30 +265,17 @@ func (h *Heartbeat) write(ctx context.Context, pools []string) {
 	}
 	n.Number = h.last.Number
 	if h.written != 0 && now-h.written < every && reflect.DeepEqual(n, h.last) {
-		return
+		return nil
 	}
-	h.number++
-	n.Number = h.number
+	n.Number++
 	b, err := json.Marshal(n)
 	if err != nil {
-		h.c.Log.Error("a note cannot be written", "err", err)
-		return
+		return err
 	}
 	h.last, h.written = n, now
-	group, ctx := contain.NewGroup(ctx)
-	done := make(chan struct{}, len(pools))
-	for _, pool := range pools {
-		group.Go(func() {
-			defer func() { done <- struct{}{} }()
-			wctx, cancel := context.WithTimeout(ctx, noteLimit)
-			defer cancel()
-			if err := h.c.Notes.Write(wctx, pool, b); err != nil && ctx.Err() == nil {
-				h.c.Log.Debug("a note is not written", "pool", pool, "err", err)
-			}
-		})
-	}
-	for range pools {
-		<-done
-	}
-	_ = group.Stop()
+	return access(ctx, pools, []string{h.c.NodeID}, func(ctx context.Context, pool, _ string) {
+		if err := h.c.Notes.Write(ctx, pool, b); err != nil {
+			h.c.Log.Debug("a note is not written", "pool", pool, "err", err)
+		}
+	})
 }

@@ -74,7 +74,7 @@ func (w *world) beats(d time.Duration, look func()) {
 				}
 			}
 			n.heart.bendMemory()
-			n.heart.beat(ctx)
+			must(w.t, n.heart.beat(ctx))
 		}
 		if lead.frozen <= w.now {
 			lead.detect(impatient{ctx}, w.term)
@@ -300,7 +300,7 @@ func TestRareRulesOfTheStorageHeartbeatAreNeeded(t *testing.T) {
 			if off == whoHasVotedDoesNotCount { // all had left their terms for this one before
 				for _, n := range w.nodes {
 					n.heart.term = 2
-					n.heart.note(configdb.Abstention{Term: 2})
+					n.heart.note(abstention{Term: 2})
 				}
 				w.elected(4, 2, 2, 3, 4)
 			} else { // the others are in terms below and above the leader's, and only node 0 asks

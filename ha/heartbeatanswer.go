@@ -6,8 +6,6 @@ package ha
 import (
 	"context"
 	"slices"
-
-	"github.com/muster-vm/muster/configdb"
 )
 
 // answer answers the question in a note, if it is for this node to do so: once, and
@@ -30,25 +28,26 @@ func (h *Heartbeat) answer(ctx context.Context, n *note) {
 		}
 		a.Grant = &grant
 	} else {
-		left, ok := h.leave(actx, n)
+		left, ok := h.leave(actx, n.Asks.Leave)
 		if !ok {
 			return
 		}
-		a.Left = (*abstention)(&left)
+		a.Left = &left
 	}
 	h.given = append(h.given, given{a, h.c.Now()})
 }
 
-// leave is a voter's answer while it knows no leader.
-func (h *Heartbeat) leave(ctx context.Context, n *note) (configdb.Abstention, bool) {
-	if n.Asks.Leave == 0 || h.c.Electorate.Leaderless() <= leaderlessAfter || !slices.Contains(h.c.Electorate.Voters(), h.c.NodeID) {
-		return configdb.Abstention{}, false
+// leave is a voter's answer while it knows no leader. Who does not vote has none: its
+// term says nothing, and would depose a leader.
+func (h *Heartbeat) leave(ctx context.Context, term uint64) (abstention, bool) {
+	if term == 0 || h.c.Electorate.Leaderless() <= leaderlessAfter || !slices.Contains(h.c.Electorate.Voters(), h.c.NodeID) {
+		return abstention{}, false
 	}
-	left, err := h.c.Electorate.Abstain(ctx, n.Asks.Leave)
+	left, err := h.c.Electorate.Abstain(ctx, term)
 	if err != nil {
-		h.c.Log.Debug("this node does not leave its term", "node", n.Node, "err", err)
-		return configdb.Abstention{}, false
+		h.c.Log.Debug("this node does not leave its term", "err", err)
+		return abstention{}, false
 	}
-	h.note(left)
-	return left, true
+	h.note(abstention(left))
+	return abstention(left), true
 }

@@ -7,8 +7,6 @@ import (
 	"context"
 	"slices"
 	"time"
-
-	"github.com/muster-vm/muster/configdb"
 )
 
 // ask makes a question if the network does not renew the lease. The time that it counts
@@ -31,7 +29,9 @@ func (h *Heartbeat) ask(ctx context.Context) {
 	a := asked{question: question{ID: h.c.Random()}, sent: sent, left: map[string]abstention{}}
 	if since, _ := h.c.Keeper.unanswered(); since > cutAfter+patience && sent-h.granted > patience {
 		a.Leave = h.termToLeave()
-		h.leaveOwn(ctx, &a)
+		if own, ok := h.leave(ctx, a.Leave); ok {
+			a.left[h.c.NodeID] = own
+		}
 	}
 	h.asked = append(h.asked, a)
 	h.asked = h.asked[max(0, len(h.asked)-questionsKept):]
@@ -49,22 +49,8 @@ func (h *Heartbeat) termToLeave() uint64 {
 	return term
 }
 
-// leaveOwn is this node's own answer, if it votes.
-func (h *Heartbeat) leaveOwn(ctx context.Context, a *asked) {
-	if h.c.Electorate.Leaderless() <= leaderlessAfter || !slices.Contains(h.c.Electorate.Voters(), h.c.NodeID) {
-		return // the term of one who does not vote says nothing, and would depose a leader
-	}
-	left, err := h.c.Electorate.Abstain(ctx, a.Leave)
-	if err != nil {
-		h.c.Log.Debug("this node does not leave its term", "err", err)
-		return
-	}
-	h.note(left)
-	a.left[h.c.NodeID] = abstention(left)
-}
-
 // note keeps the highest term that was heard of.
-func (h *Heartbeat) note(left configdb.Abstention) {
+func (h *Heartbeat) note(left abstention) {
 	if left.Term > h.highest.Term || left.Term == h.highest.Term && left.Voted {
 		h.highest = left
 	}
@@ -85,7 +71,7 @@ func (h *Heartbeat) accept(ctx context.Context, n *note) {
 			h.granted = max(h.granted, h.asked[i].sent)
 			h.goOn(ctx, i, "by the leader", n.Node)
 		case answer.Left != nil:
-			h.note(configdb.Abstention(*answer.Left))
+			h.note(*answer.Left)
 			h.asked[i].left[n.Node] = *answer.Left
 			if nobodyLeads(h.asked[i].left) {
 				h.goOn(ctx, i, "as nobody leads", n.Node)

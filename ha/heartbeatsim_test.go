@@ -158,7 +158,7 @@ func (n *simNode) beatHeart() {
 	}
 	h.bendMemory()
 	h.beating = true
-	h.beat(context.Background())
+	must(n.w.t, h.beat(context.Background()))
 	h.beating = false
 	if h.byNotes {
 		n.w.notes.longer++
@@ -290,11 +290,7 @@ func TestNoTwoNodesRunOneVMWithNotes(t *testing.T) {
 		if w.broken != "" {
 			t.Fatalf("world %d: %s", seed, w.broken)
 		}
-		bindings, err := configdb.Bindings.List(w.mem.Local())
-		must(t, err)
-		for i := range bindings {
-			moved += bindings[i].Spec.Epoch - 1
-		}
+		moved += w.moves()
 		worlds, looks, steps, longer = worlds+1, looks+each, steps+w.steps, longer+w.notes.longer
 		w.mem.Close()
 	}

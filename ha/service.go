@@ -51,7 +51,7 @@ type Service struct {
 	seen func(nodeID string) (sees int, ago time.Duration, ok bool)
 	// heldBack is that it was said that too many are silent.
 	heldBack bool
-	// cutOffNext is when it may next be noted who is cut off.
+	// cutOffNext is when it is next looked who is cut off.
 	cutOffNext time.Duration
 
 	mu        sync.Mutex
@@ -80,11 +80,8 @@ func NewService(c ServiceConfig) *Service {
 		c.Now = BootTime
 	}
 	s := &Service{db: c.DB, placer: c.Placer, log: c.Log, fencer: c.Fencer, storage: c.Storage, nodeID: c.NodeID, name: c.NodeName, returning: map[string]bool{}, kick: make(chan struct{}, 1)}
-	s.grant = &grantor{
-		db: c.DB, leader: c.Leader, now: c.Now,
-		granted: map[string]time.Duration{}, heard: map[string]time.Duration{}, wired: map[string]time.Duration{}, noted: map[string]time.Duration{},
-		barred: map[string]bool{}, fenced: map[string]bool{}, locking: map[string]time.Duration{}, words: map[string]string{}, readmit: s.noteReturn,
-	}
+	s.grant = &grantor{db: c.DB, leader: c.Leader, now: c.Now, readmit: s.noteReturn}
+	s.grant.forget()
 	return s
 }
 

@@ -23,7 +23,7 @@ func (s *Service) silent() map[string]string {
 	for _, id := range s.readyNodes() {
 		if d := s.grant.silence(id); d >= silentAfter {
 			out[id] = fmt.Sprintf("has not renewed its lease for %d s", int(d.Seconds()))
-		} else if quiet, noted := s.grant.offWire(s.term(), id); noted {
+		} else if quiet, noted, _ := s.grant.offWire(s.term(), id); noted {
 			out[id] = fmt.Sprintf("was not heard over the network for %d s; its lease is renewed through a pool", int(quiet.Seconds()))
 		}
 	}

@@ -651,6 +651,16 @@ func (w *world) run(steps int) (ran int) {
 	return ran
 }
 
+// moves counts how often VMs were bound anew.
+func (w *world) moves() (n uint64) {
+	bindings, err := configdb.Bindings.List(w.mem.Local())
+	must(w.t, err)
+	for i := range bindings {
+		n += bindings[i].Spec.Epoch - 1
+	}
+	return n
+}
+
 // Settings of a longer hunt, by scripts/simulate ha.
 const (
 	envSteps = "MUSTER_SIM_STEPS"
@@ -683,11 +693,7 @@ func TestNoTwoNodesRunOneVM(t *testing.T) {
 			t.Fatalf("world %d: %s", seed, w.broken)
 		}
 		proved += w.prove()
-		bindings, err := configdb.Bindings.List(w.mem.Local())
-		must(t, err)
-		for i := range bindings {
-			moved += bindings[i].Spec.Epoch - 1
-		}
+		moved += w.moves()
 		worlds, looks, steps, resets = worlds+1, looks+each, steps+w.steps, resets+w.resets
 		shot += w.shot
 		w.mem.Close()
