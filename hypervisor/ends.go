@@ -38,6 +38,9 @@ type befallen struct {
 	panicAt    time.Time // of the first panic since the last answer
 	watchdogAt time.Time // of the first end of the watchdog since then
 	resetAt    time.Time // of the last reset
+	// unsaid: QEMU's state told of the watchdog's end before the event of it was
+	// heard, so that event says nothing new.
+	unsaid bool
 }
 
 // answered takes note that an end was answered, unless it came again since.
@@ -60,11 +63,14 @@ func (b *befallen) noteEvent(event string, now time.Time) {
 			b.panicAt = now
 		}
 	case "WATCHDOG":
-		if b.watchdogAt.IsZero() {
+		if b.watchdogAt.IsZero() && !b.unsaid {
 			b.watchdogAt = now
 		}
+		b.unsaid = false
 	case "RESET":
-		b.resetAt = now
+		b.resetAt, b.unsaid = now, false
+	case "RESUME": // behind this it can end anew
+		b.unsaid = false
 	}
 }
 
@@ -78,9 +84,11 @@ type end struct {
 // nextEnd is what befell the running guest and its policy has an answer for.
 func (s *step) nextEnd(p *api.EndPolicy, state string) *end {
 	s.in.mu.Lock()
+	told := state != runWatchdog || !s.in.befell.watchdogAt.IsZero()
+	s.in.befell.unsaid = s.in.befell.unsaid || !told
 	b := s.in.befell
 	s.in.mu.Unlock()
-	if state == runWatchdog && b.watchdogAt.IsZero() { // an earlier life of the daemon was told
+	if !told { // the event is on its way, or an earlier life of the daemon had it
 		b.watchdogAt = s.now
 	}
 	for _, e := range []end{

@@ -220,6 +220,37 @@ func TestWatchdogs(t *testing.T) {
 	}
 }
 
+// QEMU's state may tell of the watchdog before its event is heard, and the event may
+// be answered before QEMU has ended for it: each is one end.
+func TestWatchdogHeardLateOrAnsweredEarlyIsOneEnd(t *testing.T) {
+	spec := policy(api.EndPolicy{OnWatchdog: api.EndRestart, RestartLimit: 3})
+	spec.Watchdog = &api.VMWatchdog{Action: api.WatchdogPause}
+	e := newEnv(t, false)
+	id, _ := e.running(spec)
+	q := e.fakes.qemu()
+	q.SetState("watchdog")
+	e.h.Wake()
+	e.wait(id, "its state is answered", func(vm api.VM) bool { return vm.Status.Restarts != nil && vm.Status.Restarts.Due != nil })
+	q.Emit("WATCHDOG", `{"action": "pause"}`)
+	e.due(id)
+	vm := e.wait(id, "runs again", func(vm api.VM) bool { return vm.Status.RebootsDone == 1 && vm.Status.Phase == api.VMRunning })
+	if n := len(vm.Status.Restarts.Times); n != 1 {
+		t.Fatalf("%d ends, want 1", n)
+	}
+	q.Emit("WATCHDOG", `{"action": "poweroff"}`)
+	vm = e.wait(id, "its event is answered", func(vm api.VM) bool { return vm.Status.Restarts.Due != nil })
+	if n := len(vm.Status.Restarts.Times); n != 2 {
+		t.Fatalf("%d ends, want 2", n)
+	}
+	q.Exit(0, 0)
+	vm = e.wait(id, "its end is seen", func(vm api.VM) bool { return vm.Status.PID == 0 })
+	if r := vm.Status.Restarts; vm.Spec.Power != api.PowerRunning || r == nil || r.Due == nil || len(r.Times) != 2 {
+		t.Fatalf("%+v, %+v", vm.Spec.Power, r)
+	}
+	e.due(id)
+	e.wait(id, "it starts anew", func(vm api.VM) bool { return vm.Status.PID != 0 && vm.Status.Phase == api.VMRunning })
+}
+
 func TestASilentAgent(t *testing.T) {
 	e := newEnv(t, false)
 	id, _ := e.running(policy(api.EndPolicy{AgentSilenceSeconds: 60}))

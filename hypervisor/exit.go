@@ -108,6 +108,11 @@ func (s *step) sentence(tx *configdb.Txn, why verdict) error {
 	s.vm.Status.Awaits = nil
 	switch why {
 	case endedByGuest:
+		if r := s.vm.Status.Restarts; r != nil && r.Due != nil && r.Cause == api.EndWatchdog { // the event was answered before its QEMU was gone
+			s.result.After = max(r.Due.Sub(s.now), attachRetry)
+			s.report(api.VMStarting, r.Reason)
+			return nil
+		}
 		if s.switchedOffByWatchdog() {
 			return s.crashEnd(tx, api.EndWatchdog, "the guest did not feed its watchdog, and QEMU switched it off")
 		}

@@ -62,6 +62,8 @@ type instance struct {
 
 	balloon *balloon // under the hypervisor's mu
 
+	receiving sync.Mutex // held while QEMU is told to listen anew, see receiveAnew
+
 	limited limited
 
 	// peer is the process, if it has a user of its own; else 0.

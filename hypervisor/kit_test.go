@@ -369,6 +369,7 @@ type env struct {
 	vols    *testVolumes
 	ports   *testPorts
 	runDir  string
+	mu      sync.Mutex // while h is set, for streams of the other node
 	h       *Hypervisor
 	stop    func()
 	clock   *clock
@@ -441,7 +442,9 @@ func (e *env) begin() {
 	e.guard.mu.Lock()
 	e.guard.event = h.GuardEvent
 	e.guard.mu.Unlock()
+	e.mu.Lock()
 	e.h = h
+	e.mu.Unlock()
 	e.stop = func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -67,7 +67,10 @@ func (l link) Stream(_ context.Context, node string) (net.Conn, error) {
 		return nil, err
 	}
 	l.conns = append(l.conns, a, b)
-	h := l.to[node].h
+	to := l.to[node]
+	to.mu.Lock()
+	h := to.h
+	to.mu.Unlock()
 	go h.ServeStream(l.ctx, b, l.from)
 	return a, nil
 }

@@ -133,13 +133,19 @@ func (s *step) follow(ctx context.Context, op *api.Operation, out *departure, ar
 	if runs && out.there == 0 {
 		out.there, out.ranAt = s.vm.Status.PID, s.now
 	}
+	var refused *refusedStream
 	switch {
 	case runs && out.there != s.vm.Status.PID:
 		return s.lostHere(ctx, op, "QEMU ended on node "+op.Spec.Migration.Node)
 	case !runs && (s.vm.Status.Epoch == s.b.Spec.Epoch && s.vm.Status.Phase == api.VMStopped || s.now.Sub(out.handedAt) > HandOverTime):
 		return false, nil
-	case runs && s.hasAllThere(ctx, op, out):
-		return false, nil // whatever QEMU says here
+	case runs:
+		switch err := s.askRest(ctx, op, out); {
+		case err == nil:
+			return false, nil // whatever QEMU says here
+		case errors.As(err, &refused) && refused.hasNothing(): // it began anew before this node saw it run
+			return s.lostHere(ctx, op, "QEMU ended on node "+op.Spec.Migration.Node)
+		}
 	}
 	s.meet()
 	m, err := migrateInfo{}, s.h.attach(ctx, s.in)
@@ -198,24 +204,31 @@ func (s *step) sentInVain(ctx context.Context, op *api.Operation, out *departure
 	return true, nil
 }
 
-// hasAllThere reports that the target has had everything for LoadTime, so that
-// nothing keeps the QEMU here: neither a lost last word nor one that lies.
-func (s *step) hasAllThere(ctx context.Context, op *api.Operation, out *departure) bool {
+// errRestUnknown is that it is not known yet whether the target has everything.
+var errRestUnknown = errors.New("not known yet")
+
+// askRest asks now and then whether the target has everything. No error means that it
+// has had it for LoadTime, so that nothing keeps the QEMU here: neither a lost last
+// word nor one that lies.
+func (s *step) askRest(ctx context.Context, op *api.Operation, out *departure) error {
 	if out.askedAt.IsZero() {
 		out.askedAt = s.now
 	}
 	if s.now.Sub(out.askedAt) < restAsk {
-		return false
+		return errRestUnknown
 	}
 	out.askedAt = s.now
 	if err := s.h.ask(ctx, op, streamHello{VM: s.vm.Meta.ID, Purpose: purposeLoaded, Now: true}); err != nil {
 		out.allThere = time.Time{}
-		return false
+		return err
 	}
 	if out.allThere.IsZero() {
 		out.allThere = s.now
 	}
-	return s.now.Sub(out.allThere) >= LoadTime
+	if s.now.Sub(out.allThere) < LoadTime {
+		return errRestUnknown
+	}
+	return nil
 }
 
 // flowing cuts a line through which nothing comes any more.
@@ -327,23 +340,29 @@ func (h *Hypervisor) receiveAnew(ctx context.Context, id string) error {
 	if in == nil || in.openConn() == nil {
 		return errors.New("its QEMU does not answer")
 	}
+	in.receiving.Lock()
+	defer in.receiving.Unlock()
 	for end := time.Now().Add(hangUpTime); ; {
 		m, err := in.queryMigrate(ctx)
 		if err != nil {
 			return err
 		}
 		if m.Status == migPostPaused {
-			break
+			err = in.execute(ctx, "migrate-recover", map[string]any{"uri": "unix:" + h.pathsOf(id).in}, nil)
+			var refused *qmp.CommandError // the connection that an earlier request was for came in between
+			if !errors.As(err, &refused) || time.Now().After(end) {
+				return err
+			}
+		} else {
+			if !m.divided() || time.Now().After(end) {
+				return fmt.Errorf("its QEMU says %s", m.Status)
+			}
+			h.rests.cut(id)
 		}
-		if !m.divided() || time.Now().After(end) {
-			return fmt.Errorf("its QEMU says %s", m.Status)
-		}
-		h.rests.cut(id)
 		if err := pause(ctx, switchLook); err != nil {
 			return err
 		}
 	}
-	return in.execute(ctx, "migrate-recover", map[string]any{"uri": "unix:" + h.pathsOf(id).in}, nil)
 }
 
 // rests are the connections that bring the last of a guest's memory here, by VM.

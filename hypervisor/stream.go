@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,6 +65,11 @@ const (
 type refusedStream struct{ why string }
 
 func (e *refusedStream) Error() string { return e.why }
+
+// hasNothing reports that it refused because its QEMU has never got anything.
+func (e *refusedStream) hasNothing() bool {
+	return strings.HasSuffix(e.why, (&notLoadedError{migNone}).Error())
+}
 
 // openStream connects to a node, says what for and waits for its leave.
 func (h *Hypervisor) openStream(ctx context.Context, node string, hello streamHello) (*greeting.Conn, error) {
