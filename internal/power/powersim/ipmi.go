@@ -4,6 +4,7 @@
 package powersim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -18,7 +19,7 @@ import (
 	"github.com/bougou/go-ipmi/pkg/types"
 )
 
-// IPMI is a BMC on a UDP port of loopback.
+// IPMI is a BMC on a UDP port.
 type IPMI struct {
 	Port int
 	srv  *server.Server
@@ -27,6 +28,7 @@ type IPMI struct {
 
 // IPMIConfig describes a BMC.
 type IPMIConfig struct {
+	Address        string // that it serves at; loopback by default
 	Host           *Host
 	User, Password string
 	// GUID as it is sent, in the beginning of a session and, unless NoGUID, as
@@ -43,7 +45,7 @@ type IPMIConfig struct {
 
 // NewIPMI starts a BMC.
 func NewIPMI(c IPMIConfig) (*IPMI, error) {
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	conn, err := net.ListenPacket("udp", net.JoinHostPort(cmp.Or(c.Address, "127.0.0.1"), "0"))
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/power/powersim"
 	"github.com/muster-vm/muster/internal/torture/lab"
 )
 
@@ -68,7 +68,10 @@ type campaign struct {
 	notes   bool // the storage heartbeat is on
 	disks   disks
 	proved  map[string]bool
-	moves   []api.Phases
+	moves   []move
+
+	bmcs      []*powersim.Host
+	failovers []failover
 }
 
 func newCampaign(cfg config) *campaign {
@@ -119,6 +122,14 @@ func (c *campaign) begin(ctx context.Context) error {
 	}
 	if c.disks, err = c.makeDisks(); err != nil {
 		return err
+	}
+	if c.bmc {
+		if err := c.giveBMCs(); err != nil {
+			return err
+		}
+	}
+	if c.crowd > 0 {
+		return nil
 	}
 	return c.makeGuests(ctx)
 }

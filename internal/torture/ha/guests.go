@@ -94,15 +94,22 @@ func (g *guest) hear(text []byte, at time.Duration) (wrong []string) {
 // readConsole asks the nodes in turn for the end of the console, until one has it.
 func (c *campaign) readConsole(ctx context.Context, g *guest) {
 	for i := range c.nodes {
-		a := c.Rest.Do(ctx, i, lab.Request{Method: "GET", Path: "/vms/" + g.name + "/console/log?bytes=" + strconv.Itoa(consoleBytes), Timeout: askTimeout, Header: map[string]string{"Accept": "text/plain"}})
-		if !a.OK() {
-			continue
+		if c.readConsoleAt(ctx, i, g) {
+			return
 		}
-		for _, w := range g.hear(a.Body, c.now()) {
-			c.violate(lostWrite, "%s", w)
-		}
-		return
 	}
+}
+
+// readConsoleAt asks one node.
+func (c *campaign) readConsoleAt(ctx context.Context, node int, g *guest) bool {
+	a := c.Rest.Do(ctx, node, lab.Request{Method: "GET", Path: "/vms/" + g.name + "/console/log?bytes=" + strconv.Itoa(consoleBytes), Timeout: askTimeout, Header: map[string]string{"Accept": "text/plain"}})
+	if !a.OK() {
+		return false
+	}
+	for _, w := range g.hear(a.Body, c.now()) {
+		c.violate(lostWrite, "%s", w)
+	}
+	return true
 }
 
 func (c *campaign) watchConsole(ctx context.Context, g *guest) {

@@ -32,6 +32,8 @@ type config struct {
 	bin, work, runDir string
 	image             string
 	schedule          int
+	failovers, crowd  int    // what is measured in place of a campaign
+	bmc               bool   // the hosts have power devices
 	ceph              string // script that starts one; "": a directory for all hosts
 }
 
@@ -48,6 +50,9 @@ func run() int {
 	flag.StringVar(&cfg.runDir, "run", "", "folder for sockets, a short path")
 	flag.IntVar(&cfg.schedule, "schedule", 0, "print that many episodes of the seed, and no more")
 	flag.StringVar(&cfg.ceph, "ceph", "", "the script that starts a Ceph, which has the guests' disks")
+	flag.IntVar(&cfg.failovers, "failovers", 0, "measure that many failovers, and make no other faults")
+	flag.BoolVar(&cfg.bmc, "bmc", false, "the hosts have power devices")
+	flag.IntVar(&cfg.crowd, "crowd", 0, "measure the loss of a host with that many VMs, and make no other faults")
 	flag.Parse()
 	if cfg.nodes != 3 && cfg.nodes != 5 || flag.NArg() > 0 || cfg.vms < 1 || cfg.minutes <= 0 {
 		flag.Usage()
@@ -83,6 +88,15 @@ func campaigned(ctx context.Context, cfg config) (ok bool, err error) {
 	defer c.end()
 	if err := c.begin(ctx); err != nil {
 		return false, fmt.Errorf("begin: %w", err)
+	}
+	switch {
+	case cfg.crowd > 0:
+		err = c.beside(ctx, func() error { return c.crowded(ctx) })
+		return err == nil && len(c.violations) == 0, err
+	case cfg.failovers > 0:
+		err = c.beside(ctx, func() error { return c.measure(ctx, cfg.failovers) })
+		c.showFailovers()
+		return err == nil && len(c.violations) == 0, err
 	}
 	c.say("the cluster is up: %d nodes, %d protected VMs that count; seed %d", cfg.nodes, cfg.vms, cfg.seed)
 	c.torment(ctx, time.Duration(cfg.minutes*float64(time.Minute)))

@@ -9,11 +9,18 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/internal/proof"
 	"github.com/muster-vm/muster/internal/torture/lab"
 )
+
+// move is one VM that went to another node, by the evidence.
+type move struct {
+	api.Phases
+	ran time.Time // when its QEMU did
+}
 
 // prove checks the evidence of every loss so far that was not looked at: each must
 // hold. It is called when the cluster is calm, so a loss that is still under way
@@ -42,7 +49,11 @@ func (c *campaign) prove(ctx context.Context) error {
 		if final && p.Failover.Status.ReadmittedAt != nil {
 			c.proved[id] = true
 			for j := range p.Moves {
-				c.moves = append(c.moves, api.PhasesOf(&p.Failover, &p.Moves[j]))
+				m := move{Phases: api.PhasesOf(&p.Failover, &p.Moves[j])}
+				if at := p.Moves[j].Status.At; at != nil {
+					m.ran = *at
+				}
+				c.moves = append(c.moves, m)
 			}
 		}
 	}
@@ -70,12 +81,12 @@ func (c *campaign) showMoves() {
 	fmt.Printf("%d moves of VMs at %d losses; milliseconds of each part, median and most:\n", len(c.moves), len(c.proved))
 	for _, part := range []struct {
 		name string
-		of   func(p api.Phases) int64
+		of   func(m move) int64
 	}{
-		{"silence until declared lost", func(p api.Phases) int64 { return p.Detection }},
-		{"placement", func(p api.Phases) int64 { return p.Placement }},
-		{"until QEMU runs", func(p api.Phases) int64 { return p.Start }},
-		{"in all", api.Phases.Total},
+		{"silence until declared lost", func(m move) int64 { return m.Detection }},
+		{"placement", func(m move) int64 { return m.Placement }},
+		{"until QEMU runs", func(m move) int64 { return m.Start }},
+		{"in all", func(m move) int64 { return m.Total() }},
 	} {
 		var t []int64
 		for _, p := range c.moves {

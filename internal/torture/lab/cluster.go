@@ -41,7 +41,7 @@ func (c *Cluster) Found(ctx context.Context, name string) (err error) {
 	if c.Rest, err = c.NewCaller(); err != nil {
 		return err
 	}
-	if err := Eventually(ctx, joinWait, c.allVote); err != nil {
+	if err := Eventually(ctx, joinWait, c.AllVote); err != nil {
 		return fmt.Errorf("wait until all nodes are voters: %w", err)
 	}
 	return nil
@@ -131,7 +131,8 @@ func (c *Cluster) Status(ctx context.Context, node int) (Status, error) {
 	return st, json.Unmarshal(a.Body, &st)
 }
 
-func (c *Cluster) allVote(ctx context.Context) error {
+// AllVote succeeds when every node says that all vote and somebody leads.
+func (c *Cluster) AllVote(ctx context.Context) error {
 	for i := range c.Hosts.n {
 		st, err := c.Status(ctx, i)
 		if err != nil {
