@@ -68,6 +68,17 @@ type MigrationPlan struct {
 	TotalMillis    int64 `json:"totalMillis"`
 	DowntimeMillis int64 `json:"downtimeMillis"`
 	Converges      bool  `json:"converges"`
+	// Halted says that the guest stands still while its memory is sent, see
+	// HaltsToMigrate.
+	Halted bool `json:"halted,omitempty"`
+}
+
+// HaltsToMigrate reports that a guest has to stand still while its memory is sent: a
+// QEMU before 9.0 that emulates processors does not see all that the guest writes
+// meanwhile ("physmem: Fix migration dirty bitmap coherency with TCG memory access"),
+// and the copy would be broken.
+func HaltsToMigrate(accelerator Accelerator, qemuMajor int) bool {
+	return accelerator == AccelTCG && qemuMajor < 9
 }
 
 // PlannedVolume is a volume that would be copied along.
@@ -102,6 +113,12 @@ func (p *MigrationPlan) Forecast(maxDowntimeMillis int) {
 		disks += float64(v.Size) / speed
 	}
 	left, total := float64(p.Memory), 0.0
+	if p.Halted {
+		p.Converges = true
+		down := left/speed + switchMillis
+		p.TotalMillis, p.DowntimeMillis = int64(disks+down), int64(down)
+		return
+	}
 	for range maxPasses {
 		if left/speed <= float64(maxDowntimeMillis) {
 			p.Converges = true

@@ -30,7 +30,8 @@ type departure struct {
 	reason string
 
 	wroteAt     time.Time // last progress
-	stoodAt     time.Time // the guest stands still since
+	halted      time.Time // since when the guest stands still for its memory, see api.HaltsToMigrate
+	stoodAt     time.Time // the guest stands still for the switch since
 	completedAt time.Time // QEMU has sent everything
 	handedAt    time.Time // the binding was seen to be the target's
 	info        migrateInfo
@@ -118,8 +119,8 @@ func (s *step) depart(ctx context.Context, state string) (string, error) {
 	if err != nil {
 		return state, err
 	}
-	if state, err = s.in.runState(ctx); state == runPaused && op.Status.PostCopying && s.in.out == out {
-		state = runFinishMigrate // on our word, see beginPostCopy: it does not go on
+	if state, err = s.in.runState(ctx); state == runPaused && (op.Status.PostCopying || !out.halted.IsZero()) && s.in.out == out {
+		state = runFinishMigrate // on our word, see beginPostCopy and halt: it does not go on
 	}
 	return state, err
 }
@@ -415,6 +416,9 @@ func (s *step) send(ctx context.Context, op *api.Operation, out *departure) erro
 		err = s.in.execute(ctx, "migrate-set-parameters", bandwidthOf(op, bandwidth, map[string]any{"downtime-limit": downtime}), nil)
 	}
 	if err == nil {
+		err = s.halt(ctx, out)
+	}
+	if err == nil {
 		err = s.in.send(ctx, path)
 	}
 	var refused *qmp.CommandError
@@ -422,6 +426,21 @@ func (s *step) send(ctx context.Context, op *api.Operation, out *departure) erro
 		return s.endOperation(ctx, op, api.TaskFailed, api.CodeRefused, "QEMU refuses to send: "+refused.Error())
 	}
 	return err
+}
+
+// halt makes the guest stand still before its memory is sent, if it has to. When the
+// migration has failed it goes on by the wish for it, as one that somebody paused.
+func (s *step) halt(ctx context.Context, out *departure) error {
+	conn := s.in.openConn()
+	if conn == nil || !s.h.cfg.halts(api.Accelerator(s.in.accel), conn.Version().QEMU.Major) {
+		return nil
+	}
+	state, err := s.in.runState(ctx)
+	if err != nil || state != runRunning {
+		return err
+	}
+	out.halted = s.h.cfg.Now()
+	return s.in.command(ctx, "stop", nil)
 }
 
 // QEMU says of a transfer that it has ended a moment before it has cleared it away. Told

@@ -221,8 +221,12 @@ func (s *step) arrivedThere(ctx context.Context, op *api.Operation, out *departu
 	if out.ranAt.IsZero() { // else it ran before the last of its memory had come
 		out.ranAt = s.h.cfg.Now()
 	}
-	if !out.stoodAt.IsZero() {
-		message += fmt.Sprintf(", of which the guest stood still for at most %d ms", out.ranAt.Sub(out.stoodAt).Milliseconds())
+	stood := out.stoodAt
+	if !out.halted.IsZero() {
+		stood = out.halted
+	}
+	if !stood.IsZero() {
+		message += fmt.Sprintf(", of which the guest stood still for at most %d ms", out.ranAt.Sub(stood).Milliseconds())
 	}
 	if err := s.h.sweep(ctx, s.vm.Meta.ID, s.proc); err != nil {
 		return err

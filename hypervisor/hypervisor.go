@@ -189,6 +189,8 @@ type Config struct {
 	Guard   Guard
 	Lease   Lease
 	Volumes Volumes
+	// halts is api.HaltsToMigrate; tests of post-copy have no QEMU that needs none.
+	halts func(accelerator api.Accelerator, qemuMajor int) bool
 	// Keys may be nil: then VMs have no volumes in pools of type rbd.
 	Keys PoolKeys
 	// Ports may be nil: then VMs with network cards do not start.
@@ -277,6 +279,9 @@ func New(cfg Config) (*Hypervisor, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.halts == nil {
+		cfg.halts = api.HaltsToMigrate
 	}
 	if cfg.SysRoot == "" {
 		cfg.SysRoot = "/"

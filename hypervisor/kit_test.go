@@ -379,6 +379,7 @@ type env struct {
 	snaps   *testSnapshots
 	users   Users
 	limits  Limits
+	halts   func(api.Accelerator, int) bool
 }
 
 // clock is a real clock that can be moved on.
@@ -430,7 +431,7 @@ func newEnv(t *testing.T, real bool) *env {
 func (e *env) begin() {
 	e.t.Helper()
 	h, err := New(Config{
-		DB: e.db, NodeID: e.node, NodeName: e.name, Streams: e.streams, RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Copies: e.vols, Ports: e.ports, Snapshots: e.snaps, Users: e.users, Limits: e.limits,
+		DB: e.db, NodeID: e.node, NodeName: e.name, Streams: e.streams, RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Copies: e.vols, Ports: e.ports, Snapshots: e.snaps, Users: e.users, Limits: e.limits, halts: e.halts,
 		Log: slog.New(slog.NewTextHandler(e.t.Output(), nil)), Now: e.clock.now,
 		HostMemory:   func() (total, available api.Size) { return 64 * api.GiB, 60 * api.GiB },
 		HostPressure: func() (float64, bool) { return 0, true },

@@ -5,6 +5,8 @@ package rest
 
 import (
 	"net/http"
+	"strconv"
+	"strings"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -130,6 +132,9 @@ func (m Migration) Plan(v *configdb.View, vm api.VM, in *api.MigrateRequest) (*a
 		return nil, err
 	}
 	p := &api.MigrationPlan{VM: vm.Meta.Name, From: from.Meta.Name, To: to.Meta.Name, Memory: vm.Status.Hardware.Memory, Bandwidth: in.Bandwidth, Channels: in.WishedChannels()}
+	version, _, _ := strings.Cut(from.Status.QEMUVersion, ".")
+	major, _ := strconv.Atoi(version)
+	p.Halted = major > 0 && api.HaltsToMigrate(api.Accelerator(vm.Status.Accelerator), major)
 	if balloon := vm.Status.Memory; balloon != nil {
 		p.Memory = min(p.Memory, balloon.Target)
 	}

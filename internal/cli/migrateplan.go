@@ -54,6 +54,9 @@ func (a *app) planMigration(ctx context.Context, c *client.Client, name string, 
 	out.field("Line", line)
 	out.field("Expected time", (time.Duration(p.TotalMillis) * time.Millisecond).Round(100*time.Millisecond).String())
 	out.field("Expected standstill", (time.Duration(p.DowntimeMillis) * time.Millisecond).String())
+	if p.Halted {
+		out.field("Note", "the guest stands still while its memory is sent: its processors are emulated by a QEMU before 9.0")
+	}
 	if !p.Converges {
 		out.field("Note", "the guest changes its memory faster than it can be sent; it will be slowed down")
 	}

@@ -11,6 +11,7 @@
 package qmptest
 
 import (
+	"cmp"
 	"bufio"
 	"encoding/json"
 	"fmt"
@@ -24,6 +25,8 @@ import (
 type QEMU struct {
 	// IgnorePowerButton is a guest that is still booting. Set it before use.
 	IgnorePowerButton bool
+	// Major is of the version that it says, 10 unless set before use.
+	Major int
 	// Exited is called once with exit code and signal.
 	Exited func(code, signal int)
 	// Running, if set, is told when the guest begins and ends to run. It must not
@@ -251,7 +254,7 @@ func (q *QEMU) monitor(c net.Conn) {
 	if !q.join(q.qmp, c) || hang {
 		return
 	}
-	fmt.Fprint(c, `{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": "fake"}, "capabilities": []}}`+"\r\n")
+	fmt.Fprintf(c, `{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": %d}, "package": "fake"}, "capabilities": []}}`+"\r\n", cmp.Or(q.Major, 10))
 	for s := bufio.NewScanner(c); s.Scan(); {
 		var cmd struct {
 			Execute string          `json:"execute"`
