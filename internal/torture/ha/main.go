@@ -58,6 +58,10 @@ func run() int {
 		flag.Usage()
 		return exitUsage
 	}
+	if cfg.bmc && cfg.failovers > cfg.nodes-1 {
+		fmt.Fprintf(os.Stderr, "torture: -bmc: a node is switched off at most once in ten minutes, so %d failovers cannot be measured in a row; give at most %d, and begin again for more\n", cfg.failovers, cfg.nodes-1)
+		return exitUsage
+	}
 	if cfg.schedule > 0 {
 		s := newSchedule(cfg.seed, cfg.nodes, cfg.ceph != "")
 		for range cfg.schedule {
