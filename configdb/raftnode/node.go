@@ -89,6 +89,8 @@ type Node struct {
 	space     chan struct{} // the disk became full, or is no longer
 	wg        sync.WaitGroup
 	fsm       *adapter
+	abstains  sync.Mutex // one at a time
+	floor     floor
 	// leaderSeen is when a leader was known last, in Unix nanoseconds.
 	leaderSeen atomic.Int64
 }
@@ -138,7 +140,7 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n.fsm = &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing, advanced: make(chan struct{}, 1)}
 	n.calls = make(chan raft.RPC)
-	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, log, d, snapStore{d.snapshots, log}, transport{n.transport, n.calls})
+	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, log, d, snapStore{d.snapshots, log}, transport{n.transport, n.calls, &n.floor, n.closing})
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
