@@ -69,7 +69,9 @@ func (d *dirDriver) check(ctx context.Context, v *configdb.View, pool *api.Pool,
 		}
 		return got, nil
 	}
-	return s.checkShared(ctx, lp, st, look, seen)
+	got, err := s.checkShared(ctx, lp, st, look, seen)
+	got.root = &seen.root
+	return got, err
 }
 
 func (d *dirDriver) leave(ctx context.Context) error {

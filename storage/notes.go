@@ -44,7 +44,8 @@ type noteBox struct {
 	place notePlace
 
 	mu      sync.Mutex
-	ready   bool // as the pool was seen last
+	root    *rootID // of the directory that was found to be the common one
+	ready   bool    // it was there when the pool was looked at last
 	failing [2]bool
 }
 
@@ -56,17 +57,21 @@ const (
 
 var noteVerbs = [...]string{noteWrites: "write", noteReads: "read"}
 
-// saw takes down what a check of the pool found.
-func (b *noteBox) saw(ready bool, root rootID) {
+// saw takes down what a check of the pool found: the directory, nil if it does not
+// answer, and whether it is the one that all nodes see. Once it was, it is that for as
+// long as it is the same directory: a node that is cut off compares the others' stamps
+// with those in its old replica.
+func (b *noteBox) saw(common bool, root *rootID) {
 	if b == nil {
 		return
 	}
-	if ready {
-		b.place.proven(root)
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.ready = ready
+	if common && root != nil {
+		b.root = root
+		b.place.proven(*root)
+	}
+	b.ready = root != nil && b.root != nil && *b.root == *root
 }
 
 func (b *noteBox) close() {

@@ -32,7 +32,7 @@ func TestNotesStayInTheCommonDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	box.saw(true, root)
+	box.saw(true, &root)
 	write := func() error { return m1.WriteNote(t.Context(), pool.Meta.ID, []byte("x")) }
 	if err := write(); err != nil {
 		t.Fatal(err)
@@ -94,4 +94,45 @@ func TestNotesStayInTheCommonDirectory(t *testing.T) {
 		t.Errorf("the folder of notes is still there: %v", err)
 	}
 	wantCode(t, m2.WriteNote(t.Context(), pool.Meta.ID, nil), api.CodeNotFound)
+}
+
+// A node that is cut off sees in the pool what another daemon wrote at its start, and in
+// its own replica what the one before had written: the directory is the common one still.
+func TestNotesGoOnWhenStampsDifferFromAnOldReplica(t *testing.T) {
+	k, pool, m1, m2 := noteKit(t)
+	m1.stop() // nothing but this test looks at the pool
+	m2.stop()
+	k.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		st, err := configdb.PoolStates.Get(v, configdb.PoolStateID(pool.Meta.ID, m2.id))
+		if err != nil {
+			return err
+		}
+		st.Status.Stamp = "as it was in an old replica"
+		return configdb.PoolStates.UpdateStatus(v, tx, &st)
+	})
+	now := time.Now()
+	m1.cfg.Now = func() time.Time { return now }
+	for range 3 {
+		if _, err := m1.reconcilePool(t.Context(), pool.Meta.ID); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(2 * staleGrace)
+	}
+	if m1.local(pool).usable() {
+		t.Fatal("the pool need not prove itself again")
+	}
+	if !slices.Contains(m1.NotePools(), pool.Meta.ID) {
+		t.Error("it has no place for notes any more")
+	}
+	away := pool.Spec.Path + ".away"
+	defer os.RemoveAll(away)
+	if err := errors.Join(os.Rename(pool.Spec.Path, away), os.Mkdir(pool.Spec.Path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m1.reconcilePool(t.Context(), pool.Meta.ID); err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(m1.NotePools(), pool.Meta.ID) {
+		t.Error("another directory is a place for notes")
+	}
 }
