@@ -4,6 +4,7 @@
 package ha
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"log/slog"
@@ -76,7 +77,16 @@ type Heartbeat struct {
 	survey  time.Duration
 
 	mu    sync.Mutex
-	sight map[string]sight
+	sight map[place]sight
+}
+
+// place is where a node leaves its note.
+type place struct{ pool, node string }
+
+// found is a note with the pool in which it was read.
+type found struct {
+	*note
+	pool string
 }
 
 // asked is a question of this node.
@@ -93,7 +103,7 @@ type given struct {
 	at time.Duration
 }
 
-// sight is what was seen last of a node in the pools.
+// sight is what was seen last of a node in a pool.
 type sight struct {
 	note    note
 	changed time.Duration // 0: it has not changed since it was first read
@@ -104,7 +114,8 @@ func NewHeartbeat(c HeartbeatConfig) *Heartbeat {
 	if c.Now == nil {
 		c.Now = BootTime
 	}
-	h := &Heartbeat{c: c, sight: map[string]sight{}}
+	// Numbers go on from where an earlier life of the daemon was at most.
+	h := &Heartbeat{c: c, sight: map[place]sight{}, last: note{Number: uint64(time.Now().UnixNano())}} //nolint:gosec // since 1970
 	c.Service.seen = h.seen
 	return h
 }
@@ -140,9 +151,9 @@ func (h *Heartbeat) beat(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range notes {
-		h.accept(ctx, n)
-		h.answer(ctx, n)
+	for _, f := range notes {
+		h.accept(ctx, f.note)
+		h.answer(ctx, f)
 	}
 	return h.write(ctx, pools)
 }
@@ -190,10 +201,10 @@ func access(ctx context.Context, pools, ids []string, do func(ctx context.Contex
 	return group.Wait()
 }
 
-// read returns the newest note of each of these nodes.
-func (h *Heartbeat) read(ctx context.Context, pools, ids []string) (out []*note, err error) {
+// read returns the notes of each of these nodes, each pool's: what an earlier life of a
+// daemon left in one pool must not hide what the present one says in another.
+func (h *Heartbeat) read(ctx context.Context, pools, ids []string) (out []found, err error) {
 	var mu sync.Mutex
-	newest := map[string]*note{}
 	err = access(ctx, pools, ids, func(ctx context.Context, pool, id string) {
 		b, err := h.c.Notes.Read(ctx, pool, id)
 		if err != nil || b == nil {
@@ -206,38 +217,48 @@ func (h *Heartbeat) read(ctx context.Context, pools, ids []string) (out []*note,
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		if o := newest[id]; o == nil || o.Number < n.Number {
-			newest[id] = n
-		}
+		out = append(out, found{n, pool})
 	})
-	for _, id := range ids {
-		if n := newest[id]; n != nil {
-			h.see(n)
-			out = append(out, n)
-		}
+	slices.SortFunc(out, func(a, b found) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.pool, b.pool)) })
+	for _, f := range out {
+		h.see(f)
 	}
 	return out, err
 }
 
 // see notes when a node's note changed.
-func (h *Heartbeat) see(n *note) {
+func (h *Heartbeat) see(f found) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	old, known := h.sight[n.Node]
-	now := sight{note: *n, changed: old.changed}
-	if known && (old.note.Boot != n.Boot || old.note.Number != n.Number) {
+	at := place{f.pool, f.Node}
+	old, known := h.sight[at]
+	now := sight{note: *f.note, changed: old.changed}
+	if known && (old.note.Boot != f.Boot || old.note.Number != f.Number) {
 		now.changed = h.c.Now()
 	}
-	h.sight[n.Node] = now
+	h.sight[at] = now
 }
 
-// seen returns how many others a node hears, by its notes, and how long ago these
-// changed last: very long, if they have not since they were first read.
+// lives reports whether a note has changed since this node reads it.
+func (h *Heartbeat) lives(f found) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s, ok := h.sight[place{f.pool, f.Node}]
+	return ok && h.c.Now()-s.changed <= askAgain
+}
+
+// seen returns how many others a node hears, by its notes, and how long ago one of these
+// changed last: very long, if none has since it was first read.
 func (h *Heartbeat) seen(nodeID string) (sees int, ago time.Duration, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s, ok := h.sight[nodeID]
-	return s.note.Sees, h.c.Now() - s.changed, ok
+	var last sight
+	for at, s := range h.sight {
+		if at.node == nodeID && (!ok || s.changed > last.changed) {
+			last, ok = s, true
+		}
+	}
+	return last.note.Sees, h.c.Now() - last.changed, ok
 }
 
 // cut reports whether this node holds a lease that the network does not renew.

@@ -5,6 +5,11 @@ package ha
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -328,5 +333,54 @@ func TestRareRulesOfTheStorageHeartbeatAreNeeded(t *testing.T) {
 				t.Errorf("%q: a node is lost and holds a lease: %v; the rule is off: %v", heartRules[off].what, broken, r == off)
 			}
 		}
+	}
+}
+
+// shelves are some pools, of which a node may write to a part.
+type shelves struct {
+	slot
+	boards map[string]board
+	writes []string
+}
+
+func (s shelves) Pools() []string { return slices.Sorted(maps.Keys(s.boards)) }
+
+func (s shelves) Write(_ context.Context, pool string, note []byte) error {
+	if !slices.Contains(s.writes, pool) {
+		return errors.New("no space")
+	}
+	s.boards[pool][s.h.n.id] = note
+	return nil
+}
+
+func (s shelves) Read(_ context.Context, pool, nodeID string) ([]byte, error) {
+	return s.boards[pool][nodeID], nil
+}
+
+// What an earlier life of a daemon left in a pool to which this one cannot write.
+func TestANoteOfAnEarlierLifeHidesNothing(t *testing.T) {
+	w := heartbeats(t)
+	boards := map[string]board{"a": {}, "b": {}}
+	for _, n := range w.nodes {
+		n.heart.c.Notes = shelves{slot{nil, n.heart}, boards, []string{"a"}}
+	}
+	n := w.nodes[3]
+	early, err := json.Marshal(note{Life: 1, Node: n.id, Boot: "earlier", Number: math.MaxUint64, Asks: &question{ID: "of long ago"}})
+	must(t, err)
+	boards["b"][n.id] = early
+	w.beats(20*time.Second, nothing)
+	n.cutOff = true
+	w.beats(time.Minute, func() {
+		if !n.holds() {
+			t.Fatalf("at %v: it holds no lease", w.now)
+		}
+	})
+	first := n.heart.last.Number
+	n.newHeart()
+	if n.heart.last.Number <= first {
+		t.Errorf("a later life counts from %d, the one before was at %d", n.heart.last.Number, first)
+	}
+	if sees, ago, ok := w.nodes[0].heart.seen(n.id); !ok || sees != 0 || ago > livesWithin {
+		t.Errorf("%d, %v, %v", sees, ago, ok)
 	}
 }

@@ -10,11 +10,11 @@ import (
 
 // answer answers the question in a note, if it is for this node to do so: once, and
 // only if the note has changed since this node reads it, so that its node lives.
-func (h *Heartbeat) answer(ctx context.Context, n *note) {
+func (h *Heartbeat) answer(ctx context.Context, n found) {
 	if n.Asks == nil || slices.ContainsFunc(h.given, func(g given) bool { return g.Node == n.Node && g.ID == n.Asks.ID }) {
 		return
 	}
-	if _, ago, ok := h.seen(n.Node); !ok || ago > askAgain {
+	if !h.lives(n) {
 		return
 	}
 	actx, cancel := context.WithTimeout(ctx, noteLimit)
