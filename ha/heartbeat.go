@@ -155,6 +155,7 @@ func (h *Heartbeat) beat(ctx context.Context) error {
 		h.accept(ctx, f.note)
 		h.answer(ctx, f)
 	}
+	h.count(ctx)
 	return h.write(ctx, pools)
 }
 

@@ -384,3 +384,45 @@ func TestANoteOfAnEarlierLifeHidesNothing(t *testing.T) {
 		t.Errorf("%d, %v, %v", sees, ago, ok)
 	}
 }
+
+// A line that fails for a moment costs no election.
+func TestAVoterAloneLeavesNoTerm(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	n := w.nodes[3]
+	n.heart.c.Notes = slot{board{}, n.heart} // the pool is away, too
+	n.cutOff = true
+	w.beats(9*time.Second, nothing)
+	if n.heart.last.Asks == nil || n.heart.last.Asks.Leave == 0 || n.heart.term != 1 {
+		t.Errorf("it asks %+v and is in term %d", n.heart.last.Asks, n.heart.term)
+	}
+}
+
+func TestAVotersOwnAnswerIsLast(t *testing.T) {
+	three := []string{"a", "b", "c"}
+	five := append(three, "d", "e")
+	says := func(term uint64, voters []string) abstention { return abstention{Term: term, Voters: voters} }
+	for what, c := range map[string]struct {
+		left   map[string]abstention
+		voters []string
+		want   uint64 // 0: it says nothing
+	}{
+		"nobody has answered":                 {nil, three, 0},
+		"it is the only voter":                {nil, []string{"a"}, 7},
+		"one of three":                        {map[string]abstention{"b": says(7, three)}, three, 7},
+		"one of three, in a higher term":      {map[string]abstention{"b": says(9, three)}, three, 9},
+		"one of three, which has voted":       {map[string]abstention{"b": {9, true, three}}, three, 0},
+		"one of five":                         {map[string]abstention{"b": says(7, five)}, five, 0},
+		"two of five":                         {map[string]abstention{"b": says(7, five), "c": says(7, five)}, five, 7},
+		"two of five, in two terms":           {map[string]abstention{"b": says(7, five), "c": says(8, five)}, five, 0},
+		"three of five need no more":          {map[string]abstention{"b": says(7, five), "c": says(7, five), "d": says(7, five)}, five, 0},
+		"it has said so":                      {map[string]abstention{"b": says(7, three), "a": says(7, three)}, three, 0},
+		"it was in a lower term":              {map[string]abstention{"b": says(8, three), "a": says(7, three)}, three, 8},
+		"it votes no more, the others say":    {map[string]abstention{"b": says(7, []string{"b", "c", "d"})}, three, 0},
+		"one of three, who does not vote yet": {map[string]abstention{"x": says(7, three)}, three, 0},
+	} {
+		if term, ok := lacking(c.left, "a", says(7, c.voters)); term != c.want || ok != (c.want != 0) {
+			t.Errorf("%s: %d, %v", what, term, ok)
+		}
+	}
+}

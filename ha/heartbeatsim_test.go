@@ -230,12 +230,12 @@ func (h *simHeart) bend(b []byte) ([]byte, error) {
 	last := h.asked[k-1]
 	for i := range n.Answers {
 		a := &n.Answers[i]
-		switch own, ok := last.left[h.n.id]; {
+		switch {
 		case a.Node != h.n.id:
 		case h.n.w.off == answerNamesQuestion:
 			a.ID = last.ID
-		case a.Left != nil && ok:
-			a.Left.Term = own.Term
+		case a.Left != nil && last.Leave != 0:
+			a.Left.Term = last.Leave
 		}
 	}
 	return json.Marshal(n)
