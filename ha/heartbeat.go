@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"reflect"
 	"slices"
@@ -37,10 +38,14 @@ const (
 	surveyEvery = 4 * time.Second
 	// answersStand is how long an answer stays in the note.
 	answersStand = 3 * askAgain
-	// noteLimit bounds one access to a pool, and the answer to one question; notesAtOnce
-	// are read at a time.
-	noteLimit   = 2 * time.Second
+	// noteLimit bounds one access to a pool, of which notesAtOnce are read at a time, and
+	// answerLimit the answer to all questions of a look.
+	noteLimit   = 4 * time.Second
 	notesAtOnce = 8
+	answerLimit = 2 * time.Second
+	// poolPatience is how long a look waits for the pools; what a slow one has comes with
+	// a later look.
+	poolPatience = 500 * time.Millisecond
 	// questionsKept are those whose answers still count.
 	questionsKept = 4
 )
@@ -76,8 +81,21 @@ type Heartbeat struct {
 	byNotes bool // the lease lives by notes
 	survey  time.Duration
 
-	mu    sync.Mutex
-	sight map[place]sight
+	patience time.Duration
+	tasks    *contain.Group // what goes on in pools, since the first look
+	tctx     context.Context
+
+	mu      sync.Mutex
+	sight   map[place]sight
+	arrived []found           // and not looked at yet
+	busy    map[visit]bool    // a pool that hangs holds up no other
+	tried   map[string]uint64 // number of the note that was written to a pool last
+}
+
+// visit is what this node does in a pool once at a time.
+type visit struct {
+	pool   string
+	writes bool
 }
 
 // place is where a node leaves its note.
@@ -97,7 +115,7 @@ type asked struct {
 	done bool
 }
 
-// given is an answer that this node gave.
+// given is an answer that this node gave to some questions.
 type given struct {
 	answer
 	at time.Duration
@@ -115,13 +133,15 @@ func NewHeartbeat(c HeartbeatConfig) *Heartbeat {
 		c.Now = BootTime
 	}
 	// Numbers go on from where an earlier life of the daemon was at most.
-	h := &Heartbeat{c: c, sight: map[place]sight{}, last: note{Number: uint64(time.Now().UnixNano())}} //nolint:gosec // since 1970
+	h := &Heartbeat{c: c, patience: poolPatience, sight: map[place]sight{}, busy: map[visit]bool{}, tried: map[string]uint64{}, last: note{Number: uint64(time.Now().UnixNano())}} //nolint:gosec // since 1970
 	c.Service.seen = h.seen
 	return h
 }
 
 // Run goes on until the context ends.
-func (h *Heartbeat) Run(ctx context.Context) error {
+func (h *Heartbeat) Run(ctx context.Context) (err error) {
+	h.tasks, h.tctx = contain.NewGroup(ctx)
+	defer func() { err = errors.Join(err, h.tasks.Stop()) }()
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
 	for {
@@ -130,31 +150,29 @@ func (h *Heartbeat) Run(ctx context.Context) error {
 		}
 		select {
 		case <-tick.C:
-		case <-ctx.Done():
+		case <-h.tctx.Done(): // or a panic
 			return nil
 		}
 	}
 }
 
 // beat looks once. Of the times that a lease may count from, none is read after the
-// question was written. What it returns is a panic.
+// question was written.
 func (h *Heartbeat) beat(ctx context.Context) error {
 	pools := h.c.Notes.Pools()
 	if len(pools) == 0 || Settings(h.c.DB.Local()).StorageHeartbeat == api.HeartbeatOff {
 		return nil
 	}
-	h.ask(ctx)
+	h.ask()
 	if err := h.write(ctx, pools); err != nil {
 		return err
 	}
-	notes, err := h.read(ctx, pools, h.whom())
-	if err != nil {
-		return err
-	}
+	h.read(ctx, pools, h.whom())
+	notes := h.take()
 	for _, f := range notes {
 		h.accept(ctx, f.note)
-		h.answer(ctx, f)
 	}
+	h.answer(ctx, notes)
 	h.count(ctx)
 	return h.write(ctx, pools)
 }
@@ -165,7 +183,7 @@ func (h *Heartbeat) whom() (ids []string) {
 		ids = append(ids, h.c.Electorate.Voters()...)
 	}
 	l, leads := h.c.Service.grant.leader.Leadership()
-	if leads || h.c.Electorate.Leaderless() > leaderlessAfter {
+	if leads || h.abstains() { // nobody else has an answer
 		all := !leads || h.c.Now()-h.survey > surveyEvery
 		if all {
 			h.survey = h.c.Now()
@@ -183,51 +201,102 @@ func (h *Heartbeat) whom() (ids []string) {
 	return slices.DeleteFunc(ids, func(id string) bool { return id == h.c.NodeID })
 }
 
-// access accesses each of these pools for each of these nodes, within noteLimit and
-// notesAtOnce at a time, and returns when all have ended.
-func access(ctx context.Context, pools, ids []string, do func(ctx context.Context, pool, id string)) error {
-	turns := make(chan struct{}, notesAtOnce)
-	group, ctx := contain.NewGroup(ctx)
-	for _, id := range ids {
-		for _, pool := range pools {
-			group.Go(func() {
-				turns <- struct{}{}
-				defer func() { <-turns }()
-				limited, cancel := context.WithTimeout(ctx, noteLimit)
-				defer cancel()
-				do(limited, pool, id)
+// each goes on with one kind of visits in these pools, except where the last one has not
+// ended yet. It returns when all have ended that it began, or patience has.
+func (h *Heartbeat) each(ctx context.Context, pools []string, writes bool, do func(ctx context.Context, pool string)) {
+	if h.tasks == nil {
+		h.tasks, h.tctx = contain.NewGroup(ctx)
+	}
+	ended := make(chan struct{}, len(pools))
+	begun := 0
+	for _, pool := range pools {
+		if h.claim(visit{pool, writes}) {
+			begun++
+			h.tasks.Go(func() {
+				defer func() {
+					h.release(visit{pool, writes})
+					ended <- struct{}{}
+				}()
+				do(h.tctx, pool)
 			})
 		}
 	}
-	return group.Wait()
-}
-
-// read returns the notes of each of these nodes, each pool's: what an earlier life of a
-// daemon left in one pool must not hide what the present one says in another.
-func (h *Heartbeat) read(ctx context.Context, pools, ids []string) (out []found, err error) {
-	var mu sync.Mutex
-	err = access(ctx, pools, ids, func(ctx context.Context, pool, id string) {
-		b, err := h.c.Notes.Read(ctx, pool, id)
-		if err != nil || b == nil {
-			return // the pool says what is wrong
-		}
-		n, err := readNote(b, h.c.Life, id)
-		if err != nil {
-			h.c.Log.Debug("a note is not read", "pool", pool, "err", err)
+	patience := time.NewTimer(h.patience)
+	defer patience.Stop()
+	for range begun {
+		select {
+		case <-ended:
+		case <-patience.C:
+			return
+		case <-ctx.Done():
 			return
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		out = append(out, found{n, pool})
-	})
-	slices.SortFunc(out, func(a, b found) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.pool, b.pool)) })
-	for _, f := range out {
-		h.see(f)
 	}
-	return out, err
 }
 
-// see notes when a node's note changed.
+func (h *Heartbeat) claim(v visit) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.busy[v] {
+		return false
+	}
+	h.busy[v] = true
+	return true
+}
+
+func (h *Heartbeat) release(v visit) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.busy, v)
+}
+
+// read reads the notes of these nodes in each pool: what an earlier life of a daemon left
+// in one pool must not hide what the present one says in another.
+func (h *Heartbeat) read(ctx context.Context, pools, ids []string) {
+	if len(ids) == 0 {
+		return
+	}
+	h.each(ctx, pools, false, func(ctx context.Context, pool string) {
+		turns := make(chan struct{}, notesAtOnce)
+		for _, id := range ids {
+			turns <- struct{}{}
+			h.tasks.Go(func() {
+				defer func() { <-turns }()
+				limited, cancel := context.WithTimeout(ctx, noteLimit)
+				defer cancel()
+				h.readOne(limited, pool, id)
+			})
+		}
+		for range cap(turns) { // until all have ended
+			turns <- struct{}{}
+		}
+	})
+}
+
+func (h *Heartbeat) readOne(ctx context.Context, pool, id string) {
+	b, err := h.c.Notes.Read(ctx, pool, id)
+	if err != nil || b == nil {
+		return // the pool says what is wrong
+	}
+	n, err := readNote(b, h.c.Life, id)
+	if err != nil {
+		h.c.Log.Debug("a note is not read", "pool", pool, "err", err)
+		return
+	}
+	h.see(found{n, pool})
+}
+
+// take returns the notes that have arrived since it was called last.
+func (h *Heartbeat) take() []found {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := h.arrived
+	h.arrived = nil
+	slices.SortStableFunc(out, func(a, b found) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.pool, b.pool)) })
+	return out
+}
+
+// see takes a note in, and when it changed.
 func (h *Heartbeat) see(f found) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -238,6 +307,7 @@ func (h *Heartbeat) see(f found) {
 		now.changed = h.c.Now()
 	}
 	h.sight[at] = now
+	h.arrived = append(h.arrived, f)
 }
 
 // lives reports whether a note has changed since this node reads it.
@@ -276,8 +346,7 @@ func (h *Heartbeat) write(ctx context.Context, pools []string) error {
 		q := h.asked[len(h.asked)-1].question
 		n.Asks = &q
 	}
-	h.given = slices.DeleteFunc(h.given, func(g given) bool { return now-g.at > answersStand })
-	h.given = h.given[max(0, len(h.given)-maxAnswers):]
+	h.given = recent(h.given, now)
 	for _, g := range h.given {
 		n.Answers = append(n.Answers, g.answer)
 	}
@@ -286,18 +355,45 @@ func (h *Heartbeat) write(ctx context.Context, pools []string) error {
 		every = beatEvery
 	}
 	n.Number = h.last.Number
-	if h.written != 0 && now-h.written < every && reflect.DeepEqual(n, h.last) {
-		return nil
+	if h.written == 0 || now-h.written >= every || !reflect.DeepEqual(n, h.last) {
+		n.Number++
+		h.last, h.written = n, now
 	}
-	n.Number++
-	b, err := json.Marshal(n)
+	b, err := json.Marshal(h.last)
 	if err != nil {
 		return err
 	}
-	h.last, h.written = n, now
-	return access(ctx, pools, []string{h.c.NodeID}, func(ctx context.Context, pool, _ string) {
-		if err := h.c.Notes.Write(ctx, pool, b); err != nil {
+	number := h.last.Number
+	h.each(ctx, slices.DeleteFunc(slices.Clone(pools), func(pool string) bool { return h.has(pool, number) }), true, func(ctx context.Context, pool string) {
+		limited, cancel := context.WithTimeout(ctx, noteLimit)
+		defer cancel()
+		h.mu.Lock()
+		h.tried[pool] = number
+		h.mu.Unlock()
+		if err := h.c.Notes.Write(limited, pool, b); err != nil {
 			h.c.Log.Debug("a note is not written", "pool", pool, "err", err)
 		}
 	})
+	return nil
+}
+
+// has reports whether a note was written to a pool, or could not be.
+func (h *Heartbeat) has(pool string, number uint64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tried[pool] == number
+}
+
+// recent leaves the answers that stand, and of too many questions the newest: a note has
+// a bounded size.
+func recent(all []given, now time.Duration) (out []given) {
+	room := maxAnswered
+	for i := len(all) - 1; i >= 0 && room > 0 && now-all[i].at <= answersStand; i-- {
+		g := all[i]
+		g.To = g.To[max(0, len(g.To)-room):]
+		room -= len(g.To)
+		out = append(out, g)
+	}
+	slices.Reverse(out)
+	return out
 }

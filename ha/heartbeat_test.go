@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -290,25 +291,28 @@ func TestANoteCountsFromItsQuestion(t *testing.T) {
 	}
 }
 
-// Two rules that chance rarely needs, each in a world in which it is needed: with it no
+// Rules that chance rarely needs, each in a world in which it is needed: with it no
 // node is lost while it holds a lease, without it one is. The switch is dead; node 4 was
 // elected, but only its voters know; and they hear it again, which hears no notes, when
 // node 0 is about to be lost to it.
 func TestRareRulesOfTheStorageHeartbeatAreNeeded(t *testing.T) {
-	for _, off := range []rule{whoHasVotedDoesNotCount, oneTerm} {
+	for _, off := range []rule{votersLeaveTheirTerms, whoHasVotedDoesNotCount, oneTerm} {
 		for _, r := range []rule{everyRule, off} {
 			w := heartbeats(t)
 			w.beats(20*time.Second, nothing)
 			w.off = r
 			w.switchFails(true)
 			back := []int{4, 3, 2}
-			if off == whoHasVotedDoesNotCount { // all had left their terms for this one before
+			switch off {
+			case votersLeaveTheirTerms: // the voters of node 4 leave for the next term, and hear it again
+				w.elected(4, 2, 2, 3, 4)
+			case whoHasVotedDoesNotCount: // all had left their terms for this one before
 				for _, n := range w.nodes {
 					n.heart.term = 2
 					n.heart.note(abstention{Term: 2})
 				}
 				w.elected(4, 2, 2, 3, 4)
-			} else { // the others are in terms below and above the leader's, and only node 0 asks
+			default: // the others are in terms below and above the leader's, and only node 0 asks
 				w.elected(4, 6, 2, 3, 4)
 				w.nodes[0].heart.term, w.nodes[1].heart.term, w.nodes[2].heart.term = 4, 4, 7
 				for _, n := range w.nodes[1:] {
@@ -424,5 +428,144 @@ func TestAVotersOwnAnswerIsLast(t *testing.T) {
 		if term, ok := lacking(c.left, "a", says(7, c.voters)); term != c.want || ok != (c.want != 0) {
 			t.Errorf("%s: %d, %v", what, term, ok)
 		}
+	}
+}
+
+// A pool of which an access has not ended holds up no other.
+func TestAPoolThatHangsHoldsUpNoOther(t *testing.T) {
+	w := heartbeats(t)
+	boards := map[string]board{"a": {}, "b": {}}
+	for _, n := range w.nodes {
+		n.heart.c.Notes = shelves{slot{nil, n.heart}, boards, []string{"b"}}
+		n.heart.busy[visit{"a", true}], n.heart.busy[visit{"a", false}] = true, true
+	}
+	w.beats(20*time.Second, nothing)
+	n := w.nodes[3]
+	n.cutOff = true
+	w.beats(time.Minute, func() {
+		if !n.holds() {
+			t.Fatalf("at %v: it holds no lease", w.now)
+		}
+	})
+}
+
+// stuck is a pool of which no access ends before the test.
+type stuck struct {
+	slot
+	over chan struct{}
+}
+
+func (s stuck) Write(context.Context, string, []byte) error { <-s.over; return nil }
+
+func (s stuck) Read(context.Context, string, string) ([]byte, error) { <-s.over; return nil, nil }
+
+func TestALookEndsThoughItsPoolHangs(t *testing.T) {
+	w := heartbeats(t)
+	s := stuck{slot{board{}, w.nodes[0].heart}, make(chan struct{})}
+	h := w.nodes[0].heart
+	h.c.Notes, h.patience = s, time.Millisecond
+	for range 3 {
+		w.now += surveyEvery + time.Second
+		must(t, h.beat(t.Context()))
+	}
+	h.mu.Lock()
+	busy := len(h.busy)
+	h.mu.Unlock()
+	if busy != 2 {
+		t.Errorf("%d accesses are under way; one write and one round of reads may", busy)
+	}
+	close(s.over)
+	must(t, h.tasks.Wait())
+}
+
+// counted counts confirmations.
+type counted struct {
+	Leader
+	n int
+}
+
+func (c *counted) Confirm(ctx context.Context, term uint64) error {
+	c.n++
+	return c.Leader.Confirm(ctx, term)
+}
+
+func TestOneConfirmationIsForAllQuestions(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	leader := w.nodes[0]
+	c := &counted{Leader: leader}
+	leader.svc.grant.leader = c
+	var asked []string
+	for i := 1; i < 5; i++ {
+		n := w.nodes[i]
+		q := note{Life: 1, Node: n.id, Boot: "x", Number: math.MaxUint64, Asks: &question{ID: n.id}}
+		b, err := json.Marshal(q)
+		must(t, err)
+		leader.heart.c.Notes.(slot).board[n.id] = b
+		asked = append(asked, n.id)
+	}
+	leader.svc.grant.fenced[w.nodes[4].id] = true
+	w.now += surveyEvery + beatEvery
+	must(t, leader.heart.beat(t.Context()))
+	if g := leader.heart.given; c.n != 1 || len(g) != 1 || !slices.Equal(g[0].To, asked[:3]) || g[0].Grant == nil {
+		t.Errorf("%d confirmations, %+v", c.n, g)
+	}
+}
+
+// few is an electorate in which this node has no vote.
+type few struct{ *simHeart }
+
+func (f few) Voters() []string { return f.simHeart.Voters()[:3] }
+
+func TestWhoHasNoVoteReadsNoQuestions(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	w.switchFails(true)
+	w.now += leaderlessAfter + time.Second
+	n := w.nodes[4].heart
+	n.c.Electorate = few{n}
+	if got := n.whom(); !slices.Equal(got, n.c.Electorate.Voters()) {
+		t.Errorf("it reads the notes of %v", got)
+	}
+	if got := w.nodes[1].heart.whom(); len(got) != 4 {
+		t.Errorf("a voter reads the notes of %v", got)
+	}
+}
+
+// However many ask, a note has room for the answers; the newest are kept.
+func TestANoteHasABoundedSize(t *testing.T) {
+	const room, voters = 15 << 10, 9
+	id := strings.Repeat("x", 36)
+	n := note{Life: math.MaxUint64, Node: id, Boot: id, Number: math.MaxUint64, Sees: 1000, Asks: &question{strings.Repeat("q", 26), math.MaxUint64}}
+	var all []given
+	now := time.Hour
+	for at := now - 2*answersStand; at <= now; at += beatEvery {
+		a := answer{Left: &abstention{Term: math.MaxUint64, Voted: true}}
+		for range voters {
+			a.Left.Voters = append(a.Left.Voters, id)
+		}
+		for i := range 100 {
+			a.To = append(a.To, fmt.Sprintf("%20d-%05d", at, i))
+		}
+		all = append(all, given{a, at})
+	}
+	kept := 0
+	for _, g := range recent(all, now) {
+		kept += len(g.To)
+		n.Answers = append(n.Answers, g.answer)
+	}
+	newest := n.Answers[len(n.Answers)-1].To
+	if b, err := json.Marshal(n); err != nil || len(b) > room || kept != maxAnswered || len(newest) != 100 {
+		t.Errorf("%d bytes of %d for %d answers, %v", len(b), room, kept, err)
+	}
+	for i := range all { // one each
+		all[i].To = all[i].To[:20]
+	}
+	n.Answers = nil
+	for _, g := range recent(all, now) {
+		n.Answers = append(n.Answers, g.answer)
+	}
+	if b, err := json.Marshal(n); err != nil || len(b) > room || len(n.Answers) < int(answersStand/beatEvery) {
+		t.Errorf("%d bytes of %d for %d answers, %v", len(b), room, len(n.Answers), err)
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 // ask makes a question if the network does not renew the lease. The time that it counts
 // from is taken first.
-func (h *Heartbeat) ask(ctx context.Context) {
+func (h *Heartbeat) ask() {
 	if !h.cut() {
 		h.asked = nil
 		if h.byNotes {
@@ -56,20 +56,18 @@ func (h *Heartbeat) note(left abstention) {
 // accept takes answers to this node's questions from a note.
 func (h *Heartbeat) accept(ctx context.Context, n *note) {
 	for _, answer := range n.Answers {
-		if answer.Node != h.c.NodeID {
-			continue
-		}
-		i := slices.IndexFunc(h.asked, func(a asked) bool { return a.ID == answer.ID })
-		if i < 0 || h.asked[i].done {
-			continue
-		}
-		switch {
-		case answer.Grant != nil:
-			h.granted = max(h.granted, h.asked[i].sent)
-			h.goOn(ctx, i, "by the leader", n.Node)
-		case answer.Left != nil:
-			h.note(*answer.Left)
-			h.asked[i].left[n.Node] = *answer.Left
+		for i := range h.asked {
+			if h.asked[i].done || !slices.Contains(answer.To, h.asked[i].ID) {
+				continue
+			}
+			switch {
+			case answer.Grant != nil:
+				h.granted = max(h.granted, h.asked[i].sent)
+				h.goOn(ctx, i, "by the leader", n.Node)
+			case answer.Left != nil:
+				h.note(*answer.Left)
+				h.asked[i].left[n.Node] = *answer.Left
+			}
 		}
 	}
 }

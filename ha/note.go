@@ -35,8 +35,8 @@ type Electorate interface {
 	Voters() []string
 }
 
-// maxAnswers is how many a note carries, the newest: it has a bounded size.
-const maxAnswers = 48
+// maxAnswered is how many questions a note has answers to.
+const maxAnswered = 256
 
 // note is what a node leaves in pools.
 type note struct {
@@ -59,10 +59,9 @@ type question struct {
 	Leave uint64 `json:"leave,omitempty"`
 }
 
-// answer is to one question of one node.
+// answer is one to the questions of several nodes.
 type answer struct {
-	Node  string       `json:"node"`
-	ID    string       `json:"id"`
+	To    []string     `json:"to"` // IDs of the questions
 	Grant *renewAnswer `json:"grant,omitempty"`
 	Left  *abstention  `json:"left,omitempty"`
 }
