@@ -569,3 +569,26 @@ func TestANoteHasABoundedSize(t *testing.T) {
 		t.Errorf("%d bytes of %d for %d answers, %v", len(b), room, len(n.Answers), err)
 	}
 }
+
+// A new leader has heard nobody yet: who was cut off under the one before may be dead.
+func TestANewLeaderGivesNothingToWhoWasCutOff(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	w.nodes[3].cutOff = true
+	w.beats(10*time.Second, nothing)
+	if w.node(3).Status.CutOff == nil {
+		t.Fatal("it is not cut off")
+	}
+	w.elected(1, 2, 0, 1, 2)
+	svc := w.nodes[1].svc
+	if why := svc.silent()[w.nodes[3].id]; !strings.Contains(why, "was cut off") {
+		t.Errorf("it may be given VMs: %q", why)
+	}
+	if why, ok := svc.silent()[w.nodes[2].id]; ok {
+		t.Errorf("another one: %q", why)
+	}
+	svc.grant.onWire(w.nodes[3].id)
+	if why, ok := svc.silent()[w.nodes[3].id]; ok {
+		t.Errorf("it is back: %q", why)
+	}
+}
