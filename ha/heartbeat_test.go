@@ -592,3 +592,34 @@ func TestANewLeaderGivesNothingToWhoWasCutOff(t *testing.T) {
 		t.Errorf("it is back: %q", why)
 	}
 }
+
+// refusesOnce is a database of which one transaction fails.
+type refusesOnce struct {
+	*simNode
+	refused bool
+}
+
+func (r *refusesOnce) Txn(ctx context.Context, tx *configdb.Txn) (uint64, error) {
+	if !r.refused {
+		r.refused = true
+		return 0, errors.New("no answer")
+	}
+	return r.simNode.Txn(ctx, tx)
+}
+
+func TestACutOffThatIsNotNotedHoldsUpNoOther(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	leader := w.nodes[0]
+	w.nodes[3].cutOff, w.nodes[4].cutOff = true, true
+	w.beats(cutOffAfter-beatEvery, nothing)
+	leader.svc.db = &refusesOnce{simNode: leader}
+	for i := 0; w.node(3).Status.CutOff == nil && w.node(4).Status.CutOff == nil; i++ {
+		if w.beats(beatEvery, nothing); i > 20 {
+			t.Fatal("nothing is noted")
+		}
+	}
+	if !leader.svc.db.(*refusesOnce).refused || w.node(4).Status.CutOff == nil {
+		t.Errorf("refused: %v; %+v", leader.svc.db.(*refusesOnce).refused, w.node(4).Status.CutOff)
+	}
+}
