@@ -90,11 +90,27 @@ func (n *Node) abstention(term uint64) (Abstention, error) {
 	return a, nil
 }
 
-// Leaderless returns for how long this node has known no leader; 0 while it knows one.
+// noteLeader takes down when the leader is missed. Raft calls it at that moment; of two
+// such moments it may tell in the wrong order, so Leaderless looks for itself.
+func (n *Node) noteLeader(o *raft.Observation) bool {
+	switch l, ok := o.Data.(raft.LeaderObservation); {
+	case !ok:
+	case l.LeaderID == "":
+		n.missed.CompareAndSwap(0, int64(n.clock()))
+	default:
+		n.missed.Store(0)
+	}
+	return false // there is no channel to tell it to
+}
+
+// Leaderless returns for how long this node has known no leader, at most its own life; 0
+// while it knows one.
 func (n *Node) Leaderless() time.Duration {
 	if _, _, known := n.Leader(); known {
-		n.leaderSeen.Store(time.Now().UnixNano())
+		n.missed.Store(0)
 		return 0
 	}
-	return time.Since(time.Unix(0, n.leaderSeen.Load()))
+	now := n.clock()
+	n.missed.CompareAndSwap(0, int64(now))
+	return max(0, now-time.Duration(n.missed.Load()))
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -169,5 +170,42 @@ func TestAbstainReturnsWhileAHeartbeatHangs(t *testing.T) {
 	close(votes.on)
 	if err := <-beaten; err != nil {
 		t.Error(err)
+	}
+}
+
+// For how long a node has known no leader is counted from when it lost it, however
+// seldom it is asked, and by a clock that nobody can set.
+func TestLeaderlessCountsFromTheLossOfTheLeader(t *testing.T) {
+	n, peer := alone(t, &slowVotes{InmemStore: raft.NewInmemStore()})
+	if d := n.Leaderless(); d > time.Hour {
+		t.Errorf("a node that has just begun is without a leader for %v", d)
+	}
+	var now atomic.Int64
+	now.Store(int64(n.clock()))
+	n.clock = func() time.Duration { return time.Duration(now.Load()) }
+	now.Add(int64(5 * time.Second))
+	if d := n.Leaderless(); d < 5*time.Second || d > time.Hour {
+		t.Errorf("it has never known a leader, for %v", d)
+	}
+	if _, err := beat(n, peer, 2); err != nil {
+		t.Fatal(err)
+	}
+	now.Add(int64(time.Hour))
+	h := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(peerNode), Addr: []byte(noAddress)}
+	_, hostport, err := SplitAddress(n.self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var resp raft.RequestVoteResponse
+	vote := &raft.RequestVoteRequest{RPCHeader: h, Term: 3, LeadershipTransfer: true}
+	if err := peer.RequestVote(peerNode, raft.ServerAddress(hostport), vote, &resp); err != nil || n.Term() != 3 {
+		t.Fatalf("%+v, %v", resp, err)
+	}
+	now.Add(int64(3 * time.Second))
+	if d := n.Leaderless(); d != 3*time.Second {
+		t.Errorf("it lost its leader 3 s ago and says %v", d)
+	}
+	if _, err := beat(n, peer, 3); err != nil || n.Leaderless() != 0 {
+		t.Errorf("with a leader: %v, %v", n.Leaderless(), err)
 	}
 }

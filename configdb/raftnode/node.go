@@ -20,6 +20,7 @@ import (
 
 	"github.com/muster-vm/muster/configdb/fsm"
 	"github.com/muster-vm/muster/internal/clusternet"
+	"github.com/muster-vm/muster/internal/hostboot"
 )
 
 // Timing of the election. A follower that hears nothing for Heartbeat to
@@ -91,8 +92,9 @@ type Node struct {
 	fsm       *adapter
 	abstains  sync.Mutex // one at a time
 	floor     floor
-	// leaderSeen is when a leader was known last, in Unix nanoseconds.
-	leaderSeen atomic.Int64
+	// missed is since when no leader is known, by the clock, in nanoseconds; 0 while one is.
+	missed atomic.Int64
+	clock  func() time.Duration // of the boot
 }
 
 // Open starts a node on its directory. With an empty directory it waits to be
@@ -106,8 +108,9 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		disk: d, timing: cfg.Timing.orDefault(), log: cfg.Log, self: ServerAddress(cfg.NodeID, cfg.Address), nodeID: cfg.NodeID, identity: cfg.Identity,
-		closing: closing, space: make(chan struct{}, 1),
+		closing: closing, space: make(chan struct{}, 1), clock: hostboot.Clock,
 	}
+	n.missed.Store(int64(n.clock()))
 	d.onSpace = func(bool) {
 		select {
 		case n.space <- struct{}{}:
@@ -144,6 +147,7 @@ func Open(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
+	n.raft.RegisterObserver(raft.NewObserver(nil, false, n.noteLeader))
 	n.last = n.lastEntry(log)
 	s := newSuspicion(n)
 	in := &intake{
