@@ -136,3 +136,57 @@ func TestNotesGoOnWhenStampsDifferFromAnOldReplica(t *testing.T) {
 		t.Error("another directory is a place for notes")
 	}
 }
+
+// A note that cannot be read is told of once, however often others can be.
+func TestOneUnreadableNoteIsToldOfOnce(t *testing.T) {
+	_, pool, m1, m2 := noteKit(t)
+	for _, h := range []*host{m1, m2} {
+		if err := h.WriteNote(t.Context(), pool.Meta.ID, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var said bytes.Buffer
+	m1.stop()
+	m1.log = slog.New(slog.NewTextHandler(&said, nil))
+	box := m1.local(pool).notes
+	box.place = newNoteFiles(m1.local(pool), m1.id) // the stop closed it
+	root, _, err := statRoot(pool.Spec.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	box.saw(true, &root)
+	other := filepath.Join(pool.Spec.Path, notesFolder, m2.id)
+	for what, spoil := range map[string]func(path string) error{
+		"symbolic link":            func(path string) error { return os.Symlink(filepath.Join(pool.Spec.Path, notesFolder, m1.id), path) },
+		"with this name alone":     func(path string) error { return os.Link(filepath.Join(pool.Spec.Path, notesFolder, m1.id), path) },
+		"no file with this name a": func(path string) error { return os.Mkdir(path, 0o700) },
+	} {
+		if err := errors.Join(os.Remove(other), spoil(other)); err != nil {
+			t.Fatal(err)
+		}
+		said.Reset()
+		for range 5 {
+			if _, err := m1.ReadNote(t.Context(), pool.Meta.ID, m2.id); err == nil || !strings.Contains(err.Error(), what) {
+				t.Errorf("%s: %v", what, err)
+			}
+			if what == "with this name alone" {
+				continue // of both names
+			}
+			if got := m1.note(t, pool, m1); got != "x" {
+				t.Errorf("%q", got)
+			}
+		}
+		if err := os.Remove(other); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m1.ReadNote(t.Context(), pool.Meta.ID, m2.id); err != nil {
+			t.Error(err)
+		}
+		if err := os.WriteFile(other, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if fail, again := strings.Count(said.String(), "in a pool fail"), strings.Count(said.String(), "work again"); fail != 1 || again != 1 {
+			t.Errorf("%s: %d lines that it fails, %d that it works again: %s", what, fail, again, said.String())
+		}
+	}
+}
