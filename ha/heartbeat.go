@@ -58,6 +58,7 @@ type HeartbeatConfig struct {
 	Keeper       *Keeper
 	Service      *Service
 	Electorate   Electorate
+	Caller       Caller
 	DB           interface{ Local() *configdb.View }
 	// Sees returns how many other nodes are heard over the network.
 	Sees func() int
@@ -167,7 +168,7 @@ func (h *Heartbeat) beat(ctx context.Context) error {
 	if err := h.write(ctx, pools); err != nil {
 		return err
 	}
-	h.read(ctx, pools, h.whom())
+	h.read(ctx, pools, h.whom(pools))
 	notes := h.take()
 	for _, f := range notes {
 		h.accept(ctx, f.note)
@@ -178,27 +179,55 @@ func (h *Heartbeat) beat(ctx context.Context) error {
 }
 
 // whom returns the nodes whose notes matter now.
-func (h *Heartbeat) whom() (ids []string) {
+func (h *Heartbeat) whom(pools []string) (ids []string) {
+	voters := h.c.Electorate.Voters()
 	if h.cut() {
-		ids = append(ids, h.c.Electorate.Voters()...)
+		ids = append(ids, voters...)
 	}
-	l, leads := h.c.Service.grant.leader.Leadership()
-	if leads || h.abstains() { // nobody else has an answer
-		all := !leads || h.c.Now()-h.survey > surveyEvery
-		if all {
-			h.survey = h.c.Now()
-		}
-		nodes, _ := configdb.Nodes.List(h.c.DB.Local()) // one that cannot be read is not answered
-		for i := range nodes {
-			id := nodes[i].Meta.ID
-			if quiet, _, _ := h.c.Service.grant.offWire(l.Term, id); nodes[i].Status.Phase == api.NodeReady && (all || quiet > cutAfter) {
-				ids = append(ids, id)
+	_, leads := h.c.Service.grant.leader.Leadership()
+	leader := h.c.Electorate.Leader()
+	switch {
+	case leads:
+		ids = append(ids, h.ready(!h.due(surveyEvery))...)
+	case h.abstains(): // nobody else has an answer
+		ids = append(ids, h.ready(false)...)
+	case leader != "" && slices.Contains(voters, h.c.NodeID):
+		if slices.ContainsFunc(pools, func(pool string) bool { return h.blind(leader, pool) }) {
+			if h.due(carryEvery) {
+				ids = append(ids, h.ready(false)...)
 			}
+		} else if h.due(surveyEvery) {
+			ids = append(ids, leader)
 		}
 	}
 	slices.Sort(ids)
 	ids = slices.Compact(ids)
 	return slices.DeleteFunc(ids, func(id string) bool { return id == h.c.NodeID })
+}
+
+// due reports whether it is time to read notes that are not known to be needed.
+func (h *Heartbeat) due(every time.Duration) bool {
+	if h.c.Now()-h.survey <= every {
+		return false
+	}
+	h.survey = h.c.Now()
+	return true
+}
+
+// ready returns the nodes that are, or those of them that the network does not hear.
+func (h *Heartbeat) ready(quietOnly bool) (ids []string) {
+	l, _ := h.c.Service.grant.leader.Leadership()
+	nodes, _ := configdb.Nodes.List(h.c.DB.Local()) // one that cannot be read is not answered
+	for i := range nodes {
+		id := nodes[i].Meta.ID
+		if nodes[i].Status.Phase != api.NodeReady {
+			continue
+		}
+		if quiet, _, _ := h.c.Service.grant.offWire(l.Term, id); !quietOnly || quiet > cutAfter {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // each goes on with one kind of visits in these pools, except where the last one has not

@@ -291,6 +291,13 @@ func TestANoteCountsFromItsQuestion(t *testing.T) {
 	}
 }
 
+// deaf is a leader that cannot be called.
+type deaf struct{}
+
+func (deaf) CallLeader(context.Context, string, []byte) ([]byte, error) {
+	return nil, errors.New("no answer")
+}
+
 // Rules that chance rarely needs, each in a world in which it is needed: with it no
 // node is lost while it holds a lease, without it one is. The switch is dead; node 4 was
 // elected, but only its voters know; and they hear it again, which hears no notes, when
@@ -321,6 +328,9 @@ func TestRareRulesOfTheStorageHeartbeatAreNeeded(t *testing.T) {
 				back = []int{4, 3, 1}
 			}
 			w.nodes[4].heart.c.Notes = slot{board{}, w.nodes[4].heart}
+			for _, n := range w.nodes {
+				n.heart.c.Caller = deaf{} // nobody carries questions to it
+			}
 			broken := false
 			look := func() {
 				if n := w.nodes[0]; off == oneTerm && n.heart.byNotes {
@@ -524,10 +534,10 @@ func TestWhoHasNoVoteReadsNoQuestions(t *testing.T) {
 	w.now += leaderlessAfter + time.Second
 	n := w.nodes[4].heart
 	n.c.Electorate = few{n}
-	if got := n.whom(); !slices.Equal(got, n.c.Electorate.Voters()) {
+	if got := n.whom(n.c.Notes.Pools()); !slices.Equal(got, n.c.Electorate.Voters()) {
 		t.Errorf("it reads the notes of %v", got)
 	}
-	if got := w.nodes[1].heart.whom(); len(got) != 4 {
+	if got := w.nodes[1].heart.whom([]string{"pool"}); len(got) != 4 {
 		t.Errorf("a voter reads the notes of %v", got)
 	}
 }
@@ -621,5 +631,82 @@ func TestACutOffThatIsNotNotedHoldsUpNoOther(t *testing.T) {
 	}
 	if !leader.svc.db.(*refusesOnce).refused || w.node(4).Status.CutOff == nil {
 		t.Errorf("refused: %v; %+v", leader.svc.db.(*refusesOnce).refused, w.node(4).Status.CutOff)
+	}
+}
+
+// A witness that leads has no pools: the voters that have some carry the questions to it.
+func TestQuestionsAreCarriedToALeaderWithoutPools(t *testing.T) {
+	for _, leaders := range [][]string{nil, {"b"}} { // none, or one that the other nodes have not
+		w := heartbeats(t)
+		boards := map[string]board{"a": {}}
+		for _, n := range w.nodes {
+			n.heart.c.Notes = shelves{slot{nil, n.heart}, boards, []string{"a"}}
+		}
+		own := map[string]board{}
+		for _, p := range leaders {
+			own[p] = board{}
+		}
+		w.nodes[0].heart.c.Notes = shelves{slot{nil, w.nodes[0].heart}, own, leaders}
+		w.beats(20*time.Second, nothing)
+		if w.carried > 0 {
+			t.Errorf("%d calls carried no question", w.carried)
+		}
+		n := w.nodes[3]
+		n.cutOff = true
+		w.beats(time.Minute, func() {
+			if !n.holds() || w.phase(3) != api.NodeReady {
+				t.Fatalf("at %v: lease %v, %s", w.now, n.holds(), w.phase(3))
+			}
+		})
+		for _, o := range w.nodes {
+			if o.heart.term != 1 {
+				t.Errorf("node %d left its term", o.i)
+			}
+		}
+		if c := w.node(3).Status.CutOff; c == nil {
+			t.Error("it is not said to be cut off")
+		}
+		n.frozen = time.Hour
+		w.beats(LostAfter+4*time.Second, nothing)
+		if w.phase(3) != api.NodeLost {
+			t.Errorf("it is dead and %s", w.phase(3))
+		}
+	}
+}
+
+func TestQuestionsAreNotCarriedToALeaderThatSeesThem(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	was := w.carried
+	w.nodes[3].cutOff = true
+	w.beats(30*time.Second, nothing)
+	if w.carried != was {
+		t.Errorf("%d calls", w.carried-was)
+	}
+}
+
+func TestCarriedQuestionsAreChecked(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	svc := w.nodes[0].svc
+	svc.grant.fenced[w.nodes[4].id] = true
+	req, err := json.Marshal(carryRequest{[]string{w.nodes[3].id, w.nodes[4].id, api.NewID()}})
+	must(t, err)
+	b, err := svc.ServeCarry(t.Context(), req)
+	must(t, err)
+	var a carryAnswer
+	must(t, json.Unmarshal(b, &a))
+	if !slices.Equal(a.Granted, []string{w.nodes[3].id}) || a.Grant.Term != w.term {
+		t.Errorf("%+v", a)
+	}
+	many, err := json.Marshal(carryRequest{make([]string, maxAnswered+1)})
+	must(t, err)
+	for what, req := range map[string][]byte{"malformed": []byte("{"), "too many": many, "nobody": []byte("{}")} {
+		if b, err := svc.ServeCarry(t.Context(), req); err == nil {
+			t.Errorf("%s: %s", what, b)
+		}
+	}
+	if b, err := w.nodes[1].svc.ServeCarry(t.Context(), req); err == nil {
+		t.Errorf("who does not lead: %s", b)
 	}
 }

@@ -13,6 +13,12 @@ import (
 // only if the note changes since this node reads it, so that its node lives. It is one
 // answer for all.
 func (h *Heartbeat) answer(ctx context.Context, notes []found) {
+	_, leads := h.c.Service.grant.leader.Leadership()
+	leader := h.c.Electorate.Leader()
+	carries := !leads && leader != ""
+	if carries { // what it does not see by itself
+		notes = slices.DeleteFunc(notes, func(f found) bool { return !h.blind(leader, f.pool) })
+	}
 	asking := h.asking(notes)
 	if len(asking) == 0 {
 		return
@@ -20,8 +26,12 @@ func (h *Heartbeat) answer(ctx context.Context, notes []found) {
 	actx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
 	var a answer
-	if _, leads := h.c.Service.grant.leader.Leadership(); leads {
-		grant, to, err := h.c.Service.grant.renewByNotes(actx, slices.Sorted(maps.Keys(asking)))
+	if leads || carries {
+		lease := h.c.Service.grant.renewByNotes
+		if carries {
+			lease = h.carry
+		}
+		grant, to, err := lease(actx, slices.Sorted(maps.Keys(asking)))
 		if err != nil {
 			h.c.Log.Debug("no lease by a note", "err", err)
 		}

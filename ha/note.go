@@ -31,6 +31,8 @@ type Electorate interface {
 	// Leaderless returns for how long this node has known no leader.
 	Leaderless() time.Duration
 	Term() uint64
+	// Leader returns the ID of who leads, as far as this node knows; empty if nobody does.
+	Leader() string
 	// Voters returns the IDs of those who vote, as far as this node knows.
 	Voters() []string
 }
