@@ -6,7 +6,7 @@ package ha
 import (
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/muster-vm/muster/internal/hostboot"
 )
 
 // Times of the safety argument; see DESIGN.md.
@@ -30,10 +30,4 @@ const (
 )
 
 // BootTime returns CLOCK_BOOTTIME: it cannot be set and goes on during suspend.
-func BootTime() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("ha: CLOCK_BOOTTIME: " + err.Error()) // cannot fail on Linux ≥ 2.6.39
-	}
-	return time.Duration(ts.Nano())
-}
+func BootTime() time.Duration { return hostboot.Clock() }

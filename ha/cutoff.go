@@ -52,8 +52,8 @@ func (s *Service) writeCutOff(ctx context.Context, term uint64, nodeID string, c
 		}
 		tx.RequireTerm(term)
 		if n.Status.CutOff = nil; cut {
-			sees, _, _ := s.seen(nodeID)
-			n.Status.CutOff = &api.CutOff{Since: time.Now().UTC(), Isolated: sees == 0}
+			sees, _, known := s.seen(nodeID) // not of questions that were carried here
+			n.Status.CutOff = &api.CutOff{Since: time.Now().UTC(), Isolated: known && sees == 0}
 		}
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})

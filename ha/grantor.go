@@ -83,25 +83,49 @@ func (g *grantor) forget() {
 
 // renew answers one request; see DESIGN.md for the order of the steps.
 func (g *grantor) renew(ctx context.Context, nodeID string) (renewAnswer, error) {
-	l, ok := g.leader.Leadership()
-	if !ok {
-		return renewAnswer{}, refusal{"this node is not the leader"}
-	}
-	g.hear(l.Term, nodeID)
-	if err := g.admissible(l.Term, nodeID); err != nil {
+	a, granted, err := g.renewAll(ctx, []string{nodeID})
+	if len(granted) == 0 {
 		return renewAnswer{}, err
 	}
+	return a, nil
+}
+
+// renewAll answers the requests of some nodes with one confirmation. It returns the one
+// answer, to whom it is, and why it is not to the others.
+func (g *grantor) renewAll(ctx context.Context, ids []string) (a renewAnswer, granted []string, err error) {
+	l, ok := g.leader.Leadership()
+	if !ok {
+		return renewAnswer{}, nil, refusal{"this node is not the leader"}
+	}
+	var fit []string
+	for _, id := range ids {
+		g.hear(l.Term, id)
+		if why := g.admissible(l.Term, id); why != nil {
+			err = why
+			continue
+		}
+		fit = append(fit, id)
+	}
+	if len(fit) == 0 {
+		return renewAnswer{}, nil, err
+	}
 	if err := g.leader.Confirm(ctx, l.Term); err != nil {
-		return renewAnswer{}, refusal{"leadership is not confirmed: " + err.Error()}
+		return renewAnswer{}, nil, refusal{"leadership is not confirmed: " + err.Error()}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	v, err := g.check(l.Term, nodeID)
-	if err != nil {
-		return renewAnswer{}, err
+	a.Term = l.Term
+	for _, id := range fit {
+		v, why := g.check(l.Term, id)
+		if why != nil {
+			err = why
+			continue
+		}
+		g.granted[id] = g.now()
+		a.Revision = v.Revision()
+		granted = append(granted, id)
 	}
-	g.granted[nodeID] = g.now()
-	return renewAnswer{Term: l.Term, Revision: v.Revision()}, nil
+	return a, granted, err
 }
 
 func (g *grantor) admissible(term uint64, nodeID string) error {
@@ -212,17 +236,17 @@ func (g *grantor) onWire(nodeID string) {
 	}
 }
 
-// renewByNote answers a question that came through a pool.
-func (g *grantor) renewByNote(ctx context.Context, nodeID string) (renewAnswer, error) {
-	a, err := g.renew(ctx, nodeID)
-	if err == nil {
-		g.mu.Lock()
-		defer g.mu.Unlock()
+// renewByNotes answers questions that came through pools.
+func (g *grantor) renewByNotes(ctx context.Context, ids []string) (renewAnswer, []string, error) {
+	a, granted, err := g.renewAll(ctx, ids)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, id := range granted {
 		if g.term == a.Term {
-			g.noted[nodeID] = g.now()
+			g.noted[id] = g.now()
 		}
 	}
-	return a, err
+	return a, granted, err
 }
 
 // offWire returns how long nothing was heard of a node over the network, at most the

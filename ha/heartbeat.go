@@ -4,8 +4,10 @@
 package ha
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"reflect"
 	"slices"
@@ -36,10 +38,14 @@ const (
 	surveyEvery = 4 * time.Second
 	// answersStand is how long an answer stays in the note.
 	answersStand = 3 * askAgain
-	// noteLimit bounds one access to a pool, and the answer to one question; notesAtOnce
-	// are read at a time.
-	noteLimit   = 2 * time.Second
+	// noteLimit bounds one access to a pool, of which notesAtOnce are read at a time, and
+	// answerLimit the answer to all questions of a look.
+	noteLimit   = 4 * time.Second
 	notesAtOnce = 8
+	answerLimit = 2 * time.Second
+	// poolPatience is how long a look waits for the pools; what a slow one has comes with
+	// a later look.
+	poolPatience = 500 * time.Millisecond
 	// questionsKept are those whose answers still count.
 	questionsKept = 4
 )
@@ -52,6 +58,7 @@ type HeartbeatConfig struct {
 	Keeper       *Keeper
 	Service      *Service
 	Electorate   Electorate
+	Caller       Caller
 	DB           interface{ Local() *configdb.View }
 	// Sees returns how many other nodes are heard over the network.
 	Sees func() int
@@ -75,8 +82,30 @@ type Heartbeat struct {
 	byNotes bool // the lease lives by notes
 	survey  time.Duration
 
-	mu    sync.Mutex
-	sight map[string]sight
+	patience time.Duration
+	tasks    *contain.Group // what goes on in pools, since the first look
+	tctx     context.Context
+
+	mu      sync.Mutex
+	sight   map[place]sight
+	arrived []found           // and not looked at yet
+	busy    map[visit]bool    // a pool that hangs holds up no other
+	tried   map[string]uint64 // number of the note that was written to a pool last
+}
+
+// visit is what this node does in a pool once at a time.
+type visit struct {
+	pool   string
+	writes bool
+}
+
+// place is where a node leaves its note.
+type place struct{ pool, node string }
+
+// found is a note with the pool in which it was read.
+type found struct {
+	*note
+	pool string
 }
 
 // asked is a question of this node.
@@ -87,13 +116,13 @@ type asked struct {
 	done bool
 }
 
-// given is an answer that this node gave.
+// given is an answer that this node gave to some questions.
 type given struct {
 	answer
 	at time.Duration
 }
 
-// sight is what was seen last of a node in the pools.
+// sight is what was seen last of a node in a pool.
 type sight struct {
 	note    note
 	changed time.Duration // 0: it has not changed since it was first read
@@ -104,13 +133,16 @@ func NewHeartbeat(c HeartbeatConfig) *Heartbeat {
 	if c.Now == nil {
 		c.Now = BootTime
 	}
-	h := &Heartbeat{c: c, sight: map[string]sight{}}
+	// Numbers go on from where an earlier life of the daemon was at most.
+	h := &Heartbeat{c: c, patience: poolPatience, sight: map[place]sight{}, busy: map[visit]bool{}, tried: map[string]uint64{}, last: note{Number: uint64(time.Now().UnixNano())}} //nolint:gosec // since 1970
 	c.Service.seen = h.seen
 	return h
 }
 
 // Run goes on until the context ends.
-func (h *Heartbeat) Run(ctx context.Context) error {
+func (h *Heartbeat) Run(ctx context.Context) (err error) {
+	h.tasks, h.tctx = contain.NewGroup(ctx)
+	defer func() { err = errors.Join(err, h.tasks.Stop()) }()
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
 	for {
@@ -119,51 +151,53 @@ func (h *Heartbeat) Run(ctx context.Context) error {
 		}
 		select {
 		case <-tick.C:
-		case <-ctx.Done():
+		case <-h.tctx.Done(): // or a panic
 			return nil
 		}
 	}
 }
 
 // beat looks once. Of the times that a lease may count from, none is read after the
-// question was written. What it returns is a panic.
+// question was written.
 func (h *Heartbeat) beat(ctx context.Context) error {
 	pools := h.c.Notes.Pools()
 	if len(pools) == 0 || Settings(h.c.DB.Local()).StorageHeartbeat == api.HeartbeatOff {
 		return nil
 	}
-	h.ask(ctx)
+	h.ask()
 	if err := h.write(ctx, pools); err != nil {
 		return err
 	}
-	notes, err := h.read(ctx, pools, h.whom())
-	if err != nil {
-		return err
+	h.read(ctx, pools, h.whom(pools))
+	notes := h.take()
+	for _, f := range notes {
+		h.accept(ctx, f.note)
 	}
-	for _, n := range notes {
-		h.accept(ctx, n)
-		h.answer(ctx, n)
-	}
+	h.answer(ctx, notes)
+	h.count(ctx)
 	return h.write(ctx, pools)
 }
 
 // whom returns the nodes whose notes matter now.
-func (h *Heartbeat) whom() (ids []string) {
+func (h *Heartbeat) whom(pools []string) (ids []string) {
+	voters := h.c.Electorate.Voters()
 	if h.cut() {
-		ids = append(ids, h.c.Electorate.Voters()...)
+		ids = append(ids, voters...)
 	}
-	l, leads := h.c.Service.grant.leader.Leadership()
-	if leads || h.c.Electorate.Leaderless() > leaderlessAfter {
-		all := !leads || h.c.Now()-h.survey > surveyEvery
-		if all {
-			h.survey = h.c.Now()
-		}
-		nodes, _ := configdb.Nodes.List(h.c.DB.Local()) // one that cannot be read is not answered
-		for i := range nodes {
-			id := nodes[i].Meta.ID
-			if quiet, _, _ := h.c.Service.grant.offWire(l.Term, id); nodes[i].Status.Phase == api.NodeReady && (all || quiet > cutAfter) {
-				ids = append(ids, id)
+	_, leads := h.c.Service.grant.leader.Leadership()
+	leader := h.c.Electorate.Leader()
+	switch {
+	case leads:
+		ids = append(ids, h.ready(!h.due(surveyEvery))...)
+	case h.abstains(): // nobody else has an answer
+		ids = append(ids, h.ready(false)...)
+	case leader != "" && slices.Contains(voters, h.c.NodeID):
+		if slices.ContainsFunc(pools, func(pool string) bool { return h.blind(leader, pool) }) {
+			if h.due(carryEvery) {
+				ids = append(ids, h.ready(false)...)
 			}
+		} else if h.due(surveyEvery) {
+			ids = append(ids, leader)
 		}
 	}
 	slices.Sort(ids)
@@ -171,73 +205,160 @@ func (h *Heartbeat) whom() (ids []string) {
 	return slices.DeleteFunc(ids, func(id string) bool { return id == h.c.NodeID })
 }
 
-// access accesses each of these pools for each of these nodes, within noteLimit and
-// notesAtOnce at a time, and returns when all have ended.
-func access(ctx context.Context, pools, ids []string, do func(ctx context.Context, pool, id string)) error {
-	turns := make(chan struct{}, notesAtOnce)
-	group, ctx := contain.NewGroup(ctx)
-	for _, id := range ids {
-		for _, pool := range pools {
-			group.Go(func() {
-				turns <- struct{}{}
-				defer func() { <-turns }()
-				limited, cancel := context.WithTimeout(ctx, noteLimit)
-				defer cancel()
-				do(limited, pool, id)
+// due reports whether it is time to read notes that are not known to be needed.
+func (h *Heartbeat) due(every time.Duration) bool {
+	if h.c.Now()-h.survey <= every {
+		return false
+	}
+	h.survey = h.c.Now()
+	return true
+}
+
+// ready returns the nodes that are, or those of them that the network does not hear.
+func (h *Heartbeat) ready(quietOnly bool) (ids []string) {
+	l, _ := h.c.Service.grant.leader.Leadership()
+	nodes, _ := configdb.Nodes.List(h.c.DB.Local()) // one that cannot be read is not answered
+	for i := range nodes {
+		id := nodes[i].Meta.ID
+		if nodes[i].Status.Phase != api.NodeReady {
+			continue
+		}
+		if quiet, _, _ := h.c.Service.grant.offWire(l.Term, id); !quietOnly || quiet > cutAfter {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// each goes on with one kind of visits in these pools, except where the last one has not
+// ended yet. It returns when all have ended that it began, or patience has.
+func (h *Heartbeat) each(ctx context.Context, pools []string, writes bool, do func(ctx context.Context, pool string)) {
+	if h.tasks == nil {
+		h.tasks, h.tctx = contain.NewGroup(ctx)
+	}
+	ended := make(chan struct{}, len(pools))
+	begun := 0
+	for _, pool := range pools {
+		if h.claim(visit{pool, writes}) {
+			begun++
+			h.tasks.Go(func() {
+				defer func() {
+					h.release(visit{pool, writes})
+					ended <- struct{}{}
+				}()
+				do(h.tctx, pool)
 			})
 		}
 	}
-	return group.Wait()
-}
-
-// read returns the newest note of each of these nodes.
-func (h *Heartbeat) read(ctx context.Context, pools, ids []string) (out []*note, err error) {
-	var mu sync.Mutex
-	newest := map[string]*note{}
-	err = access(ctx, pools, ids, func(ctx context.Context, pool, id string) {
-		b, err := h.c.Notes.Read(ctx, pool, id)
-		if err != nil || b == nil {
-			return // the pool says what is wrong
-		}
-		n, err := readNote(b, h.c.Life, id)
-		if err != nil {
-			h.c.Log.Debug("a note is not read", "pool", pool, "err", err)
+	patience := time.NewTimer(h.patience)
+	defer patience.Stop()
+	for range begun {
+		select {
+		case <-ended:
+		case <-patience.C:
+			return
+		case <-ctx.Done():
 			return
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		if o := newest[id]; o == nil || o.Number < n.Number {
-			newest[id] = n
-		}
-	})
-	for _, id := range ids {
-		if n := newest[id]; n != nil {
-			h.see(n)
-			out = append(out, n)
-		}
 	}
-	return out, err
 }
 
-// see notes when a node's note changed.
-func (h *Heartbeat) see(n *note) {
+func (h *Heartbeat) claim(v visit) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	old, known := h.sight[n.Node]
-	now := sight{note: *n, changed: old.changed}
-	if known && (old.note.Boot != n.Boot || old.note.Number != n.Number) {
-		now.changed = h.c.Now()
+	if h.busy[v] {
+		return false
 	}
-	h.sight[n.Node] = now
+	h.busy[v] = true
+	return true
 }
 
-// seen returns how many others a node hears, by its notes, and how long ago these
-// changed last: very long, if they have not since they were first read.
+func (h *Heartbeat) release(v visit) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.busy, v)
+}
+
+// read reads the notes of these nodes in each pool: what an earlier life of a daemon left
+// in one pool must not hide what the present one says in another.
+func (h *Heartbeat) read(ctx context.Context, pools, ids []string) {
+	if len(ids) == 0 {
+		return
+	}
+	h.each(ctx, pools, false, func(ctx context.Context, pool string) {
+		turns := make(chan struct{}, notesAtOnce)
+		for _, id := range ids {
+			turns <- struct{}{}
+			h.tasks.Go(func() {
+				defer func() { <-turns }()
+				limited, cancel := context.WithTimeout(ctx, noteLimit)
+				defer cancel()
+				h.readOne(limited, pool, id)
+			})
+		}
+		for range cap(turns) { // until all have ended
+			turns <- struct{}{}
+		}
+	})
+}
+
+func (h *Heartbeat) readOne(ctx context.Context, pool, id string) {
+	b, err := h.c.Notes.Read(ctx, pool, id)
+	if err != nil || b == nil {
+		return // the pool says what is wrong
+	}
+	n, err := readNote(b, h.c.Life, id)
+	if err != nil {
+		h.c.Log.Debug("a note is not read", "pool", pool, "err", err)
+		return
+	}
+	h.see(found{n, pool})
+}
+
+// take returns the notes that have arrived since it was called last.
+func (h *Heartbeat) take() []found {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := h.arrived
+	h.arrived = nil
+	slices.SortStableFunc(out, func(a, b found) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.pool, b.pool)) })
+	return out
+}
+
+// see takes a note in, and when it changed.
+func (h *Heartbeat) see(f found) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	at := place{f.pool, f.Node}
+	old, known := h.sight[at]
+	now := sight{note: *f.note, changed: old.changed}
+	if known && (old.note.Boot != f.Boot || old.note.Number != f.Number) {
+		now.changed = h.c.Now()
+	}
+	h.sight[at] = now
+	h.arrived = append(h.arrived, f)
+}
+
+// lives reports whether a note has changed since this node reads it.
+func (h *Heartbeat) lives(f found) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s, ok := h.sight[place{f.pool, f.Node}]
+	return ok && h.c.Now()-s.changed <= askAgain
+}
+
+// seen returns how many others a node hears, by its notes, and how long ago one of these
+// changed last: very long, if none has since it was first read.
 func (h *Heartbeat) seen(nodeID string) (sees int, ago time.Duration, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s, ok := h.sight[nodeID]
-	return s.note.Sees, h.c.Now() - s.changed, ok
+	var last sight
+	for at, s := range h.sight {
+		if at.node == nodeID && (!ok || s.changed > last.changed) {
+			last, ok = s, true
+		}
+	}
+	return last.note.Sees, h.c.Now() - last.changed, ok
 }
 
 // cut reports whether this node holds a lease that the network does not renew.
@@ -254,8 +375,7 @@ func (h *Heartbeat) write(ctx context.Context, pools []string) error {
 		q := h.asked[len(h.asked)-1].question
 		n.Asks = &q
 	}
-	h.given = slices.DeleteFunc(h.given, func(g given) bool { return now-g.at > answersStand })
-	h.given = h.given[max(0, len(h.given)-maxAnswers):]
+	h.given = recent(h.given, now)
 	for _, g := range h.given {
 		n.Answers = append(n.Answers, g.answer)
 	}
@@ -264,18 +384,45 @@ func (h *Heartbeat) write(ctx context.Context, pools []string) error {
 		every = beatEvery
 	}
 	n.Number = h.last.Number
-	if h.written != 0 && now-h.written < every && reflect.DeepEqual(n, h.last) {
-		return nil
+	if h.written == 0 || now-h.written >= every || !reflect.DeepEqual(n, h.last) {
+		n.Number++
+		h.last, h.written = n, now
 	}
-	n.Number++
-	b, err := json.Marshal(n)
+	b, err := json.Marshal(h.last)
 	if err != nil {
 		return err
 	}
-	h.last, h.written = n, now
-	return access(ctx, pools, []string{h.c.NodeID}, func(ctx context.Context, pool, _ string) {
-		if err := h.c.Notes.Write(ctx, pool, b); err != nil {
+	number := h.last.Number
+	h.each(ctx, slices.DeleteFunc(slices.Clone(pools), func(pool string) bool { return h.has(pool, number) }), true, func(ctx context.Context, pool string) {
+		limited, cancel := context.WithTimeout(ctx, noteLimit)
+		defer cancel()
+		h.mu.Lock()
+		h.tried[pool] = number
+		h.mu.Unlock()
+		if err := h.c.Notes.Write(limited, pool, b); err != nil {
 			h.c.Log.Debug("a note is not written", "pool", pool, "err", err)
 		}
 	})
+	return nil
+}
+
+// has reports whether a note was written to a pool, or could not be.
+func (h *Heartbeat) has(pool string, number uint64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tried[pool] == number
+}
+
+// recent leaves the answers that stand, and of too many questions the newest: a note has
+// a bounded size.
+func recent(all []given, now time.Duration) (out []given) {
+	room := maxAnswered
+	for i := len(all) - 1; i >= 0 && room > 0 && now-all[i].at <= answersStand; i-- {
+		g := all[i]
+		g.To = g.To[max(0, len(g.To)-room):]
+		room -= len(g.To)
+		out = append(out, g)
+	}
+	slices.Reverse(out)
+	return out
 }

@@ -5,6 +5,12 @@ package ha
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -285,25 +291,35 @@ func TestANoteCountsFromItsQuestion(t *testing.T) {
 	}
 }
 
-// Two rules that chance rarely needs, each in a world in which it is needed: with it no
+// deaf is a leader that cannot be called.
+type deaf struct{}
+
+func (deaf) CallLeader(context.Context, string, []byte) ([]byte, error) {
+	return nil, errors.New("no answer")
+}
+
+// Rules that chance rarely needs, each in a world in which it is needed: with it no
 // node is lost while it holds a lease, without it one is. The switch is dead; node 4 was
 // elected, but only its voters know; and they hear it again, which hears no notes, when
 // node 0 is about to be lost to it.
 func TestRareRulesOfTheStorageHeartbeatAreNeeded(t *testing.T) {
-	for _, off := range []rule{whoHasVotedDoesNotCount, oneTerm} {
+	for _, off := range []rule{votersLeaveTheirTerms, whoHasVotedDoesNotCount, oneTerm} {
 		for _, r := range []rule{everyRule, off} {
 			w := heartbeats(t)
 			w.beats(20*time.Second, nothing)
 			w.off = r
 			w.switchFails(true)
 			back := []int{4, 3, 2}
-			if off == whoHasVotedDoesNotCount { // all had left their terms for this one before
+			switch off {
+			case votersLeaveTheirTerms: // the voters of node 4 leave for the next term, and hear it again
+				w.elected(4, 2, 2, 3, 4)
+			case whoHasVotedDoesNotCount: // all had left their terms for this one before
 				for _, n := range w.nodes {
 					n.heart.term = 2
 					n.heart.note(abstention{Term: 2})
 				}
 				w.elected(4, 2, 2, 3, 4)
-			} else { // the others are in terms below and above the leader's, and only node 0 asks
+			default: // the others are in terms below and above the leader's, and only node 0 asks
 				w.elected(4, 6, 2, 3, 4)
 				w.nodes[0].heart.term, w.nodes[1].heart.term, w.nodes[2].heart.term = 4, 4, 7
 				for _, n := range w.nodes[1:] {
@@ -312,6 +328,9 @@ func TestRareRulesOfTheStorageHeartbeatAreNeeded(t *testing.T) {
 				back = []int{4, 3, 1}
 			}
 			w.nodes[4].heart.c.Notes = slot{board{}, w.nodes[4].heart}
+			for _, n := range w.nodes {
+				n.heart.c.Caller = deaf{} // nobody carries questions to it
+			}
 			broken := false
 			look := func() {
 				if n := w.nodes[0]; off == oneTerm && n.heart.byNotes {
@@ -328,5 +347,366 @@ func TestRareRulesOfTheStorageHeartbeatAreNeeded(t *testing.T) {
 				t.Errorf("%q: a node is lost and holds a lease: %v; the rule is off: %v", heartRules[off].what, broken, r == off)
 			}
 		}
+	}
+}
+
+// shelves are some pools, of which a node may write to a part.
+type shelves struct {
+	slot
+	boards map[string]board
+	writes []string
+}
+
+func (s shelves) Pools() []string { return slices.Sorted(maps.Keys(s.boards)) }
+
+func (s shelves) Write(_ context.Context, pool string, note []byte) error {
+	if !slices.Contains(s.writes, pool) {
+		return errors.New("no space")
+	}
+	s.boards[pool][s.h.n.id] = note
+	return nil
+}
+
+func (s shelves) Read(_ context.Context, pool, nodeID string) ([]byte, error) {
+	return s.boards[pool][nodeID], nil
+}
+
+// What an earlier life of a daemon left in a pool to which this one cannot write.
+func TestANoteOfAnEarlierLifeHidesNothing(t *testing.T) {
+	w := heartbeats(t)
+	boards := map[string]board{"a": {}, "b": {}}
+	for _, n := range w.nodes {
+		n.heart.c.Notes = shelves{slot{nil, n.heart}, boards, []string{"a"}}
+	}
+	n := w.nodes[3]
+	early, err := json.Marshal(note{Life: 1, Node: n.id, Boot: "earlier", Number: math.MaxUint64, Asks: &question{ID: "of long ago"}})
+	must(t, err)
+	boards["b"][n.id] = early
+	w.beats(20*time.Second, nothing)
+	n.cutOff = true
+	w.beats(time.Minute, func() {
+		if !n.holds() {
+			t.Fatalf("at %v: it holds no lease", w.now)
+		}
+	})
+	first := n.heart.last.Number
+	n.newHeart()
+	if n.heart.last.Number <= first {
+		t.Errorf("a later life counts from %d, the one before was at %d", n.heart.last.Number, first)
+	}
+	if sees, ago, ok := w.nodes[0].heart.seen(n.id); !ok || sees != 0 || ago > livesWithin {
+		t.Errorf("%d, %v, %v", sees, ago, ok)
+	}
+}
+
+// A line that fails for a moment costs no election.
+func TestAVoterAloneLeavesNoTerm(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	n := w.nodes[3]
+	n.heart.c.Notes = slot{board{}, n.heart} // the pool is away, too
+	n.cutOff = true
+	w.beats(9*time.Second, nothing)
+	if n.heart.last.Asks == nil || n.heart.last.Asks.Leave == 0 || n.heart.term != 1 {
+		t.Errorf("it asks %+v and is in term %d", n.heart.last.Asks, n.heart.term)
+	}
+}
+
+func TestAVotersOwnAnswerIsLast(t *testing.T) {
+	three := []string{"a", "b", "c"}
+	five := append(three, "d", "e")
+	says := func(term uint64, voters []string) abstention { return abstention{Term: term, Voters: voters} }
+	for what, c := range map[string]struct {
+		left   map[string]abstention
+		voters []string
+		want   uint64 // 0: it says nothing
+	}{
+		"nobody has answered":                 {nil, three, 0},
+		"it is the only voter":                {nil, []string{"a"}, 7},
+		"one of three":                        {map[string]abstention{"b": says(7, three)}, three, 7},
+		"one of three, in a higher term":      {map[string]abstention{"b": says(9, three)}, three, 9},
+		"one of three, which has voted":       {map[string]abstention{"b": {9, true, three}}, three, 0},
+		"one of five":                         {map[string]abstention{"b": says(7, five)}, five, 0},
+		"two of five":                         {map[string]abstention{"b": says(7, five), "c": says(7, five)}, five, 7},
+		"two of five, in two terms":           {map[string]abstention{"b": says(7, five), "c": says(8, five)}, five, 0},
+		"three of five need no more":          {map[string]abstention{"b": says(7, five), "c": says(7, five), "d": says(7, five)}, five, 0},
+		"it has said so":                      {map[string]abstention{"b": says(7, three), "a": says(7, three)}, three, 0},
+		"it was in a lower term":              {map[string]abstention{"b": says(8, three), "a": says(7, three)}, three, 8},
+		"it votes no more, the others say":    {map[string]abstention{"b": says(7, []string{"b", "c", "d"})}, three, 0},
+		"one of three, who does not vote yet": {map[string]abstention{"x": says(7, three)}, three, 0},
+	} {
+		if term, ok := lacking(c.left, "a", says(7, c.voters)); term != c.want || ok != (c.want != 0) {
+			t.Errorf("%s: %d, %v", what, term, ok)
+		}
+	}
+}
+
+// A pool of which an access has not ended holds up no other.
+func TestAPoolThatHangsHoldsUpNoOther(t *testing.T) {
+	w := heartbeats(t)
+	boards := map[string]board{"a": {}, "b": {}}
+	for _, n := range w.nodes {
+		n.heart.c.Notes = shelves{slot{nil, n.heart}, boards, []string{"b"}}
+		n.heart.busy[visit{"a", true}], n.heart.busy[visit{"a", false}] = true, true
+	}
+	w.beats(20*time.Second, nothing)
+	n := w.nodes[3]
+	n.cutOff = true
+	w.beats(time.Minute, func() {
+		if !n.holds() {
+			t.Fatalf("at %v: it holds no lease", w.now)
+		}
+	})
+}
+
+// stuck is a pool of which no access ends before the test.
+type stuck struct {
+	slot
+	over chan struct{}
+}
+
+func (s stuck) Write(context.Context, string, []byte) error { <-s.over; return nil }
+
+func (s stuck) Read(context.Context, string, string) ([]byte, error) { <-s.over; return nil, nil }
+
+func TestALookEndsThoughItsPoolHangs(t *testing.T) {
+	w := heartbeats(t)
+	s := stuck{slot{board{}, w.nodes[0].heart}, make(chan struct{})}
+	h := w.nodes[0].heart
+	h.c.Notes, h.patience = s, time.Millisecond
+	for range 3 {
+		w.now += surveyEvery + time.Second
+		must(t, h.beat(t.Context()))
+	}
+	h.mu.Lock()
+	busy := len(h.busy)
+	h.mu.Unlock()
+	if busy != 2 {
+		t.Errorf("%d accesses are under way; one write and one round of reads may", busy)
+	}
+	close(s.over)
+	must(t, h.tasks.Wait())
+}
+
+// counted counts confirmations.
+type counted struct {
+	Leader
+	n int
+}
+
+func (c *counted) Confirm(ctx context.Context, term uint64) error {
+	c.n++
+	return c.Leader.Confirm(ctx, term)
+}
+
+func TestOneConfirmationIsForAllQuestions(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	leader := w.nodes[0]
+	c := &counted{Leader: leader}
+	leader.svc.grant.leader = c
+	var asked []string
+	for i := 1; i < 5; i++ {
+		n := w.nodes[i]
+		q := note{Life: 1, Node: n.id, Boot: "x", Number: math.MaxUint64, Asks: &question{ID: n.id}}
+		b, err := json.Marshal(q)
+		must(t, err)
+		leader.heart.c.Notes.(slot).board[n.id] = b
+		asked = append(asked, n.id)
+	}
+	leader.svc.grant.fenced[w.nodes[4].id] = true
+	w.now += surveyEvery + beatEvery
+	must(t, leader.heart.beat(t.Context()))
+	if g := leader.heart.given; c.n != 1 || len(g) != 1 || !slices.Equal(g[0].To, asked[:3]) || g[0].Grant == nil {
+		t.Errorf("%d confirmations, %+v", c.n, g)
+	}
+}
+
+// few is an electorate in which this node has no vote.
+type few struct{ *simHeart }
+
+func (f few) Voters() []string { return f.simHeart.Voters()[:3] }
+
+func TestWhoHasNoVoteReadsNoQuestions(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	w.switchFails(true)
+	w.now += leaderlessAfter + time.Second
+	n := w.nodes[4].heart
+	n.c.Electorate = few{n}
+	if got := n.whom(n.c.Notes.Pools()); !slices.Equal(got, n.c.Electorate.Voters()) {
+		t.Errorf("it reads the notes of %v", got)
+	}
+	if got := w.nodes[1].heart.whom([]string{"pool"}); len(got) != 4 {
+		t.Errorf("a voter reads the notes of %v", got)
+	}
+}
+
+// However many ask, a note has room for the answers; the newest are kept.
+func TestANoteHasABoundedSize(t *testing.T) {
+	const room, voters = 15 << 10, 9
+	id := strings.Repeat("x", 36)
+	n := note{Life: math.MaxUint64, Node: id, Boot: id, Number: math.MaxUint64, Sees: 1000, Asks: &question{strings.Repeat("q", 26), math.MaxUint64}}
+	var all []given
+	now := time.Hour
+	for at := now - 2*answersStand; at <= now; at += beatEvery {
+		a := answer{Left: &abstention{Term: math.MaxUint64, Voted: true}}
+		for range voters {
+			a.Left.Voters = append(a.Left.Voters, id)
+		}
+		for i := range 100 {
+			a.To = append(a.To, fmt.Sprintf("%20d-%05d", at, i))
+		}
+		all = append(all, given{a, at})
+	}
+	kept := 0
+	for _, g := range recent(all, now) {
+		kept += len(g.To)
+		n.Answers = append(n.Answers, g.answer)
+	}
+	newest := n.Answers[len(n.Answers)-1].To
+	if b, err := json.Marshal(n); err != nil || len(b) > room || kept != maxAnswered || len(newest) != 100 {
+		t.Errorf("%d bytes of %d for %d answers, %v", len(b), room, kept, err)
+	}
+	for i := range all { // one each
+		all[i].To = all[i].To[:20]
+	}
+	n.Answers = nil
+	for _, g := range recent(all, now) {
+		n.Answers = append(n.Answers, g.answer)
+	}
+	if b, err := json.Marshal(n); err != nil || len(b) > room || len(n.Answers) < int(answersStand/beatEvery) {
+		t.Errorf("%d bytes of %d for %d answers, %v", len(b), room, len(n.Answers), err)
+	}
+}
+
+// A new leader has heard nobody yet: who was cut off under the one before may be dead.
+func TestANewLeaderGivesNothingToWhoWasCutOff(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	w.nodes[3].cutOff = true
+	w.beats(10*time.Second, nothing)
+	if w.node(3).Status.CutOff == nil {
+		t.Fatal("it is not cut off")
+	}
+	w.elected(1, 2, 0, 1, 2)
+	svc := w.nodes[1].svc
+	if why := svc.silent()[w.nodes[3].id]; !strings.Contains(why, "was cut off") {
+		t.Errorf("it may be given VMs: %q", why)
+	}
+	if why, ok := svc.silent()[w.nodes[2].id]; ok {
+		t.Errorf("another one: %q", why)
+	}
+	svc.grant.onWire(w.nodes[3].id)
+	if why, ok := svc.silent()[w.nodes[3].id]; ok {
+		t.Errorf("it is back: %q", why)
+	}
+}
+
+// refusesOnce is a database of which one transaction fails.
+type refusesOnce struct {
+	*simNode
+	refused bool
+}
+
+func (r *refusesOnce) Txn(ctx context.Context, tx *configdb.Txn) (uint64, error) {
+	if !r.refused {
+		r.refused = true
+		return 0, errors.New("no answer")
+	}
+	return r.simNode.Txn(ctx, tx)
+}
+
+func TestACutOffThatIsNotNotedHoldsUpNoOther(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	leader := w.nodes[0]
+	w.nodes[3].cutOff, w.nodes[4].cutOff = true, true
+	w.beats(cutOffAfter-beatEvery, nothing)
+	leader.svc.db = &refusesOnce{simNode: leader}
+	for i := 0; w.node(3).Status.CutOff == nil && w.node(4).Status.CutOff == nil; i++ {
+		if w.beats(beatEvery, nothing); i > 20 {
+			t.Fatal("nothing is noted")
+		}
+	}
+	if !leader.svc.db.(*refusesOnce).refused || w.node(4).Status.CutOff == nil {
+		t.Errorf("refused: %v; %+v", leader.svc.db.(*refusesOnce).refused, w.node(4).Status.CutOff)
+	}
+}
+
+// A witness that leads has no pools: the voters that have some carry the questions to it.
+func TestQuestionsAreCarriedToALeaderWithoutPools(t *testing.T) {
+	for _, leaders := range [][]string{nil, {"b"}} { // none, or one that the other nodes have not
+		w := heartbeats(t)
+		boards := map[string]board{"a": {}}
+		for _, n := range w.nodes {
+			n.heart.c.Notes = shelves{slot{nil, n.heart}, boards, []string{"a"}}
+		}
+		own := map[string]board{}
+		for _, p := range leaders {
+			own[p] = board{}
+		}
+		w.nodes[0].heart.c.Notes = shelves{slot{nil, w.nodes[0].heart}, own, leaders}
+		w.beats(20*time.Second, nothing)
+		if w.carried > 0 {
+			t.Errorf("%d calls carried no question", w.carried)
+		}
+		n := w.nodes[3]
+		n.cutOff = true
+		w.beats(time.Minute, func() {
+			if !n.holds() || w.phase(3) != api.NodeReady {
+				t.Fatalf("at %v: lease %v, %s", w.now, n.holds(), w.phase(3))
+			}
+		})
+		for _, o := range w.nodes {
+			if o.heart.term != 1 {
+				t.Errorf("node %d left its term", o.i)
+			}
+		}
+		if c := w.node(3).Status.CutOff; c == nil {
+			t.Error("it is not said to be cut off")
+		}
+		n.frozen = time.Hour
+		w.beats(LostAfter+4*time.Second, nothing)
+		if w.phase(3) != api.NodeLost {
+			t.Errorf("it is dead and %s", w.phase(3))
+		}
+	}
+}
+
+func TestQuestionsAreNotCarriedToALeaderThatSeesThem(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	was := w.carried
+	w.nodes[3].cutOff = true
+	w.beats(30*time.Second, nothing)
+	if w.carried != was {
+		t.Errorf("%d calls", w.carried-was)
+	}
+}
+
+func TestCarriedQuestionsAreChecked(t *testing.T) {
+	w := heartbeats(t)
+	w.beats(20*time.Second, nothing)
+	svc := w.nodes[0].svc
+	svc.grant.fenced[w.nodes[4].id] = true
+	req, err := json.Marshal(carryRequest{[]string{w.nodes[3].id, w.nodes[4].id, api.NewID()}})
+	must(t, err)
+	b, err := svc.ServeCarry(t.Context(), req)
+	must(t, err)
+	var a carryAnswer
+	must(t, json.Unmarshal(b, &a))
+	if !slices.Equal(a.Granted, []string{w.nodes[3].id}) || a.Grant.Term != w.term {
+		t.Errorf("%+v", a)
+	}
+	many, err := json.Marshal(carryRequest{make([]string, maxAnswered+1)})
+	must(t, err)
+	for what, req := range map[string][]byte{"malformed": []byte("{"), "too many": many, "nobody": []byte("{}")} {
+		if b, err := svc.ServeCarry(t.Context(), req); err == nil {
+			t.Errorf("%s: %s", what, b)
+		}
+	}
+	if b, err := w.nodes[1].svc.ServeCarry(t.Context(), req); err == nil {
+		t.Errorf("who does not lead: %s", b)
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 // ask makes a question if the network does not renew the lease. The time that it counts
 // from is taken first.
-func (h *Heartbeat) ask(ctx context.Context) {
+func (h *Heartbeat) ask() {
 	if !h.cut() {
 		h.asked = nil
 		if h.byNotes {
@@ -29,9 +29,6 @@ func (h *Heartbeat) ask(ctx context.Context) {
 	a := asked{question: question{ID: h.c.Random()}, sent: sent, left: map[string]abstention{}}
 	if since, _ := h.c.Keeper.unanswered(); since > cutAfter+patience && sent-h.granted > patience {
 		a.Leave = h.termToLeave()
-		if own, ok := h.leave(ctx, a.Leave); ok {
-			a.left[h.c.NodeID] = own
-		}
 	}
 	h.asked = append(h.asked, a)
 	h.asked = h.asked[max(0, len(h.asked)-questionsKept):]
@@ -59,38 +56,76 @@ func (h *Heartbeat) note(left abstention) {
 // accept takes answers to this node's questions from a note.
 func (h *Heartbeat) accept(ctx context.Context, n *note) {
 	for _, answer := range n.Answers {
-		if answer.Node != h.c.NodeID {
-			continue
-		}
-		i := slices.IndexFunc(h.asked, func(a asked) bool { return a.ID == answer.ID })
-		if i < 0 || h.asked[i].done {
-			continue
-		}
-		switch {
-		case answer.Grant != nil:
-			h.granted = max(h.granted, h.asked[i].sent)
-			h.goOn(ctx, i, "by the leader", n.Node)
-		case answer.Left != nil:
-			h.note(*answer.Left)
-			h.asked[i].left[n.Node] = *answer.Left
-			if nobodyLeads(h.asked[i].left) {
-				h.goOn(ctx, i, "as nobody leads", n.Node)
+		for i := range h.asked {
+			if h.asked[i].done || !slices.Contains(answer.To, h.asked[i].ID) {
+				continue
+			}
+			switch {
+			case answer.Grant != nil:
+				h.granted = max(h.granted, h.asked[i].sent)
+				h.goOn(ctx, i, "by the leader", n.Node)
+			case answer.Left != nil:
+				h.note(*answer.Left)
+				h.asked[i].left[n.Node] = *answer.Left
 			}
 		}
 	}
+}
+
+// count looks whether the answers of the voters are a majority's, with this node's own.
+func (h *Heartbeat) count(ctx context.Context) {
+	for i := range h.asked {
+		a := &h.asked[i]
+		if a.done || a.Leave == 0 {
+			continue
+		}
+		if term, ok := lacking(a.left, h.c.NodeID, abstention{Term: a.Leave, Voters: h.c.Electorate.Voters()}); ok {
+			if own, ok := h.leave(ctx, term); ok {
+				a.left[h.c.NodeID] = own
+			}
+		}
+		if nobodyLeads(a.left) {
+			h.goOn(ctx, i, "as nobody leads", "")
+		}
+	}
+}
+
+// lacking reports whether a voter's own answer would make a majority of the others' in
+// some term. Before that it leaves no term: with its line back it would depose a leader
+// for nothing. expected is what it would say first.
+func lacking(left map[string]abstention, self string, expected abstention) (term uint64, ok bool) {
+	own, said := left[self]
+	views := []abstention{expected} // it may be the only voter
+	for node, a := range left {
+		if node != self {
+			views = append(views, a)
+		}
+	}
+	for _, one := range views {
+		agree := agreeing(left, one, self)
+		if slices.Contains(one.Voters, self) && agree <= len(one.Voters)/2 && agree+1 > len(one.Voters)/2 && (!said || own.Term < one.Term) {
+			term, ok = max(term, one.Term), true
+		}
+	}
+	return term, ok
+}
+
+// agreeing counts those who are in a term, have not voted in it and have one list of
+// voters, of which they are. It leaves out one node.
+func agreeing(left map[string]abstention, one abstention, but string) (n int) {
+	for node, a := range left {
+		if node != but && a.Term == one.Term && !a.Voted && slices.Equal(a.Voters, one.Voters) && slices.Contains(a.Voters, node) {
+			n++
+		}
+	}
+	return n
 }
 
 // nobodyLeads reports whether a majority is in one term, in which none of it has voted,
 // and has one list of voters.
 func nobodyLeads(left map[string]abstention) bool {
 	for _, one := range left {
-		agree := 0
-		for node, a := range left {
-			if a.Term == one.Term && !a.Voted && slices.Equal(a.Voters, one.Voters) && slices.Contains(a.Voters, node) {
-				agree++
-			}
-		}
-		if agree > len(one.Voters)/2 {
+		if agreeing(left, one, "") > len(one.Voters)/2 {
 			return true
 		}
 	}

@@ -31,12 +31,14 @@ type Electorate interface {
 	// Leaderless returns for how long this node has known no leader.
 	Leaderless() time.Duration
 	Term() uint64
+	// Leader returns the ID of who leads, as far as this node knows; empty if nobody does.
+	Leader() string
 	// Voters returns the IDs of those who vote, as far as this node knows.
 	Voters() []string
 }
 
-// maxAnswers is how many a note carries, the newest: it has a bounded size.
-const maxAnswers = 48
+// maxAnswered is how many questions a note has answers to.
+const maxAnswered = 256
 
 // note is what a node leaves in pools.
 type note struct {
@@ -59,10 +61,9 @@ type question struct {
 	Leave uint64 `json:"leave,omitempty"`
 }
 
-// answer is to one question of one node.
+// answer is one to the questions of several nodes.
 type answer struct {
-	Node  string       `json:"node"`
-	ID    string       `json:"id"`
+	To    []string     `json:"to"` // IDs of the questions
 	Grant *renewAnswer `json:"grant,omitempty"`
 	Left  *abstention  `json:"left,omitempty"`
 }

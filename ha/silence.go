@@ -6,6 +6,8 @@ package ha
 import (
 	"fmt"
 	"time"
+
+	"github.com/muster-vm/muster/configdb"
 )
 
 const (
@@ -20,11 +22,17 @@ const (
 // silent are the nodes that are not lost yet but may be dead, with the reason.
 func (s *Service) silent() map[string]string {
 	out := map[string]string{}
+	v := s.db.Local()
 	for _, id := range s.readyNodes() {
-		if d := s.grant.silence(id); d >= silentAfter {
+		quiet, noted, wired := s.grant.offWire(s.term(), id)
+		n, err := configdb.Nodes.Get(v, id)
+		switch d := s.grant.silence(id); {
+		case d >= silentAfter:
 			out[id] = fmt.Sprintf("has not renewed its lease for %d s", int(d.Seconds()))
-		} else if quiet, noted, _ := s.grant.offWire(s.term(), id); noted {
+		case noted:
 			out[id] = fmt.Sprintf("was not heard over the network for %d s; its lease is renewed through a pool", int(quiet.Seconds()))
+		case err == nil && n.Status.CutOff != nil && !wired:
+			out[id] = "was cut off from the network, and this leader has not heard it since it leads"
 		}
 	}
 	return out

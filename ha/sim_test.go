@@ -52,6 +52,7 @@ type world struct {
 	stubborn bool
 	pool     *simPool  // nil: no VM has a storage guard
 	notes    *simNotes // nil: there are no notes
+	carried  int       // calls that carried questions to a leader
 	shot     int       // attempts to switch a node off that were confirmed
 	cuts     []string  // nodes that were switched off, without chance
 	// power is what a device does for node by; nil: there is none

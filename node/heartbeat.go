@@ -17,7 +17,7 @@ import (
 func (m *member) newHeartbeat() *ha.Heartbeat {
 	return ha.NewHeartbeat(ha.HeartbeatConfig{
 		NodeID: m.info.NodeID, Boot: m.facts.bootID, Life: m.info.life(), Notes: notes{m.storage}, Keeper: m.keeper, Service: m.ha,
-		Electorate: electorate{m.store}, DB: m.store, Sees: m.sees, Random: rand.Text, Log: m.log.With("module", "ha"),
+		Electorate: electorate{m.store}, Caller: m, DB: m.store, Sees: m.sees, Random: rand.Text, Log: m.log.With("module", "ha"),
 	})
 }
 
@@ -49,6 +49,12 @@ func (n notes) Read(ctx context.Context, poolID, nodeID string) ([]byte, error) 
 
 // electorate is Raft's, as this node knows it.
 type electorate struct{ *configdb.Store }
+
+// Leader implements ha.Electorate.
+func (e electorate) Leader() string {
+	id, _, _ := e.Store.Leader()
+	return id
+}
 
 // Voters implements ha.Electorate.
 func (e electorate) Voters() (ids []string) {

@@ -158,6 +158,7 @@ func (m *member) wire(services func() []api.ServiceStatus) error {
 	m.rpc.Handle(ha.MethodRenew, func(ctx context.Context, b []byte) ([]byte, error) {
 		return m.ha.Serve(ctx, clusternet.CallerOf(ctx), b)
 	})
+	m.rpc.Handle(ha.MethodCarry, m.ha.ServeCarry)
 	m.rpc.Handle(methodLockOut, poolGuard{m}.serve)
 	m.rpc.Handle(methodEnlist, func(ctx context.Context, _ []byte) ([]byte, error) {
 		return m.serveEnlist(ctx, clusternet.CallerOf(ctx))
@@ -185,6 +186,8 @@ func (m *member) CallLeader(ctx context.Context, method string, request []byte) 
 	switch method {
 	case ha.MethodRenew:
 		return m.ha.Serve(ctx, m.info.NodeID, request)
+	case ha.MethodCarry:
+		return m.ha.ServeCarry(ctx, request)
 	case methodExpel:
 		return m.serveExpel(ctx, request)
 	case methodTransfer:

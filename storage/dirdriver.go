@@ -69,7 +69,9 @@ func (d *dirDriver) check(ctx context.Context, v *configdb.View, pool *api.Pool,
 		}
 		return got, nil
 	}
-	return s.checkShared(ctx, lp, st, look, seen)
+	got, err := s.checkShared(ctx, lp, st, look, seen)
+	got.root = &seen.root
+	return got, err
 }
 
 func (d *dirDriver) leave(ctx context.Context) error {
@@ -143,8 +145,11 @@ func (d *dirDriver) adoptVolume(ctx context.Context, path string, p volumePlan) 
 }
 
 func (d *dirDriver) removeVolume(ctx context.Context, id string) error {
-	return d.lp.work.do(ctx, callDeadline, func() error {
+	return d.lp.work.attempt(ctx, callDeadline, func(wanted func() error) error {
 		path := d.volumePath(id)
+		if err := wanted(); err != nil {
+			return err
+		}
 		if err := remove(path); err != nil {
 			return err
 		}

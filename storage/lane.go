@@ -5,6 +5,7 @@ package storage
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -75,6 +76,21 @@ func call[T any](ctx context.Context, l *lane, deadline time.Duration, f func() 
 func (l *lane) do(ctx context.Context, deadline time.Duration, f func() error) error {
 	_, err := call(ctx, l, deadline, func() (struct{}, error) { return struct{}{}, f() })
 	return err
+}
+
+// attempt is do for what must not be done late, such as the removal of a file: f asks
+// wanted right before that, which is an error once nobody waits for f any more.
+func (l *lane) attempt(ctx context.Context, deadline time.Duration, f func(wanted func() error) error) error {
+	var abandoned atomic.Bool
+	defer abandoned.Store(true)
+	return l.do(ctx, deadline, func() error {
+		return f(func() error {
+			if abandoned.Load() {
+				return api.Errorf(api.CodeTimeout, "%s: the file system answered after the attempt was given up", l.what)
+			}
+			return nil
+		})
+	})
 }
 
 // busy reports whether every slot is taken.

@@ -307,5 +307,5 @@ func (m *mover) place(ctx context.Context, pool api.Pool, lp *localPool, vol *ap
 		return errUnwanted
 	}
 	final := volumePath(lp.path, vol.Meta.ID)
-	return lp.work.do(ctx, createDeadline, func() error { return s.placeMarked(tmp, final, pool) })
+	return lp.work.attempt(ctx, createDeadline, func(wanted func() error) error { return s.placeMarked(tmp, final, pool, wanted) })
 }

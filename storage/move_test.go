@@ -567,7 +567,7 @@ func TestWhoMayHaveAVolume(t *testing.T) {
 	if err := os.WriteFile(foreign, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := m1.placeMarked(path, nfs, k.pool["nfs"])
+	err := m1.placeMarked(path, nfs, k.pool["nfs"], func() error { return nil })
 	if !errors.Is(err, errBroken) || !strings.Contains(err.Error(), foreign) || there(nfs) {
 		t.Errorf("%v", err)
 	}

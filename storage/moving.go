@@ -87,8 +87,9 @@ func (s *Service) nodeName(id string) string {
 }
 
 // placeMarked gives a complete file its name, marked. What is there under that name
-// makes room if it is marked, so that it is of an earlier try.
-func (s *Service) placeMarked(tmp, final string, pool api.Pool) error {
+// makes room if it is marked, so that it is of an earlier try. wanted is asked right
+// before each step that must not come late.
+func (s *Service) placeMarked(tmp, final string, pool api.Pool, wanted func() error) error {
 	ours, err := s.marked(final, pool)
 	if err != nil {
 		return err
@@ -103,10 +104,13 @@ func (s *Service) placeMarked(tmp, final string, pool api.Pool) error {
 				m, pool.Meta.Name, strings.TrimPrefix(m, final+copyMark+"."))}
 		}
 	}
-	if err := s.makeRoom(final, pool, ours); err != nil {
+	if err := s.makeRoom(final, pool, ours, wanted); err != nil {
 		return err
 	}
 	if err := os.Chmod(tmp, volumeMode); err != nil {
+		return err
+	}
+	if err := wanted(); err != nil {
 		return err
 	}
 	return placeFile(tmp, final) // with the mark, in one directory
@@ -142,12 +146,12 @@ func (s *Service) MakeCopy(ctx context.Context, v *configdb.View, volumeID strin
 	s.moves.Lock()
 	defer s.moves.Unlock()
 	path = volumePath(lp.path, volumeID)
-	if err := lp.work.do(ctx, callDeadline, func() error {
+	if err := lp.work.attempt(ctx, callDeadline, func(wanted func() error) error {
 		ours, err := s.marked(path, pool)
 		if err != nil {
 			return err
 		}
-		return s.makeRoom(path, pool, ours)
+		return s.makeRoom(path, pool, ours, wanted)
 	}); err != nil {
 		return "", "", diskError(lp, "make room for the volume's copy", err)
 	}
@@ -166,7 +170,7 @@ func (s *Service) MakeCopy(ctx context.Context, v *configdb.View, volumeID strin
 // makeRoom marks the place of a copy. What is there makes room if this node had marked
 // it, so that it is of an earlier try; any other file may, after the restore of an older
 // backup, be the last copy of the volume.
-func (s *Service) makeRoom(path string, pool api.Pool, ours bool) error {
+func (s *Service) makeRoom(path string, pool api.Pool, ours bool, wanted func() error) error {
 	switch _, err := os.Lstat(path); {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return err
@@ -174,6 +178,9 @@ func (s *Service) makeRoom(path string, pool api.Pool, ours bool) error {
 		return api.Errorf(api.CodeRefused, "%s is there already and belongs to no migration or move; look what it is and move it away", path)
 	}
 	if err := s.mark(path, pool); err != nil || !ours {
+		return err
+	}
+	if err := wanted(); err != nil {
 		return err
 	}
 	return remove(path)
@@ -329,7 +336,12 @@ func (s *Service) sweepCopy(ctx context.Context, v *configdb.View, pool api.Pool
 			return diskError(lp, "remove a volume's copy", err)
 		}
 	}
-	return lp.work.do(ctx, callDeadline, func() error { return remove(path + s.markOf(pool)) })
+	return lp.work.attempt(ctx, callDeadline, func(wanted func() error) error {
+		if err := wanted(); err != nil {
+			return err
+		}
+		return remove(path + s.markOf(pool))
+	})
 }
 
 // severed reports that a volume cannot be a linked clone of its image any more,

@@ -44,29 +44,29 @@ type noteBox struct {
 	place notePlace
 
 	mu      sync.Mutex
-	ready   bool // as the pool was seen last
-	failing [2]bool
+	root    *rootID // of the directory that was found to be the common one
+	ready   bool    // it was there when the pool was looked at last
+	failing map[noteAccess]bool
 }
 
-// What may fail.
-const (
-	noteWrites = iota
-	noteReads
-)
+// noteAccess is what may fail: a node's note is written, or read.
+type noteAccess struct{ verb, nodeID string }
 
-var noteVerbs = [...]string{noteWrites: "write", noteReads: "read"}
-
-// saw takes down what a check of the pool found.
-func (b *noteBox) saw(ready bool, root rootID) {
+// saw takes down what a check of the pool found: the directory, nil if it does not
+// answer, and whether it is the one that all nodes see. Once it was, it is that for as
+// long as it is the same directory: a node that is cut off compares the others' stamps
+// with those in its old replica.
+func (b *noteBox) saw(common bool, root *rootID) {
 	if b == nil {
 		return
 	}
-	if ready {
-		b.place.proven(root)
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.ready = ready
+	if common && root != nil {
+		b.root = root
+		b.place.proven(*root)
+	}
+	b.ready = root != nil && b.root != nil && *b.root == *root
 }
 
 func (b *noteBox) close() {
@@ -109,7 +109,7 @@ func (s *Service) WriteNote(ctx context.Context, poolID string, note []byte) err
 		return api.Errorf(api.CodeTooLarge, "a note has %d bytes, of %d that it may have", len(note), NoteSize)
 	}
 	frame := noteFrame(s.cfg.NoteKey, poolID, s.cfg.NodeID, s.noteSequence(), note)
-	return s.noted(box, noteWrites, box.place.write(ctx, frame))
+	return s.noted(box, noteAccess{"write", s.cfg.NodeID}, box.place.write(ctx, frame))
 }
 
 // ReadNote returns the newest note of a node in a pool; nil, nil if there is none. A
@@ -129,7 +129,7 @@ func (s *Service) ReadNote(ctx context.Context, poolID, nodeID string) (note []b
 		// Perhaps it is being written.
 		select {
 		case <-ctx.Done():
-			return nil, noteFailed(box, noteReads, context.Cause(ctx))
+			return nil, noteFailed(box, "read", context.Cause(ctx))
 		case <-time.After(noteAgain):
 		}
 		f, err = s.readFrame(ctx, box, nodeID)
@@ -138,12 +138,12 @@ func (s *Service) ReadNote(ctx context.Context, poolID, nodeID string) (note []b
 		return nil, err
 	}
 	note, err = f.of(poolID, nodeID)
-	return note, noteFailed(box, noteReads, err)
+	return note, noteFailed(box, "read", err)
 }
 
 func (s *Service) readFrame(ctx context.Context, box *noteBox, nodeID string) (*framed, error) {
 	b, err := box.place.read(ctx, nodeID)
-	if err := s.noted(box, noteReads, err); err != nil {
+	if err := s.noted(box, noteAccess{"read", nodeID}, err); err != nil {
 		return nil, err
 	}
 	f, err := openFrame(s.cfg.NoteKey, b)
@@ -182,30 +182,34 @@ func (s *Service) noteSequence() uint64 {
 	}
 }
 
-// noted logs when notes begin to fail, and when they work again, and names the pool in
-// the error.
-func (s *Service) noted(box *noteBox, what int, err error) error {
+// noted logs when the notes of a node begin to fail, and when they work again, and names
+// the pool in the error.
+func (s *Service) noted(box *noteBox, a noteAccess, err error) error {
 	if err != nil && errors.Is(err, context.Canceled) {
-		return noteFailed(box, what, err)
+		return noteFailed(box, a.verb, err)
 	}
 	box.mu.Lock()
-	was := box.failing[what]
-	box.failing[what] = err != nil
+	was := box.failing[a]
+	if err != nil {
+		box.failing[a] = true
+	} else {
+		delete(box.failing, a)
+	}
 	box.mu.Unlock()
 	switch {
 	case err != nil && !was:
-		s.log.Warn("notes of nodes in a pool fail", "pool", box.what, "attempt", noteVerbs[what], "err", err)
+		s.log.Warn("notes of a node in a pool fail", "pool", box.what, "node", a.nodeID, "attempt", a.verb, "err", err)
 	case err == nil && was:
-		s.log.Info("notes of nodes in a pool work again", "pool", box.what, "attempt", noteVerbs[what])
+		s.log.Info("notes of a node in a pool work again", "pool", box.what, "node", a.nodeID, "attempt", a.verb)
 	}
-	return noteFailed(box, what, err)
+	return noteFailed(box, a.verb, err)
 }
 
-func noteFailed(box *noteBox, what int, err error) error {
+func noteFailed(box *noteBox, verb string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s a note in %s: %w", noteVerbs[what], box.what, err)
+	return fmt.Errorf("%s a note in %s: %w", verb, box.what, err)
 }
 
 // notesOf makes what holds the notes of a pool, nil for a type that has none.
@@ -213,7 +217,7 @@ func (s *Service) notesOf(pool *api.Pool, lp *localPool) *noteBox {
 	if pool.Spec.Type != api.PoolShared {
 		return nil
 	}
-	return &noteBox{what: lp.what, place: newNoteFiles(lp, s.cfg.NodeID)}
+	return &noteBox{what: lp.what, failing: map[noteAccess]bool{}, place: newNoteFiles(lp, s.cfg.NodeID)}
 }
 
 // closeNotes ends what serves notes.

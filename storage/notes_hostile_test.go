@@ -32,7 +32,7 @@ func TestNotesStayInTheCommonDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	box.saw(true, root)
+	box.saw(true, &root)
 	write := func() error { return m1.WriteNote(t.Context(), pool.Meta.ID, []byte("x")) }
 	if err := write(); err != nil {
 		t.Fatal(err)
@@ -94,4 +94,99 @@ func TestNotesStayInTheCommonDirectory(t *testing.T) {
 		t.Errorf("the folder of notes is still there: %v", err)
 	}
 	wantCode(t, m2.WriteNote(t.Context(), pool.Meta.ID, nil), api.CodeNotFound)
+}
+
+// A node that is cut off sees in the pool what another daemon wrote at its start, and in
+// its own replica what the one before had written: the directory is the common one still.
+func TestNotesGoOnWhenStampsDifferFromAnOldReplica(t *testing.T) {
+	k, pool, m1, m2 := noteKit(t)
+	m1.stop() // nothing but this test looks at the pool
+	m2.stop()
+	k.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		st, err := configdb.PoolStates.Get(v, configdb.PoolStateID(pool.Meta.ID, m2.id))
+		if err != nil {
+			return err
+		}
+		st.Status.Stamp = "as it was in an old replica"
+		return configdb.PoolStates.UpdateStatus(v, tx, &st)
+	})
+	now := time.Now()
+	m1.cfg.Now = func() time.Time { return now }
+	for range 3 {
+		if _, err := m1.reconcilePool(t.Context(), pool.Meta.ID); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(2 * staleGrace)
+	}
+	if m1.local(pool).usable() {
+		t.Fatal("the pool need not prove itself again")
+	}
+	if !slices.Contains(m1.NotePools(), pool.Meta.ID) {
+		t.Error("it has no place for notes any more")
+	}
+	away := pool.Spec.Path + ".away"
+	defer os.RemoveAll(away)
+	if err := errors.Join(os.Rename(pool.Spec.Path, away), os.Mkdir(pool.Spec.Path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m1.reconcilePool(t.Context(), pool.Meta.ID); err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(m1.NotePools(), pool.Meta.ID) {
+		t.Error("another directory is a place for notes")
+	}
+}
+
+// A note that cannot be read is told of once, however often others can be.
+func TestOneUnreadableNoteIsToldOfOnce(t *testing.T) {
+	_, pool, m1, m2 := noteKit(t)
+	for _, h := range []*host{m1, m2} {
+		if err := h.WriteNote(t.Context(), pool.Meta.ID, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var said bytes.Buffer
+	m1.stop()
+	m1.log = slog.New(slog.NewTextHandler(&said, nil))
+	box := m1.local(pool).notes
+	box.place = newNoteFiles(m1.local(pool), m1.id) // the stop closed it
+	root, _, err := statRoot(pool.Spec.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	box.saw(true, &root)
+	other := filepath.Join(pool.Spec.Path, notesFolder, m2.id)
+	for what, spoil := range map[string]func(path string) error{
+		"symbolic link":            func(path string) error { return os.Symlink(filepath.Join(pool.Spec.Path, notesFolder, m1.id), path) },
+		"with this name alone":     func(path string) error { return os.Link(filepath.Join(pool.Spec.Path, notesFolder, m1.id), path) },
+		"no file with this name a": func(path string) error { return os.Mkdir(path, 0o700) },
+	} {
+		if err := errors.Join(os.Remove(other), spoil(other)); err != nil {
+			t.Fatal(err)
+		}
+		said.Reset()
+		for range 5 {
+			if _, err := m1.ReadNote(t.Context(), pool.Meta.ID, m2.id); err == nil || !strings.Contains(err.Error(), what) {
+				t.Errorf("%s: %v", what, err)
+			}
+			if what == "with this name alone" {
+				continue // of both names
+			}
+			if got := m1.note(t, pool, m1); got != "x" {
+				t.Errorf("%q", got)
+			}
+		}
+		if err := os.Remove(other); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m1.ReadNote(t.Context(), pool.Meta.ID, m2.id); err != nil {
+			t.Error(err)
+		}
+		if err := os.WriteFile(other, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if fail, again := strings.Count(said.String(), "in a pool fail"), strings.Count(said.String(), "work again"); fail != 1 || again != 1 {
+			t.Errorf("%s: %d lines that it fails, %d that it works again: %s", what, fail, again, said.String())
+		}
+	}
 }

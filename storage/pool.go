@@ -77,6 +77,8 @@ type verdict struct {
 	reason string
 	stamp  string
 	space  space
+	// root is that of the directory, if it answers, of a pool of type shared.
+	root *rootID
 	// addresses under which the pool sees this node, if they were looked for.
 	addresses []string
 	// again is when to look again.
@@ -101,7 +103,7 @@ func (s *Service) reconcilePool(ctx context.Context, id string) (reconcile.Resul
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	lp.notes.saw(got.ready, lp.root) // whether that can be written or not
+	lp.notes.saw(got.ready, got.root) // whether that can be written or not
 	// Before the write, so that who sees the pool ready finds it usable.
 	changed := lp.setUsable(got.ready)
 	if err := s.writePoolState(ctx, v, pool, got); err != nil {

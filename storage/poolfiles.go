@@ -201,15 +201,17 @@ func writeAnswers(root, nodeID string, to []other) error {
 // leavePool removes what this module put beside the user's data.
 func leavePool(root, poolID, nodeID string) error {
 	b, err := readSmall(filepath.Join(root, markerName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
 	var m marker
-	if err == nil {
-		err = json.Unmarshal(b, &m)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // another node was first; what bears this one's ID is still its own
+		err = nil
+	case err == nil:
+		if err = json.Unmarshal(b, &m); err == nil && m.Pool != poolID {
+			return nil // it belongs to another pool by now
+		}
 	}
-	if err != nil || m.Pool != poolID {
-		return err // it belongs to another pool by now
+	if err != nil {
+		return err
 	}
 	names, err := filepath.Glob(filepath.Join(root, "nodes", "*"+nodeID+"*"))
 	if err != nil {

@@ -43,23 +43,32 @@ func (n *Node) Abstain(ctx context.Context, term uint64) (Abstention, error) {
 	if _, _, known := n.Leader(); known {
 		return Abstention{}, errHasLeader
 	}
+	n.abstains.Lock()
+	defer n.abstains.Unlock()
+	term = max(term, n.raft.CurrentTerm())
+	was, err := n.floor.raise(ctx, term)
+	if err != nil {
+		return Abstention{}, err
+	}
+	h := n.header()
+	h.Addr = []byte(noAddress)
+	if id := n.someVoter(); id != nil {
+		h.ID = id
+	}
+	// Also when the term is this one already: what Raft's loop was about is over then.
+	if err := n.tell(ctx, &raft.RequestVoteRequest{RPCHeader: h, Term: term}); err != nil {
+		return Abstention{}, err // it may leave its term yet
+	}
 	if n.raft.CurrentTerm() < term {
-		h := n.header()
-		h.Addr = []byte(noAddress)
-		if id := n.someVoter(); id != nil {
-			h.ID = id
-		}
-		if err := n.tell(ctx, &raft.RequestVoteRequest{RPCHeader: h, Term: term}); err != nil {
-			return Abstention{}, err
-		}
+		n.floor.lower(was)
+		return Abstention{}, errHasLeader
 	}
 	return n.abstention(term)
 }
 
-// abstention reads term, vote and membership so that what it says of the vote is true
-// of the term: of two reads of the term both lie between.
-func (n *Node) abstention(least uint64) (Abstention, error) {
-	a := Abstention{Term: n.raft.CurrentTerm()}
+// abstention reads vote and membership in a term, which it reads last: terms only grow.
+func (n *Node) abstention(term uint64) (Abstention, error) {
+	a := Abstention{Term: term}
 	voted, err := n.disk.GetUint64(lastVoteTerm)
 	if err != nil && err.Error() != "not found" { // as Raft asks it
 		return Abstention{}, fmt.Errorf("read the last vote: %w", err)
@@ -68,8 +77,9 @@ func (n *Node) abstention(least uint64) (Abstention, error) {
 	if err := f.Error(); err != nil {
 		return Abstention{}, fmt.Errorf("read membership: %w", err)
 	}
-	if a.Voted = voted >= a.Term; n.raft.CurrentTerm() != a.Term || a.Term < least {
-		return Abstention{}, errHasLeader // an election goes on
+	a.Voted = voted >= term
+	if _, _, known := n.Leader(); known || n.raft.CurrentTerm() != term {
+		return Abstention{}, errHasLeader // or an election goes on
 	}
 	for _, s := range f.Configuration().Servers {
 		if s.Suffrage == raft.Voter {
@@ -80,11 +90,27 @@ func (n *Node) abstention(least uint64) (Abstention, error) {
 	return a, nil
 }
 
-// Leaderless returns for how long this node has known no leader; 0 while it knows one.
+// noteLeader takes down when the leader is missed. Raft calls it at that moment; of two
+// such moments it may tell in the wrong order, so Leaderless looks for itself.
+func (n *Node) noteLeader(o *raft.Observation) bool {
+	switch l, ok := o.Data.(raft.LeaderObservation); {
+	case !ok:
+	case l.LeaderID == "":
+		n.missed.CompareAndSwap(0, int64(n.clock()))
+	default:
+		n.missed.Store(0)
+	}
+	return false // there is no channel to tell it to
+}
+
+// Leaderless returns for how long this node has known no leader, at most its own life; 0
+// while it knows one.
 func (n *Node) Leaderless() time.Duration {
 	if _, _, known := n.Leader(); known {
-		n.leaderSeen.Store(time.Now().UnixNano())
+		n.missed.Store(0)
 		return 0
 	}
-	return time.Since(time.Unix(0, n.leaderSeen.Load()))
+	now := n.clock()
+	n.missed.CompareAndSwap(0, int64(now))
+	return max(0, now-time.Duration(n.missed.Load()))
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/muster-vm/muster/configdb/fsm"
 	"github.com/muster-vm/muster/internal/clusternet"
+	"github.com/muster-vm/muster/internal/hostboot"
 )
 
 // Timing of the election. A follower that hears nothing for Heartbeat to
@@ -89,8 +90,11 @@ type Node struct {
 	space     chan struct{} // the disk became full, or is no longer
 	wg        sync.WaitGroup
 	fsm       *adapter
-	// leaderSeen is when a leader was known last, in Unix nanoseconds.
-	leaderSeen atomic.Int64
+	abstains  sync.Mutex // one at a time
+	floor     floor
+	// missed is since when no leader is known, by the clock, in nanoseconds; 0 while one is.
+	missed atomic.Int64
+	clock  func() time.Duration // of the boot
 }
 
 // Open starts a node on its directory. With an empty directory it waits to be
@@ -104,8 +108,9 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		disk: d, timing: cfg.Timing.orDefault(), log: cfg.Log, self: ServerAddress(cfg.NodeID, cfg.Address), nodeID: cfg.NodeID, identity: cfg.Identity,
-		closing: closing, space: make(chan struct{}, 1),
+		closing: closing, space: make(chan struct{}, 1), clock: hostboot.Clock,
 	}
+	n.missed.Store(int64(n.clock()))
 	d.onSpace = func(bool) {
 		select {
 		case n.space <- struct{}{}:
@@ -138,10 +143,11 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n.fsm = &adapter{state: cfg.State, onFatal: cfg.OnFatal, closing: n.closing, advanced: make(chan struct{}, 1)}
 	n.calls = make(chan raft.RPC)
-	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, log, d, snapStore{d.snapshots, log}, transport{n.transport, n.calls})
+	n.raft, err = raft.NewRaft(raftConfig(cfg, logger), n.fsm, log, d, snapStore{d.snapshots, log}, transport{n.transport, n.calls, &n.floor, n.closing})
 	if err != nil {
 		return nil, n.closeAfter(fmt.Errorf("start raft: %w", err))
 	}
+	n.raft.RegisterObserver(raft.NewObserver(nil, false, n.noteLeader))
 	n.last = n.lastEntry(log)
 	s := newSuspicion(n)
 	in := &intake{

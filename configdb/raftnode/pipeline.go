@@ -9,7 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// transport is Raft's own, with an intake and with pipelines that end.
+// transport is Raft's own, with an intake, a floor and pipelines that end.
 //
 // Raft reads the answers of a pipeline until one is a refusal, an error or of a
 // later term, and then no more. A request that is being handed over at that
@@ -18,7 +18,9 @@ import (
 // (hashicorp/raft issue 612).
 type transport struct {
 	*raft.NetworkTransport
-	calls chan raft.RPC
+	calls   chan raft.RPC
+	floor   *floor
+	closing chan struct{}
 }
 
 // Consumer implements raft.Transport.

@@ -312,6 +312,6 @@ leases of nodes through pools that all nodes see while the network fails.`,
 	}
 	cmd.Flags().IntVar(&failures, "failures", 0, fmt.Sprintf("nodes that may die together, 1 to %d (1 in a new cluster)", api.MaxHAFailures))
 	cmd.Flags().StringVar(&admission, "admission", "", "a start that would break it: off, warn or refuse (warn in a new cluster)")
-	cmd.Flags().StringVar(&heartbeat, "storage-heartbeat", "", "keep leases by notes in pools when the network fails: on or off (on in a new cluster)")
+	cmd.Flags().StringVar(&heartbeat, "storage-heartbeat", "", "keep leases by notes in pools when the network fails: on or off (on by default, also after an upgrade)")
 	return cmd
 }

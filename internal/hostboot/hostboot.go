@@ -6,6 +6,9 @@ package hostboot
 import (
 	"os"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const path = "/proc/sys/kernel/random/boot_id"
@@ -14,4 +17,13 @@ const path = "/proc/sys/kernel/random/boot_id"
 func ID() string {
 	b, _ := os.ReadFile(path)
 	return strings.TrimSpace(string(b))
+}
+
+// Clock is CLOCK_BOOTTIME: it cannot be set and goes on during suspend.
+func Clock() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic("hostboot: CLOCK_BOOTTIME: " + err.Error()) // cannot fail on Linux ≥ 2.6.39
+	}
+	return time.Duration(ts.Nano())
 }
