@@ -168,6 +168,16 @@ type HANode struct {
 	Loss *HALoss `json:"loss,omitempty"`
 }
 
+// HAQuorumLost counts the VMs that are meant to run, by what the loss of the quorum
+// does to them. Nothing restarts meanwhile.
+type HAQuorumLost struct {
+	// Ends are protected ones, which end with the leases of their nodes, unless the
+	// storage heartbeat keeps these.
+	Ends int `json:"ends" doc:"protected VMs, which end with the leases of their nodes"`
+	// RunsOn are those that are not protected or have a storage guard.
+	RunsOn int `json:"runsOn" doc:"VMs that run on: not protected, or with a storage guard"`
+}
+
 // HAStatus is what would happen now if nodes died, as the node that answers sees
 // it.
 type HAStatus struct {
@@ -177,6 +187,9 @@ type HAStatus struct {
 	// Seconds that it took to compute.
 	Seconds float64  `json:"seconds"`
 	Quorum  HAQuorum `json:"quorum"`
+	// IfQuorumLost is what would become of the running VMs if no majority of the
+	// voters were left now.
+	IfQuorumLost HAQuorumLost `json:"ifQuorumLost"`
 	// Witness is the name of a witness that votes.
 	Witness   string      `json:"witness,omitempty"`
 	Admission HAAdmission `json:"admission"`

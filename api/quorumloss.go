@@ -78,9 +78,9 @@ func (g *LostGuest) Judge(b *BindingSpec, leaseHeld bool) {
 	}
 }
 
-// Describe fills in Banner and Next, for a node of a name and role. What it says
+// Describe fills in Banner and Next, for a node of a name, role and data directory. What it says
 // changes only when the loss itself does.
-func (l *QuorumLoss) Describe(node string, role NodeRole) {
+func (l *QuorumLoss) Describe(node string, role NodeRole, dataDir string) {
 	var names, addresses []string
 	for _, m := range l.Missing {
 		names = append(names, m.Node)
@@ -100,5 +100,5 @@ func (l *QuorumLoss) Describe(node string, role NodeRole) {
 		l.Next = append(l.Next, "only if they are lost for good: this node is a witness and can run no VM; take what it has with: muster cluster backup --stale FILE, and restore it on another host")
 		return
 	}
-	l.Next = append(l.Next, fmt.Sprintf("only if they are lost for good, and every other host is switched off: on %s, muster cluster recover --data-dir DIR; it shows what it costs (what other nodes acknowledged after this node's log ends is lost; the VMs of other nodes are bound to this one, stopped) and asks before it does anything", node))
+	l.Next = append(l.Next, fmt.Sprintf("only if they are lost for good, and every other host is switched off: on %s, muster cluster recover --data-dir %s; it shows what it costs (what other nodes acknowledged after this node's log ends is lost; the VMs of other nodes are bound to this one, stopped) and asks before it does anything", node, dataDir))
 }

@@ -253,7 +253,7 @@ func (o *Outlook) Status(ctx context.Context) (*api.HAStatus, error) {
 	s := r.state
 	out := &api.HAStatus{
 		Node: o.node, Revision: s.View.Revision(), ComputedAt: r.at.UTC(), Seconds: r.took.Seconds(), Nodes: []api.HANode{},
-		Admission: r.admission(), Quorum: plan.Quorum(s, r.voterIDs()),
+		Admission: r.admission(), Quorum: plan.Quorum(s, r.voterIDs()), IfQuorumLost: s.IfQuorumLost(),
 	}
 	votes, leads := map[string]bool{}, ""
 	for _, m := range r.voters {

@@ -274,6 +274,7 @@ func TestTheLossOfTheMajorityRestartsNothing(t *testing.T) {
 	if l.Quorum.Kept || l.Quorum.Left != 1 || l.Quorum.Needed != 2 || len(l.Steps) != 2 || l.Steps[0].Outcome != api.HARefused || !strings.Contains(l.Steps[0].Reason, "1 of 3 voters") || l.Steps[1].Outcome != api.HAEnds || l.Steps[1].VM != "b" {
 		t.Errorf("%+v", l)
 	}
+	g.vm("c", api.GiB, 2, func(vm *api.VM, b *api.Binding) { vm.Spec.HA, b.Spec.Protected = api.HANone, false })
 	g.voters = g.voters[:2]
 	st, err := g.outlook().Status(t.Context())
 	if err != nil {
@@ -281,6 +282,9 @@ func TestTheLossOfTheMajorityRestartsNothing(t *testing.T) {
 	}
 	if st.Admission.Kept || !strings.Contains(st.Admission.Message, "witness") || st.Quorum.Spare != 0 || !st.Quorum.Kept {
 		t.Errorf("two voters: %+v %+v", st.Quorum, st.Admission)
+	}
+	if got := st.IfQuorumLost; got != (api.HAQuorumLost{Ends: 2, RunsOn: 1}) {
+		t.Errorf("if the quorum were lost: %+v", got)
 	}
 }
 

@@ -65,7 +65,7 @@ func (m *member) noQuorum() *api.QuorumLoss {
 		_, _, l.LeaseHeld = m.keeper.Current()
 	}
 	l.Guests = append(l.Guests, lostGuests(v, m.info.NodeID, l.LeaseHeld)...)
-	l.Describe(m.info.Node, m.info.Role)
+	l.Describe(m.info.Node, m.info.Role, m.cfg.DataDir)
 	return l
 }
 

@@ -4,9 +4,15 @@
 package node_test
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -53,7 +59,7 @@ func TestTheLastNodeSaysThatTheQuorumIsLost(t *testing.T) {
 	a.run("vm", "screenshot", "free", filepath.Join(f.dir, "free.png"))
 	for _, args := range [][]string{{"cluster", "status"}, {"ha", "status"}} {
 		r := a.try(args...)
-		for _, words := range []string{"start 1 of the missing voters", "muster cluster recover", "runs-on"} {
+		for _, words := range []string{"start 1 of the missing voters", "muster cluster recover --data-dir " + a.dataDir, "runs-on"} {
 			if r.code != 0 || !strings.Contains(r.stdout, words) {
 				t.Errorf("%v: exit %d, %q is not in %s%s", args, r.code, words, r.stdout, r.stderr)
 			}
@@ -63,4 +69,61 @@ func TestTheLastNodeSaysThatTheQuorumIsLost(t *testing.T) {
 	if r.code != 5 || !strings.Contains(r.stderr, "missing n2, n3") {
 		t.Errorf("a change: exit %d, %s", r.code, r.stderr)
 	}
+	if age := a.metric("muster_cluster_data_age_seconds"); age < 5 {
+		t.Errorf("without a quorum what is shown is %v s old", age)
+	}
+	if q := a.metric("muster_cluster_quorum"); q != 0 {
+		t.Errorf("a quorum of %v is told of", q)
+	}
+
+	f.nodes[1].start()
+	f.eventually(60*time.Second, "the loss is over", func() error {
+		if l := a.status().NoQuorum; l != nil {
+			return fmt.Errorf("%+v", l)
+		}
+		if r := a.try("vm", "ls"); r.code != 0 || strings.Contains(r.stderr, "no quorum") {
+			return fmt.Errorf("vm ls: exit %d, %s", r.code, r.stderr)
+		}
+		if age := a.metric("muster_cluster_data_age_seconds"); age >= 5 {
+			return fmt.Errorf("what is shown is %v s old", age)
+		}
+		if q := a.metric("muster_cluster_quorum"); q != 1 {
+			return fmt.Errorf("a quorum of %v is told of", q)
+		}
+		return nil
+	})
+}
+
+// metric reads one series without labels from a daemon's /metrics.
+func (h *host) metric(name string) float64 {
+	h.f.t.Helper()
+	ca, err := os.ReadFile(h.f.ca)
+	if err != nil {
+		h.f.t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}}
+	defer transport.CloseIdleConnections()
+	client := http.Client{Transport: transport, Timeout: 30 * time.Second}
+	r, err := client.Get("https://" + h.addr + "/metrics")
+	if err != nil {
+		h.f.t.Fatal(err)
+	}
+	defer func() { _ = r.Body.Close() }()
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		h.f.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
+			n, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				h.f.t.Fatal(err)
+			}
+			return n
+		}
+	}
+	h.f.t.Fatalf("%s is not in the metrics of %s", name, h.name)
+	return 0
 }

@@ -38,6 +38,20 @@ func (st *Step) show(order int) api.HAStep {
 	return out
 }
 
+// IfQuorumLost counts the VMs that are meant to run by what becomes of them when no
+// majority of the voters is left.
+func (s *State) IfQuorumLost() (out api.HAQuorumLost) {
+	protected, unprotected := s.Running()
+	for id := range s.Nodes {
+		if !s.lost(id) {
+			out.RunsOn += protected[id] + unprotected[id]
+		}
+	}
+	out.Ends = len(s.ending(nil))
+	out.RunsOn -= out.Ends
+	return out
+}
+
 // RefusedSteps are the VMs that ought to restart and do not, at most so many.
 func (p *Plan) RefusedSteps(most int) (out []api.HAStep) {
 	for i := range p.Steps {

@@ -99,6 +99,8 @@ func (a *app) clusterInit(ctx context.Context, name string) error {
 	fmt.Fprintf(a.Out, "ca certificate: %s\n", a.caFile())
 	a.notice("the token is shown only once; keep it. To use it:")
 	a.notice("  export MUSTER_SERVER=https://%s MUSTER_TOKEN=... MUSTER_CACERT=%s", r.Address, a.caFile())
+	a.notice("one node survives no failure; let others join (muster cluster token create): three of them, or two and a witness,")
+	a.notice("since two have no majority without each other (muster cluster token create --role witness)")
 	return nil
 }
 
@@ -140,7 +142,25 @@ func (a *app) clusterJoin(ctx context.Context, token string) error {
 	}
 	a.say("node %s at %s joined cluster %s", r.Node, r.Address, r.Cluster)
 	a.say("ca certificate: %s", a.caFile())
+	a.twoAlone(ctx, c)
 	return nil
+}
+
+// twoAlone says after a join what two nodes without a witness lack. It is advice: if
+// the new node cannot tell yet, nothing is said, and muster ha status has it.
+func (a *app) twoAlone(ctx context.Context, c *client.Client) {
+	var s api.ClusterStatus
+	if _, err := c.Call(ctx, http.MethodGet, "/cluster", nil, &s); err != nil || len(s.Members) != 2 {
+		return
+	}
+	for _, m := range s.Members {
+		if m.Role == api.RoleWitness {
+			return
+		}
+	}
+	a.notice("two nodes have no majority without each other: if either dies, nothing restarts. Add a third, or a witness, which votes and runs no VM:")
+	a.notice("  muster cluster token create --role witness    # then, on a small third host: muster cluster join TOKEN")
+	a.notice("muster ha status shows what the loss of each node would mean")
 }
 
 // The shortest and the longest life of a join token.

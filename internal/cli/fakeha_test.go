@@ -28,7 +28,7 @@ func (f *fakeCluster) serveHA(w http.ResponseWriter, r *http.Request, path strin
 	switch r.Method + " " + path {
 	case "GET ha/status":
 		s := api.HAStatus{
-			Node: "m2", Revision: 12, Seconds: 0.0042, Quorum: api.HAQuorum{Voters: 3, Left: 3, Needed: 2, Spare: 1, Kept: true}, Witness: "w",
+			Node: "m2", Revision: 12, Seconds: 0.0042, Quorum: api.HAQuorum{Voters: 3, Left: 3, Needed: 2, Spare: 1, Kept: true}, Witness: "w", IfQuorumLost: api.HAQuorumLost{Ends: 2, RunsOn: 1},
 			Admission: api.HAAdmission{
 				HASettings: api.HASettings{Failures: 1, Admission: api.AdmissionRefuse}, Sets: 2, OfAll: 2, Message: "if m1 died, 1 protected VMs would not restart: db1",
 				Worst: []string{"m1"}, RefusedVMs: 1, Refused: loss.Steps[1:2],

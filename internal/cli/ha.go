@@ -147,6 +147,14 @@ func quorumText(q *api.HAQuorum) string {
 	return fmt.Sprintf("%s: %d more may be lost", text, q.Spare)
 }
 
+// quorumLostText says what the loss of the quorum would do to the running VMs.
+func quorumLostText(l *api.HAQuorumLost) string {
+	if l.Ends+l.RunsOn == 0 {
+		return "no VM is concerned"
+	}
+	return fmt.Sprintf("if the quorum were lost now, %d VMs would end with the leases of their nodes, %d would run on, none would restart", l.Ends, l.RunsOn)
+}
+
 // votersText says what the number of voters means.
 func votersText(s *api.HAStatus) string {
 	switch {
@@ -204,6 +212,7 @@ func (a *app) haStatus(ctx context.Context) error {
 	}
 	out := &sections{paint: a.colour()}
 	out.field("Quorum", quorumText(&s.Quorum))
+	out.field("Without it", quorumLostText(&s.IfQuorumLost))
 	out.field("Voters", votersText(&s))
 	out.field("Survives", promiseText(&s.Admission))
 	out.field("Answered by", fmt.Sprintf("%s, for revision %d, computed in %.0f ms", s.Node, s.Revision, s.Seconds*1000))
