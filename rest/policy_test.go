@@ -212,6 +212,8 @@ func changes(f *fixture) []step {
 		{"PATCH nodes/{name}", "nodes/m2", `{"spec":{"maintenance":true}}`},
 		{"PUT nodes/{name}", "nodes/m2", `{"spec":{"role":"voter","accelerator":"tcg"}}`},
 		{"POST nodes/{name}/evacuate", "nodes/m2/evacuate", `{"level":"live"}`},
+		{"POST nodes/{name}/reboot", "nodes/m2/reboot", `{}`},
+		{"POST nodes/{name}/shutdown", "nodes/m2/shutdown", `{}`},
 		{"DELETE nodes/{name}", "nodes/m2", ``},
 		{"POST networks", "networks", `{"meta":{"name":"lab"},"spec":{"type":"vxlan","vni":7}}`},
 		{"PATCH networks/{name}", "networks/lab", `{"meta":{"labels":{"a":"b"}}}`},
