@@ -77,7 +77,7 @@ type RebootStatus struct {
 type RebootRequest struct {
 	// Evacuate is how the node is emptied before.
 	Evacuate   EvacuateRequest `json:"evacuate,omitzero"`
-	NoEvacuate bool `json:"noEvacuate,omitempty" doc:"move nothing: with level stop what runs is shut down and started again when the node is back, else the node must have no running VM"`
+	NoEvacuate bool            `json:"noEvacuate,omitempty" doc:"move nothing: with level stop what runs is shut down and started again when the node is back, else the node must have no running VM"`
 	// WithinSeconds is for how long the host may be away: 30 to 86400, default 900.
 	WithinSeconds int  `json:"withinSeconds,omitempty" minimum:"0" maximum:"86400" doc:"of a reboot: for how many seconds the host may be away before the task fails and ha counts it as lost; default 900"`
 	Force         bool `json:"force,omitempty" doc:"also while another node is being rebooted or shut down; a majority of the voters must stay in any case"`
