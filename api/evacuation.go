@@ -19,6 +19,8 @@ const (
 	// DefaultEvacuations is how many VMs move at once.
 	DefaultEvacuations = 2
 	MaxEvacuations     = 16
+	// MaxForceStop is the longest wait for a guest that shuts down, in seconds.
+	MaxForceStop = 86400
 )
 
 // Evacuation empties a node. Its ID is the node's; the leader carries it out. It
@@ -34,6 +36,13 @@ type EvacuationSpec struct {
 	// MoveStopped moves stopped VMs with the volumes that only the node has.
 	MoveStopped bool   `json:"moveStopped,omitempty"`
 	Actor       string `json:"actor,omitempty"`
+	// ForceStopSeconds is after how long a guest that was told to shut down is ended,
+	// 0 for never.
+	ForceStopSeconds int `json:"forceStopSeconds,omitempty"`
+	// Stay moves nothing; LeaveStopped does not start again what was shut down and
+	// is still on the node. Both are of a reboot, which takes the list over.
+	Stay         bool `json:"stay,omitempty"`
+	LeaveStopped bool `json:"leaveStopped,omitempty"`
 	// Cancel ends it when what moves now has moved.
 	Cancel bool `json:"cancel,omitempty"`
 }
@@ -59,6 +68,8 @@ type EvacuateRequest struct {
 	Parallel int `json:"parallel,omitempty" minimum:"0" maximum:"16"`
 	// MoveStopped also moves stopped VMs whose volumes only the node has.
 	MoveStopped bool `json:"moveStopped,omitempty" doc:"also move stopped VMs whose disks only the node has, with these"`
+	// ForceStopSeconds ends guests that do not shut down: 0 (never) to 86400.
+	ForceStopSeconds int `json:"forceStopSeconds,omitempty" minimum:"0" maximum:"86400" doc:"with level stop: after how many seconds a guest that does not shut down is ended; 0 is never"`
 }
 
 // Validate sets defaults and checks.
@@ -74,6 +85,12 @@ func (r *EvacuateRequest) Validate() error {
 	}
 	if r.Parallel < 1 || r.Parallel > MaxEvacuations {
 		return Invalid("parallel", "is %d; give 1 to %d", r.Parallel, MaxEvacuations)
+	}
+	if r.ForceStopSeconds < 0 || r.ForceStopSeconds > MaxForceStop {
+		return Invalid("forceStopSeconds", "is %d; give 0 (never) to %d", r.ForceStopSeconds, MaxForceStop)
+	}
+	if r.ForceStopSeconds > 0 && r.Level != EvacuateStop {
+		return Invalid("forceStopSeconds", "has a meaning with level stop only")
 	}
 	return nil
 }

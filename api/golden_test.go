@@ -36,6 +36,7 @@ type goldens struct {
 	operation  Operation
 	arrival    Arrival
 	evacuation Evacuation
+	reboot     Reboot
 	image      Image
 	volume     Volume
 	pool       Pool
@@ -67,7 +68,7 @@ func goldenObjects() goldens {
 			Meta: goldenMeta(KindNode),
 			Spec: NodeSpec{Address: "10.0.0.1:7600", Role: RoleVoter, Maintenance: true, Accelerator: AccelTCG, ReservedMemory: GiB, MigrationBandwidth: MiB},
 			Status: NodeStatus{
-				ObservedGeneration: 3, Phase: NodeReady, Version: "0.1", FeatureLevels: &FeatureLevels{Min: 1, Max: 2}, BootID: "b", LostAt: &at, LostTerm: 4, LostAction: "a", Failover: "l", Fencing: "f", CutOff: &CutOff{Since: goldenTime, Isolated: true}, Stopping: true, StorageFences: []StorageFence{{ID: "f", PoolID: "p", Pool: "ceph", Reason: "r", Term: 4, BeganAt: goldenTime, InForceAt: &at, Addresses: []string{"10.0.0.1"}, Epoch: 7, Owners: []string{"10.0.0.1:0/1"}, Failover: "l"}}, SystemUUID: "u", Accelerator: AccelTCG,
+				ObservedGeneration: 3, Phase: NodeReady, Version: "0.1", FeatureLevels: &FeatureLevels{Min: 1, Max: 2}, BootID: "b", HostBoot: "h", Absence: &Absence{Action: RebootHost, Since: goldenTime, Until: &at}, LostAt: &at, LostTerm: 4, LostAction: "a", Failover: "l", Fencing: "f", CutOff: &CutOff{Since: goldenTime, Isolated: true}, Stopping: true, StorageFences: []StorageFence{{ID: "f", PoolID: "p", Pool: "ceph", Reason: "r", Term: 4, BeganAt: goldenTime, InForceAt: &at, Addresses: []string{"10.0.0.1"}, Epoch: 7, Owners: []string{"10.0.0.1:0/1"}, Failover: "l"}}, SystemUUID: "u", Accelerator: AccelTCG,
 				AcceleratorReason: "asked for", QEMUVersion: "7.2", GuardLevel: "softdog", CPUs: 8, Memory: 32 * GiB, Message: "m", Conditions: cond,
 				Certificate: &CertificateStatus{
 					Serial: "a1", NotBefore: goldenTime, NotAfter: goldenTime, RenewsAt: goldenTime, Signer: "f1", Trusts: []string{"f1", "f2"}, Message: "m",
@@ -117,8 +118,19 @@ func goldenObjects() goldens {
 		},
 		evacuation: Evacuation{
 			Meta:   goldenMeta(KindEvacuation),
-			Spec:   EvacuationSpec{TaskID: "t", Node: "m1", Level: EvacuateStop, Parallel: 2, MoveStopped: true, Actor: "me", Cancel: true},
+			Spec:   EvacuationSpec{TaskID: "t", Node: "m1", Level: EvacuateStop, Parallel: 2, MoveStopped: true, ForceStopSeconds: 60, Stay: true, LeaveStopped: true, Actor: "me", Cancel: true},
 			Status: EvacuationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Total: 3, Stopped: []string{"v"}},
+		},
+		reboot: Reboot{
+			Meta: goldenMeta(KindReboot),
+			Spec: RebootSpec{
+				TaskID: "t", Node: "m1", Action: RebootHost, Evacuate: EvacuateRequest{Level: EvacuateStop, Parallel: 2, MoveStopped: true, ForceStopSeconds: 60},
+				NoEvacuate: true, WithinSeconds: 900, KeepMaintenance: true, Actor: "me", Cancel: true,
+			},
+			Status: RebootStatus{
+				Step: RebootLeaving, Phase: TaskRunning, Progress: 60, Message: "m", Code: CodeTimeout, Outcome: TaskFailed, HostBoot: "h", CommandedAt: &at,
+				Refusal: "r", Stopped: []string{"v"},
+			},
 		},
 		image: Image{
 			Meta: goldenMeta(KindImage),
@@ -181,6 +193,7 @@ func TestGoldenEncodings(t *testing.T) {
 	golden(t, g.operation)
 	golden(t, g.arrival)
 	golden(t, g.evacuation)
+	golden(t, g.reboot)
 	golden(t, g.image)
 	golden(t, g.volume)
 	golden(t, g.pool)

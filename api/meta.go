@@ -24,12 +24,14 @@ const (
 	KindArrival   Kind = "arrival"
 	// KindEvacuation is the emptying of a node.
 	KindEvacuation Kind = "evacuation"
-	KindImage      Kind = "image"
-	KindVolume     Kind = "volume"
-	KindPool       Kind = "pool"
-	KindPoolState  Kind = "poolstate"
-	KindTask       Kind = "task"
-	KindToken      Kind = "token"
+	// KindReboot is the planned reboot or shutdown of a node.
+	KindReboot    Kind = "reboot"
+	KindImage     Kind = "image"
+	KindVolume    Kind = "volume"
+	KindPool      Kind = "pool"
+	KindPoolState Kind = "poolstate"
+	KindTask      Kind = "task"
+	KindToken     Kind = "token"
 
 	KindSnapshot   Kind = "snapshot"
 	KindSavedState Kind = "savedstate"

@@ -107,6 +107,16 @@ type CutOff struct {
 	Isolated bool `json:"isolated,omitempty"`
 }
 
+// Absence is a silence that was planned. While nothing protected is bound to the
+// node it is no loss.
+type Absence struct {
+	// Action is reboot or shutdown.
+	Action RebootAction `json:"action"`
+	Since  time.Time    `json:"since"`
+	// Until is when it is not planned any more; none for a shutdown.
+	Until *time.Time `json:"until,omitempty"`
+}
+
 // NodePhase is where a node is in its life.
 type NodePhase string
 
@@ -133,6 +143,11 @@ type NodeStatus struct {
 	SystemUUID string `json:"systemUUID,omitempty"`
 	// BootID changes with every start of the daemon.
 	BootID string `json:"bootID,omitempty"`
+	// HostBoot is the kernel's name of the boot that the host runs; empty if the
+	// daemon cannot be asked to reboot it.
+	HostBoot string `json:"hostBoot,omitempty"`
+	// Absence is there while the node is expected to be away.
+	Absence *Absence `json:"absence,omitempty"`
 	// LostAt is when the node was last declared lost, and LostTerm the Raft
 	// term of the leader that did it.
 	LostAt   *time.Time `json:"lostAt,omitempty"`

@@ -30,6 +30,8 @@ const (
 	ActionVMMigrate    Action = "vm.migrate"
 	ActionVMMove       Action = "vm.move"
 	ActionNodeEvacuate Action = "node.evacuate"
+	ActionNodeReboot   Action = "node.reboot"
+	ActionNodeShutdown Action = "node.shutdown"
 	ActionImageCreate  Action = "image.create"
 	ActionImageDelete  Action = "image.delete"
 	ActionVolumeCreate Action = "volume.create"

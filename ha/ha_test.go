@@ -6,12 +6,14 @@ package ha
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/storetest"
 	"github.com/muster-vm/muster/ha/plan"
 )
 
@@ -340,5 +342,32 @@ func TestLapsedSessionIsNeverTakenUpAgain(t *testing.T) {
 	n.start(first, "vm")
 	if len(n.running) != 0 {
 		t.Error("a decision of the lapsed session was carried out in the next")
+	}
+}
+
+// A node that is expected to be away is not missed, unless ha has a VM there to protect.
+func TestPlannedAbsenceIsNoLoss(t *testing.T) {
+	db := storetest.New(t)
+	n := api.Node{Meta: api.NewMeta(api.KindNode, "", "m1"), Status: api.NodeStatus{Phase: api.NodeReady, Absence: &api.Absence{Action: api.RebootHost}}}
+	b := api.Binding{Meta: api.Meta{ID: "v", Name: "web1"}, Spec: api.BindingSpec{NodeID: n.Meta.ID, Node: "m1", Epoch: 1}}
+	put := func(f func(v *configdb.View, tx *configdb.Txn) error) {
+		t.Helper()
+		if _, err := configdb.Transact(t.Context(), db, "test", 2, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(func(_ *configdb.View, tx *configdb.Txn) error {
+		return errors.Join(configdb.Nodes.Create(tx, &n), configdb.Bindings.CreateUnnamed(tx, &b))
+	})
+	s := NewService(ServiceConfig{DB: db, Log: slog.New(slog.DiscardHandler)})
+	if got := s.readyNodes(); len(got) != 0 {
+		t.Errorf("it is watched: %v", got)
+	}
+	put(func(v *configdb.View, tx *configdb.Txn) error {
+		b.Spec.Protected = true
+		return configdb.Bindings.UpdateSpec(v, tx, &b)
+	})
+	if got := s.readyNodes(); len(got) != 1 {
+		t.Errorf("it is not watched, though it has a protected VM: %v", got)
 	}
 }

@@ -178,7 +178,8 @@ func (s *Service) readyNodes() []string {
 	}
 	var out []string
 	for i := range nodes {
-		if nodes[i].Status.Phase == api.NodeReady {
+		// A node that is expected to be away is not missed while nothing depends on it.
+		if nodes[i].Status.Phase == api.NodeReady && (nodes[i].Status.Absence == nil || hasProtected(s.db.Local(), nodes[i].Meta.ID)) {
 			out = append(out, nodes[i].Meta.ID)
 		}
 	}

@@ -71,6 +71,13 @@ type Config struct {
 	SNMPUser          string `json:"snmpUser"`
 	SNMPSecret        string `json:"snmpSecret,omitempty"`
 	SNMPSecretFile    string `json:"snmpSecretFile,omitempty"`
+	// RebootCommand and ShutdownCommand reboot this host and switch it off, for
+	// muster node reboot and shutdown: a program and its arguments, separated by
+	// blanks. Default: systemctl reboot, systemctl poweroff.
+	RebootCommand   string `json:"rebootCommand"`
+	ShutdownCommand string `json:"shutdownCommand"`
+	// BootIDFile is where the kernel names the boot that the host runs.
+	BootIDFile string `json:"bootIDFile"`
 	// LogStore is where the configuration database keeps its Raft log: segments
 	// (default) or boltdb. It may be changed while the daemon is stopped.
 	LogStore string `json:"logStore"`
@@ -110,6 +117,9 @@ func (c *Config) Complete() error {
 	def(&c.Watchdog, "auto")
 	def(&c.VMUsers, DefaultVMUsers)
 	def(&c.LogLevel, "info")
+	def(&c.RebootCommand, "systemctl reboot")
+	def(&c.ShutdownCommand, "systemctl poweroff")
+	def(&c.BootIDFile, "/proc/sys/kernel/random/boot_id")
 	def(&c.LogStore, configdb.LogSegments)
 	if c.LogStore != configdb.LogSegments && c.LogStore != configdb.LogBolt {
 		return fmt.Errorf("logStore: %q is not known; give %s or %s", c.LogStore, configdb.LogSegments, configdb.LogBolt)

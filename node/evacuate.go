@@ -35,6 +35,7 @@ type evacuation struct {
 	placer rest.Placer
 	log    *slog.Logger
 	term   uint64
+	now    func() time.Time
 	// known is by the ID of the evacuation, which is that of its node.
 	known map[string]*attempts
 }
@@ -44,19 +45,20 @@ type attempts struct {
 	tries   map[string]int
 	tasks   map[string]string
 	reasons map[string]string
+	told    map[string]time.Time // when it was first seen shutting down
 }
 
 func (e *evacuation) of(ev *api.Evacuation) *attempts {
 	a := e.known[ev.Meta.ID]
 	if a == nil {
-		a = &attempts{tries: map[string]int{}, tasks: map[string]string{}, reasons: map[string]string{}}
+		a = &attempts{tries: map[string]int{}, tasks: map[string]string{}, reasons: map[string]string{}, told: map[string]time.Time{}}
 		e.known[ev.Meta.ID] = a
 	}
 	return a
 }
 
 func newEvacuation(db configdb.DB, placer rest.Placer, term uint64, log *slog.Logger) *evacuation {
-	return &evacuation{db: db, placer: placer, log: log, term: term, known: map[string]*attempts{}}
+	return &evacuation{db: db, placer: placer, log: log, term: term, now: time.Now, known: map[string]*attempts{}}
 }
 
 func (m *member) evacuate(ctx context.Context, term uint64) error {
@@ -207,7 +209,7 @@ func (e *evacuation) report(ctx context.Context, ev *api.Evacuation, st api.Evac
 		st.Message += fmt.Sprintf("; %d stay: %s", n, strings.Join(shown, "; "))
 	}
 	switch {
-	case waiting > 0 || moving > 0 || len(ev.Status.Stopped) > 0:
+	case waiting > 0 || moving > 0 || slices.ContainsFunc(ev.Status.Stopped, func(id string) bool { return !e.keeps(ev, id) }):
 		return e.write(ctx, ev, st)
 	case len(left) > 0:
 		return e.end(ctx, ev, st, api.TaskFailed, api.CodeRefused, st.Message)
@@ -229,6 +231,8 @@ func (e *evacuation) move(ctx context.Context, ev *api.Evacuation, g *guest) (be
 		return false, e.stay(ctx, ev, g, errors.New(why))
 	}
 	switch {
+	case ev.Spec.Stay:
+		err = errors.New("it is not to be moved")
 	case g.vm.Spec.Power == api.PowerStopped && ev.Spec.MoveStopped && hasOwnVolumes(e.db.Local(), &g.vm):
 		err = e.moveStopped(ctx, ev, g)
 	case atRest(&g.vm):
@@ -399,6 +403,20 @@ func (e *evacuation) startAgain(ctx context.Context, ev *api.Evacuation, empties
 		if configdb.StaysStopped(v, tx, id) {
 			over = true
 		}
+		if !over && empties && e.keeps(ev, id) && b.Spec.NodeID == ev.Meta.ID {
+			continue // it is for the one who asked for that
+		}
+		if !over && vm.Status.Phase != api.VMStopped && !vm.Spec.ForceStop && e.dueToEnd(ev, id) {
+			vm.Spec.ForceStop = true
+			if err := configdb.VMs.UpdateSpec(v, tx, &vm); err != nil {
+				return err
+			}
+			if _, err := e.db.Txn(ctx, tx); err != nil {
+				return err
+			}
+			e.log.Info("a VM that does not shut down is ended", "vm", id)
+			continue
+		}
 		if !over && empties && (vm.Status.Phase != api.VMStopped || b.Spec.NodeID == ev.Meta.ID && e.of(ev).reasons[id] == "") {
 			continue // it is still shutting down, or has not moved yet
 		}
@@ -423,6 +441,22 @@ func (e *evacuation) startAgain(ctx context.Context, ev *api.Evacuation, empties
 		}
 	}
 	return nil
+}
+
+// dueToEnd reports whether a guest was told to shut down long enough ago, as far as this
+// term knows.
+func (e *evacuation) dueToEnd(ev *api.Evacuation, id string) bool {
+	a := e.of(ev)
+	if a.told[id].IsZero() {
+		a.told[id] = e.now()
+	}
+	after := time.Duration(ev.Spec.ForceStopSeconds) * time.Second
+	return after > 0 && e.now().Sub(a.told[id]) >= after
+}
+
+// keeps reports whether a VM that was shut down is for a reboot to start again.
+func (e *evacuation) keeps(ev *api.Evacuation, id string) bool {
+	return ev.Spec.LeaveStopped && e.of(ev).reasons[id] != ""
 }
 
 func (e *evacuation) end(ctx context.Context, ev *api.Evacuation, st api.EvacuationStatus, phase api.TaskPhase, code api.Code, message string) error {

@@ -232,6 +232,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"level":      m.watchLevel,
 		"standstill": (&standstill{log: m.log, now: ha.BootTime, wait: waitFor}).run,
 		"outlook":    m.outlook.Run,
+		"reboot":     m.serveReboot,
 	}
 	if m.agent != nil {
 		all["snmp"] = m.agent.Run
@@ -279,7 +280,7 @@ func (m *member) leader(ctx context.Context) error {
 			"leader/voters": m.keepVoters, "leader/gossip": m.keepGossipKeys,
 			"leader/authority": m.rotate, "leader/history": m.history.Run, "leader/level": m.keepLevel,
 			"leader/cpu": m.keepCPUBaseline, "leader/outlook": m.outlook.Tell, "leader/evacuate": m.evacuate,
-			"leader/failback": m.failback,
+			"leader/failback": m.failback, "leader/reboot": m.reboot,
 		} {
 			m.table.supervise(sup, name, func(ctx context.Context) error { return run(ctx, l.Term) })
 		}

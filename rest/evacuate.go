@@ -51,6 +51,9 @@ func (c *change) evacuateNode(n api.Node, in *api.EvacuateRequest) (*effect, err
 	case n.Status.Phase == api.NodeLost:
 		return nil, api.Errorf(api.CodeRefused, "node %s is lost: ha restarts its protected VMs elsewhere, the others wait for it", name)
 	}
+	if r, err := configdb.Reboots.Get(c.v, n.Meta.ID); err == nil {
+		return nil, api.Errorf(api.CodeRefused, "node %s has a planned %s; wait for task %s", name, r.Spec.Action, r.Spec.TaskID)
+	}
 	if e, err := configdb.Evacuations.Get(c.v, n.Meta.ID); err == nil {
 		return nil, api.Errorf(api.CodeRefused, "node %s is being evacuated; wait for task %s", name, e.Spec.TaskID)
 	}
@@ -70,5 +73,6 @@ func (c *change) evacuateNode(n api.Node, in *api.EvacuateRequest) (*effect, err
 		Status: api.EvacuationStatus{Phase: api.TaskPending},
 	}
 	e.Meta.ID = n.Meta.ID
+	e.Spec.ForceStopSeconds = in.ForceStopSeconds
 	return &effect{status: http.StatusAccepted, kind: api.KindNode, id: n.Meta.ID, task: task, object: &n}, configdb.Evacuations.CreateUnnamed(c.tx, &e)
 }

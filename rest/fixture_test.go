@@ -114,7 +114,7 @@ func (f *fixture) seed() {
 	f.t.Helper()
 	for _, name := range []string{"m1", "m2"} {
 		n := api.Node{Meta: api.NewMeta(api.KindNode, "", name), Spec: api.NodeSpec{Address: name + ":7600"}}
-		n.Status.Phase = api.NodeReady
+		n.Status.Phase, n.Status.HostBoot = api.NodeReady, "boot"
 		f.nodeIDs[name] = n.Meta.ID
 		create(f, configdb.Nodes, &n)
 	}

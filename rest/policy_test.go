@@ -211,6 +211,8 @@ func changes(f *fixture) []step {
 		{"DELETE pools/{name}", "pools/nfs", ``},
 		{"PATCH nodes/{name}", "nodes/m2", `{"spec":{"maintenance":true}}`},
 		{"PUT nodes/{name}", "nodes/m2", `{"spec":{"role":"voter","accelerator":"tcg"}}`},
+		{"POST nodes/{name}/reboot", "nodes/m2/reboot", `{}`},
+		{"POST nodes/{name}/shutdown", "nodes/m2/shutdown", `{}`},
 		{"POST nodes/{name}/evacuate", "nodes/m2/evacuate", `{"level":"live"}`},
 		{"DELETE nodes/{name}", "nodes/m2", ``},
 		{"POST networks", "networks", `{"meta":{"name":"lab"},"spec":{"type":"vxlan","vni":7}}`},
@@ -324,6 +326,8 @@ func (f *fixture) settleFor(route string) {
 	case "POST vms/{name}/clone", "DELETE vms/{name}/snapshots/{snapshot}", "POST vms/{name}/snapshots/{snapshot}/revert":
 		f.endOperation("web3")
 		f.takenSnapshot("web3", "a")
+	case "POST nodes/{name}/evacuate", "POST nodes/{name}/shutdown":
+		f.endReboots()
 	case "POST vms/{name}/suspend":
 		f.do(call{method: "POST", path: "vms/web4/start"})
 		f.reportNamed("web4", api.VMRunning)

@@ -29,6 +29,9 @@ func (r *taskResource) cancel(q *request) error {
 		if t.Status.Phase.Final() {
 			return nil, api.Errorf(api.CodeRefused, "task %s is over: %s", t.Meta.ID, t.Status.Phase)
 		}
+		if r, err := configdb.Reboots.Get(c.v, t.Spec.TargetID); err == nil && r.Spec.TaskID == t.Meta.ID {
+			return c.cancelReboot(&t, &r)
+		}
 		if e, err := configdb.Evacuations.Get(c.v, t.Spec.TargetID); err == nil && e.Spec.TaskID == t.Meta.ID {
 			e.Spec.Cancel = true
 			return cancelled(&t), configdb.Evacuations.UpdateSpec(c.v, c.tx, &e)

@@ -27,6 +27,7 @@ type target struct {
 	targetLost bool
 	// evacuation of a node, if it is the task's.
 	evacuation *api.Evacuation
+	reboot     *api.Reboot // of a node, if it is the task's
 	node       *api.Node
 	image      *api.Image
 	volume     *api.Volume
@@ -113,6 +114,8 @@ func judge(s api.TaskSpec, what target) verdict {
 	switch {
 	case s.Action == api.ActionNodeEvacuate:
 		return judgeEvacuation(s, what)
+	case rebootsNode(s.Action):
+		return judgeReboot(s, what)
 	case api.IsOperation(s.Action):
 		return judgeOperation(s, what)
 	case what.vm != nil:

@@ -54,6 +54,23 @@ func judgeEvacuation(s api.TaskSpec, what target) verdict {
 	return running(min(st.Progress, 99), st.Message)
 }
 
+func rebootsNode(a api.Action) bool {
+	return a == api.ActionNodeReboot || a == api.ActionNodeShutdown
+}
+
+// judgeReboot takes over the word of the service that reboots nodes.
+func judgeReboot(s api.TaskSpec, what target) verdict {
+	r := what.reboot
+	if r == nil {
+		return failed(api.CodeInternal, fmt.Sprintf("nobody reboots node %q for this task any more", s.Target))
+	}
+	st := &r.Status
+	if st.Phase.Final() {
+		return spoken(st.Phase, st.Progress, st.Message, st.Code)
+	}
+	return running(min(st.Progress, 99), st.Message)
+}
+
 // operationsAt returns the tasks of the operations that a node has a part in.
 func operationsAt(v *configdb.View, c configdb.Change) []string {
 	node, ok := configdb.Nodes.IDOf(c.Key)

@@ -90,6 +90,7 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 			{Prefix: configdb.Nodes.StatusPrefix(), IDs: operationsAt},
 			// An evacuation has the ID of its node.
 			follow(s, configdb.Nodes.Kind, configdb.Evacuations.StatusPrefix(), configdb.Evacuations.IDOf),
+			follow(s, configdb.Nodes.Kind, configdb.Reboots.StatusPrefix(), configdb.Reboots.IDOf),
 			follow(s, configdb.Images.Kind, configdb.Images.SpecPrefix(), configdb.Images.IDOf),
 			follow(s, configdb.Images.Kind, configdb.Images.StatusPrefix(), configdb.Images.IDOf),
 			follow(s, configdb.Volumes.Kind, configdb.Volumes.SpecPrefix(), configdb.Volumes.IDOf),
@@ -244,8 +245,11 @@ func look(v *configdb.View, t api.Task) (target, error) {
 		var n api.Node
 		if n, err = configdb.Nodes.Get(v, t.Spec.TargetID); err == nil {
 			out = target{exists: true, node: &n}
-			if e, eerr := configdb.Evacuations.Get(v, t.Spec.TargetID); eerr == nil && e.Spec.TaskID == t.Meta.ID {
+			if e, eerr := configdb.Evacuations.Get(v, t.Spec.TargetID); eerr == nil && e.Spec.TaskID == t.Meta.ID && t.Spec.Action == api.ActionNodeEvacuate {
 				out.evacuation = &e
+			}
+			if r, rerr := configdb.Reboots.Get(v, t.Spec.TargetID); rerr == nil && r.Spec.TaskID == t.Meta.ID {
+				out.reboot = &r
 			}
 		}
 	default:

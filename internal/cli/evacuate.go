@@ -4,6 +4,8 @@
 package cli
 
 import (
+	"time"
+
 	"github.com/spf13/cobra"
 
 	"github.com/muster-vm/muster/api"
@@ -14,6 +16,7 @@ func (a *app) nodeEvacuate() *cobra.Command {
 	var parallel int
 	var level string
 	var stopped bool
+	var force time.Duration
 	cmd := &cobra.Command{
 		Use: "evacuate NODE...", Short: "Move all VMs away from a node", Args: atLeastOne("NODE"),
 		Long: `Puts nodes into maintenance, so that no new VM comes there, and moves away what is
@@ -29,6 +32,7 @@ muster node maintenance off lets VMs come again.`,
 			body := map[string]any{}
 			set(body, "level", level)
 			set(body, "moveStopped", stopped)
+			set(body, "forceStopSeconds", int(force.Seconds()))
 			if cmd.Flags().Changed("parallel") {
 				body["parallel"] = parallel
 			}
@@ -42,6 +46,7 @@ muster node maintenance off lets VMs come again.`,
 		},
 	}
 	cmd.Flags().IntVar(&parallel, "parallel", api.DefaultEvacuations, "how many VMs move at once, 1 to 16; a node lets 2 leave at a time")
+	cmd.Flags().DurationVar(&force, "force-stop-after", 0, "with --level stop: end guests that have not shut down after this time; 0 is never")
 	cmd.Flags().BoolVar(&stopped, "move-stopped", false, "also move stopped VMs whose disks only the node has, with these")
 	cmd.Flags().StringVar(&level, "level", "", "live (default), or stop: shut down what cannot be moved while it runs")
 	return cmd

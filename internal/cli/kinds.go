@@ -134,6 +134,9 @@ func poolRow(o *api.Pool, now time.Time) []string {
 
 func nodeRow(o *api.Node, _ time.Time) []string {
 	state := status(&o.Meta, string(o.Status.Phase))
+	if a := o.Status.Absence; a != nil && o.Status.Phase == api.NodeReady {
+		state = map[api.RebootAction]string{api.RebootHost: "rebooting (planned)", api.ShutdownHost: "off (planned)"}[a.Action]
+	}
 	if o.Spec.Maintenance {
 		state += ",maintenance"
 	}

@@ -32,7 +32,7 @@ func (a *app) nodeCmd() *cobra.Command {
 		group("maintenance", "Keep new VMs away from a node, or let them in again",
 			maintenance("on", "The node takes no new VMs", true),
 			maintenance("off", "The node takes VMs again", false)),
-		a.nodeEvacuate(), a.nodePower(), a.nodeMemory(), a.nodeRenew(), a.nodeRemove())
+		a.nodeEvacuate(), a.nodeReboot(api.RebootHost), a.nodeReboot(api.ShutdownHost), a.nodePower(), a.nodeMemory(), a.nodeRenew(), a.nodeRemove())
 }
 
 func (a *app) nodeSet() *cobra.Command {

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+package rest
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
+)
+
+// endReboots forgets what was asked for, as the leader does at the end.
+func (f *fixture) endReboots() {
+	f.t.Helper()
+	if _, err := configdb.Transact(f.t.Context(), f.db, "test", 2, func(v *configdb.View, tx *configdb.Txn) error {
+		all, err := configdb.Reboots.List(v)
+		for i := range all {
+			configdb.Reboots.DeleteUnnamed(tx, &all[i])
+		}
+		return err
+	}); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fixture) changeNode(name string, change func(*api.NodeStatus)) {
+	f.t.Helper()
+	if _, err := configdb.Transact(f.t.Context(), f.db, "test", 2, func(v *configdb.View, tx *configdb.Txn) error {
+		n, err := configdb.Nodes.Find(v, "", name)
+		if err != nil {
+			return err
+		}
+		change(&n.Status)
+		return configdb.Nodes.UpdateStatus(v, tx, &n)
+	}); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func TestRebootIsRefusedByName(t *testing.T) {
+	for name, c := range map[string]struct {
+		was   func(*api.NodeStatus)
+		body  string
+		words string
+	}{
+		"lost":           {func(s *api.NodeStatus) { s.Phase = api.NodeLost }, `{}`, "is lost"},
+		"lives by notes": {func(s *api.NodeStatus) { s.CutOff = &api.CutOff{} }, `{}`, "is cut off from the network"},
+		"being fenced":   {func(s *api.NodeStatus) { s.Fencing = "a" }, `{}`, "carries out no command"},
+		"old software":   {func(s *api.NodeStatus) { s.HostBoot = "" }, `{}`, "upgrade it"},
+		"bound":          {func(*api.NodeStatus) {}, `{"withinSeconds":5}`, "withinSeconds"},
+		"force, live":    {func(*api.NodeStatus) {}, `{"evacuate":{"forceStopSeconds":5}}`, "forceStopSeconds"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.changeNode("m2", c.was)
+			if r := f.do(call{method: "POST", path: "nodes/m2/reboot", body: c.body}); r.status < 400 || !strings.Contains(string(r.body), c.words) {
+				t.Errorf("%d %s", r.status, r.body)
+			}
+			if n, _ := configdb.Nodes.Find(f.db.Local(), "", "m2"); n.Spec.Maintenance {
+				t.Error("it is in maintenance nevertheless")
+			}
+		})
+	}
+}
+
+func TestRebootsGoOneAtATime(t *testing.T) {
+	f := newFixture(t)
+	ask := func(path, body string) (int, string) {
+		r := f.do(call{method: "POST", path: path, body: body})
+		return r.status, string(r.body)
+	}
+	if code, text := ask("nodes/m1/reboot", `{}`); code != 202 {
+		t.Fatalf("%d %s", code, text)
+	}
+	for path, words := range map[string]string{"nodes/m1/shutdown": "planned reboot already", "nodes/m2/reboot": "one at a time", "nodes/m1/evacuate": "has a planned reboot"} {
+		if code, text := ask(path, `{}`); code < 400 || !strings.Contains(text, words) {
+			t.Errorf("%s: %d %s", path, code, text)
+		}
+	}
+	if code, text := ask("nodes/m2/reboot", `{"force":true}`); code != 202 {
+		t.Errorf("forced: %d %s", code, text)
+	}
+}
+
+func TestMajorityWithoutANode(t *testing.T) {
+	f := newFixture(t)
+	m1, m2 := f.nodeIDs["m1"], f.nodeIDs["m2"]
+	v := f.db.Local()
+	if err := MajorityWithout(v, []string{m1}, m2, "m2"); err != nil {
+		t.Errorf("it has no vote: %v", err)
+	}
+	if err := MajorityWithout(v, []string{m1, m2}, m2, "m2"); err == nil || !strings.Contains(err.Error(), "only 1 of 2") {
+		t.Errorf("one of two: %v", err)
+	}
+	if err := MajorityWithout(v, []string{m1, m2, "gone"}, m2, "m2"); err == nil {
+		t.Error("the third voter is gone")
+	}
+	f.changeNode("m1", func(s *api.NodeStatus) { s.CutOff = &api.CutOff{} })
+	if err := MajorityWithout(f.db.Local(), []string{m1}, "other", "x"); err != nil {
+		t.Errorf("that has no vote: %v", err)
+	}
+}
+
+func TestRebootIsNotCancelledAfterItsCommand(t *testing.T) {
+	f := newFixture(t)
+	f.do(call{method: "POST", path: "nodes/m1/reboot", body: `{}`})
+	step := func(s api.RebootStep) (task string) {
+		if _, err := configdb.Transact(t.Context(), f.db, "test", 2, func(v *configdb.View, tx *configdb.Txn) error {
+			rb, err := configdb.Reboots.Get(v, f.nodeIDs["m1"])
+			if err != nil {
+				return err
+			}
+			task, rb.Status.Step = rb.Spec.TaskID, s
+			return configdb.Reboots.UpdateStatus(v, tx, &rb)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return task
+	}
+	if r := f.do(call{method: "POST", path: "tasks/" + step(api.RebootLeaving) + "/cancel"}); r.status < 400 || !strings.Contains(string(r.body), "cannot be taken back") {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+	if r := f.do(call{method: "POST", path: "tasks/" + step(api.RebootEmptying) + "/cancel"}); r.status != 202 {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+	if rb, _ := configdb.Reboots.Get(f.db.Local(), f.nodeIDs["m1"]); !rb.Spec.Cancel {
+		t.Error("nobody was told")
+	}
+}
