@@ -414,7 +414,7 @@ func TestAVoterAloneLeavesNoTerm(t *testing.T) {
 
 func TestAVotersOwnAnswerIsLast(t *testing.T) {
 	three := []string{"a", "b", "c"}
-	five := append(three, "d", "e")
+	five := append(slices.Clone(three), "d", "e")
 	says := func(term uint64, voters []string) abstention { return abstention{Term: term, Voters: voters} }
 	for what, c := range map[string]struct {
 		left   map[string]abstention

@@ -11,8 +11,8 @@
 package qmptest
 
 import (
-	"cmp"
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
