@@ -31,8 +31,9 @@ const (
 )
 
 // recover takes the plan for the VMs of lost nodes and carries out what is due,
-// in its order. A conflict means that the state moved on: the plan is made anew,
-// and one VM at a time, so that one that keeps changing holds up no other.
+// in its order. A conflict means that the state moved on: the plan is made anew, and
+// one VM at a time, then two, four, …, so that one that keeps changing holds up no
+// other, and one that changed once does not make a hundred wait for each other.
 func (s *Service) recover(ctx context.Context, term uint64) (reconcile.Result, error) {
 	most := recoverBatch
 	for range recoverRounds {
@@ -53,6 +54,8 @@ func (s *Service) recover(ctx context.Context, term uint64) (reconcile.Result, e
 			return reconcile.Result{After: recoverRetry}, nil
 		case !again:
 			return reconcile.Result{}, nil
+		default:
+			most = min(2*most, recoverBatch)
 		}
 	}
 	return reconcile.Result{After: recoverSoon}, nil
