@@ -76,8 +76,8 @@ type Config struct {
 	// blanks. Default: systemctl reboot, systemctl poweroff.
 	RebootCommand   string `json:"rebootCommand"`
 	ShutdownCommand string `json:"shutdownCommand"`
-	// BootIDFile is where the kernel names the boot that the host runs.
-	BootIDFile string `json:"bootIDFile"`
+	// BootIDFile names the boot that the host runs, instead of the kernel; for tests.
+	BootIDFile string `json:"bootIDFile,omitempty"`
 	// LogStore is where the configuration database keeps its Raft log: segments
 	// (default) or boltdb. It may be changed while the daemon is stopped.
 	LogStore string `json:"logStore"`
@@ -119,7 +119,6 @@ func (c *Config) Complete() error {
 	def(&c.LogLevel, "info")
 	def(&c.RebootCommand, "systemctl reboot")
 	def(&c.ShutdownCommand, "systemctl poweroff")
-	def(&c.BootIDFile, "/proc/sys/kernel/random/boot_id")
 	def(&c.LogStore, configdb.LogSegments)
 	if c.LogStore != configdb.LogSegments && c.LogStore != configdb.LogBolt {
 		return fmt.Errorf("logStore: %q is not known; give %s or %s", c.LogStore, configdb.LogSegments, configdb.LogBolt)

@@ -17,6 +17,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/ha"
+	"github.com/muster-vm/muster/internal/hostboot"
 	"github.com/muster-vm/muster/rest"
 )
 
@@ -395,6 +396,9 @@ func (r *reboots) restore(ctx context.Context, v *configdb.View, rb *api.Reboot)
 
 // hostBoot is the kernel's name of the boot that this host runs.
 func (m *member) hostBoot() string {
+	if m.cfg.BootIDFile == "" {
+		return hostboot.ID()
+	}
 	b, err := os.ReadFile(m.cfg.BootIDFile)
 	if err != nil {
 		return ""
