@@ -19,8 +19,9 @@ import (
 
 // Limits of one look at lost nodes.
 const (
-	// recoverBatch is how many VMs one transaction moves.
-	recoverBatch = 16
+	// recoverBatch is how many VMs one transaction moves: enough that all of a host have
+	// a place before the first ones take the processors with their starts.
+	recoverBatch = 64
 	// recoverRounds is how many transactions follow each other before others have
 	// their turn.
 	recoverRounds = 64
