@@ -63,11 +63,17 @@ func newEvacuation(db configdb.DB, placer rest.Placer, term uint64, log *slog.Lo
 
 func (m *member) evacuate(ctx context.Context, term uint64) error {
 	e := newEvacuation(m.store, restPlacer{}, term, m.log.With("module", "evacuate"))
-	tick := time.NewTicker(evacuateEvery)
+	return m.again(ctx, evacuateEvery, e.look, "an evacuation makes no progress for now")
+}
+
+// again looks at once and then every so often, until the context ends, and says why a
+// look came to nothing.
+func (m *member) again(ctx context.Context, every time.Duration, look func(context.Context) error, complaint string) error {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		if err := e.look(ctx); err != nil && ctx.Err() == nil {
-			m.log.Warn("an evacuation makes no progress for now", "err", err)
+		if err := look(ctx); err != nil && ctx.Err() == nil {
+			m.log.Warn(complaint, "err", err)
 		}
 		select {
 		case <-tick.C:

@@ -17,14 +17,7 @@ import (
 func TestEvacuationOfARemovedNodeIsForgotten(t *testing.T) {
 	k := newEvacKit(t)
 	k.wish(api.EvacuateLive, 1)
-	k.do(func(v *configdb.View, tx *configdb.Txn) error {
-		n, err := configdb.Nodes.Get(v, "n1")
-		if err != nil {
-			return err
-		}
-		configdb.Nodes.Delete(tx, &n)
-		return nil
-	})
+	k.remove("n1")
 	if err := k.e.look(context.Background()); err != nil {
 		t.Error(err)
 	}

@@ -44,6 +44,19 @@ func (k *evacKit) do(f func(v *configdb.View, tx *configdb.Txn) error) {
 	}
 }
 
+// remove takes a node out of the cluster.
+func (k *evacKit) remove(id string) {
+	k.Helper()
+	k.do(func(v *configdb.View, tx *configdb.Txn) error {
+		n, err := configdb.Nodes.Get(v, id)
+		if err != nil {
+			return err
+		}
+		configdb.Nodes.Delete(tx, &n)
+		return nil
+	})
+}
+
 func newEvacKit(t *testing.T, refuse ...string) *evacKit {
 	k := &evacKit{T: t, db: storetest.New(t)}
 	p := oneTarget{refuse: map[string]bool{}}

@@ -53,18 +53,7 @@ type wellSince struct {
 
 func (m *member) failback(ctx context.Context, term uint64) error {
 	f := newFailback(m.store, restPlacer{}, term, m.ha.Silence, m.log.With("module", "failback"))
-	tick := time.NewTicker(failbackEvery)
-	defer tick.Stop()
-	for {
-		if err := f.look(ctx); err != nil && ctx.Err() == nil {
-			m.log.Warn("no VM goes back to its node for now", "err", err)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
+	return m.again(ctx, failbackEvery, f.look, "no VM goes back to its node for now")
 }
 
 func newFailback(db configdb.DB, placer rest.Placer, term uint64, silence func(string) time.Duration, log *slog.Logger) *failback {

@@ -57,8 +57,13 @@ func (e electorate) Leader() string {
 }
 
 // Voters implements ha.Electorate.
-func (e electorate) Voters() (ids []string) {
+func (e electorate) Voters() []string {
 	members, _ := e.Store.Members() // none while Raft shuts down
+	return voting(members)
+}
+
+// voting returns the IDs of those who vote.
+func voting(members []configdb.Member) (ids []string) {
 	for _, m := range members {
 		if m.Voter {
 			ids = append(ids, m.NodeID)

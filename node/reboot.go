@@ -49,28 +49,12 @@ func (m *member) reboot(ctx context.Context, term uint64) error {
 		db: m.store, placer: restPlacer{}, log: m.log.With("module", "reboot"), term: term, self: m.info.NodeID,
 		voters: m.voterIDs, silence: m.ha.Silence, now: time.Now,
 	}
-	tick := time.NewTicker(rebootEvery)
-	defer tick.Stop()
-	for {
-		if err := r.look(ctx); err != nil && ctx.Err() == nil {
-			m.log.Warn("a planned reboot makes no progress for now", "err", err)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
+	return m.again(ctx, rebootEvery, r.look, "a planned reboot makes no progress for now")
 }
 
 func (m *member) voterIDs() (ids []string, err error) {
 	members, err := m.store.Members()
-	for _, mb := range members {
-		if mb.Voter {
-			ids = append(ids, mb.NodeID)
-		}
-	}
-	return ids, err
+	return voting(members), err
 }
 
 // look takes one step of every reboot.

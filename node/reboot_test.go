@@ -252,14 +252,7 @@ func TestRebootWaitsWhileTheNodeLeads(t *testing.T) {
 func TestRebootOfARemovedNodeIsForgotten(t *testing.T) {
 	k := newRebootKit(t, api.RebootHost, nil)
 	k.steps()
-	k.do(func(v *configdb.View, tx *configdb.Txn) error {
-		n, err := configdb.Nodes.Get(v, "n1")
-		if err != nil {
-			return err
-		}
-		configdb.Nodes.Delete(tx, &n)
-		return nil
-	})
+	k.remove("n1")
 	if err := k.r.look(t.Context()); err != nil {
 		t.Fatal(err)
 	}
