@@ -251,8 +251,11 @@ func judgeOperation(s api.TaskSpec, what target) verdict {
 	return running(min(st.Progress, 99), st.Message)
 }
 
-// spoken is the last word of whoever does the work.
+// spoken is the word of whoever does the work, the last one or one on the way.
 func spoken(phase api.TaskPhase, progress int, message string, code api.Code) verdict {
+	if !phase.Final() {
+		return running(min(progress, 99), message)
+	}
 	if phase == api.TaskSucceeded {
 		return verdict{phase: phase, progress: 100, message: message}
 	}

@@ -48,10 +48,7 @@ func judgeEvacuation(s api.TaskSpec, what target) verdict {
 		return failed(api.CodeInternal, fmt.Sprintf("nobody empties node %q for this task any more", s.Target))
 	}
 	st := &e.Status
-	if st.Phase.Final() {
-		return spoken(st.Phase, st.Progress, st.Message, st.Code)
-	}
-	return running(min(st.Progress, 99), st.Message)
+	return spoken(st.Phase, st.Progress, st.Message, st.Code)
 }
 
 func rebootsNode(a api.Action) bool {
@@ -65,10 +62,7 @@ func judgeReboot(s api.TaskSpec, what target) verdict {
 		return failed(api.CodeInternal, fmt.Sprintf("nobody reboots node %q for this task any more", s.Target))
 	}
 	st := &r.Status
-	if st.Phase.Final() {
-		return spoken(st.Phase, st.Progress, st.Message, st.Code)
-	}
-	return running(min(st.Progress, 99), st.Message)
+	return spoken(st.Phase, st.Progress, st.Message, st.Code)
 }
 
 // operationsAt returns the tasks of the operations that a node has a part in.
