@@ -309,14 +309,19 @@ func (s *step) crashEnd(tx *configdb.Txn, kind api.VMEnd, what string) error {
 		return err
 	}
 	if r := s.vm.Status.Restarts; r.Due != nil {
-		s.result.After = max(r.Due.Sub(s.now), attachRetry)
-		s.report(api.VMStarting, r.Reason)
+		s.awaitRestart(r)
 		return nil
 	}
 	s.vm.Status.ObservedGeneration = s.vm.Meta.Generation
 	s.vm.Status.RebootsDone = s.vm.Spec.Reboots
 	s.report(api.VMStopped, s.vm.Status.Restarts.Reason)
 	return nil
+}
+
+// awaitRestart says that the VM is down until a restart is due.
+func (s *step) awaitRestart(r *api.VMRestarts) {
+	s.result.After = max(r.Due.Sub(s.now), attachRetry)
+	s.report(api.VMStarting, r.Reason)
 }
 
 // switchedOffByWatchdog reports that QEMU ended by its watchdog's action and the

@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/qmptest"
 )
 
 func policy(p api.EndPolicy) api.VMSpec {
@@ -197,13 +198,20 @@ func TestAGuestThatResetsItselfCountsOnlyWithALimit(t *testing.T) {
 	})
 }
 
-func TestWatchdogs(t *testing.T) {
+// bitten is a guest that its watchdog has halted; nothing was said of it yet.
+func bitten(t *testing.T) (e *env, id string, q *qmptest.QEMU) {
+	t.Helper()
 	spec := policy(api.EndPolicy{OnWatchdog: api.EndRestart, RestartLimit: 3})
 	spec.Watchdog = &api.VMWatchdog{Action: api.WatchdogPause}
-	e := newEnv(t, false)
-	id, _ := e.running(spec)
-	q := e.fakes.qemu()
+	e = newEnv(t, false)
+	id, _ = e.running(spec)
+	q = e.fakes.qemu()
 	q.SetState("watchdog")
+	return e, id, q
+}
+
+func TestWatchdogs(t *testing.T) {
+	e, id, q := bitten(t)
 	q.Emit("WATCHDOG", `{"action": "pause"}`)
 	e.wait(id, "a reset is due", func(vm api.VM) bool { return vm.Status.Restarts != nil && vm.Status.Restarts.Due != nil })
 	e.due(id)
@@ -223,12 +231,7 @@ func TestWatchdogs(t *testing.T) {
 // QEMU's state may tell of the watchdog before its event is heard, and the event may
 // be answered before QEMU has ended for it: each is one end.
 func TestWatchdogHeardLateOrAnsweredEarlyIsOneEnd(t *testing.T) {
-	spec := policy(api.EndPolicy{OnWatchdog: api.EndRestart, RestartLimit: 3})
-	spec.Watchdog = &api.VMWatchdog{Action: api.WatchdogPause}
-	e := newEnv(t, false)
-	id, _ := e.running(spec)
-	q := e.fakes.qemu()
-	q.SetState("watchdog")
+	e, id, q := bitten(t)
 	e.h.Wake()
 	e.wait(id, "its state is answered", func(vm api.VM) bool { return vm.Status.Restarts != nil && vm.Status.Restarts.Due != nil })
 	q.Emit("WATCHDOG", `{"action": "pause"}`)

@@ -109,8 +109,7 @@ func (s *step) sentence(tx *configdb.Txn, why verdict) error {
 	switch why {
 	case endedByGuest:
 		if r := s.vm.Status.Restarts; r != nil && r.Due != nil && r.Cause == api.EndWatchdog { // the event was answered before its QEMU was gone
-			s.result.After = max(r.Due.Sub(s.now), attachRetry)
-			s.report(api.VMStarting, r.Reason)
+			s.awaitRestart(r)
 			return nil
 		}
 		if s.switchedOffByWatchdog() {

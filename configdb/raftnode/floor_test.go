@@ -85,17 +85,24 @@ func beat(n *Node, peer *raft.NetworkTransport, term uint64) (*raft.AppendEntrie
 	return &resp, peer.AppendEntries(peerNode, raft.ServerAddress(hostport), &raft.AppendEntriesRequest{RPCHeader: h, Term: term}, &resp)
 }
 
+// beingBeaten is a node that handles a heartbeat of term 2, until votes.on is closed.
+func beingBeaten(t *testing.T) (n *Node, votes *slowVotes, beaten <-chan error) {
+	t.Helper()
+	votes = &slowVotes{InmemStore: raft.NewInmemStore(), hold: 2, held: make(chan struct{}), on: make(chan struct{})}
+	n, peer := alone(t, votes)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := beat(n, peer, 2)
+		ended <- err
+	}()
+	<-votes.held
+	return n, votes, ended
+}
+
 // A heartbeat of an earlier term that is being handled when a voter leaves for a later
 // one does not pull it back.
 func TestAVoterIsNotPulledBackByAHeartbeat(t *testing.T) {
-	votes := &slowVotes{InmemStore: raft.NewInmemStore(), hold: 2, held: make(chan struct{}), on: make(chan struct{})}
-	n, peer := alone(t, votes)
-	beaten := make(chan error, 1)
-	go func() {
-		_, err := beat(n, peer, 2)
-		beaten <- err
-	}()
-	<-votes.held
+	n, votes, beaten := beingBeaten(t)
 	type answer struct {
 		Abstention
 		err error
@@ -154,14 +161,7 @@ func TestHeartbeatsBelowTheFloorAreRefused(t *testing.T) {
 // A heartbeat that waits for a full disk does not hold up who asks for longer than he
 // wants to wait.
 func TestAbstainReturnsWhileAHeartbeatHangs(t *testing.T) {
-	votes := &slowVotes{InmemStore: raft.NewInmemStore(), hold: 2, held: make(chan struct{}), on: make(chan struct{})}
-	n, peer := alone(t, votes)
-	beaten := make(chan error, 1)
-	go func() {
-		_, err := beat(n, peer, 2)
-		beaten <- err
-	}()
-	<-votes.held
+	n, votes, beaten := beingBeaten(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if a, err := n.Abstain(ctx, 5); err == nil {
