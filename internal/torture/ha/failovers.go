@@ -6,12 +6,9 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -184,17 +181,9 @@ func (c *campaign) showFailovers() {
 		{"  the host did not lead", func(f failover) int64 { return only(!f.led, f.total) }},
 		{"  the host led the cluster", func(f failover) int64 { return only(f.led, f.total) }},
 	} {
-		var t []int64
-		for _, f := range c.failovers {
-			if v := part.of(f); v >= 0 {
-				t = append(t, v)
-			}
+		if t := known(c.failovers, part.of); len(t) > 0 {
+			fmt.Printf("  %-40s %7d %7d %7d  (%d)\n", part.name, t[len(t)/2], t[len(t)*99/100], t[len(t)-1], len(t))
 		}
-		if len(t) == 0 {
-			continue
-		}
-		slices.Sort(t)
-		fmt.Printf("  %-40s %7d %7d %7d  (%d)\n", part.name, t[len(t)/2], t[len(t)*99/100], t[len(t)-1], len(t))
 	}
 }
 
@@ -258,16 +247,14 @@ func (c *campaign) crowded(ctx context.Context) error {
 // allMoved reads the evidence of the one loss until all VMs of the crowd run.
 func (c *campaign) allMoved(ctx context.Context, p *api.FailoverProof) error {
 	var list struct{ Items []api.Failover }
-	a := c.Rest.Do(ctx, 1, lab.Request{Method: "GET", Path: "/failovers", Timeout: askTimeout})
-	if !a.OK() || json.Unmarshal(a.Body, &list) != nil || len(list.Items) == 0 {
-		return fmt.Errorf("no loss yet: %s", a.Word())
+	if err := c.read(ctx, "/failovers", &list); err != nil {
+		return err
+	}
+	if len(list.Items) == 0 {
+		return errors.New("no loss yet")
 	}
 	*p = api.FailoverProof{}
-	a = c.Rest.Do(ctx, 1, lab.Request{Method: "GET", Path: "/failovers/" + url.PathEscape(list.Items[0].Meta.ID) + "/proof", Timeout: askTimeout})
-	if !a.OK() {
-		return errors.New(a.Word())
-	}
-	if err := json.Unmarshal(a.Body, p); err != nil {
+	if err := c.read(ctx, proofPath(&list.Items[0]), p); err != nil {
 		return err
 	}
 	run := 0

@@ -36,7 +36,7 @@ func (c *campaign) prove(ctx context.Context) error {
 			continue
 		}
 		var p api.FailoverProof
-		if err := c.read(ctx, "/failovers/"+url.PathEscape(id)+"/proof", &p); err != nil {
+		if err := c.read(ctx, proofPath(&list.Items[i]), &p); err != nil {
 			return err
 		}
 		v := proof.Check(&p)
@@ -59,6 +59,8 @@ func (c *campaign) prove(ctx context.Context) error {
 	}
 	return nil
 }
+
+func proofPath(f *api.Failover) string { return "/failovers/" + url.PathEscape(f.Meta.ID) + "/proof" }
 
 // read asks the nodes in turn until one answers.
 func (c *campaign) read(ctx context.Context, path string, out any) (err error) {
@@ -88,16 +90,19 @@ func (c *campaign) showMoves() {
 		{"until QEMU runs", func(m move) int64 { return m.Start }},
 		{"in all", func(m move) int64 { return m.Total() }},
 	} {
-		var t []int64
-		for _, p := range c.moves {
-			if v := part.of(p); v >= 0 {
-				t = append(t, v)
-			}
+		if t := known(c.moves, part.of); len(t) > 0 {
+			fmt.Printf("  %-32s %6d %6d  (%d)\n", part.name, t[len(t)/2], t[len(t)-1], len(t))
 		}
-		if len(t) == 0 {
-			continue
-		}
-		slices.Sort(t)
-		fmt.Printf("  %-32s %6d %6d  (%d)\n", part.name, t[len(t)/2], t[len(t)-1], len(t))
 	}
+}
+
+// known returns a part of each, where it is known, in order; -1 is unknown.
+func known[T any](all []T, of func(T) int64) (t []int64) {
+	for _, one := range all {
+		if v := of(one); v >= 0 {
+			t = append(t, v)
+		}
+	}
+	slices.Sort(t)
+	return t
 }
