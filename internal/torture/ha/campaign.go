@@ -369,6 +369,7 @@ type summary struct {
 	Looks      int            `json:"looks_at_processes"`
 	Boots      int            `json:"boots"`
 	Counted    int            `json:"counted"`
+	Misread    int            `json:"misread"`
 	Proved     int            `json:"losses_proved"`
 	Moves      int            `json:"moves"`
 	Violations int            `json:"violations"`
@@ -390,6 +391,7 @@ func (c *campaign) finish(ctx context.Context) (ok bool, err error) {
 	for _, g := range c.guests {
 		n := g.newest()
 		s.Boots, s.Counted = s.Boots+n.boot, s.Counted+n.counter
+		s.Misread += g.misreadLines()
 	}
 	fmt.Println("from the first fault until every VM counted again, median and most, in seconds:")
 	for _, what := range slices.Sorted(maps.Keys(c.back)) {

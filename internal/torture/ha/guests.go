@@ -19,6 +19,10 @@ const (
 	consoleBytes = 8192
 	// pauseMin is a pause in counting that is worth the name.
 	pauseMin = 2 * time.Second
+	// A guest counts less than three times in a second. A number that is further ahead
+	// of all others was misread: when a daemon is started again, a console may double
+	// the character that was on its way (hypervisor/console), and 1253 becomes 12533.
+	leapMost, leapPerSecond = 30, 10
 )
 
 // line is what a guest says: a number that was printed is on the disk.
@@ -34,10 +38,12 @@ type span struct{ first, last int }
 type guest struct {
 	name string
 
-	mu     sync.Mutex
-	last   line
-	boots  map[int]span  // by boot
-	resume time.Duration // the end of the last pause
+	mu      sync.Mutex
+	last    line
+	boots   map[int]span  // by boot
+	resume  time.Duration // the end of the last pause
+	most    line          // the greatest number of all boots
+	misread map[span]bool // boots and numbers that no guest can have said
 }
 
 var says = regexp.MustCompile(`muster-guest name=\S+ boot=(\d+) counter=(\d+)\r?\n`)
@@ -54,6 +60,12 @@ func (g *guest) resumed() time.Duration {
 	return g.resume
 }
 
+func (g *guest) misreadLines() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.misread)
+}
+
 // hear takes in what a console said, oldest first. It returns what is wrong: what
 // an earlier boot printed must be less than what a later one begins with, since
 // that one begins after the number on the disk. So neither was a written number
@@ -62,7 +74,7 @@ func (g *guest) hear(text []byte, at time.Duration) (wrong []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.boots == nil {
-		g.boots = map[int]span{}
+		g.boots, g.misread = map[int]span{}, map[span]bool{}
 	}
 	for _, m := range says.FindAllSubmatch(text, -1) {
 		boot, _ := strconv.Atoi(string(m[1])) // digits by the expression
@@ -70,6 +82,13 @@ func (g *guest) hear(text []byte, at time.Duration) (wrong []string) {
 		s, again := g.boots[boot]
 		if again && counter <= s.last {
 			continue // heard before
+		}
+		if g.most.counter > 0 && counter > g.most.counter+leapMost+leapPerSecond*int((at-g.most.at)/time.Second) {
+			g.misread[span{boot, counter}] = true
+			continue
+		}
+		if counter > g.most.counter {
+			g.most = line{boot, counter, at}
 		}
 		if !again {
 			s.first = counter
