@@ -14,12 +14,13 @@ type Failover = Object[FailoverSpec, FailoverStatus]
 type FailoverCause string
 
 // The causes: every lease that the node may have had is over, a power device says
-// that the host is off, or a pool has locked the host out; the last is a loss of the
-// VMs alone that write to that pool.
+// that the host is off, or a pool has locked the host out; that is a loss of the
+// VMs alone that write to that pool. A drill is the loss of one VM, ended on purpose.
 const (
 	CauseLease   FailoverCause = "lease"
 	CausePower   FailoverCause = "power"
 	CauseStorage FailoverCause = "storage"
+	CauseDrill   FailoverCause = "drill"
 )
 
 // SilenceSince is what a silence is counted from.
@@ -54,8 +55,8 @@ type FailoverSpec struct {
 	BootID string `json:"bootID,omitempty"`
 	// GuardLevel of the node: what ended its VMs.
 	GuardLevel string        `json:"guardLevel,omitempty"`
-	Cause      FailoverCause `json:"cause" enum:"lease,power,storage"`
-	// Leader that decided, and its term.
+	Cause      FailoverCause `json:"cause" enum:"lease,power,storage,drill"`
+	// Leader that decided, and its term; none of a drill, which its node declares.
 	LeaderID string `json:"leaderID"`
 	Leader   string `json:"leader"`
 	Term     uint64 `json:"term"`
@@ -70,6 +71,15 @@ type FailoverSpec struct {
 	Power *FailoverPower `json:"power,omitempty"`
 	// Storage is what the pool said that locked the host out, if that is the cause.
 	Storage *FailoverStorage `json:"storage,omitempty"`
+	// Drill is what the guard said, if that is the cause.
+	Drill *FailoverDrill `json:"drill,omitempty"`
+}
+
+// FailoverDrill is the VM of a drill and its end.
+type FailoverDrill struct {
+	VMID string `json:"vmID"`
+	VM   string `json:"vm"`
+	DrillEnd
 }
 
 // FailoverStorage is what a pool said.
@@ -169,6 +179,8 @@ type FailoverMoveStatus struct {
 const (
 	// KeptFailovers is how many losses are kept, the newest.
 	KeptFailovers = 50
+	// KeptDrills is how many of these may be of drills.
+	KeptDrills = 20
 	// KeptFailoverMoves is how many moves are kept; the oldest losses go first.
 	KeptFailoverMoves = 5000
 )

@@ -24,6 +24,8 @@ const (
 	KindArrival   Kind = "arrival"
 	// KindEvacuation is the emptying of a node.
 	KindEvacuation Kind = "evacuation"
+	// KindDrill is the last drill of a VM.
+	KindDrill Kind = "drill"
 	// KindReboot is the planned reboot or shutdown of a node.
 	KindReboot    Kind = "reboot"
 	KindImage     Kind = "image"

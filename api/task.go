@@ -27,6 +27,7 @@ const (
 	ActionVMSnapshot   Action = "vm.snapshot"
 	ActionVMRevert     Action = "vm.revert"
 	ActionVMForget     Action = "vm.snapshot-delete"
+	ActionVMDrill      Action = "vm.drill"
 	ActionVMMigrate    Action = "vm.migrate"
 	ActionVMMove       Action = "vm.move"
 	ActionNodeEvacuate Action = "node.evacuate"

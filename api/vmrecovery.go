@@ -17,6 +17,9 @@ type VMRecovery struct {
 	// StartAttempts is how often a node tries to start the VM before another node
 	// does: 1 to 20, 3 when left out.
 	StartAttempts int `json:"startAttempts,omitempty" minimum:"1" maximum:"20"`
+	// Drill makes it a canary: it may be failed over on purpose, as by a power cut of
+	// its node. "manual", or a time in UTC: "daily 03:00", "weekly sun 03:00".
+	Drill string `json:"drill,omitempty" doc:"it may be failed over on purpose: manual (when asked for), daily HH:MM or weekly mon|tue|wed|thu|fri|sat|sun HH:MM, in UTC"`
 	EndPolicy
 	StartAfter
 	Failback
@@ -50,6 +53,8 @@ type VMTries struct {
 	// begins none under this epoch and generation, unless it takes that back.
 	GivenUp bool       `json:"givenUp,omitempty"`
 	At      *time.Time `json:"at,omitempty"`
+	// Drill: it was given up on purpose, see Drill.
+	Drill bool `json:"drill,omitempty"`
 	// Nodes that gave the VM up, by ID, and Rounds in which all of them did.
 	Nodes  []string `json:"nodes,omitempty"`
 	Rounds int      `json:"rounds,omitempty"`
@@ -117,6 +122,9 @@ func (r *VMRecovery) validate() error {
 	}
 	if r.StartAttempts < 0 || r.StartAttempts > MaxStartAttempts {
 		return Invalid("spec.recovery.startAttempts", "is %d; give 1 to %d, or leave it out for %d", r.StartAttempts, MaxStartAttempts, DefaultStartAttempts)
+	}
+	if _, _, err := ParseDrill(r.Drill); err != nil {
+		return err
 	}
 	if err := r.EndPolicy.validate(); err != nil {
 		return err

@@ -38,28 +38,45 @@ func ProofOf(v *View, f api.Failover) (*api.FailoverProof, error) {
 
 // PruneFailovers fills a transaction with the removal of the oldest losses, with
 // their moves, beyond what is kept: at most so many records. more says that there
-// are more to remove. The newest loss is never removed: it may be under way.
+// are more to remove. Drills go first, so that they push out no other losses; the
+// newest loss is never removed: it may be under way.
 func PruneFailovers(v *View, tx *Txn, most int) (more bool) {
-	losses, moves := idsOf(v, Failovers), idsOf(v, FailoverMoves)
-	if len(losses) < 2 || len(losses) <= api.KeptFailovers && len(moves) <= api.KeptFailoverMoves {
+	victim, ok := oldestLoss(v)
+	if !ok {
 		return false
 	}
 	drop := func(specKey, statusKey string) {
 		tx.Delete(specKey)
 		tx.Delete(statusKey)
 	}
-	for _, id := range moves {
-		// A move's ID begins with that of its loss, so the oldest loss's come first.
-		if id >= losses[1] {
-			break
-		}
+	prefix := FailoverMoves.SpecPrefix() + api.FailoverMoveID(victim, "")
+	for e := range v.Scan(prefix, "") {
 		if most--; most < 0 {
 			return true
 		}
+		id, _ := FailoverMoves.IDOf(e.Key)
 		drop(FailoverMoves.SpecKey(id), FailoverMoves.StatusKey(id))
 	}
-	drop(Failovers.SpecKey(losses[0]), Failovers.StatusKey(losses[0]))
+	drop(Failovers.SpecKey(victim), Failovers.StatusKey(victim))
 	return true
+}
+
+// oldestLoss is the loss that is removed next; there may be none.
+func oldestLoss(v *View) (id string, ok bool) {
+	losses := idsOf(v, Failovers)
+	if len(losses) < 2 {
+		return "", false
+	}
+	var drills []string
+	for _, id := range losses[:len(losses)-1] {
+		if f, err := Failovers.Get(v, id); err == nil && f.Spec.Cause == api.CauseDrill {
+			drills = append(drills, id)
+		}
+	}
+	if len(drills) > api.KeptDrills {
+		return drills[0], true
+	}
+	return losses[0], len(losses) > api.KeptFailovers || len(idsOf(v, FailoverMoves)) > api.KeptFailoverMoves
 }
 
 func idsOf[S, T any](v *View, t Table[S, T]) (ids []string) {

@@ -35,6 +35,7 @@ var (
 	Operations  = Table[api.OperationSpec, api.OperationStatus]{api.KindOperation}
 	Arrivals    = Table[api.ArrivalSpec, api.ArrivalStatus]{api.KindArrival}
 	Evacuations = Table[api.EvacuationSpec, api.EvacuationStatus]{api.KindEvacuation}
+	Drills      = Table[api.DrillSpec, api.DrillStatus]{api.KindDrill}
 	Reboots     = Table[api.RebootSpec, api.RebootStatus]{api.KindReboot}
 	Images      = Table[api.ImageSpec, api.ImageStatus]{api.KindImage}
 	Volumes     = Table[api.VolumeSpec, api.VolumeStatus]{api.KindVolume}

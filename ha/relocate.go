@@ -119,14 +119,20 @@ func (s *Service) relocateOne(ctx context.Context, term uint64, state *plan.Stat
 	nodeID, node, none := fleet.Choose(&cold, exclude, false)
 	tx := &configdb.Txn{Actor: Actor}
 	c.requireGivenUp(tx, term)
-	if none != nil {
+	switch {
+	case tries.Drill:
+		err = c.passDrill(state.View, tx, term, fleet, nodeID, node, none)
+	case none != nil:
 		tries.GivenUp, tries.Failed, tries.Nodes = false, 0, nil
 		tries.Rounds++
 		c.vm.Status.Tries = &tries
 		c.vm.Status.Message = fmt.Sprintf("no other node can start it either; node %s tries again: %v", b.Spec.Node, none)
 		err = configdb.VMs.UpdateStatus(state.View, tx, &c.vm)
-	} else {
-		err = errors.Join(c.passOn(state.View, tx, tries, nodeID, node), fleet.Reserve(tx, nodeID))
+	default:
+		message := fmt.Sprintf("moved on from node %s, which could not start it: %s", c.node.Meta.Name, c.vm.Status.Message)
+		next := api.VMTries{Epoch: c.binding.Spec.Epoch + 1, Generation: c.vm.Meta.Generation, Nodes: tries.Nodes, Rounds: tries.Rounds}
+		c.binding.Spec.RecoveredFrom = c.binding.Spec.Recovered(nil, nodeID)
+		err = errors.Join(c.passOn(state.View, tx, &next, nodeID, node, message), fleet.Reserve(tx, nodeID))
 	}
 	if err != nil {
 		return 0, err
@@ -149,13 +155,10 @@ func (c *lossCase) requireGivenUp(tx *configdb.Txn, term uint64) {
 }
 
 // passOn binds the VM to a node that has not given it up.
-func (c *lossCase) passOn(v *configdb.View, tx *configdb.Txn, tries api.VMTries, nodeID, node string) error {
-	message := fmt.Sprintf("moved on from node %s, which could not start it: %s", c.node.Meta.Name, c.vm.Status.Message)
-	next := api.VMTries{Epoch: c.binding.Spec.Epoch + 1, Generation: c.vm.Meta.Generation, Nodes: tries.Nodes, Rounds: tries.Rounds}
-	c.binding.Spec.RecoveredFrom = c.binding.Spec.Recovered(nil, nodeID)
+func (c *lossCase) passOn(v *configdb.View, tx *configdb.Txn, next *api.VMTries, nodeID, node, message string) error {
 	if err := c.bind(v, tx, nodeID, node, message); err != nil {
 		return err
 	}
-	c.vm.Status.Tries = &next
+	c.vm.Status.Tries = next
 	return configdb.VMs.UpdateStatus(v, tx, &c.vm)
 }

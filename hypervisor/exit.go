@@ -131,6 +131,9 @@ func (s *step) sentence(tx *configdb.Txn, why verdict) error {
 			s.holdBack()
 		}
 	case endedOnPurpose:
+		if done, err := s.giveUpForDrill(tx); done || err != nil {
+			return err
+		}
 		s.report(api.VMStarting, "QEMU was ended; it starts again as wished")
 	case endedByCrash:
 		s.vm.Status.Crashes++

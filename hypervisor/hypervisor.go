@@ -312,6 +312,8 @@ func New(cfg Config) (*Hypervisor, error) {
 			{Prefix: configdb.VMs.StatusPrefix(), IDs: h.heldBackVMs},
 			{Prefix: configdb.Bindings.SpecPrefix(), IDs: idsOf(configdb.Bindings.IDOf)},
 			{Prefix: configdb.Operations.SpecPrefix(), IDs: idsOf(configdb.Operations.IDOf)},
+			{Prefix: configdb.Drills.SpecPrefix(), IDs: idsOf(configdb.Drills.IDOf)},
+			{Prefix: configdb.Drills.StatusPrefix(), IDs: idsOf(configdb.Drills.IDOf)},
 			{Prefix: configdb.SavedStates.SpecPrefix(), IDs: idsOf(configdb.SavedStates.IDOf)},
 			{Prefix: configdb.Operations.StatusPrefix(), IDs: idsOf(configdb.Operations.IDOf)},
 			{Prefix: configdb.Arrivals.StatusPrefix(), IDs: idsOf(configdb.Arrivals.IDOf)},

@@ -64,6 +64,9 @@ func (s *step) remove(ctx context.Context) error {
 		return err
 	}
 	configdb.ForgetDetached(s.v, tx, id)
+	if d, err := configdb.Drills.Get(s.v, id); err == nil {
+		configdb.Drills.DeleteUnnamed(tx, &d)
+	}
 	configdb.VMs.Delete(tx, &s.vm)
 	configdb.Bindings.DeleteUnnamed(tx, &s.b)
 	if op, err := configdb.Operations.Get(s.v, id); err == nil {

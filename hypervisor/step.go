@@ -210,6 +210,9 @@ func (s *step) act(ctx context.Context, caughtUp bool) error {
 		s.in.detach()
 		return s.down(ctx)
 	}
+	if done, err := s.drilled(ctx); done || err != nil {
+		return err
+	}
 	return s.up(ctx)
 }
 

@@ -32,7 +32,11 @@ func (s *step) heldBack() bool {
 		return false
 	}
 	t := api.TriesOf(&s.vm, s.b.Spec.Epoch)
-	if t.At != nil && s.now.Sub(*t.At) > triesAlone {
+	alone := triesAlone
+	if t.Drill {
+		alone = drillAlone
+	}
+	if t.At != nil && s.now.Sub(*t.At) > alone {
 		return false // beginTry takes it back, before anything is started
 	}
 	s.silent = true // the status says it all
@@ -47,7 +51,7 @@ func (s *step) beginTry(ctx context.Context) error {
 	}
 	t := api.TriesOf(&s.vm, s.b.Spec.Epoch)
 	if t.GivenUp {
-		t.GivenUp, t.Failed = false, 0
+		t.GivenUp, t.Drill, t.Failed = false, false, 0
 	}
 	t.Begun++
 	was := s.vm.Status.Phase

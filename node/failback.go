@@ -94,14 +94,7 @@ func (f *failback) look(ctx context.Context) error {
 // whole reports whether every node is well and none is being emptied, and notes
 // since when.
 func (f *failback) whole(v *configdb.View, nodes []api.Node) bool {
-	for i := range nodes {
-		n := &nodes[i]
-		if n.Status.Phase != api.NodeReady || n.Status.Fencing != "" || n.Status.CutOff != nil || n.Status.Stopping || n.Spec.Maintenance || n.Meta.Deleting() || f.silence(n.Meta.ID) > failbackSilence {
-			return false
-		}
-	}
-	evacuations, err := configdb.Evacuations.List(v)
-	if err != nil || slices.ContainsFunc(evacuations, func(e api.Evacuation) bool { return !e.Status.Phase.Final() }) {
+	if rest.Unwell(v) != nil || slices.ContainsFunc(nodes, func(n api.Node) bool { return f.silence(n.Meta.ID) > failbackSilence }) {
 		return false
 	}
 	for i := range nodes {

@@ -281,6 +281,7 @@ func (m *member) leader(ctx context.Context) error {
 			"leader/authority": m.rotate, "leader/history": m.history.Run, "leader/level": m.keepLevel,
 			"leader/cpu": m.keepCPUBaseline, "leader/outlook": m.outlook.Tell, "leader/evacuate": m.evacuate,
 			"leader/failback": m.failback, "leader/reboot": m.reboot,
+			"leader/drill": m.drill,
 		} {
 			m.table.supervise(sup, name, func(ctx context.Context) error { return run(ctx, l.Term) })
 		}

@@ -111,6 +111,7 @@ func (s *Server) serveMetrics(q *request) error {
 	gauge(&b, "muster_consoles", "Open consoles.", float64(len(s.consoles)))
 	gauge(&b, "muster_uploads", "Running uploads.", float64(len(s.uploads)))
 	s.haMetrics(&b)
+	drillMetrics(v, &b)
 	s.metrics.write(&b)
 	if s.cfg.Monitor != nil {
 		s.cfg.Monitor.WriteMetrics(&b)

@@ -134,6 +134,7 @@ func (s *Server) routes() []route {
 	out = append(out, s.metricsRoute())
 	out = append(out, s.powerRoutes(nodes)...)
 	out = append(out, s.failoverRoutes()...)
+	out = append(out, s.drillRoutes()...)
 
 	users := newUsers()
 	s.kinds[api.KindUser] = users
@@ -208,6 +209,8 @@ func (r *vmResource) routes() []route {
 	return append(out,
 		route{method: http.MethodPost, path: one + "/clone", need: needOperator, handle: r.clone, summary: "Make a new VM with copies of the disks of a VM",
 			params: longParams, in: typeOf[CloneRequest](), out: typeOf[TaskReply](), status: http.StatusAccepted},
+		route{method: http.MethodPost, path: one + "/drill", need: needOperator, handle: r.drill, summary: "End the VM as a power cut would, to see it restart on another node",
+			params: longParams, out: typeOf[TaskReply](), status: http.StatusAccepted, verb: "drill"},
 		route{method: http.MethodPost, path: one + "/suspend", need: needOperator, handle: r.suspend, summary: "Save the memory of a VM to disk and end it",
 			params: longParams, out: typeOf[TaskReply](), status: http.StatusAccepted},
 		// Typing into a guest changes it: more than a viewer may do.

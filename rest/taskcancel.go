@@ -32,6 +32,9 @@ func (r *taskResource) cancel(q *request) error {
 		if r, err := configdb.Reboots.Get(c.v, t.Spec.TargetID); err == nil && r.Spec.TaskID == t.Meta.ID {
 			return c.cancelReboot(&t, &r)
 		}
+		if d, err := configdb.Drills.Get(c.v, t.Spec.TargetID); err == nil && d.Spec.TaskID == t.Meta.ID {
+			return c.cancelDrill(&t, &d)
+		}
 		if e, err := configdb.Evacuations.Get(c.v, t.Spec.TargetID); err == nil && e.Spec.TaskID == t.Meta.ID {
 			e.Spec.Cancel = true
 			return cancelled(&t), configdb.Evacuations.UpdateSpec(c.v, c.tx, &e)

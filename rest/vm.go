@@ -49,12 +49,7 @@ func (c *change) load(vm api.VM) (*vmState, error) {
 // idle refuses while an operation works on the VM, and makes the transaction
 // depend on none having begun.
 func (c *change) idle(vm *api.VM) error {
-	key := configdb.Operations.SpecKey(vm.Meta.ID)
-	if op, err := configdb.Operations.Get(c.v, vm.Meta.ID); err == nil {
-		return busy(vm, &op)
-	}
-	c.tx.RequireRevision(key, 0)
-	return nil
+	return idle(c.v, c.tx, vm)
 }
 
 // begin adds an operation with its task: the VM's only one.

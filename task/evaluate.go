@@ -27,6 +27,7 @@ type target struct {
 	targetLost bool
 	// evacuation of a node, if it is the task's.
 	evacuation *api.Evacuation
+	drill      *api.Drill  // of a VM, if it is the task's
 	reboot     *api.Reboot // of a node, if it is the task's
 	node       *api.Node
 	image      *api.Image
@@ -114,6 +115,8 @@ func judge(s api.TaskSpec, what target) verdict {
 	switch {
 	case s.Action == api.ActionNodeEvacuate:
 		return judgeEvacuation(s, what)
+	case s.Action == api.ActionVMDrill:
+		return judgeDrill(s, what)
 	case rebootsNode(s.Action):
 		return judgeReboot(s, what)
 	case api.IsOperation(s.Action):

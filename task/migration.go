@@ -81,3 +81,12 @@ func operationsAt(v *configdb.View, c configdb.Change) []string {
 	}
 	return ids
 }
+
+// judgeDrill takes over the word of whoever carries out drills.
+func judgeDrill(s api.TaskSpec, what target) verdict {
+	if what.drill == nil {
+		return failed(api.CodeInternal, fmt.Sprintf("nobody drills vm %q for this task any more", s.Target))
+	}
+	st := &what.drill.Status
+	return spoken(st.Phase, st.Progress(), st.Message, st.Code)
+}

@@ -91,6 +91,8 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 			// An evacuation has the ID of its node.
 			follow(s, configdb.Nodes.Kind, configdb.Evacuations.StatusPrefix(), configdb.Evacuations.IDOf),
 			follow(s, configdb.Nodes.Kind, configdb.Reboots.StatusPrefix(), configdb.Reboots.IDOf),
+			// A drill has the ID of its VM.
+			follow(s, configdb.VMs.Kind, configdb.Drills.StatusPrefix(), configdb.Drills.IDOf),
 			follow(s, configdb.Images.Kind, configdb.Images.SpecPrefix(), configdb.Images.IDOf),
 			follow(s, configdb.Images.Kind, configdb.Images.StatusPrefix(), configdb.Images.IDOf),
 			follow(s, configdb.Volumes.Kind, configdb.Volumes.SpecPrefix(), configdb.Volumes.IDOf),
@@ -229,6 +231,9 @@ func look(v *configdb.View, t api.Task) (target, error) {
 		if vm, err = configdb.VMs.Get(v, t.Spec.TargetID); err == nil {
 			out = target{exists: true, vm: &vm, disks: disksOf(v, &vm)}
 			err = out.lookOperation(v, t)
+			if d, derr := configdb.Drills.Get(v, t.Spec.TargetID); derr == nil && d.Spec.TaskID == t.Meta.ID {
+				out.drill = &d
+			}
 		}
 	case api.KindImage:
 		var i api.Image

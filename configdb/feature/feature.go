@@ -39,12 +39,14 @@ const (
 	StorageGuard Feature = "storage-guard"
 	// RBD: pools of type rbd. An older node would take one for a directory.
 	RBD Feature = "rbd"
+	// Drills: an older node does not end a VM for one, an older leader keeps no evidence.
+	Drills Feature = "drills"
 )
 
 // Level is the level that brings a feature.
 func (f Feature) Level() int {
 	switch f {
-	case Levels, History, Migration, Moves, Snapshots, RBD, StorageGuard:
+	case Levels, History, Migration, Moves, Snapshots, RBD, StorageGuard, Drills:
 		return 2
 	}
 	return math.MaxInt

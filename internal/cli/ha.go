@@ -26,7 +26,7 @@ It is the same plan that the recovery carries out. With -o wide every VM is list
 		Example: "  muster ha status\n  muster ha status -o wide\n  muster ha status -o json",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.haStatus(cmd.Context()) },
 	}
-	return group("ha", "What happens when nodes die", status, a.haSimulate(), a.haSet(), a.haProof(), a.haVerify())
+	return group("ha", "What happens when nodes die", status, a.haSimulate(), a.haSet(), a.haProof(), a.haVerify(), a.haDrill())
 }
 
 func (a *app) haSimulate() *cobra.Command {

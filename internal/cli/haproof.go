@@ -244,12 +244,20 @@ func failoverShow(s *sections, o *api.Failover, now time.Time) {
 	s.field("Node", o.Spec.Node)
 	s.field("Guard", o.Spec.GuardLevel)
 	s.field("Declared", moment(o.Spec.At, now))
-	s.field("By", fmt.Sprintf("%s, leader of term %d, at revision %d", o.Spec.Leader, o.Spec.Term, o.Meta.Revision))
+	by := fmt.Sprintf("%s, leader of term %d", o.Spec.Leader, o.Spec.Term)
+	if o.Spec.Leader == "" {
+		by = o.Spec.Node + " itself"
+	}
+	s.field("By", fmt.Sprintf("%s, at revision %d", by, o.Meta.Revision))
 	r := &o.Spec.Rules
 	switch {
 	case o.Spec.Cause == api.CausePower && o.Spec.Power != nil:
 		s.field("Because", fmt.Sprintf("its host was switched off, and read back as off (muster node power log, action %s)", o.Spec.Power.Action))
 		s.field("Fence", millis(o.Spec.Power.EndedAt.Sub(o.Spec.Power.BeganAt).Milliseconds()))
+	case o.Spec.Cause == api.CauseDrill && o.Spec.Drill != nil:
+		d := o.Spec.Drill
+		s.field("Because", fmt.Sprintf("of a drill: the node's guard ended and reaped QEMU of vm %s, process %d, signal %d", d.VM, d.PID, d.Signal))
+		return
 	default:
 		s.field("Because", fmt.Sprintf("it had no lease for %d ms: %d lease, %d per mille drift, %d to kill, %d margin", o.Spec.SilentMillis,
 			r.LeaseMillis, r.DriftPerMille, r.KillMillis, r.MarginMillis))

@@ -70,6 +70,7 @@ func kinds() []*kindView {
 		view(api.KindPowerDevice, "NAME NODE ORDER DRIVER ADDRESS USER PASSWORD TIMEOUT", powerDeviceRow, powerDeviceShow),
 		view(api.KindPowerAction, "AGE NODE ACTION STATUS TRIGGER VIA ACTOR MESSAGE", powerActionRow, powerActionShow),
 		view(api.KindFailover, "ID AGE NODE CAUSE SILENT LEADER TERM BACK", failoverRow, failoverShow),
+		view(api.KindDrill, "VM STATUS SCHEDULE AGE TOOK FROM TO MESSAGE", drillRow, drillShow),
 		view(api.KindUser, "NAME STATUS ROLE KEYS FULL-NAME AGE", userRow, userShow),
 	}
 }

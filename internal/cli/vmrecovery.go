@@ -30,6 +30,7 @@ type recoveryFlags struct {
 	most     time.Duration
 	back     string
 	backIn   time.Duration
+	drill    string
 }
 
 // endFlags are the policies: flag, field and help.
@@ -54,6 +55,7 @@ func (f *recoveryFlags) add(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.most, "after-wait", 0, "start anyway after this time, 1s to 24h (default 2m)")
 	fs.StringVar(&f.back, "failback", "", "whether a recovered VM is migrated back to the node that it was taken from: none or return (default \"none\")")
 	fs.DurationVar(&f.backIn, "failback-after", 0, "how long that node must have been back, 1m to 168h (default 10m)")
+	fs.StringVar(&f.drill, "drill", "", "whether it may be failed over on purpose, as by a power cut: manual, \"daily HH:MM\" or \"weekly sun HH:MM\" in UTC; none for never")
 	fs.IntVar(&f.limit, "restart-limit", 0, fmt.Sprintf("give up after so many automatic restarts within --restart-window, 1 to %d; 0 for never", api.MaxRestartLimit))
 	fs.DurationVar(&f.window, "restart-window", 0, "the time within which restarts are counted, 1m to 168h (default 1h)")
 	fs.DurationVar(&f.delay, "restart-delay", 0, "pause before the first automatic restart, which doubles with each, 1s to 15m (default 10s with --restart-limit, else 1s)")
@@ -88,6 +90,10 @@ func (f *recoveryFlags) into(spec map[string]any) {
 		r["afterWaitSeconds"] = wholeSeconds(f.most)
 	}
 	set(r, "failback", f.back)
+	set(r, "drill", f.drill)
+	if f.drill == "none" {
+		r["drill"] = nil
+	}
 	if f.fs.Changed("failback-after") {
 		r["failbackAfterMinutes"] = (wholeSeconds(f.backIn) + 59) / 60
 	}
@@ -128,6 +134,9 @@ func showRecovery(s *sections, o *api.VM, now time.Time) {
 	s.field("Starts after", after.String())
 	if d := o.Spec.FailsBackAfter(); d > 0 {
 		s.field("Failback", fmt.Sprintf("to the node that it was recovered from, when that has been back for %v", d))
+	}
+	if o.Spec.Drilled() {
+		s.field("Drill", drillText(o.Spec.Recovery.Drill, now))
 	}
 	s.field("On its end", endText(&o.Spec))
 	s.field("Restarts", restartsText(o, now))

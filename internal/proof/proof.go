@@ -21,6 +21,12 @@ const (
 // readsOff is how often a power device has to say "off" after the last command.
 const readsOff = 2
 
+// What a guard says of a process that it was told to kill, and killed.
+const (
+	killedByGuard = "kill request"
+	sigkill       = 9
+)
+
 // Finding is one rule and whether the evidence bears it.
 type Finding struct {
 	Rule   string `json:"rule"`
@@ -124,6 +130,8 @@ func Check(p *api.FailoverProof) Verdict {
 			return "it had a storage guard, so the guard of the old node did not end it"
 		case f.Spec.Cause == api.CauseStorage && f.Spec.Storage != nil && !slices.Contains(m.Spec.Pools, f.Spec.Storage.PoolID):
 			return "it had no storage guard in the pool that locked the node out"
+		case f.Spec.Cause == api.CauseDrill && f.Spec.Drill != nil && f.Spec.Drill.VMID != m.Spec.VMID:
+			return fmt.Sprintf("the drill ended vm %s", f.Spec.Drill.VM)
 		}
 		return ""
 	})
@@ -154,6 +162,8 @@ func (v *verdict) certain(s *api.FailoverSpec) {
 		v.power(s.Power)
 	case api.CauseStorage:
 		v.storage(s.Storage)
+	case api.CauseDrill:
+		v.drill(s.Drill)
 	default:
 		v.say(RuleCertain, false, "the record names the cause %q, which this program does not know", s.Cause)
 	}
@@ -201,6 +211,16 @@ func (v *verdict) storage(s *api.FailoverStorage) {
 	took := s.EndedAt.Sub(s.BeganAt).Milliseconds()
 	v.say(RuleCertain, s.Epoch > 0 && len(s.Addresses) > 0 && took >= 0, "the addresses %v of the host are locked out of pool %s by map %d, after %d ms; owners of locks: %v",
 		s.Addresses, s.Pool, s.Epoch, took, s.Owners)
+}
+
+// drill checks what the guard said of the one VM that it ended.
+func (v *verdict) drill(d *api.FailoverDrill) {
+	if d == nil {
+		v.say(RuleCertain, false, "a vm is said to have been ended for a drill, and there is no answer of its guard")
+		return
+	}
+	v.say(RuleCertain, d.VMID != "" && d.PID > 0 && d.Reason == killedByGuard && d.Signal == sigkill,
+		"the guard reaped QEMU of vm %s, process %d: ended by signal %d, reason %q; signal %d and reason %q are needed", d.VM, d.PID, d.Signal, d.Reason, sigkill, killedByGuard)
 }
 
 // once checks that no epoch of a VM was given twice, at this loss and the others.
