@@ -36,6 +36,7 @@ type goldens struct {
 	operation  Operation
 	arrival    Arrival
 	evacuation Evacuation
+	drill      Drill
 	reboot     Reboot
 	image      Image
 	volume     Volume
@@ -121,6 +122,14 @@ func goldenObjects() goldens {
 			Spec:   EvacuationSpec{TaskID: "t", Node: "m1", Level: EvacuateStop, Parallel: 2, MoveStopped: true, ForceStopSeconds: 60, Stay: true, LeaveStopped: true, Actor: "me", Cancel: true},
 			Status: EvacuationStatus{Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Total: 3, Stopped: []string{"v"}},
 		},
+		drill: Drill{
+			Meta: goldenMeta(KindDrill),
+			Spec: DrillSpec{TaskID: "t", VM: "web1", NodeID: "n1", Node: "m1", Epoch: 2, Generation: 3, Schedule: "daily 03:00", Due: &at, BegunAt: at, Actor: "me", Cancel: true},
+			Status: DrillStatus{
+				Phase: TaskFailed, Message: "m", Code: CodeTimeout, PID: 7, Ended: &DrillEnd{PID: 7, Reason: "kill request", Signal: 9, At: at}, Refusal: "r",
+				NodeID: "n2", Node: "m2", Epoch: 3, MovedAt: &at, Failover: "f", DoneAt: &at, SucceededAt: &at,
+			},
+		},
 		reboot: Reboot{
 			Meta: goldenMeta(KindReboot),
 			Spec: RebootSpec{
@@ -193,6 +202,7 @@ func TestGoldenEncodings(t *testing.T) {
 	golden(t, g.operation)
 	golden(t, g.arrival)
 	golden(t, g.evacuation)
+	golden(t, g.drill)
 	golden(t, g.reboot)
 	golden(t, g.image)
 	golden(t, g.volume)

@@ -98,6 +98,7 @@ const (
 	CheckClockSkew     RuleCheck = "clock-skew"
 	CheckCertificate   RuleCheck = "certificate"
 	CheckBackup        RuleCheck = "backup"
+	CheckDrill         RuleCheck = "drill"
 	CheckMetric        RuleCheck = "metric"
 	maxRuleForSeconds            = 86400
 	maxMetricName                = 200
@@ -148,7 +149,7 @@ const (
 // Validate implements Spec.
 func (s *RuleSpec) Validate() error {
 	switch s.Check {
-	case CheckNodeLost, CheckQuorumMargin, CheckVMFailed, CheckVMRecovered, CheckPoolFull, CheckClockSkew, CheckCertificate, CheckBackup:
+	case CheckNodeLost, CheckQuorumMargin, CheckVMFailed, CheckVMRecovered, CheckPoolFull, CheckClockSkew, CheckCertificate, CheckBackup, CheckDrill:
 	case CheckMetric:
 		if s.Metric == "" {
 			return Invalid("spec.metric", "is missing; give the name of a series")

@@ -50,6 +50,9 @@ type world struct {
 	broken string          // what went wrong, at the first time
 	// stubborn: starts fail now and then, and are counted
 	stubborn bool
+	// drilling: VMs are ended and given up on purpose, too
+	drilling bool
+	drills   int
 	pool     *simPool  // nil: no VM has a storage guard
 	notes    *simNotes // nil: there are no notes
 	carried  int       // calls that carried questions to a leader
@@ -90,6 +93,7 @@ type simNode struct {
 	petted   time.Duration            // the watchdog, for the last time
 	life     int                      // counts the host's boots
 	tries    *tries                   // of VMs that do not start
+	drilled map[string]int // what was killed for a drill, by the life of the host: the guard keeps it
 	guests   *guest                   // of VMs with a storage guard
 	heart    *simHeart                // nil: there are no notes
 }
@@ -523,6 +527,7 @@ func (n *simNode) act() {
 		kill, running := n.running[vm]
 		switch {
 		case n.actPool(&bindings[i], session, revision, ok):
+		case n.w.drilling && here && ok && n.actDrill(&bindings[i], running, kill):
 		case running && !here && kill == 0:
 			n.running[vm] = n.w.now + n.w.killTime()
 		case !running && here && ok && n.w.stubborn && n.view.Revision() >= revision:
@@ -731,6 +736,7 @@ const (
 	statusIsCompared
 	startIsCommitted
 	startNeedsBinding
+	drillEndsFirst
 	// Those of the storage guard; see storagesim_test.go.
 	promisedFirst
 	lockedOutFirst

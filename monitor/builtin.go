@@ -29,6 +29,7 @@ func builtins() map[string]api.RuleSpec {
 		"pool-full":     {Check: api.CheckPoolFull, Severity: api.SeverityWarning, ForSeconds: 60},
 		"clock-skew":    {Check: api.CheckClockSkew, Severity: api.SeverityWarning, ForSeconds: 60},
 		"certificate":   {Check: api.CheckCertificate, Severity: api.SeverityWarning},
+		"drill":         {Check: api.CheckDrill, Severity: api.SeverityWarning},
 		"backup":        {Check: api.CheckBackup, Severity: api.SeverityWarning},
 	}
 }

@@ -188,6 +188,9 @@ func (s *Service) facts(ctx context.Context, v *configdb.View) alert.Facts {
 	}
 	f.Members = withPhases(members, f.Nodes)
 	f.Pools = s.pools(v, f)
+	if f.Drills, err = configdb.Drills.List(v); err != nil {
+		s.log.Warn("drills cannot be read", "err", err)
+	}
 	return f
 }
 

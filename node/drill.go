@@ -207,7 +207,7 @@ func (d *drills) schedule(ctx context.Context, v *configdb.View, last map[string
 		}
 		due := s.Last(d.now())
 		late := d.now().Sub(due)
-		if late > 2*drillMakeUp || !d.wasSet(vm, last[vm.Meta.ID], due) || drilledSince(last[vm.Meta.ID], due) {
+		if !d.wasSet(vm, last[vm.Meta.ID], due) || late > 2*drillMakeUp || drilledSince(last[vm.Meta.ID], due) {
 			continue
 		}
 		began, err := d.begin(ctx, v, vm, due, late)

@@ -19,6 +19,7 @@ import (
 type fakeHA struct {
 	warn   string
 	refuse bool
+	broken bool // the promise
 	mu     sync.Mutex
 	asked  []string // VMs that would run after a change and did not before
 }
@@ -60,12 +61,13 @@ func (*fakeHA) Simulate(_ context.Context, kill []string) (*api.HALoss, error) {
 	return &api.HALoss{Killed: kill, Revision: 7, Steps: []api.HAStep{}}, nil
 }
 
-func (*fakeHA) Promise() (api.HAAdmission, time.Duration, bool) {
-	return api.HAAdmission{HASettings: api.HASettings{Failures: 2, Admission: api.AdmissionWarn}, RefusedVMs: 3}, time.Second, true
+func (h *fakeHA) Promise() (api.HAAdmission, time.Duration, bool) {
+	return api.HAAdmission{HASettings: api.HASettings{Failures: 2, Admission: api.AdmissionWarn}, RefusedVMs: 3, Kept: !h.broken}, time.Second, true
 }
 
 func TestOutlookIsServed(t *testing.T) {
 	f := newFixture(t)
+	f.ha.broken = true
 	st := want[api.HAStatus](t, f.do(call{method: "GET", path: "ha/status", role: api.RoleViewer}), http.StatusOK)
 	if st.Node != "m1" || len(st.Nodes) != 1 {
 		t.Errorf("status: %+v", st)

@@ -41,7 +41,7 @@ func (m Migration) Begin(v *configdb.View, tx *configdb.Txn, vm api.VM, in *api.
 		return "", err
 	}
 	tx.RequireRevision(configdb.Bindings.SpecKey(vm.Meta.ID), b.binding.Meta.Revision)
-	if err := undrilled(v, tx, &vm); err != nil {
+	if err := undrilled(v, &vm); err != nil {
 		return "", err
 	}
 	if err := m.Reserve(to.Meta.ID); err != nil {

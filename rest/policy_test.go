@@ -167,6 +167,7 @@ func changes(f *fixture) []step {
 	f.do(call{method: "POST", path: "volumes", body: `{"meta":{"name":"free"},"spec":{"size":"1G","pool":"shared"}}`})
 	f.readyDisks()
 	f.movableVM("mover")
+	f.canary("canary")
 	begun := f.begin()
 	if vm, err := configdb.VMs.Find(f.db.Local(), "", "web1"); err == nil {
 		f.console.rings[vm.Meta.ID] = []byte("x")
@@ -191,6 +192,7 @@ func changes(f *fixture) []step {
 		{"POST vms/{name}/snapshots/{snapshot}/revert", "vms/web3/snapshots/a/revert", ``},
 		{"POST vms/{name}/clone", "vms/web3/clone", `{"name":"web5","snapshot":"a"}`},
 		{"POST vms/{name}/suspend", "vms/web4/suspend", ``},
+		{"POST vms/{name}/drill", "vms/canary/drill", ``},
 		{"POST vms/{name}/migrate", "vms/mover/migrate", ``},
 		{"POST tasks/{name}/cancel", "tasks/MIGRATION/cancel", ``},
 		{"POST volumes/{name}/move", "volumes/free/move", `{"pool":"local","node":"m2"}`},

@@ -344,6 +344,34 @@ func TestANodeThatKeepsNoBackups(t *testing.T) {
 	}
 }
 
+func TestADrillThatFailed(t *testing.T) {
+	w := newWorld(rule("drill", api.RuleSpec{Check: api.CheckDrill}))
+	drill := func(phase api.TaskPhase, task string) Facts {
+		d := api.Drill{Spec: api.DrillSpec{VM: "web1", TaskID: task}, Status: api.DrillStatus{Phase: phase, Message: "no room"}}
+		d.Meta.ID = "v"
+		return Facts{Drills: []api.Drill{d}}
+	}
+	for i, step := range []struct {
+		f    Facts
+		want int
+	}{
+		{drill(api.TaskRunning, "t"), 0},
+		{drill(api.TaskFailed, "t"), 1},
+		{drill(api.TaskRunning, "t2"), 0}, // the alert stays
+		{drill(api.TaskSucceeded, "t2"), 1},
+		{drill(api.TaskCancelled, "t3"), 0}, // by a person
+		{drill(api.TaskCancelled, ""), 1},   // left out
+	} {
+		changes := w.at(i, step.f)
+		if len(changes) != step.want {
+			t.Fatalf("step %d: %d changes: %+v", i, len(changes), changes)
+		}
+		if i == 1 && changes[0].Alert.Status.Message != "the last drill of vm web1: no room" {
+			t.Errorf("message %q", changes[0].Alert.Status.Message)
+		}
+	}
+}
+
 func TestMetricRules(t *testing.T) {
 	for name, tc := range map[string]struct {
 		threshold, value float64

@@ -49,6 +49,8 @@ func check(r *api.Rule, f Facts, firing isFiring) (verdicts []Verdict, unsure fu
 		return certificate(r, f, firing), unprobed(f)
 	case api.CheckBackup:
 		return backups(f), sure
+	case api.CheckDrill:
+		return drills(f), sure
 	case api.CheckMetric:
 		return metric(r, f, firing), unmeasured(f)
 	}
@@ -328,6 +330,24 @@ func backups(f Facts) []Verdict {
 		v := Verdict{Target{api.KindNode, n.ID, n.Name}, Good, fmt.Sprintf("node %s keeps backups of the configuration database again", n.Name), false}
 		if !n.Backup.OK {
 			v.State, v.Message = Bad, fmt.Sprintf("node %s cannot keep backups of the configuration database: %s", n.Name, n.Backup.Message)
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// drills are bad when the last one of a VM failed or was left out. One that goes on, or
+// that a person gave up, says nothing.
+func drills(f Facts) []Verdict {
+	var out []Verdict
+	for i := range f.Drills {
+		d := &f.Drills[i]
+		v := Verdict{Target: Target{api.KindVM, d.Meta.ID, d.Spec.VM}, State: Unknown}
+		switch {
+		case d.Status.Phase == api.TaskSucceeded:
+			v.State, v.Message = Good, fmt.Sprintf("the drill of vm %s succeeded again", d.Spec.VM)
+		case d.Status.Phase == api.TaskFailed, d.Status.Phase == api.TaskCancelled && d.Spec.TaskID == "":
+			v.State, v.Message = Bad, fmt.Sprintf("the last drill of vm %s: %s", d.Spec.VM, d.Status.Message)
 		}
 		out = append(out, v)
 	}

@@ -16,6 +16,7 @@ type Facts struct {
 	VMs     []VM
 	Members []api.MemberStatus
 	Pools   []Pool
+	Drills  []api.Drill
 	// Probes are the answers of the nodes, by ID; those that are too old are
 	// left out.
 	Probes map[string]Probe
