@@ -167,3 +167,37 @@ func TestOldEvidenceGoesWithItsMoves(t *testing.T) {
 		t.Errorf("%d moves are kept", len(moves))
 	}
 }
+
+// Many drills push out no losses.
+func TestDrillsArePrunedFirst(t *testing.T) {
+	w := chaosFree(t)
+	b := w.bindingOn(3)
+	vm, err := configdb.VMs.Get(w.mem.Local(), b.Meta.ID)
+	must(t, err)
+	const drills = api.KeptDrills + 5
+	for i := range drills + 1 {
+		w.change(func(_ *configdb.View, tx *configdb.Txn) error {
+			f := api.NewFailover(&api.Node{Meta: api.Meta{ID: w.nodes[3].id}}, api.CauseLease, time.Now())
+			if f.Meta.ID = fmt.Sprintf("loss-%03d", i); i > 0 {
+				f.Spec.Cause = api.CauseDrill
+			}
+			m := api.NewFailoverMove(f.Meta.ID, &vm, time.Now())
+			if err := configdb.FailoverMoves.CreateUnnamed(tx, &m); err != nil {
+				return err
+			}
+			return configdb.Failovers.CreateUnnamed(tx, &f)
+		})
+	}
+	wit := &witness{db: w.mem, term: 1, now: time.Now, open: map[string]map[string]bool{}}
+	must(t, wit.prune(context.Background()))
+	all := w.proofs()
+	// The newest is never removed, and counts besides.
+	if len(all) != api.KeptDrills+2 || all[0].Failover.Meta.ID != "loss-000" || all[1].Failover.Meta.ID != "loss-005" {
+		t.Fatalf("%d are kept, from %s, %s", len(all), all[0].Failover.Meta.ID, all[1].Failover.Meta.ID)
+	}
+	for _, p := range all {
+		if len(p.Moves) != 1 {
+			t.Errorf("%s has %d moves", p.Failover.Meta.ID, len(p.Moves))
+		}
+	}
+}

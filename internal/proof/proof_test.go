@@ -70,8 +70,19 @@ func lockedOut() *api.FailoverProof {
 	return p
 }
 
+// drilled is evidence that a guard ended one VM for a drill.
+func drilled() *api.FailoverProof {
+	p := sound()
+	s := &p.Failover.Spec
+	s.Cause, s.SilentMillis, s.Term, s.Leader, s.LeaderID = api.CauseDrill, 0, 0, "", ""
+	p.Failover.Status = api.FailoverStatus{}
+	p.Moves, p.Bindings = p.Moves[:1], p.Bindings[:1]
+	s.Drill = &api.FailoverDrill{VMID: p.Moves[0].Spec.VMID, VM: "a", DrillEnd: api.DrillEnd{PID: 7, Reason: "kill request", Signal: 9, At: s.At}}
+	return p
+}
+
 func TestSoundEvidenceHolds(t *testing.T) {
-	for name, p := range map[string]*api.FailoverProof{"lease": sound(), "power": switchedOff(), "storage": lockedOut()} {
+	for name, p := range map[string]*api.FailoverProof{"lease": sound(), "power": switchedOff(), "storage": lockedOut(), "drill": drilled()} {
 		v := Check(p)
 		if !v.OK || len(v.Findings) != 10 {
 			t.Errorf("%s: %+v", name, v)
@@ -112,6 +123,11 @@ func TestEachFlawIsFoundByItsRule(t *testing.T) {
 		{"no address", RuleCertain, lockedOut, func(p *api.FailoverProof) { p.Failover.Spec.Storage.Addresses = nil }},
 		{"another pool", RuleGuarded, lockedOut, func(p *api.FailoverProof) { p.Moves[0].Spec.Pools = []string{"p2"} }},
 		{"not killed", RuleGuarded, sound, func(p *api.FailoverProof) { p.Moves[0].Spec.Pools = []string{"p1"} }},
+		{"no word of the guard", RuleCertain, drilled, func(p *api.FailoverProof) { p.Failover.Spec.Drill = nil }},
+		{"it ended otherwise", RuleCertain, drilled, func(p *api.FailoverProof) { p.Failover.Spec.Drill.Reason = "lease ran out" }},
+		{"another signal", RuleCertain, drilled, func(p *api.FailoverProof) { p.Failover.Spec.Drill.Signal = 15 }},
+		{"no process", RuleCertain, drilled, func(p *api.FailoverProof) { p.Failover.Spec.Drill.PID = 0 }},
+		{"another VM", RuleGuarded, drilled, func(p *api.FailoverProof) { p.Failover.Spec.Drill.VMID = "z" }},
 		{"an earlier term", RuleLeader, sound, func(p *api.FailoverProof) { p.Moves[1].Spec.Term = 6 }},
 		{"moved before", RuleAfter, sound, func(p *api.FailoverProof) { p.Moves[0].Meta.Revision = 99 }},
 		{"no record", RuleAfter, sound, func(p *api.FailoverProof) { p.Failover.Meta.Revision = 0 }},
