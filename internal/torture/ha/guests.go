@@ -19,10 +19,11 @@ const (
 	consoleBytes = 8192
 	// pauseMin is a pause in counting that is worth the name.
 	pauseMin = 2 * time.Second
-	// A guest counts less than three times in a second. A number that is further ahead
-	// of all others was misread: when a daemon is started again, a console may double
-	// the character that was on its way (hypervisor/console), and 1253 becomes 12533.
-	leapMost, leapPerSecond = 30, 10
+	// A guest counts less than four times in a second, and boots at most once in some
+	// seconds. A number that is further ahead of all others was misread: when a daemon is
+	// started again, a console may double the character that was on its way
+	// (hypervisor/console), and 1253 becomes 12533, or boot 6 boot 66.
+	leapMost, leapPerSecond, bootsMost = 30, 10, 8
 )
 
 // line is what a guest says: a number that was printed is on the disk.
@@ -83,7 +84,7 @@ func (g *guest) hear(text []byte, at time.Duration) (wrong []string) {
 		if again && counter <= s.last {
 			continue // heard before
 		}
-		if g.most.counter > 0 && counter > g.most.counter+leapMost+leapPerSecond*int((at-g.most.at)/time.Second) {
+		if g.last.boot > 0 && boot > g.last.boot+bootsMost || g.most.counter > 0 && counter > g.most.counter+leapMost+leapPerSecond*int((at-g.most.at)/time.Second) {
 			g.misread[span{boot, counter}] = true
 			continue
 		}

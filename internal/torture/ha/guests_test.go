@@ -28,6 +28,7 @@ func TestWhatAGuestSaysIsChecked(t *testing.T) {
 		"the next boot":                {said(2, 1254, 1260), false},
 		"a character was doubled":      {[]byte("muster-guest name=g1 boot=1 counter=12533\r\n"), false},
 		"doubled, and then boots":      {append([]byte("muster-guest name=g1 boot=1 counter=12533\r\n"), said(2, 1254, 1260)...), false},
+		"a boot was misread":           {append([]byte("muster-guest name=g1 boot=11 counter=1254\r\n"), said(2, 1255, 1260)...), false},
 		"a written number is lost":     {said(2, 1253, 1253), true},
 		"an earlier boot writes, too":  {append(said(2, 1254, 1256), said(1, 1254, 1255)...), true},
 		"boots with numbers of before": {said(2, 1000, 1001), true},
