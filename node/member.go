@@ -120,7 +120,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, packets net.Pack
 func (m *member) wire(services func() []api.ServiceStatus) error {
 	m.guard = newGuardLink(m.cfg, m.log.With("module", "guard"))
 	m.storage = storage.New(storage.Config{
-		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, DataDir: m.cfg.DataDir,
+		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, DataDir: m.cfg.DataDir, RunDir: m.cfg.RunDir,
 		QemuImg: m.cfg.QEMUImg, Streams: volumeStreams{m}, OpenKey: sealer{m.info.clusterKey}.Open, NoteKey: noteKey(m.info.clusterKey), Log: m.log.With("module", "storage"),
 	})
 	m.ha = ha.NewService(ha.ServiceConfig{

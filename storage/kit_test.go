@@ -93,7 +93,7 @@ func (k *kit) config(name string) Config {
 	if testing.Verbose() {
 		log = os.Stderr
 	}
-	return Config{DB: k.db, NodeID: h.id, NodeName: name, DataDir: h.dir, Log: slog.New(slog.NewTextHandler(log, nil)).With("node", name)}
+	return Config{DB: k.db, NodeID: h.id, NodeName: name, DataDir: h.dir, RunDir: filepath.Join(h.dir, "run"), Log: slog.New(slog.NewTextHandler(log, nil)).With("node", name)}
 }
 
 // start runs a node's service until the test or stop ends it.

@@ -76,7 +76,7 @@ func (b *noteBox) close() {
 }
 
 // NotePools returns the IDs of the pools through which this node can reach others: of
-// type shared, usable here as last seen.
+// types shared and rbd, usable here as last seen.
 func (s *Service) NotePools() []string {
 	var ids []string
 	s.mu.Lock()
@@ -98,8 +98,10 @@ func (s *Service) NotePools() []string {
 // WriteNote replaces this node's note in a pool, of at most NoteSize bytes. When it
 // returns nil the note is on the pool's storage, where other nodes read it, though not
 // necessarily safe from a loss of power there. After an error it may be there or not, or
-// come there later, but never after a note that is written later. It returns at the end
-// of ctx, whatever the storage does.
+// come there later, but never after a note that is written later (but for what an
+// operation that was ended in a Ceph cluster that hung had on its way in the network;
+// who reads has the note's own number). It returns at the end of ctx, whatever the
+// storage does.
 func (s *Service) WriteNote(ctx context.Context, poolID string, note []byte) error {
 	box, err := s.noteBox(poolID)
 	if err != nil {
@@ -165,7 +167,7 @@ func (s *Service) noteBox(poolID string) (*noteBox, error) {
 	case lp == nil:
 		return nil, api.Errorf(api.CodeNotFound, "pool %s is not known on node %s, or not yet", clip(poolID), s.cfg.NodeName)
 	case lp.notes == nil:
-		return nil, api.Errorf(api.CodeUnsupported, "%s has no notes; pools of type shared have", lp.what)
+		return nil, api.Errorf(api.CodeUnsupported, "%s has no notes; pools of types shared and rbd have", lp.what)
 	}
 	return lp.notes, nil
 }
@@ -214,10 +216,16 @@ func noteFailed(box *noteBox, verb string, err error) error {
 
 // notesOf makes what holds the notes of a pool, nil for a type that has none.
 func (s *Service) notesOf(pool *api.Pool, lp *localPool) *noteBox {
-	if pool.Spec.Type != api.PoolShared {
+	box := &noteBox{what: lp.what, failing: map[noteAccess]bool{}}
+	switch pool.Spec.Type {
+	case api.PoolShared:
+		box.place = newNoteFiles(lp, s.cfg.NodeID)
+	case api.PoolRBD:
+		box.place = newNoteImage(s, lp)
+	default:
 		return nil
 	}
-	return &noteBox{what: lp.what, failing: map[noteAccess]bool{}, place: newNoteFiles(lp, s.cfg.NodeID)}
+	return box
 }
 
 // closeNotes ends what serves notes.

@@ -77,7 +77,9 @@ type verdict struct {
 	reason string
 	stamp  string
 	space  space
-	// root is that of the directory, if it answers, of a pool of type shared.
+	// root is that of the directory, if it answers, of a pool of type shared. One of
+	// type rbd has no other than itself: its name never changes, and a Ceph cluster that
+	// is another one does not know its key.
 	root *rootID
 	// addresses under which the pool sees this node, if they were looked for.
 	addresses []string

@@ -87,8 +87,16 @@ func (d *rbdDriver) nameOf(image, snapshot string) string {
 func (d *rbdDriver) volumePath(id string) string    { return d.nameOf(rbdVolume+id, "") }
 func (d *rbdDriver) imagePath(id, _ string) string  { return d.nameOf(rbdImage+id, rbdSnapshot) }
 func (d *rbdDriver) volumeFormat(volumePlan) string { return formatRaw }
-func (d *rbdDriver) leave(context.Context) error    { return os.RemoveAll(d.lp.path) }
 func (d *rbdDriver) at(image string) string         { return d.in() + image }
+
+func (d *rbdDriver) leave(ctx context.Context) error {
+	err := os.RemoveAll(d.lp.path)
+	if d.lp.swept { // else it was never usable here
+		err = errors.Join(err, d.removeNotes(ctx))
+	}
+	return err
+}
+
 func (d *rbdDriver) grantVolume(context.Context, string, int, int, int) error {
 	return nil // who has the key may open it
 }

@@ -91,7 +91,7 @@ func TestPoolsInCeph(t *testing.T) {
 	ceph := cephtest.Start(t, hosts.bridge)
 	k := newKit(t, "m1", "m2")
 	for _, h := range k.nodes {
-		h.Service.cfg.OpenKey = openSealed
+		h.Service.cfg.OpenKey, h.Service.cfg.NoteKey = openSealed, []byte("the cluster's key for notes, 32 b")
 	}
 	pool := k.rbdPool("ceph", ceph.Spec)
 	left := rbdTmp + k.nodes["m1"].id + "-" + api.NewID() + "-X"
@@ -109,6 +109,23 @@ func TestPoolsInCeph(t *testing.T) {
 	t.Run("a pool says what is wrong with it", func(*testing.T) {
 		for reason, pool := range wrong {
 			k.untilNotReady(pool, "m1", reason)
+		}
+	})
+	t.Run("nodes leave notes", func(t *testing.T) { rbdNotesLive(t, k, ceph, pool, hosts) })
+	t.Run("nothing stays of a pool that is removed", func(t *testing.T) {
+		k.txn(func(v *configdb.View, tx *configdb.Txn) error {
+			p, err := configdb.Pools.Get(v, pool.Meta.ID)
+			if err != nil {
+				return err
+			}
+			configdb.Pools.Delete(tx, &p)
+			return nil
+		})
+		for _, h := range k.nodes {
+			k.untilGone(configdb.PoolStates.StatusPrefix() + configdb.PoolStateID(pool.Meta.ID, h.id))
+		}
+		if out := ceph.Admin(t, "rbd", "ls", ceph.Spec.Pool); out != "" {
+			t.Errorf("left in the pool: %s", out)
 		}
 	})
 }
@@ -274,6 +291,9 @@ func rbdFences(t *testing.T, k *kit, ceph *cephtest.Ceph, pool api.Pool, hosts *
 	back := startQEMU(t, hosts.names[0], path, ceph.Spec.Key)
 	back.want("read -P 8 0 4096", "read 4096")
 	back.want("write -P 1 0 4096", "wrote 4096")
+	back.do("quit", nil) // a client that is killed has the volume open for 30 s more
+	k.deleteVolume(vol.Meta.ID)
+	k.untilGone(configdb.Volumes.SpecKey(vol.Meta.ID))
 	if _, err := guard.Fence(ctx, []string{"0.0.0.0"}, nil, false, nil); api.CodeOf(err) != api.CodeInvalid {
 		t.Errorf("everybody was fenced: %v", err)
 	}

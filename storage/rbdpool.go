@@ -45,7 +45,7 @@ func (d *rbdDriver) check(ctx context.Context, _ *configdb.View, _ *api.Pool, st
 			d.s.log.Warn("this node could not be locked out of a pool, so that its VMs there end with its lease", "pool", d.name, "err", err)
 		}
 	}
-	return verdict{ready: true, space: lp.space, addresses: addresses, again: cephInterval}, nil
+	return verdict{ready: true, space: lp.space, root: &rootID{}, addresses: addresses, again: cephInterval}, nil
 }
 
 // look says what is missing, with the remedy.
@@ -97,9 +97,18 @@ func (d *rbdDriver) probe(ctx context.Context) error {
 	if !errors.As(err, &exit) {
 		return err
 	}
-	switch text := exit.text; {
-	case strings.Contains(text, "error reading header from "+probeImage+": No such file"):
+	if strings.Contains(exit.text, noImage(probeImage)) {
 		return nil
+	}
+	return d.cannotOpen(exit.text)
+}
+
+// noImage is what QEMU's driver says of an image that does not exist.
+func noImage(image string) string { return "error reading header from " + image + ": No such file" }
+
+// cannotOpen makes an error with a remedy of what QEMU's driver says.
+func (d *rbdDriver) cannotOpen(text string) error {
+	switch {
 	case strings.Contains(text, "Unknown driver"):
 		return api.Errorf(api.CodeUnsupported, "QEMU on this node has no driver for rbd; install the package qemu-block-extra")
 	case strings.Contains(text, "error opening pool") && strings.Contains(text, "No such file"):
@@ -109,11 +118,11 @@ func (d *rbdDriver) probe(ctx context.Context) error {
 	case strings.Contains(text, "timed out"):
 		return api.Errorf(api.CodeTimeout, "the monitors of the Ceph cluster (%s) do not answer; check their addresses and that this node reaches them", strings.Join(d.spec.Monitors, ", "))
 	case strings.Contains(text, "not permitted"), strings.Contains(text, "ermission denied"), strings.Contains(text, "Invalid argument"):
-		return api.Errorf(api.CodeForbidden, "the Ceph cluster refuses client.%s (%s); check the key, and its capabilities: mon 'profile rbd', osd 'profile rbd pool=%s'", d.spec.User, exit.text, d.spec.Pool)
+		return api.Errorf(api.CodeForbidden, "the Ceph cluster refuses client.%s (%s); check the key, and its capabilities: mon 'profile rbd', osd 'profile rbd pool=%s'", d.spec.User, text, d.spec.Pool)
 	case strings.Contains(text, "Cannot send after transport endpoint shutdown"):
 		return api.Errorf(api.CodeRefused, "the Ceph cluster has locked this host out (see: ceph osd blocklist ls): it was given up for lost; it is readmitted when its node is, or by hand with: ceph osd blocklist rm ADDRESS:0/0")
 	}
-	return api.Errorf(api.CodeInternal, "the Ceph cluster cannot be used: %s", exit.text)
+	return api.Errorf(api.CodeInternal, "the Ceph cluster cannot be used: %s", text)
 }
 
 // clean removes the unfinished work of this node's earlier life.

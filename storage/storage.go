@@ -51,6 +51,9 @@ type Config struct {
 	NodeName string
 	// DataDir holds the pool "local" in its folder pool.
 	DataDir string
+	// RunDir has the sockets, in its folder notes, of what serves notes in pools of type
+	// rbd; it must be short.
+	RunDir string
 	// QemuImg is the program, "qemu-img" when empty.
 	QemuImg string
 	// FirmwareDirs have the descriptors of UEFI firmwares; uefi.Dirs() when nil.
