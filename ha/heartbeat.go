@@ -325,12 +325,16 @@ func (h *Heartbeat) take() []found {
 	return out
 }
 
-// see takes a note in, and when it changed.
+// see takes a note in, and when it changed. One that was written before what was seen of
+// the same daemon has landed late: it tells nothing.
 func (h *Heartbeat) see(f found) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	at := place{f.pool, f.Node}
 	old, known := h.sight[at]
+	if known && old.note.Boot == f.Boot && f.Number < old.note.Number {
+		return
+	}
 	now := sight{note: *f.note, changed: old.changed}
 	if known && (old.note.Boot != f.Boot || old.note.Number != f.Number) {
 		now.changed = h.c.Now()

@@ -399,6 +399,28 @@ func TestANoteOfAnEarlierLifeHidesNothing(t *testing.T) {
 	}
 }
 
+// A write of a pool that hung may land after a later one.
+func TestANoteThatLandsLateTellsNothing(t *testing.T) {
+	w := heartbeats(t)
+	h := w.nodes[0].heart
+	sees := func(boot string, number uint64) (arrived bool, changed time.Duration) {
+		w.now += time.Second
+		h.see(found{&note{Life: 1, Node: "x", Boot: boot, Number: number}, "pool"})
+		return len(h.take()) == 1, h.sight[place{"pool", "x"}].changed
+	}
+	sees("a", 7)
+	_, at := sees("a", 8)
+	if arrived, changed := sees("a", 7); arrived || changed != at {
+		t.Errorf("a note that landed late: arrived %v, a change at %v, the last one was at %v", arrived, changed, at)
+	}
+	if arrived, changed := sees("a", 8); !arrived || changed != at {
+		t.Errorf("the same note again: arrived %v, a change at %v, the last one was at %v", arrived, changed, at)
+	}
+	if arrived, changed := sees("another daemon, which counts anew", 1); !arrived || changed == at {
+		t.Errorf("the note of another daemon: arrived %v, a change at %v", arrived, changed)
+	}
+}
+
 // A line that fails for a moment costs no election.
 func TestAVoterAloneLeavesNoTerm(t *testing.T) {
 	w := heartbeats(t)

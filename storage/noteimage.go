@@ -61,6 +61,7 @@ type noteImage struct {
 	server *noteServer // nil if there is none; one that ends is here until it has ended
 	began  time.Time   // of the last start
 	pause  time.Duration
+	why    error // the last one ended, or did not start
 }
 
 func newNoteImage(s *Service, lp *localPool) *noteImage {
@@ -134,9 +135,16 @@ func (n *noteImage) ask(srv *noteServer, f func(context.Context) error) error {
 	defer cancel()
 	err := f(ctx)
 	if err != nil {
+		n.failed(err)
 		n.end(srv)
 	}
 	return err
+}
+
+func (n *noteImage) failed(why error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.why = why
 }
 
 // end returns when a server has ended.
@@ -167,24 +175,28 @@ func (n *noteImage) serve() (*noteServer, error) {
 	if srv != nil && srv.driver == d && srv.runs() {
 		return srv, nil
 	}
-	if srv != nil { // it has died, or the pool has other monitors or another key now
+	if srv != nil {
+		n.failed(errNotesServer)
 		n.end(srv)
 	}
 	return call(context.Background(), n.starts, 2*noteDeadline, func() (*noteServer, error) { return n.start(d) })
 }
+
+// errNotesServer: it has died, or the pool has other monitors or another key now.
+var errNotesServer = errors.New("its process has ended, or the pool was changed")
 
 var errNotesGone = api.Errorf(api.CodeRefused, "the pool is not used here any more")
 
 // start is called by one at a time.
 func (n *noteImage) start(d *rbdDriver) (*noteServer, error) {
 	n.mu.Lock()
-	srv, wait := n.server, n.pause-time.Since(n.began)
+	srv, wait, why := n.server, n.pause-time.Since(n.began), n.why
 	n.mu.Unlock()
 	switch {
 	case srv != nil:
 		return srv, nil // of who was here before
 	case wait > 0:
-		return nil, api.Errorf(api.CodeTimeout, "what serves the notes has ended; it is started again in %s", wait.Round(time.Second))
+		return nil, api.Errorf(api.CodeTimeout, "what serves the notes is started again in %s; the last one failed: %w", wait.Round(time.Second), why)
 	}
 	n.mu.Lock()
 	if n.pause = min(2*n.pause, notesMostPause); time.Since(n.began) > notesLasting {
@@ -201,6 +213,7 @@ func (n *noteImage) start(d *rbdDriver) (*noteServer, error) {
 		}
 	}
 	if err != nil {
+		n.failed(err)
 		return nil, err
 	}
 	n.mu.Lock()

@@ -104,6 +104,7 @@ func TestPoolsInCeph(t *testing.T) {
 			t.Errorf("the pool has %s", out)
 		}
 	})
+	t.Run("nodes leave notes", func(t *testing.T) { rbdNotesLive(t, k, ceph, pool, hosts) })
 	t.Run("volumes live", func(t *testing.T) { rbdVolumes(t, k, ceph, pool) })
 	t.Run("a host is locked out", func(t *testing.T) { rbdFences(t, k, ceph, pool, hosts) })
 	t.Run("a pool says what is wrong with it", func(*testing.T) {
@@ -111,7 +112,6 @@ func TestPoolsInCeph(t *testing.T) {
 			k.untilNotReady(pool, "m1", reason)
 		}
 	})
-	t.Run("nodes leave notes", func(t *testing.T) { rbdNotesLive(t, k, ceph, pool, hosts) })
 	t.Run("nothing stays of a pool that is removed", func(t *testing.T) {
 		k.txn(func(v *configdb.View, tx *configdb.Txn) error {
 			p, err := configdb.Pools.Get(v, pool.Meta.ID)
@@ -211,7 +211,7 @@ func rbdVolumes(t *testing.T, k *kit, ceph *cephtest.Ceph, pool api.Pool) {
 	}
 	k.deleteImage(img.Meta.ID)
 	k.untilGone(configdb.Images.SpecKey(img.Meta.ID))
-	if out := ceph.Admin(t, "rbd", "ls", ceph.Spec.Pool); out != "" {
+	if out := ceph.Admin(t, "rbd", "ls", ceph.Spec.Pool); out != rbdNotes+pool.Meta.ID {
 		t.Errorf("left in the pool: %s", out)
 	}
 	if left := files(t, h.local(pool).path, "tmp"); len(left) > 0 {

@@ -136,11 +136,19 @@ func notesLockedOut(t *testing.T, k *kit, pool api.Pool, hosts *cephHosts) {
 	m1, m2 := k.nodes["m1"], k.nodes["m2"]
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	elsewhere := *m2.driver(pool).(*rbdDriver)
+	here := m2.driver(pool).(*rbdDriver)
+	elsewhere := *here
 	elsewhere.cmd.wrap = []string{"ip", "netns", "exec", hosts.names[0]}
-	m2.mu.Lock()
-	m2.pools[pool.Meta.ID].driver = &elsewhere
-	m2.mu.Unlock()
+	moves := func(to driver) {
+		m2.mu.Lock()
+		defer m2.mu.Unlock()
+		m2.pools[pool.Meta.ID].driver = to
+	}
+	moves(&elsewhere)
+	defer func() {
+		moves(here)
+		k.untilReady(pool, "m2") // it may have been looked at meanwhile
+	}()
 	m2.untilNoted(t, pool, "from another host")
 	guard := rbdFencer{m1.driver(pool).(*rbdDriver)}
 	if _, err := guard.Fence(ctx, hosts.addrs[:1], nil, false, nil); err != nil {
