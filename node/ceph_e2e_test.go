@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -65,10 +67,11 @@ func TestGuestOnCeph(t *testing.T) {
 	if boot, _ := f.counting(at, 60*time.Second, 1, c); boot != 1 {
 		t.Fatalf("the guest booted %d times", boot)
 	}
-	for _, pid := range qemus(t, vm.Meta.ID) {
+	notes := f.noteServers()
+	for _, pid := range append(qemus(t, vm.Meta.ID), notes...) {
 		for _, file := range []string{"cmdline", "environ"} {
 			if b, err := os.ReadFile(filepath.Join("/proc", pid, file)); err != nil || strings.Contains(string(b), ceph.Spec.Key) {
-				t.Errorf("the key is in %s of QEMU (%v)", file, err)
+				t.Errorf("the key is in %s of a process (%v)", file, err)
 			}
 		}
 	}
@@ -77,6 +80,38 @@ func TestGuestOnCeph(t *testing.T) {
 			t.Error("the key is shown")
 		}
 	}
+	// What serves the notes of a daemon that is killed ends, also if it stands still.
+	pid, err := strconv.Atoi(notes[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	f.nodes[1].kill9()
+	f.eventually(10*time.Second, "the server of its notes has ended", func() error {
+		if left := processes(t, "qemu-nbd", f.nodes[1].runDir); len(left) > 0 {
+			return fmt.Errorf("%s is left", left)
+		}
+		return nil
+	})
+}
+
+// noteServers are the processes by which the nodes leave their notes in the pool, one for
+// each.
+func (f *flock) noteServers() (pids []string) {
+	f.t.Helper()
+	for _, h := range f.nodes {
+		f.eventually(30*time.Second, h.name+" has one server of notes", func() error {
+			found := processes(f.t, "qemu-nbd", h.runDir)
+			if len(found) != 1 {
+				return fmt.Errorf("%d: %s", len(found), found)
+			}
+			pids = append(pids, found...)
+			return nil
+		})
+	}
+	return pids
 }
 
 // removedVM makes a VM with UEFI variables and removes it before it ever ran: what a

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -413,7 +414,10 @@ func (f *flock) eventually(within time.Duration, what string, try func() error) 
 
 // qemus returns the PIDs of the QEMU processes of a VM on this machine, by
 // /proc, whoever started them.
-func qemus(t *testing.T, vmID string) (pids []string) {
+func qemus(t *testing.T, vmID string) (pids []string) { return processes(t, "qemu-system", vmID) }
+
+// processes are the living ones that have these words in their arguments.
+func processes(t *testing.T, words ...string) (pids []string) {
 	t.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -421,7 +425,7 @@ func qemus(t *testing.T, vmID string) (pids []string) {
 	}
 	for _, d := range dirs {
 		cmdline, err := os.ReadFile(filepath.Join(d, "cmdline"))
-		if err != nil || !bytes.Contains(cmdline, []byte("qemu-system")) || !bytes.Contains(cmdline, []byte(vmID)) {
+		if err != nil || slices.ContainsFunc(words, func(w string) bool { return !bytes.Contains(cmdline, []byte(w)) }) {
 			continue
 		}
 		stat, err := os.ReadFile(filepath.Join(d, "stat"))
