@@ -32,9 +32,11 @@
 // are not re-read: QEMU reports a file that was removed behind our back.
 //
 // Goroutines: Run owns five reconcile loops (pools, images, volumes, moves and what
-// these left) and waits for them; ServeStream is its caller's. A call that hangs in the kernel outlives its deadline; at
-// most maxWorkCalls and one check per pool can hang at a time.
+// these left) and waits for them; ServeStream is its caller's. Each pool of type rbd whose
+// notes are used has one that waits for their qemu-nbd; the end of Run ends that, too. A
+// call that hangs in the kernel outlives its deadline; at most maxWorkCalls and one check
+// per pool can hang at a time.
 //
 // Limits are the constants in storage.go, lane.go, qemuimg.go, cephcmd.go, rbdpool.go,
-// rbdfence.go, copy.go, move.go and movestream.go. DESIGN.md has the reasons and the steps of a move.
+// rbdfence.go, notes.go, noteimage.go, copy.go, move.go and movestream.go. DESIGN.md has the reasons and the steps of a move.
 package storage
