@@ -16,8 +16,8 @@
 //     writes to a file; the file is trimmed above MaxLogBytes.
 //
 // Non-guarantees: output that QEMU produced while no daemon ran is in the
-// history, but a few bytes around the restart may be missing or doubled, as may
-// be around a trimming of the file. While the daemon is stopped (not killed)
+// history, but a few bytes around the restart may be doubled if the guest goes on
+// printing at that moment, as may be around a trimming of the file. While the daemon is stopped (not killed)
 // the socket's buffer, about 200 KiB, fills up and then the guest's serial port
 // waits.
 //
@@ -25,6 +25,7 @@
 package console
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -54,8 +55,7 @@ const (
 	MaxWriteBytes = 64 << 10
 	// ConnectTimeout bounds the connection to QEMU's socket.
 	ConnectTimeout = 5 * time.Second
-	// settle is how long after connecting output may be both in the file and
-	// in the socket.
+	// settle is how long QEMU may take from the socket to the file.
 	settle    = 50 * time.Millisecond
 	chunkSize = 4 << 10
 )
@@ -96,36 +96,56 @@ func Open(ctx context.Context, socket string, pid int, logPath string, log *slog
 		conn: conn, logPath: logPath, log: log,
 		write: make(chan struct{}, 1), done: make(chan struct{}), subs: map[*reader]struct{}{},
 	}
-	old, err := tail(logPath, HistoryBytes)
+	old, end, err := tail(logPath, HistoryBytes)
 	if err != nil {
 		log.Warn("console history of an earlier run is lost", "err", err)
 	}
 	c.ring.write(old)
 	go func() { // it carries what the guest prints, so a bug there ends this console only
-		if err := contain.Do(func() { c.read(old) }); err != nil {
+		if err := contain.Do(func() { c.read(old, end) }); err != nil {
 			log.Error("serial console ended", "err", err)
 		}
 	}()
 	return c, nil
 }
 
-// read runs until the socket ends.
-func (c *Console) read(old []byte) {
+// read runs until the socket ends. What QEMU prints after the connection is in the file,
+// too, so the first of it may be the end of old, which the file had up to end.
+func (c *Console) read(old []byte, end int64) {
 	defer c.end()
 	buf := make([]byte, chunkSize)
-	_ = c.conn.SetReadDeadline(time.Now().Add(settle))
 	for first := true; ; first = false {
 		n, err := c.conn.Read(buf)
 		chunk := buf[:n]
 		if first {
-			_ = c.conn.SetReadDeadline(time.Time{})
-			chunk = chunk[overlap(old, chunk):]
+			chunk = chunk[c.doubled(old, end, chunk):]
 		}
 		c.publish(chunk)
-		if err != nil && (!first || !errors.Is(err, os.ErrDeadlineExceeded)) {
+		if err != nil {
 			return
 		}
 	}
+}
+
+// doubled is how much of the first chunk is in old: what has come to the file since is
+// not. QEMU writes to the socket a moment before it does to the file.
+func (c *Console) doubled(old []byte, end int64, chunk []byte) int {
+	n := len(chunk)
+	for again := false; n > 0; again = true {
+		st, err := os.Stat(c.logPath)
+		if err != nil || st.Size() < end { // it was trimmed
+			return overlap(old, chunk)
+		}
+		n = max(0, len(chunk)-int(min(st.Size()-end, int64(len(chunk)))))
+		if again {
+			break
+		}
+		time.Sleep(settle)
+	}
+	if n > len(old) || !bytes.Equal(old[len(old)-n:], chunk[:n]) {
+		return overlap(old, chunk)
+	}
+	return n
 }
 
 // overlap returns how much of the begin of b is the end of a.
@@ -257,7 +277,7 @@ func Trim(logPath string) error {
 	if err != nil {
 		return err
 	}
-	keep, err := tail(logPath, HistoryBytes)
+	keep, _, err := tail(logPath, HistoryBytes)
 	if err != nil {
 		return err
 	}
@@ -271,19 +291,22 @@ func Trim(logPath string) error {
 	return errors.Join(err, f.Close())
 }
 
-// tail returns the last n bytes of a file, nothing if it does not exist.
-func tail(path string, n int64) ([]byte, error) {
+// tail returns the last n bytes of a file, nothing if it does not exist, and the place
+// after them.
+func tail(path string, n int64) (b []byte, end int64, err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return nil, 0, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return io.ReadAll(io.NewSectionReader(f, max(0, st.Size()-n), n))
+	from := max(0, st.Size()-n)
+	b, err = io.ReadAll(io.NewSectionReader(f, from, n))
+	return b, from + int64(len(b)), err
 }

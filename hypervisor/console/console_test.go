@@ -184,6 +184,40 @@ func TestHistoryComesFromTheFileAfterARestart(t *testing.T) {
 	}
 }
 
+// What QEMU printed a moment before the connection may come from the socket late.
+func TestNothingIsDoubledAfterARestart(t *testing.T) {
+	const logged = "counter=1253"
+	for name, c := range map[string]struct{ chunk, more, want string }{
+		"it is in the file":     {"3\r\n", "\r\n", "counter=1253\r\n"},
+		"it came after":         {"3\r\n", "3\r\n", "counter=12533\r\n"},
+		"another one came":      {"4\r\n", "4\r\n", "counter=12534\r\n"},
+		"more than was there":   {"er=1253\r\n", "\r\n", "counter=1253\r\n"},
+		"the file was not told": {"1253\r\n", "", "counter=1253\r\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o, qemu := open(t, logged)
+			time.Sleep(2 * settle)
+			f, err := os.OpenFile(o.logPath, os.O_WRONLY|os.O_APPEND, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteString(c.more); err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+			say(t, qemu, c.chunk)
+			ch, cancel, err := o.Subscribe(HistoryBytes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cancel()
+			if got := collect(t, ch, "\r\n"); got != c.want {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
 func TestTooManyReadersAreRefused(t *testing.T) {
 	c, _ := open(t, "")
 	for range MaxReaders {
