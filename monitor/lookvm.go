@@ -19,6 +19,8 @@ type vmLook struct {
 	binding api.Binding
 	// from is the node that the mark names, if it is still there.
 	from *api.Node
+	// drilled: it got its present binding in a drill.
+	drilled bool
 }
 
 func readVM(v *configdb.View, id string) (*vmLook, error) {
@@ -34,6 +36,8 @@ func readVM(v *configdb.View, id string) (*vmLook, error) {
 	if l.binding, err = configdb.Bindings.Get(v, id); api.IgnoreNotFound(err) != nil {
 		return nil, err
 	}
+	d, err := configdb.Drills.Get(v, id)
+	l.drilled = err == nil && l.binding.Spec.Epoch != 0 && d.Status.Epoch == l.binding.Spec.Epoch
 	if l.mark.NodeID != "" {
 		if n, err := configdb.Nodes.Get(v, l.mark.NodeID); err == nil {
 			l.from = &n
@@ -76,7 +80,9 @@ func (l *vmLook) advance(now time.Time) []api.Event {
 	name := l.vm.Meta.Name
 	if was.Epoch > 0 && b.Epoch > was.Epoch && b.NodeID != was.NodeID {
 		details := map[string]string{"from": was.Node, "to": b.Node, "epoch": fmt.Sprint(b.Epoch)}
-		if loss, from := l.takenFor(was, now); from != "" {
+		if l.drilled {
+			add("vm.moved", api.SeverityInfo, details, "vm %s was failed over from node %s to node %s in a drill", name, was.Node, b.Node)
+		} else if loss, from := l.takenFor(was, now); from != "" {
 			next.MovedFrom, next.MovedFromID, next.MovedLoss, next.Recovering = was.Node, was.NodeID, loss, true
 			add("vm.recovered", api.SeverityWarning, details, "vm %s was moved from %s to node %s", name, from, b.Node)
 		} else {

@@ -248,6 +248,40 @@ func TestANodeThatCameBackBetweenTwoLooksIsToldOf(t *testing.T) {
 	}
 }
 
+// A drill is no loss: neither of the VM's node nor of its disks.
+func TestADrillIsToldOfAsOne(t *testing.T) {
+	k := newKit(t)
+	k.lead(k.service("m2"), 1)
+	k.settle()
+	k.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		b, err := configdb.Bindings.Get(v, k.vm.Meta.ID)
+		if err != nil {
+			return err
+		}
+		m1, err := configdb.Nodes.Get(v, b.Spec.NodeID)
+		if err != nil {
+			return err
+		}
+		to := k.nodes["m3"].Meta.ID
+		b.Spec.RecoveredFrom = b.Spec.Recovered(&m1, to)
+		b.Spec.NodeID, b.Spec.Node, b.Spec.Epoch = to, "m3", 2
+		d := api.Drill{Meta: api.NewMeta(api.KindDrill, "", "web1"), Status: api.DrillStatus{Phase: api.TaskRunning, Epoch: 2}}
+		d.Meta.ID = k.vm.Meta.ID
+		if err := configdb.Drills.CreateUnnamed(tx, &d); err != nil {
+			return err
+		}
+		return configdb.Bindings.UpdateSpec(v, tx, &b)
+	})
+	k.vmStatus(func(s *api.VMStatus) { s.Phase, s.Node, s.Epoch = api.VMStarting, "m3", 2 })
+	k.settle()
+	if moved, recovered := k.events("vm.moved"), k.events("vm.recovered"); len(moved) != 1 || len(recovered) != 0 || !strings.Contains(moved[0].Spec.Message, "in a drill") {
+		t.Errorf("%+v, %+v", moved, recovered)
+	}
+	if a, ok := k.alert(k.db.Local(), "vm-recovered"); ok {
+		t.Errorf("%+v", a.Status)
+	}
+}
+
 func TestBuiltInRulesThatWereRemovedStayAway(t *testing.T) {
 	k := newKit(t)
 	stop := k.lead(k.service("m2"), 1)
