@@ -92,6 +92,7 @@ type RuleCheck string
 const (
 	CheckNodeLost      RuleCheck = "node-lost"
 	CheckQuorumMargin  RuleCheck = "quorum-margin"
+	CheckQuorumLost    RuleCheck = "quorum-lost"
 	CheckVMFailed      RuleCheck = "vm-failed"
 	CheckVMRecovered   RuleCheck = "vm-recovered"
 	CheckPoolFull      RuleCheck = "pool-full"
@@ -107,7 +108,7 @@ const (
 
 // RuleSpec is the definition.
 type RuleSpec struct {
-	Check    RuleCheck `json:"check" enum:"node-lost,quorum-margin,vm-failed,vm-recovered,pool-full,clock-skew,certificate,backup,metric"`
+	Check    RuleCheck `json:"check" enum:"node-lost,quorum-margin,quorum-lost,vm-failed,vm-recovered,pool-full,clock-skew,certificate,backup,metric"`
 	Severity Severity  `json:"severity,omitempty" enum:"info,warning,critical"`
 	// Threshold in the unit of the check: percent for pool-full, seconds for
 	// clock-skew, days for certificate, the metric's own for metric.
@@ -149,7 +150,7 @@ const (
 // Validate implements Spec.
 func (s *RuleSpec) Validate() error {
 	switch s.Check {
-	case CheckNodeLost, CheckQuorumMargin, CheckVMFailed, CheckVMRecovered, CheckPoolFull, CheckClockSkew, CheckCertificate, CheckBackup, CheckDrill:
+	case CheckNodeLost, CheckQuorumMargin, CheckQuorumLost, CheckVMFailed, CheckVMRecovered, CheckPoolFull, CheckClockSkew, CheckCertificate, CheckBackup, CheckDrill:
 	case CheckMetric:
 		if s.Metric == "" {
 			return Invalid("spec.metric", "is missing; give the name of a series")

@@ -11,9 +11,19 @@ import (
 	"github.com/muster-vm/muster/configdb"
 )
 
-// builtinMark says that the built-in rules were made once. A user may remove
-// or change them; they do not come back.
+// builtinMark says which of the built-in rules were made once: all up to a
+// generation. A user may remove or change them; they do not come back.
 const builtinMark = configdb.Root + "monitor/builtin-rules"
+
+// builtinGeneration is that of this build. The second brought quorumLost.
+const (
+	builtinGeneration = "2"
+	quorumLost        = "quorum-lost"
+)
+
+// lossPatience is how long a node must have lost its quorum before it says so:
+// elections and the restart of a switch are over in less.
+const lossPatience = 60
 
 // lossSettle is how long a node must be lost before its alert fires: the VMs
 // are bound to other nodes within it, so that the one message names them.
@@ -24,6 +34,7 @@ func builtins() map[string]api.RuleSpec {
 	return map[string]api.RuleSpec{
 		"node-lost":     {Check: api.CheckNodeLost, Severity: api.SeverityCritical, ForSeconds: lossSettle},
 		"quorum-margin": {Check: api.CheckQuorumMargin, Severity: api.SeverityCritical, ForSeconds: 10},
+		quorumLost:      {Check: api.CheckQuorumLost, Severity: api.SeverityCritical, ForSeconds: lossPatience},
 		"vm-failed":     {Check: api.CheckVMFailed, Severity: api.SeverityWarning},
 		"vm-recovered":  {Check: api.CheckVMRecovered, Severity: api.SeverityInfo},
 		"pool-full":     {Check: api.CheckPoolFull, Severity: api.SeverityWarning, ForSeconds: 60},
@@ -39,13 +50,17 @@ func (s *Service) createBuiltins(ctx context.Context, term uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	_, err := configdb.Transact(ctx, s.db, Actor, writeAttempts, func(v *configdb.View, tx *configdb.Txn) error {
-		if _, done := v.Get(builtinMark); done {
+		mark, made := v.Get(builtinMark)
+		if made && string(mark.Value) >= builtinGeneration {
 			return nil
 		}
 		tx.RequireTerm(term)
-		tx.RequireRevision(builtinMark, 0)
-		tx.Put(builtinMark, []byte("1"))
+		tx.RequireRevision(builtinMark, mark.Revision)
+		tx.Put(builtinMark, []byte(builtinGeneration))
 		for name, spec := range builtins() {
+			if made && name != quorumLost {
+				continue // of the first generation
+			}
 			if _, taken := v.Get(configdb.Rules.NameKey(api.DefaultProject, name)); taken {
 				continue
 			}

@@ -213,7 +213,7 @@ func (s *Service) deliver(ctx context.Context, term uint64, r api.Receiver, batc
 			return configdb.PutEvent(tx, &e)
 		})
 	}
-	err := s.sendTo(ctx, &r, m)
+	err := sendTo(ctx, s.send, s.cfg.Sealer, &r, m)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -240,16 +240,17 @@ func (s *Service) deliver(ctx context.Context, term uint64, r api.Receiver, batc
 	return err
 }
 
-func (s *Service) sendTo(ctx context.Context, r *api.Receiver, m notify.Message) error {
+// sendTo opens the secret of a receiver and sends to it.
+func sendTo(ctx context.Context, send *notify.Sender, seals Sealer, r *api.Receiver, m notify.Message) error {
 	secret := ""
 	if len(r.Spec.SealedSecret) > 0 {
-		b, err := s.cfg.Sealer.Open(secretLabel(r.Meta.ID), r.Spec.SealedSecret)
+		b, err := seals.Open(secretLabel(r.Meta.ID), r.Spec.SealedSecret)
 		if err != nil {
 			return fmt.Errorf("open the secret of receiver %s: %w; set it again", r.Meta.Name, err)
 		}
 		secret = string(b)
 	}
-	return s.send.Send(ctx, notify.Receiver{Name: r.Meta.Name, Spec: r.Spec, Secret: secret}, m)
+	return send.Send(ctx, notify.Receiver{Name: r.Meta.Name, Spec: r.Spec, Secret: secret}, m)
 }
 
 // marked notes in the alerts that they were sent in the phase that they had.
@@ -331,7 +332,7 @@ func (s *Service) TestReceiver(ctx context.Context, receiverID, actor string) er
 		TargetID: r.Meta.ID, Target: r.Meta.Name, Message: "test message, asked for by " + actor, FiringAt: now,
 	}
 	it.Key = it.ID
-	err = s.sendTo(ctx, &r, notify.Message{Phase: api.AlertFiring, At: now, Items: []notify.Item{it}, Test: true})
+	err = sendTo(ctx, s.send, s.cfg.Sealer, &r, notify.Message{Phase: api.AlertFiring, At: now, Items: []notify.Item{it}, Test: true})
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return api.Errorf(api.CodeRefused, "%w", err)
 	}

@@ -134,6 +134,9 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 		return err
 	}
 	s.send.Begin(term)
+	if err := s.noteEngine(ctx, term); err != nil && ctx.Err() == nil {
+		s.log.Warn("begin of the term not noted: managers of SNMP v3 may refuse what a node without quorum sends", "err", err)
+	}
 	group, ctx := contain.NewGroup(ctx)
 	group.Go(func() { s.evaluateLoop(ctx, term) })
 	group.Go(func() { s.probeLoop(ctx) })

@@ -32,7 +32,9 @@ const (
 	foundingFile = "founding"
 	// levelFile has the highest feature level that this node has seen.
 	levelFile = "featurelevel"
-	poolDir   = "pool"
+	// toldFile has whom this node told that it lost the quorum.
+	toldFile = "quorum-told.json"
+	poolDir  = "pool"
 )
 
 // membership is what a node must remember to be a member again after a restart.

@@ -63,6 +63,7 @@ type member struct {
 	vswitch  *vswitch.Switch
 	meter    *monitor.Node
 	monitor  *monitor.Service
+	lone     *monitor.Lone
 	agent    *snmp.Agent // nil without an address to listen on
 	task     *task.Service
 	history  *history.Service
@@ -224,6 +225,7 @@ func (m *member) services() map[string]func(context.Context) error {
 		"volumes":    m.serveVolumes,
 		"switch":     m.vswitch.Run,
 		"monitor":    m.meter.Run,
+		"lone":       m.lone.Run,
 		"wake":       m.lookAround,
 		"node":       m.facts.run,
 		"leader":     m.leader,

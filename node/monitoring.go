@@ -40,6 +40,7 @@ func (m *member) wireMonitor(services func() []api.ServiceStatus) error {
 		DB: m.store, NodeID: m.info.NodeID, NodeName: m.info.Node, Cluster: m.info.Cluster, ClusterID: m.info.ClusterID,
 		Members: m, Peers: peersOf{m}, Sealer: sealer{m.info.clusterKey}, Log: m.log.With("module", "monitor"),
 	})
+	m.wireLone()
 	m.rpc.Handle(monitor.MethodProbe, m.meter.ServeProbe)
 	return nil
 }

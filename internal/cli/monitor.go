@@ -183,8 +183,8 @@ func (a *app) ruleCmd() *cobra.Command {
 	create := &cobra.Command{
 		Use: "create NAME", Short: "Create a rule", Args: args("NAME"),
 		Long: `Creates a rule, which says when an alert fires. The checks are node-lost,
-quorum-margin, vm-failed, vm-recovered, pool-full, clock-skew, certificate, drill,
-backup and metric; of all but metric each cluster has a rule from the beginning.`,
+quorum-margin, quorum-lost, vm-failed, vm-recovered, pool-full, clock-skew,
+certificate, drill, backup and metric; of all but metric each cluster has a rule from the beginning.`,
 		Example: `  muster rule create busy --check metric --metric muster_node_cpu_percent --threshold 95 --for 10m
   muster rule create nearly-full --check pool-full --threshold 75 --severity info`,
 		ValidArgsFunction: cobra.NoFileCompletions,

@@ -37,6 +37,8 @@ func check(r *api.Rule, f Facts, firing isFiring) (verdicts []Verdict, unsure fu
 		return nodeLost(f), sure
 	case api.CheckQuorumMargin:
 		return quorumMargin(f), sure
+	case api.CheckQuorumLost:
+		return nil, sure // who leads has a quorum; a node without one tells by itself
 	case api.CheckVMFailed:
 		return vmFailed(f), sure
 	case api.CheckVMRecovered:

@@ -167,8 +167,8 @@ func (m *Message) text(cluster, node string) string {
 		if !it.ResolvedAt.IsZero() {
 			fmt.Fprintf(&b, "  resolved  %s\n", it.ResolvedAt.Format(time.RFC3339))
 		}
-		if !m.Test {
-			fmt.Fprintf(&b, "  more      muster alert show %s\n", it.ID)
+		if it.More != "" {
+			fmt.Fprintf(&b, "  more      %s\n", it.More)
 		}
 		b.WriteByte('\n')
 	}

@@ -50,6 +50,8 @@ type Item struct {
 	Message    string         `json:"message"`
 	FiringAt   time.Time      `json:"firingAt,omitzero"`
 	ResolvedAt time.Time      `json:"resolvedAt,omitzero"`
+	// More is the command that shows more.
+	More string `json:"-"`
 }
 
 // Message is what one evaluation has to tell one receiver.
@@ -66,6 +68,7 @@ func ItemOf(a *api.Alert) Item {
 	it := Item{
 		ID: a.Meta.ID, Rule: a.Spec.Rule, Severity: a.Spec.Severity, Phase: a.Status.Phase,
 		TargetKind: a.Spec.TargetKind, TargetID: a.Spec.TargetID, Target: a.Spec.Target, Message: a.Status.Message,
+		More: "muster alert show " + a.Meta.ID,
 	}
 	if a.Status.FiringAt != nil {
 		it.FiringAt = a.Status.FiringAt.UTC()
@@ -166,6 +169,16 @@ func (s *Sender) Begin(term uint64) {
 		s.began.Store(time.Now().UnixNano())
 	}
 }
+
+// BeginAt is called before a node sends that does not lead: the engine goes on
+// where the leader of a term, who began at a time, would be.
+func (s *Sender) BeginAt(term uint64, began time.Time) {
+	s.term.Store(term)
+	s.began.Store(began.UnixNano())
+}
+
+// Began is when the leadership began that Begin was last called for.
+func (s *Sender) Began() time.Time { return time.Unix(0, s.began.Load()) }
 
 // Send delivers a message to one receiver within Deadline. A *Partial says that
 // it was sent, but not to everybody.
