@@ -6,7 +6,8 @@
 // Node runs on every node: collectors, an hour of series in memory, the answer
 // to the leader's probe, and the SNMP agent. Service runs on the leader: it
 // writes events from changes of state, evaluates rules into alerts and tells
-// receivers. See DESIGN.md for the reasons.
+// receivers. Lone runs on every node and tells receivers when the node has lost
+// its quorum, so that nobody leads. See DESIGN.md for the reasons.
 //
 // Guarantees:
 //   - An event of a change of state is written once: in the same transaction
@@ -28,8 +29,8 @@
 //
 // Goroutines: Service.Run owns one reconcile loop, one loop each for
 // evaluation, probing, retention and delivery, and one goroutine per busy
-// receiver and per probe; Node.Run owns those of the collectors. Both wait for
-// theirs.
+// receiver and per probe; Node.Run owns those of the collectors, Lone.Run one per
+// receiver while it tells. All wait for theirs.
 //
 // Limits: 10,000 events, 500 resolved alerts, 32 receivers, 4,000 series.
 package monitor

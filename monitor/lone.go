@@ -292,12 +292,15 @@ func (l *Lone) lookBack(ctx context.Context, st loneState, now time.Time) {
 	if l.back.IsZero() || l.back.After(now) {
 		l.back = now
 	}
-	if now.Sub(l.back) < backPatience || now.Before(l.next) {
+	if now.Sub(l.back) < backPatience {
 		return
 	}
 	if st.Ended.IsZero() {
 		st.Ended = l.back
-		l.failures = 0
+		l.failures, l.next = 0, time.Time{} // the way to the receivers may be free again
+	}
+	if now.Before(l.next) {
+		return
 	}
 	v := l.cfg.DB.Local()
 	owed := l.receivers(v, api.SeverityCritical)

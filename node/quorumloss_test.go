@@ -94,6 +94,62 @@ func TestTheLastNodeSaysThatTheQuorumIsLost(t *testing.T) {
 	})
 }
 
+// TestALostQuorumIsToldByMailAndTrap: the last of three tells people itself, from
+// what its replica knows, once; and that it is back, over a restart of its daemon.
+func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
+	f := newFlock(t, 3)
+	f.up()
+	box, traps := newMailbox(t, 0), newTrapReceiver(t)
+	a, pass := f.nodes[0], filepath.Join(f.dir, "password")
+	if err := os.WriteFile(pass, []byte("trap-community\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.run("receiver", "create", "ops", "--type", "smtp", "--address", box.addr, "--from", "muster@example.org", "--to", "ops@example.org", "--tls", "none")
+	a.run("receiver", "create", "nms", "--type", "snmp", "--address", traps.addr, "--secret-file", pass)
+	a.run("rule", "set", "quorum-lost", "--for", "7s")
+	f.eventually(20*time.Second, "every replica has the rule", func() error {
+		if out := a.run("rule", "show", "quorum-lost", "-o", "json"); !strings.Contains(out, `"forSeconds": 7`) && !strings.Contains(out, `"forSeconds":7`) {
+			return errors.New(out)
+		}
+		return nil
+	})
+	for _, h := range f.nodes[1:] {
+		h.end()
+	}
+	words := []string{"no quorum at node n1", "1 of 3 voters reachable", "missing n2, n3"}
+	f.eventually(60*time.Second, "the mail and the trap of the loss", func() error {
+		if m, n := len(box.with(append(words, "FIRING critical", "sent by node n1")...)), traps.with(words...); m != 1 || n != 1 {
+			return fmt.Errorf("%d mails, %d traps", m, n)
+		}
+		return nil
+	})
+	a.kill9()
+	a.start()
+	f.eventually(30*time.Second, "the restarted daemon says that the quorum is lost", func() error {
+		if a.status().NoQuorum == nil {
+			return errors.New("nothing is said")
+		}
+		return nil
+	})
+	back := []string{"node n1 has its quorum again"}
+	if m, n := len(box.with(back...)), traps.with(back...); m != 0 || n != 0 {
+		t.Errorf("%d mails and %d traps say that it is back", m, n)
+	}
+	f.nodes[1].start()
+	f.eventually(90*time.Second, "the mail and the trap of the end", func() error {
+		if m, n := len(box.with(append(back, "RESOLVED")...)), traps.with(back...); m != 1 || n != 1 {
+			return fmt.Errorf("%d mails, %d traps", m, n)
+		}
+		return nil
+	})
+	if m, n := len(box.with("no quorum at node n1")), traps.with("no quorum at node n1"); m != 1 || n != 1 {
+		t.Errorf("%d mails and %d traps of one loss", m, n)
+	}
+	if strings.Contains(a.log(), "trap-community") {
+		t.Error("the log has a secret")
+	}
+}
+
 // metric reads one series without labels from a daemon's /metrics.
 func (h *host) metric(name string) float64 {
 	h.f.t.Helper()
