@@ -118,8 +118,8 @@ func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
 	}
 	words := []string{"no quorum at node n1", "1 of 3 voters reachable", "missing n2, n3"}
 	f.eventually(60*time.Second, "the mail and the trap of the loss", func() error {
-		if m, n := len(box.with(append(words, "FIRING critical", "sent by node n1")...)), traps.with(words...); m != 1 || n != 1 {
-			return fmt.Errorf("%d mails, %d traps", m, n)
+		if m, n := len(box.with(append(words, "FIRING: ", "sent by node n1")...)), traps.with(words...); m != 1 || n != 1 {
+			return fmt.Errorf("%d mails, %d traps; all mails: %q", m, n, box.with())
 		}
 		return nil
 	})
@@ -137,7 +137,7 @@ func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
 	}
 	f.nodes[1].start()
 	f.eventually(90*time.Second, "the mail and the trap of the end", func() error {
-		if m, n := len(box.with(append(back, "RESOLVED")...)), traps.with(back...); m != 1 || n != 1 {
+		if m, n := len(box.with(append(back, "RESOLVED: ")...)), traps.with(back...); m != 1 || n != 1 {
 			return fmt.Errorf("%d mails, %d traps", m, n)
 		}
 		return nil
