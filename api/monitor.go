@@ -108,7 +108,7 @@ const (
 
 // RuleSpec is the definition.
 type RuleSpec struct {
-	Check    RuleCheck `json:"check" enum:"node-lost,quorum-margin,quorum-lost,vm-failed,vm-recovered,pool-full,clock-skew,certificate,backup,metric"`
+	Check    RuleCheck `json:"check" enum:"node-lost,quorum-margin,quorum-lost,vm-failed,vm-recovered,pool-full,clock-skew,certificate,backup,drill,metric"`
 	Severity Severity  `json:"severity,omitempty" enum:"info,warning,critical"`
 	// Threshold in the unit of the check: percent for pool-full, seconds for
 	// clock-skew, days for certificate, the metric's own for metric.

@@ -15,7 +15,7 @@ import (
 // generation. A user may remove or change them; they do not come back.
 const builtinMark = configdb.Root + "monitor/builtin-rules"
 
-// builtinGeneration is that of this build. The second brought quorumLost.
+// builtinGeneration is that of this build. The second brought quorumLost and drill.
 const (
 	builtinGeneration = "2"
 	quorumLost        = "quorum-lost"
@@ -58,7 +58,7 @@ func (s *Service) createBuiltins(ctx context.Context, term uint64) error {
 		tx.RequireRevision(builtinMark, mark.Revision)
 		tx.Put(builtinMark, []byte(builtinGeneration))
 		for name, spec := range builtins() {
-			if made && name != quorumLost {
+			if made && name != quorumLost && name != string(api.CheckDrill) {
 				continue // of the first generation
 			}
 			if _, taken := v.Get(configdb.Rules.NameKey(api.DefaultProject, name)); taken {
