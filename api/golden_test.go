@@ -38,6 +38,7 @@ type goldens struct {
 	evacuation Evacuation
 	drill      Drill
 	reboot     Reboot
+	rolling    RollingReboot
 	image      Image
 	volume     Volume
 	pool       Pool
@@ -141,6 +142,16 @@ func goldenObjects() goldens {
 				Refusal: "r", Stopped: []string{"v"},
 			},
 		},
+		rolling: RollingReboot{
+			Meta: goldenMeta(KindRollingReboot),
+			Spec: RollingRebootSpec{
+				TaskID: "t", Nodes: []RollingNode{{ID: "n", Node: "m1", HostBoot: "h", Maintenance: true}},
+				Evacuate: EvacuateRequest{Level: EvacuateStop, Parallel: 2, MoveStopped: true, ForceStopSeconds: 60}, NoEvacuate: true, WithinSeconds: 900, Actor: "me", Cancel: true,
+			},
+			Status: RollingRebootStatus{
+				Phase: TaskFailed, Progress: 50, Message: "m", Code: CodeTimeout, Checked: true, Current: "n", Done: []string{"m1"}, Failed: "m2", Left: []string{"m3"}, WaitsSince: &at,
+			},
+		},
 		image: Image{
 			Meta: goldenMeta(KindImage),
 			Spec: ImageSpec{Pool: "local", Path: "/a", Node: "n1", SHA256: strings.Repeat("ab", 32), SourceVolume: "v", SourceSnapshot: "s"},
@@ -204,6 +215,7 @@ func TestGoldenEncodings(t *testing.T) {
 	golden(t, g.evacuation)
 	golden(t, g.drill)
 	golden(t, g.reboot)
+	golden(t, g.rolling)
 	golden(t, g.image)
 	golden(t, g.volume)
 	golden(t, g.pool)

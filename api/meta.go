@@ -27,7 +27,10 @@ const (
 	// KindDrill is the last drill of a VM.
 	KindDrill Kind = "drill"
 	// KindReboot is the planned reboot or shutdown of a node.
-	KindReboot    Kind = "reboot"
+	KindReboot Kind = "reboot"
+	// KindRollingReboot reboots nodes one after the other.
+	KindRollingReboot Kind = "rollingreboot"
+
 	KindImage     Kind = "image"
 	KindVolume    Kind = "volume"
 	KindPool      Kind = "pool"

@@ -32,6 +32,7 @@ const (
 	ActionVMMove       Action = "vm.move"
 	ActionNodeEvacuate Action = "node.evacuate"
 	ActionNodeReboot   Action = "node.reboot"
+	ActionRolling      Action = "cluster.reboot"
 	ActionNodeShutdown Action = "node.shutdown"
 	ActionImageCreate  Action = "image.create"
 	ActionImageDelete  Action = "image.delete"

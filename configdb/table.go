@@ -37,6 +37,9 @@ var (
 	Evacuations = Table[api.EvacuationSpec, api.EvacuationStatus]{api.KindEvacuation}
 	Drills      = Table[api.DrillSpec, api.DrillStatus]{api.KindDrill}
 	Reboots     = Table[api.RebootSpec, api.RebootStatus]{api.KindReboot}
+
+	RollingReboots = Table[api.RollingRebootSpec, api.RollingRebootStatus]{api.KindRollingReboot}
+
 	Images      = Table[api.ImageSpec, api.ImageStatus]{api.KindImage}
 	Volumes     = Table[api.VolumeSpec, api.VolumeStatus]{api.KindVolume}
 	Pools       = Table[api.PoolSpec, api.PoolStatus]{api.KindPool}

@@ -4,7 +4,9 @@
 package rest
 
 import (
+	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -34,15 +36,9 @@ func (r *nodeResource) reboot(q *request, action api.RebootAction) error {
 	if err := in.Validate(); err != nil {
 		return err
 	}
-	st, err := q.s.cfg.Cluster.Status(q.ctx())
+	voters, err := q.voters()
 	if err != nil {
 		return err
-	}
-	var voters []string
-	for _, m := range st.Members {
-		if m.Voter {
-			voters = append(voters, m.NodeID)
-		}
 	}
 	out, err := q.change(body, func(c *change) (*effect, error) {
 		n, err := r.find(q, c.v)
@@ -57,45 +53,69 @@ func (r *nodeResource) reboot(q *request, action api.RebootAction) error {
 	return q.answerTask(out)
 }
 
-func (c *change) rebootNode(n api.Node, action api.RebootAction, voters []string, in *api.RebootRequest) (*effect, error) {
-	name := n.Meta.Name
-	switch {
-	case n.Meta.Deleting():
-		return nil, api.Errorf(api.CodeRefused, "node %s leaves the cluster", name)
-	case n.Status.Phase != api.NodeReady || n.Status.Fencing != "":
-		return nil, api.Errorf(api.CodeRefused, "node %s is %s, and carries out no command", name, n.Status.Phase)
-	case n.Status.CutOff != nil:
-		return nil, api.Errorf(api.CodeRefused, "node %s is cut off from the network, and hears no command", name)
-	case n.Status.HostBoot == "":
-		return nil, api.Errorf(api.CodeUnsupported, "the software of node %s (version %s) cannot be asked to %s its host, or cannot read which boot it runs; upgrade it", name, n.Status.Version, action)
+func (r *nodeResource) rebootPlanRoute(action api.RebootAction) route {
+	return route{
+		method: http.MethodPost, path: base + "nodes/{name}/" + string(action) + "/plan", need: needAdministrator,
+		handle: func(q *request) error { return r.rebootPlan(q, action) }, verb: "plan",
+		summary: "What the " + string(action) + " of a node would do; changes nothing", params: oneParams[:1],
+		in: typeOf[api.RebootRequest](), out: typeOf[api.RebootPlan](), status: http.StatusOK,
 	}
-	if e, err := configdb.Evacuations.Get(c.v, n.Meta.ID); err == nil {
-		return nil, api.Errorf(api.CodeRefused, "node %s is being evacuated; wait for task %s", name, e.Spec.TaskID)
+}
+
+// rebootPlan answers POST /nodes/{name}/reboot/plan and shutdown/plan.
+func (r *nodeResource) rebootPlan(q *request, action api.RebootAction) error {
+	var in api.RebootRequest
+	if _, err := q.optional(&in); err != nil {
+		return err
 	}
-	all, err := configdb.Reboots.List(c.v)
+	if err := in.Validate(); err != nil {
+		return err
+	}
+	v, err := q.freshView(readTimeout)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for i := range all {
-		r := &all[i]
-		switch {
-		case r.Meta.ID == n.Meta.ID:
-			return nil, api.Errorf(api.CodeRefused, "node %s has a planned %s already; wait for task %s", name, r.Spec.Action, r.Spec.TaskID)
-		case !in.Force:
-			return nil, api.Errorf(api.CodeRefused, "node %s has a planned %s (task %s), and nodes go one at a time; wait for it, or use force", r.Spec.Node, r.Spec.Action, r.Spec.TaskID)
+	n, err := r.find(q, v)
+	if err != nil {
+		return err
+	}
+	voters, err := q.voters()
+	if err != nil {
+		return err
+	}
+	plan, err := q.s.forecast(q, v, []api.Node{n}, action, in.Evacuate, in.NoEvacuate)
+	if err != nil {
+		return err
+	}
+	rolling, err := rollingUnderWay(v)
+	if err == nil && !in.Force {
+		err = underWay(rolling)
+	}
+	if err == nil {
+		err = MayReboot(v, &n, action, voters, in.Force)
+	}
+	if err != nil {
+		plan.Refusal = err.Error()
+	}
+	q.reply(http.StatusOK, v.Revision(), plan)
+	return nil
+}
+
+// voters are the IDs of the members that vote.
+func (q *request) voters() (ids []string, err error) {
+	st, err := q.s.cfg.Cluster.Status(q.ctx())
+	for _, m := range st.Members {
+		if m.Voter {
+			ids = append(ids, m.NodeID)
 		}
 	}
-	if err := MajorityWithout(c.v, voters, n.Meta.ID, name); err != nil {
-		return nil, err
-	}
-	// Of two requests at once one is computed anew.
-	was, _ := c.v.Get(rebootTurn)
-	c.tx.RequireRevision(rebootTurn, was.Revision)
-	c.tx.Put(rebootTurn, []byte(n.Meta.ID))
-	keep := n.Spec.Maintenance
-	n.Spec.Maintenance = true
-	if err := configdb.Nodes.UpdateSpec(c.v, c.tx, &n); err != nil {
-		return nil, err
+	return ids, err
+}
+
+func (c *change) rebootNode(n api.Node, action api.RebootAction, voters []string, in *api.RebootRequest) (*effect, error) {
+	name := n.Meta.Name
+	if r, err := rollingUnderWay(c.v); err != nil || r != nil && !in.Force {
+		return nil, errors.Join(err, underWay(r))
 	}
 	verb := map[api.RebootAction]api.Action{api.RebootHost: api.ActionNodeReboot, api.ShutdownHost: api.ActionNodeShutdown}[action]
 	task, err := c.newTask("", api.TaskSpec{
@@ -104,39 +124,93 @@ func (c *change) rebootNode(n api.Node, action api.RebootAction, voters []string
 	if err != nil {
 		return nil, err
 	}
-	r := api.Reboot{
-		Meta:   api.NewMeta(api.KindReboot, "", name),
-		Spec:   api.RebootSpec{TaskID: task, Node: name, Action: action, Evacuate: in.Evacuate, NoEvacuate: in.NoEvacuate, KeepMaintenance: keep, Actor: c.q.who.actor},
-		Status: api.RebootStatus{Phase: api.TaskPending},
+	spec := api.RebootSpec{TaskID: task, Action: action, Evacuate: in.Evacuate, NoEvacuate: in.NoEvacuate, Actor: c.q.who.actor}
+	if action == api.RebootHost {
+		spec.WithinSeconds = in.WithinSeconds
 	}
-	if r.Meta.ID = n.Meta.ID; action == api.RebootHost {
-		r.Spec.WithinSeconds = in.WithinSeconds
-	}
-	return &effect{status: http.StatusAccepted, kind: api.KindNode, id: n.Meta.ID, task: task, object: &n}, configdb.Reboots.CreateUnnamed(c.tx, &r)
+	err = BeginReboot(c.v, c.tx, &n, spec, voters, in.Force)
+	return &effect{status: http.StatusAccepted, kind: api.KindNode, id: n.Meta.ID, task: task, object: &n}, err
 }
 
-// rebootTurn makes two reboots that begin at once conflict.
+// BeginReboot adds to a transaction what begins the planned reboot or shutdown of a
+// node, for requests and for rolling reboots. It fails, with the reason, if that cannot
+// be; force is for beside that of another node.
+func BeginReboot(v *configdb.View, tx *configdb.Txn, n *api.Node, spec api.RebootSpec, voters []string, force bool) error {
+	if err := MayReboot(v, n, spec.Action, voters, force); err != nil {
+		return err
+	}
+	takeTurn(v, tx)
+	spec.Node, spec.KeepMaintenance = n.Meta.Name, n.Spec.Maintenance
+	n.Spec.Maintenance = true
+	if err := configdb.Nodes.UpdateSpec(v, tx, n); err != nil {
+		return err
+	}
+	r := api.Reboot{Meta: api.NewMeta(api.KindReboot, "", n.Meta.Name), Spec: spec, Status: api.RebootStatus{Phase: api.TaskPending}}
+	r.Meta.ID = n.Meta.ID
+	return configdb.Reboots.CreateUnnamed(tx, &r)
+}
+
+// MayReboot says why a node cannot be rebooted or shut down now.
+func MayReboot(v *configdb.View, n *api.Node, action api.RebootAction, voters []string, force bool) error {
+	name := n.Meta.Name
+	switch {
+	case n.Meta.Deleting():
+		return api.Errorf(api.CodeRefused, "node %s leaves the cluster", name)
+	case n.Status.Phase != api.NodeReady || n.Status.Fencing != "":
+		return api.Errorf(api.CodeRefused, "node %s is %s, and carries out no command", name, n.Status.Phase)
+	case n.Status.CutOff != nil:
+		return api.Errorf(api.CodeRefused, "node %s is cut off from the network, and hears no command", name)
+	case n.Status.HostBoot == "":
+		return api.Errorf(api.CodeUnsupported, "the software of node %s (version %s) cannot be asked to %s its host, or cannot read which boot it runs; upgrade it", name, n.Status.Version, action)
+	}
+	if e, err := configdb.Evacuations.Get(v, n.Meta.ID); err == nil {
+		return api.Errorf(api.CodeRefused, "node %s is being evacuated; wait for task %s", name, e.Spec.TaskID)
+	}
+	all, err := configdb.Reboots.List(v)
+	if err != nil {
+		return err
+	}
+	for i := range all {
+		r := &all[i]
+		switch {
+		case r.Meta.ID == n.Meta.ID:
+			return api.Errorf(api.CodeRefused, "node %s has a planned %s already; wait for task %s", name, r.Spec.Action, r.Spec.TaskID)
+		case !force:
+			return api.Errorf(api.CodeRefused, "node %s has a planned %s (task %s), and nodes go one at a time; wait for it, or use force", r.Spec.Node, r.Spec.Action, r.Spec.TaskID)
+		}
+	}
+	return MajorityWithout(v, voters, n.Meta.ID, name)
+}
+
+// takeTurn makes reboots that begin at once conflict: one is computed anew.
+func takeTurn(v *configdb.View, tx *configdb.Txn) {
+	was, _ := v.Get(rebootTurn)
+	tx.RequireRevision(rebootTurn, was.Revision)
+	tx.Put(rebootTurn, nil)
+}
+
 const rebootTurn = configdb.Root + "rebootturn"
 
 // MajorityWithout says why a node may not go away: of the voters, by ID, too few
 // would be left.
 func MajorityWithout(v *configdb.View, voters []string, nodeID, name string) error {
-	left, votes := 0, false
-	for _, id := range voters {
-		if id == nodeID {
-			votes = true
-			continue
-		}
-		n, err := configdb.Nodes.Get(v, id)
-		s := &n.Status
-		if err == nil && s.Phase == api.NodeReady && s.CutOff == nil && s.Absence == nil && !s.Stopping && s.Fencing == "" {
-			left++
-		}
-	}
-	if need := len(voters)/2 + 1; votes && left < need {
+	if left, need := VotersWithout(v, voters, nodeID); left < need && slices.Contains(voters, nodeID) {
 		return api.Errorf(api.CodeRefused, "without node %s only %d of %d voters would be left, and %d are needed; bring the others back first (muster cluster status), or let a node or a witness join", name, left, len(voters), need)
 	}
 	return nil
+}
+
+// VotersWithout counts the voters that would be left without a node, and how many are
+// needed.
+func VotersWithout(v *configdb.View, voters []string, nodeID string) (left, need int) {
+	for _, id := range voters {
+		n, err := configdb.Nodes.Get(v, id)
+		s := &n.Status
+		if err == nil && id != nodeID && s.Phase == api.NodeReady && s.CutOff == nil && s.Absence == nil && !s.Stopping && s.Fencing == "" {
+			left++
+		}
+	}
+	return left, len(voters)/2 + 1
 }
 
 // cancelReboot gives up a reboot whose node has no command yet.

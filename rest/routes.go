@@ -64,6 +64,7 @@ func (s *Server) routes() []route {
 	out = append(out, s.configRoutes()...)
 	out = append(out, s.backupRoutes()...)
 	out = append(out, s.haRoutes()...)
+	out = append(out, s.rollingRoutes()...)
 	vms, images, volumes := newVMs(), newImages(), newVolumes()
 	pools, nodes, tasks, tokens := newPools(), newNodes(), newTasks(), newTokens()
 	networks, ippools, uplinks := newNetworks(), newIPPools(), newUplinks()
@@ -112,7 +113,7 @@ func (s *Server) routes() []route {
 	out = append(out, writes(&nodes.resource, needAdministrator)...)
 	node := removes(&nodes.resource, nodes.delete)
 	node.params = append(slices.Clone(node.params), "force")
-	out = append(out, node, nodes.evacuateRoute(), nodes.rebootRoute(api.RebootHost), nodes.rebootRoute(api.ShutdownHost), route{method: http.MethodGet, path: base + "nodes/{name}/facts", need: needViewer, handle: nodes.facts,
+	out = append(out, node, nodes.evacuateRoute(), nodes.rebootRoute(api.RebootHost), nodes.rebootRoute(api.ShutdownHost), nodes.rebootPlanRoute(api.RebootHost), nodes.rebootPlanRoute(api.ShutdownHost), route{method: http.MethodGet, path: base + "nodes/{name}/facts", need: needViewer, handle: nodes.facts,
 		summary: "What a node can give its VMs: CPU, NUMA, memory, devices, QEMU", params: oneParams, out: typeOf[api.NodeFacts](), status: http.StatusOK})
 
 	task := reads(&tasks.resource)

@@ -40,6 +40,8 @@ type Config struct {
 	Backups   Backups
 	Disaster  Disaster
 	HA        HA
+	// Forecaster says what reboots would do.
+	Forecaster Forecaster
 	// Monitor may be nil: then there are no metrics but the server's own.
 	Monitor Monitor
 	// Power may be nil: then no device switches nodes.

@@ -29,6 +29,10 @@ func (r *taskResource) cancel(q *request) error {
 		if t.Status.Phase.Final() {
 			return nil, api.Errorf(api.CodeRefused, "task %s is over: %s", t.Meta.ID, t.Status.Phase)
 		}
+		if r, err := configdb.RollingReboots.Get(c.v, t.Spec.TargetID); err == nil && r.Spec.TaskID == t.Meta.ID {
+			r.Spec.Cancel = true
+			return cancelled(&t), configdb.RollingReboots.UpdateSpec(c.v, c.tx, &r)
+		}
 		if r, err := configdb.Reboots.Get(c.v, t.Spec.TargetID); err == nil && r.Spec.TaskID == t.Meta.ID {
 			return c.cancelReboot(&t, &r)
 		}

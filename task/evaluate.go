@@ -29,6 +29,7 @@ type target struct {
 	evacuation *api.Evacuation
 	drill      *api.Drill  // of a VM, if it is the task's
 	reboot     *api.Reboot // of a node, if it is the task's
+	rolling    *api.RollingReboot
 	node       *api.Node
 	image      *api.Image
 	volume     *api.Volume
@@ -119,6 +120,8 @@ func judge(s api.TaskSpec, what target) verdict {
 		return judgeDrill(s, what)
 	case rebootsNode(s.Action):
 		return judgeReboot(s, what)
+	case s.Action == api.ActionRolling:
+		return judgeRolling(what)
 	case api.IsOperation(s.Action):
 		return judgeOperation(s, what)
 	case what.vm != nil:

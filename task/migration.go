@@ -65,6 +65,15 @@ func judgeReboot(s api.TaskSpec, what target) verdict {
 	return spoken(st.Phase, st.Progress, st.Message, st.Code)
 }
 
+// judgeRolling takes over the word of the service that reboots nodes in turn.
+func judgeRolling(what target) verdict {
+	if what.rolling == nil {
+		return failed(api.CodeInternal, "nobody reboots the nodes for this task any more")
+	}
+	st := &what.rolling.Status
+	return spoken(st.Phase, st.Progress, st.Message, st.Code)
+}
+
 // operationsAt returns the tasks of the operations that a node has a part in.
 func operationsAt(v *configdb.View, c configdb.Change) []string {
 	node, ok := configdb.Nodes.IDOf(c.Key)

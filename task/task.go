@@ -93,6 +93,7 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 			follow(s, configdb.Nodes.Kind, configdb.Reboots.StatusPrefix(), configdb.Reboots.IDOf),
 			// A drill has the ID of its VM.
 			follow(s, configdb.VMs.Kind, configdb.Drills.StatusPrefix(), configdb.Drills.IDOf),
+			follow(s, configdb.Clusters.Kind, configdb.RollingReboots.StatusPrefix(), configdb.RollingReboots.IDOf),
 			follow(s, configdb.Images.Kind, configdb.Images.SpecPrefix(), configdb.Images.IDOf),
 			follow(s, configdb.Images.Kind, configdb.Images.StatusPrefix(), configdb.Images.IDOf),
 			follow(s, configdb.Volumes.Kind, configdb.Volumes.SpecPrefix(), configdb.Volumes.IDOf),
@@ -255,6 +256,13 @@ func look(v *configdb.View, t api.Task) (target, error) {
 			}
 			if r, rerr := configdb.Reboots.Get(v, t.Spec.TargetID); rerr == nil && r.Spec.TaskID == t.Meta.ID {
 				out.reboot = &r
+			}
+		}
+	case api.KindCluster:
+		if _, err = configdb.Clusters.Get(v, t.Spec.TargetID); err == nil {
+			out = target{exists: true}
+			if r, rerr := configdb.RollingReboots.Get(v, t.Spec.TargetID); rerr == nil && r.Spec.TaskID == t.Meta.ID {
+				out.rolling = &r
 			}
 		}
 	default:

@@ -41,12 +41,15 @@ const (
 	RBD Feature = "rbd"
 	// Drills: an older node does not end a VM for one, an older leader keeps no evidence.
 	Drills Feature = "drills"
+	// RollingReboot: nodes are rebooted one after the other. Each takes its turn at
+	// leading meanwhile, and an older leader would not go on.
+	RollingReboot Feature = "rolling-reboot"
 )
 
 // Level is the level that brings a feature.
 func (f Feature) Level() int {
 	switch f {
-	case Levels, History, Migration, Moves, Snapshots, RBD, StorageGuard, Drills:
+	case Levels, History, Migration, Moves, Snapshots, RBD, StorageGuard, Drills, RollingReboot:
 		return 2
 	}
 	return math.MaxInt
