@@ -40,12 +40,12 @@ var (
 
 	RollingReboots = Table[api.RollingRebootSpec, api.RollingRebootStatus]{api.KindRollingReboot}
 
-	Images      = Table[api.ImageSpec, api.ImageStatus]{api.KindImage}
-	Volumes     = Table[api.VolumeSpec, api.VolumeStatus]{api.KindVolume}
-	Pools       = Table[api.PoolSpec, api.PoolStatus]{api.KindPool}
-	PoolStates  = Table[api.PoolStateSpec, api.PoolStateStatus]{api.KindPoolState}
-	Tasks       = Table[api.TaskSpec, api.TaskStatus]{api.KindTask}
-	Tokens      = Table[api.TokenSpec, api.TokenStatus]{api.KindToken}
+	Images     = Table[api.ImageSpec, api.ImageStatus]{api.KindImage}
+	Volumes    = Table[api.VolumeSpec, api.VolumeStatus]{api.KindVolume}
+	Pools      = Table[api.PoolSpec, api.PoolStatus]{api.KindPool}
+	PoolStates = Table[api.PoolStateSpec, api.PoolStateStatus]{api.KindPoolState}
+	Tasks      = Table[api.TaskSpec, api.TaskStatus]{api.KindTask}
+	Tokens     = Table[api.TokenSpec, api.TokenStatus]{api.KindToken}
 
 	NodeFacts    = Table[api.NodeFactsSpec, api.NodeFactsStatus]{api.KindNodeFacts}
 	CPUBaselines = Table[api.CPUBaselineSpec, struct{}]{api.KindCPUBaseline}

@@ -54,7 +54,7 @@ func New(cfg *Config, log *slog.Logger) (*Daemon, error) {
 	d := &Daemon{cfg: cfg, log: log, fatal: make(chan error, 1), table: newServiceTable(log)}
 	srv, err := rest.New(rest.Config{
 		Version: version.Version, Node: d.nodeName, DB: d.db, Bootstrap: d, Cluster: clusterOf{d}, Authority: authorityOf{d}, Placer: restPlacer{},
-		Images: imagesOf{d}, Consoles: consolesOf{d}, Machines: machinesOf{d}, Peers: d, Backups: backupsOf{d}, Disaster: d, HA: haOf{d}, Monitor: monitorOf{d}, Power: powerOf{d}, PoolKeys: poolKeysOf{d}, PeerName: d.peerName, Services: d.services, NoQuorum: d.noQuorum, Log: log.With("module", "rest"),
+		Images: imagesOf{d}, Consoles: consolesOf{d}, Machines: machinesOf{d}, Peers: d, Backups: backupsOf{d}, Disaster: d, HA: haOf{d}, Forecaster: forecaster{restPlacer{}}, Monitor: monitorOf{d}, Power: powerOf{d}, PoolKeys: poolKeysOf{d}, PeerName: d.peerName, Services: d.services, NoQuorum: d.noQuorum, Log: log.With("module", "rest"),
 	})
 	if err != nil {
 		return nil, err

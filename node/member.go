@@ -282,7 +282,7 @@ func (m *member) leader(ctx context.Context) error {
 			"leader/voters": m.keepVoters, "leader/gossip": m.keepGossipKeys,
 			"leader/authority": m.rotate, "leader/history": m.history.Run, "leader/level": m.keepLevel,
 			"leader/cpu": m.keepCPUBaseline, "leader/outlook": m.outlook.Tell, "leader/evacuate": m.evacuate,
-			"leader/failback": m.failback, "leader/reboot": m.reboot,
+			"leader/failback": m.failback, "leader/reboot": m.reboot, "leader/rolling": m.rollingReboot,
 			"leader/drill": m.drill,
 		} {
 			m.table.supervise(sup, name, func(ctx context.Context) error { return run(ctx, l.Term) })

@@ -83,7 +83,7 @@ func (r *nodeResource) rebootPlan(q *request, action api.RebootAction) error {
 	if err != nil {
 		return err
 	}
-	plan, err := q.s.forecast(q, v, []api.Node{n}, action, in.Evacuate, in.NoEvacuate)
+	plan, err := q.s.forecast(q, v, []api.Node{n}, in.Evacuate, in.NoEvacuate)
 	if err != nil {
 		return err
 	}

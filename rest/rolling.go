@@ -18,7 +18,7 @@ import (
 type Forecaster interface {
 	// Forecast says, for nodes that are rebooted one after the other in this order,
 	// what would become of their VMs. It changes nothing.
-	Forecast(ctx context.Context, v *configdb.View, nodes []api.Node, action api.RebootAction, in api.EvacuateRequest, noEvacuate bool) ([]api.PlannedReboot, error)
+	Forecast(ctx context.Context, v *configdb.View, nodes []api.Node, in api.EvacuateRequest, noEvacuate bool) ([]api.PlannedReboot, error)
 }
 
 func (s *Server) rollingRoutes() []route {
@@ -84,7 +84,7 @@ func (s *Server) rollingPlan(q *request) error {
 		}
 	}
 	slices.SortStableFunc(nodes, func(a, b api.Node) int { return later(&a, st.Leader) - later(&b, st.Leader) })
-	plan, err := s.forecast(q, v, nodes, api.RebootHost, in.Evacuate, in.NoEvacuate)
+	plan, err := s.forecast(q, v, nodes, in.Evacuate, in.NoEvacuate)
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func later(n *api.Node, leader string) int {
 }
 
 // forecast fills in what rest knows: votes, and who could lead.
-func (s *Server) forecast(q *request, v *configdb.View, nodes []api.Node, action api.RebootAction, in api.EvacuateRequest, noEvacuate bool) (*api.RebootPlan, error) {
+func (s *Server) forecast(q *request, v *configdb.View, nodes []api.Node, in api.EvacuateRequest, noEvacuate bool) (*api.RebootPlan, error) {
 	_ = q.ctl.SetWriteDeadline(time.Now().Add(forecastTimeout + replyTimeout))
 	ctx, cancel := context.WithTimeout(q.ctx(), forecastTimeout)
 	defer cancel()
@@ -115,7 +115,7 @@ func (s *Server) forecast(q *request, v *configdb.View, nodes []api.Node, action
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.cfg.Forecaster.Forecast(ctx, v, nodes, action, in, noEvacuate)
+	all, err := s.cfg.Forecaster.Forecast(ctx, v, nodes, in, noEvacuate)
 	if err != nil {
 		return nil, err
 	}
