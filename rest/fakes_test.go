@@ -269,6 +269,7 @@ func (e *echo) Write(ctx context.Context, p []byte) error {
 }
 
 type fakeCluster struct {
+	members []api.MemberStatus
 	mu      sync.Mutex
 	removed []string
 	actor   string
@@ -287,7 +288,7 @@ func (c *fakeCluster) Join(_ context.Context, r api.JoinRequest) (api.JoinResult
 }
 
 func (c *fakeCluster) Status(context.Context) (api.ClusterStatus, error) {
-	return api.ClusterStatus{Cluster: "c", Node: "m1", Leader: "m1", Term: 7, Revision: 9, Quorum: true}, nil
+	return api.ClusterStatus{Cluster: "c", Node: "m1", Leader: "m1", Term: 7, Revision: 9, Quorum: true, Members: c.members}, nil
 }
 
 func (c *fakeCluster) CreateJoinToken(_ context.Context, actor string, r api.JoinTokenRequest) (api.JoinToken, error) {

@@ -89,7 +89,7 @@ func newFixtureOn(t *testing.T, db configdb.DB) *fixture {
 			Version: "test", Node: func() string { return node },
 			DB:        func() (configdb.DB, bool) { return f.db, f.member.Load() },
 			Bootstrap: f.cluster, Cluster: f.cluster, Authority: f.cluster, Placer: f.placer, Images: nodeImages{f.images, node},
-			Consoles: f.console, Machines: fakeMachines{node}, Peers: fakePeers{f, node}, Backups: nodeBackups{f.backups, node}, Disaster: f.backups, HA: f.ha,
+			Consoles: f.console, Machines: fakeMachines{node}, Peers: fakePeers{f, node}, Backups: nodeBackups{f.backups, node}, Disaster: f.backups, HA: f.ha, Forecaster: fakeForecaster{},
 			Services: func() []api.ServiceStatus {
 				return []api.ServiceStatus{{Node: node, Name: "lease", State: api.ServiceRunning}}
 			},

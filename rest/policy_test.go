@@ -117,15 +117,18 @@ func TestAWatchShowsOnlyWhatMayBeRead(t *testing.T) {
 // unaudited are the routes that change nothing here, or whose event the test
 // below looks at.
 var unaudited = map[string]string{
-	"POST " + base + "cluster/init":          "see below",
-	"POST " + base + "cluster/join":          "it happens at the member: admit",
-	"POST " + base + "cluster/admit":         "see below",
-	"POST " + base + "vms/{name}/vnc":        "a ticket; opening the console with it is audited",
-	"POST " + base + "vms/{name}/console":    "a ticket; opening the console with it is audited",
-	"POST " + base + "receivers/{name}/test": "sends a message and changes nothing",
-	"POST " + base + "ha/simulate":           "it changes nothing",
-	"POST " + base + "cluster/restore":       "its event is in the database that it founds",
-	"POST " + base + "cluster/recover":       "its event is in the database of the next life",
+	"POST " + base + "cluster/init":               "see below",
+	"POST " + base + "cluster/join":               "it happens at the member: admit",
+	"POST " + base + "cluster/admit":              "see below",
+	"POST " + base + "vms/{name}/vnc":             "a ticket; opening the console with it is audited",
+	"POST " + base + "vms/{name}/console":         "a ticket; opening the console with it is audited",
+	"POST " + base + "receivers/{name}/test":      "sends a message and changes nothing",
+	"POST " + base + "ha/simulate":                "it changes nothing",
+	"POST " + base + "cluster/reboot/plan":        "it changes nothing",
+	"POST " + base + "nodes/{name}/reboot/plan":   "it changes nothing",
+	"POST " + base + "nodes/{name}/shutdown/plan": "it changes nothing",
+	"POST " + base + "cluster/restore":            "its event is in the database that it founds",
+	"POST " + base + "cluster/recover":            "its event is in the database of the next life",
 }
 
 func TestTheBeginningOfAClusterAndEachJoinAreAudited(t *testing.T) {
@@ -213,6 +216,7 @@ func changes(f *fixture) []step {
 		{"DELETE pools/{name}", "pools/nfs", ``},
 		{"PATCH nodes/{name}", "nodes/m2", `{"spec":{"maintenance":true}}`},
 		{"PUT nodes/{name}", "nodes/m2", `{"spec":{"role":"voter","accelerator":"tcg"}}`},
+		{"POST cluster/reboot", "cluster/reboot", `{}`},
 		{"POST nodes/{name}/reboot", "nodes/m2/reboot", `{}`},
 		{"POST nodes/{name}/shutdown", "nodes/m2/shutdown", `{}`},
 		{"POST nodes/{name}/evacuate", "nodes/m2/evacuate", `{"level":"live"}`},
@@ -330,6 +334,8 @@ func (f *fixture) settleFor(route string) {
 		f.takenSnapshot("web3", "a")
 	case "POST nodes/{name}/evacuate", "POST nodes/{name}/shutdown":
 		f.endReboots()
+	case "POST nodes/{name}/reboot":
+		f.endRolling()
 	case "POST vms/{name}/suspend":
 		f.do(call{method: "POST", path: "vms/web4/start"})
 		f.reportNamed("web4", api.VMRunning)

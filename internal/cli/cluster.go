@@ -53,7 +53,7 @@ func (a *app) clusterCmd() *cobra.Command {
 			return a.clusterTransfer(cmd.Context(), append(names, "")[0])
 		},
 	}
-	return group("cluster", "The cluster as a whole", initialise, join, status, transfer, a.caCmd(), a.clusterSet(), a.backupCmd(), a.restoreCmd(), a.recoverCmd(),
+	return group("cluster", "The cluster as a whole", initialise, join, status, transfer, a.caCmd(), a.clusterSet(), a.backupCmd(), a.restoreCmd(), a.recoverCmd(), a.clusterReboot(),
 		group("token", "Tokens that let nodes join", a.joinTokenCmd()))
 }
 

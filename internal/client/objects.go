@@ -215,6 +215,11 @@ func (c *Client) Action(ctx context.Context, kind api.Kind, project, name, verb 
 	return c.post(ctx, path+"/"+verb, projectQuery(kind, project), body)
 }
 
+// ClusterAction does something that is about no object, such as "reboot".
+func (c *Client) ClusterAction(ctx context.Context, verb string, body any) (*Result, error) {
+	return c.post(ctx, "/cluster/"+verb, nil, body)
+}
+
 // Upload delivers the content of an image and returns the image when it is
 // ready. sha256 may be empty.
 func (c *Client) Upload(ctx context.Context, project, image, sha256 string, s *Stream) (json.RawMessage, error) {
