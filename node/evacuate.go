@@ -398,23 +398,18 @@ func (e *evacuation) rebind(ctx context.Context, g *guest) error {
 // meanwhile stays stopped.
 func (e *evacuation) startAgain(ctx context.Context, ev *api.Evacuation, empties bool) error {
 	for _, id := range slices.Clone(ev.Status.Stopped) {
-		v := e.db.Local()
-		vm, err := configdb.VMs.Get(v, id)
-		if api.IgnoreNotFound(err) != nil {
+		v, tx := e.db.Local(), e.txn()
+		s, err := shutDownVM(v, tx, id)
+		if err != nil {
 			return err
 		}
-		b, berr := configdb.Bindings.Get(v, id)
-		over := err != nil || berr != nil || vm.Meta.Deleting() || vm.Spec.Power != api.PowerStopped
-		tx := e.txn()
-		if configdb.StaysStopped(v, tx, id) {
-			over = true
-		}
+		vm, b, over := &s.vm, &s.bind, s.over
 		if !over && empties && e.keeps(ev, id) && b.Spec.NodeID == ev.Meta.ID {
 			continue // it is for the one who asked for that
 		}
 		if !over && vm.Status.Phase != api.VMStopped && !vm.Spec.ForceStop && e.dueToEnd(ev, id) {
 			vm.Spec.ForceStop = true
-			if err := configdb.VMs.UpdateSpec(v, tx, &vm); err != nil {
+			if err := configdb.VMs.UpdateSpec(v, tx, vm); err != nil {
 				return err
 			}
 			if _, err := e.db.Txn(ctx, tx); err != nil {
@@ -430,13 +425,9 @@ func (e *evacuation) startAgain(ctx context.Context, ev *api.Evacuation, empties
 			continue // it is on its way
 		}
 		if !over {
-			tx.RequireRevision(configdb.Bindings.SpecKey(id), b.Meta.Revision)
-			tx.RequireRevision(configdb.Operations.SpecKey(id), 0)
-			vm.Spec.Power, vm.Spec.ForceStop = api.PowerRunning, false
-			if err := configdb.VMs.UpdateSpec(v, tx, &vm); err != nil {
+			if err := s.start(v, tx, e.placer); err != nil {
 				return err
 			}
-			e.placer.Reserve(v, tx, b.Spec.NodeID)
 		}
 		ev.Status.Stopped = slices.DeleteFunc(slices.Clone(ev.Status.Stopped), func(s string) bool { return s == id })
 		if err := configdb.Evacuations.UpdateStatus(v, tx, ev); err != nil {
@@ -447,6 +438,32 @@ func (e *evacuation) startAgain(ctx context.Context, ev *api.Evacuation, empties
 		}
 	}
 	return nil
+}
+
+// shutDown is a VM that was shut down for a while.
+type shutDown struct {
+	vm   api.VM
+	bind api.Binding
+	over bool // there is nothing to start again: it is gone, or a user decided otherwise
+}
+
+// shutDownVM looks at one, and takes the word of a user who stopped it meanwhile.
+func shutDownVM(v *configdb.View, tx *configdb.Txn, id string) (s shutDown, err error) {
+	vm, err := configdb.VMs.Get(v, id)
+	b, berr := configdb.Bindings.Get(v, id)
+	stays := configdb.StaysStopped(v, tx, id)
+	s = shutDown{vm, b, stays || err != nil || berr != nil || vm.Meta.Deleting() || vm.Spec.Power != api.PowerStopped}
+	return s, errors.Join(api.IgnoreNotFound(err), api.IgnoreNotFound(berr))
+}
+
+// start adds its start to a transaction. It conflicts with whatever else is begun.
+func (s *shutDown) start(v *configdb.View, tx *configdb.Txn, placer rest.Placer) error {
+	id := s.vm.Meta.ID
+	tx.RequireRevision(configdb.Bindings.SpecKey(id), s.bind.Meta.Revision)
+	tx.RequireRevision(configdb.Operations.SpecKey(id), 0)
+	s.vm.Spec.Power, s.vm.Spec.ForceStop = api.PowerRunning, false
+	placer.Reserve(v, tx, s.bind.Spec.NodeID)
+	return configdb.VMs.UpdateSpec(v, tx, &s.vm)
 }
 
 // dueToEnd reports whether a guest was told to shut down long enough ago, as far as this

@@ -125,12 +125,11 @@ func (e *evacuation) back(ctx context.Context, db *scratch, n api.Node, ev *api.
 		return err
 	}
 	for _, id := range ev.Status.Stopped {
-		vm, err := configdb.VMs.Get(db.view, id)
-		if err != nil {
-			return err
+		s, err := shutDownVM(db.view, tx, id)
+		if err == nil && !s.over {
+			err = s.start(db.view, tx, e.placer)
 		}
-		vm.Spec.Power = api.PowerRunning
-		if err := configdb.VMs.UpdateSpec(db.view, tx, &vm); err != nil {
+		if err != nil {
 			return err
 		}
 	}

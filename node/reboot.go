@@ -356,25 +356,17 @@ func (r *reboots) restore(ctx context.Context, v *configdb.View, rb *api.Reboot)
 		return r.write(ctx, v, rb)
 	}
 	id := st.Stopped[0]
-	vm, err := configdb.VMs.Get(v, id)
-	b, berr := configdb.Bindings.Get(v, id)
-	if err := errors.Join(api.IgnoreNotFound(err), api.IgnoreNotFound(berr)); err != nil {
-		return err
-	}
-	if _, operr := configdb.Operations.Get(v, id); err == nil && operr == nil {
-		st.Stopped = append(slices.Clone(st.Stopped[1:]), id) // it is worked on; the next one first
+	st.Stopped = slices.Clone(st.Stopped[1:])
+	if _, err := configdb.Operations.Get(v, id); err == nil {
+		st.Stopped = append(st.Stopped, id) // it is worked on; the next one first
 		return r.write(ctx, v, rb)
 	}
-	st.Stopped = slices.Clone(st.Stopped[1:])
 	return r.write(ctx, v, rb, func(tx *configdb.Txn) error {
-		if configdb.StaysStopped(v, tx, id) || err != nil || berr != nil || vm.Meta.Deleting() || vm.Spec.Power != api.PowerStopped {
-			return nil
+		s, err := shutDownVM(v, tx, id)
+		if err != nil || s.over {
+			return err
 		}
-		tx.RequireRevision(configdb.Bindings.SpecKey(id), b.Meta.Revision)
-		tx.RequireRevision(configdb.Operations.SpecKey(id), 0)
-		vm.Spec.Power, vm.Spec.ForceStop = api.PowerRunning, false
-		r.placer.Reserve(v, tx, b.Spec.NodeID)
-		return configdb.VMs.UpdateSpec(v, tx, &vm)
+		return s.start(v, tx, r.placer)
 	})
 }
 

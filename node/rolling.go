@@ -267,9 +267,11 @@ func (r *rolling) follow(ctx context.Context, v *configdb.View, rr *api.RollingR
 		return err
 	}
 	if err != nil || rb.Spec.TaskID != rr.Spec.TaskID {
-		_, nodeErr := configdb.Nodes.Get(v, st.Current)
-		if nodeErr == nil || api.IgnoreNotFound(nodeErr) != nil {
-			return errors.Join(api.IgnoreNotFound(nodeErr), r.end(ctx, v, rr, api.TaskFailed, api.CodeInternal, "nobody reboots the node under way any more"))
+		switch n, nodeErr := configdb.Nodes.Get(v, st.Current); {
+		case nodeErr == nil:
+			return r.end(ctx, v, rr, api.TaskFailed, api.CodeInternal, "nobody reboots node "+n.Meta.Name+" any more")
+		case api.IgnoreNotFound(nodeErr) != nil:
+			return nodeErr
 		}
 		st.Current = ""
 		return r.say(ctx, v, rr, "the node under way was removed")

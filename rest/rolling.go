@@ -145,11 +145,10 @@ func (c *change) rollingReboot(in *api.RollingRebootRequest, voters []string) (*
 	if err := mayRoll(c.v, list, voters); err != nil {
 		return nil, err
 	}
-	clusters, err := configdb.Clusters.List(c.v)
-	if err != nil || len(clusters) == 0 {
-		return nil, api.Errorf(api.CodeInternal, "the object of the cluster cannot be read: %v", err)
+	meta, err := clusterMeta(c.v)
+	if err != nil {
+		return nil, err
 	}
-	meta := clusters[0].Meta
 	within := time.Duration(len(list)) * (vmOperationDeadline + time.Duration(in.WithinSeconds)*time.Second)
 	task, err := c.newTask("", api.TaskSpec{Action: api.ActionRolling, TargetKind: api.KindCluster, TargetID: meta.ID, Target: meta.Name, TargetGeneration: meta.Generation}, within)
 	if err != nil {
@@ -175,6 +174,14 @@ func (c *change) rollingReboot(in *api.RollingRebootRequest, voters []string) (*
 		return nil, err
 	}
 	return e, configdb.RollingReboots.UpdateStatus(c.v, c.tx, &r)
+}
+
+func clusterMeta(v *configdb.View) (api.Meta, error) {
+	all, err := configdb.Clusters.List(v)
+	if err != nil || len(all) == 0 {
+		return api.Meta{}, api.Errorf(api.CodeInternal, "the object of the cluster cannot be read: %v", err)
+	}
+	return all[0].Meta, nil
 }
 
 // rollingUnderWay is the rolling reboot that has not ended, or whose end its task has
@@ -228,16 +235,20 @@ func rollingList(v *configdb.View, in *api.RollingRebootRequest) (list []api.Rol
 
 // continued is the list of the last rolling reboot, if something is left of it.
 func continued(v *configdb.View) ([]api.RollingNode, error) {
-	all, err := configdb.RollingReboots.List(v)
+	meta, err := clusterMeta(v)
 	if err != nil {
 		return nil, err
 	}
-	if len(all) == 0 {
+	last, err := configdb.RollingReboots.Get(v, meta.ID)
+	if api.IgnoreNotFound(err) != nil {
+		return nil, err
+	}
+	if err != nil {
 		return nil, &api.Error{Code: api.CodeRefused, Field: "continue", Detail: "there has been no rolling reboot; begin one without continue"}
 	}
-	for _, l := range all[0].Spec.Nodes {
+	for _, l := range last.Spec.Nodes {
 		if n, err := configdb.Nodes.Get(v, l.ID); err == nil && n.Status.HostBoot == l.HostBoot {
-			return all[0].Spec.Nodes, nil
+			return last.Spec.Nodes, nil
 		}
 	}
 	return nil, &api.Error{Code: api.CodeRefused, Field: "continue", Detail: "every node of the last rolling reboot runs another boot than when it began; begin a new one without continue"}

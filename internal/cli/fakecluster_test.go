@@ -5,9 +5,11 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 )
@@ -53,6 +55,25 @@ func (f *fakeCluster) serveCluster(w http.ResponseWriter, r *http.Request, node,
 			return
 		}
 		reply(200, api.JoinResult{Cluster: "prod", ClusterID: "c-1", Node: "m3", Address: "10.0.0.3:7600"})
+	case "POST cluster/reboot", "POST cluster/reboot/plan":
+		var in api.RollingRebootRequest
+		if err := errors.Join(api.DecodeStrict(r.Body, &in), in.Validate()); err != nil {
+			f.fail(w, err)
+			return
+		}
+		if strings.HasSuffix(path, "plan") {
+			reply(200, api.RebootPlan{Nodes: []api.PlannedReboot{
+				{Node: "m2", Voters: 2, VotersNeeded: 2, VMs: []api.PlannedVM{{VM: "web1", To: "m1", Fate: api.FateMigrate}}},
+				{Node: "m1", Voters: 2, VotersNeeded: 2, Leaders: []string{"m2", "m3"}, Refusal: "vm db1 runs; --level stop shuts it down", VMs: []api.PlannedVM{{VM: "db1", To: "m1", Fate: api.FateStay, Reason: "it has a TPM"}}},
+			}})
+			return
+		}
+		t := api.NewTask(api.ActionRolling, api.KindCluster, api.Meta{ID: "c-1", Name: "prod"}, "ann", time.Hour, time.Now())
+		t.Status.Phase, t.Status.Message = api.TaskSucceeded, "rebooted: m2, m1"
+		if in.Continue {
+			t.Status.Phase, t.Status.Code, t.Status.Message = api.TaskFailed, api.CodeTimeout, "not all was well within 10m0s: node m2 is lost; rebooted: m2; left: m1"
+		}
+		reply(202, map[string]any{"task": t, "object": t, "revision": f.rev})
 	case "POST cluster/tokens":
 		var in api.JoinTokenRequest
 		if err := api.DecodeStrict(r.Body, &in); err != nil {
