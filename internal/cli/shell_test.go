@@ -108,7 +108,7 @@ func TestCompleteInsideTheShell(t *testing.T) {
 		"vm|create|x|--no-w":        "--no-wait",
 		"vm|ls|--|--no":             "",
 		"context|":                  "",
-		"cluster|":                  "backup|ca|set|status|token|transfer",
+		"cluster|":                  "backup|ca|reboot|set|status|token|transfer",
 		"help|vm|pau":               "pause",
 		"nonsense|":                 "",
 		"cluster|token|create|--ro": "--role",
