@@ -168,6 +168,23 @@ func (r *rolling) unwell(ctx context.Context, v *configdb.View, rr *api.RollingR
 			return "node " + n.Meta.Name + " " + why, nil
 		}
 	}
+	if why, err := busy(v); why != "" || err != nil {
+		return why, err
+	}
+	ill, err := r.replicas(ctx)
+	if err != nil {
+		return "", err
+	}
+	for i := range nodes {
+		if why := ill[nodes[i].Meta.ID]; why != "" {
+			return "node " + nodes[i].Meta.Name + ": " + why, nil
+		}
+	}
+	return "", nil
+}
+
+// busy says what is being done that a reboot should not meet.
+func busy(v *configdb.View) (string, error) {
 	reboots, err := configdb.Reboots.List(v)
 	if err != nil {
 		return "", err
@@ -192,13 +209,13 @@ func (r *rolling) unwell(ctx context.Context, v *configdb.View, rr *api.RollingR
 			return fmt.Sprintf("vm %s is being recovered (task %s)", t.Spec.Target, t.Meta.ID), nil
 		}
 	}
-	ill, err := r.replicas(ctx)
+	drills, err := configdb.Drills.List(v)
 	if err != nil {
 		return "", err
 	}
-	for i := range nodes {
-		if why := ill[nodes[i].Meta.ID]; why != "" {
-			return "node " + nodes[i].Meta.Name + ": " + why, nil
+	for i := range drills {
+		if d := &drills[i]; !d.Status.Phase.Final() {
+			return fmt.Sprintf("vm %s is being drilled (task %s)", d.Spec.VM, d.Spec.TaskID), nil
 		}
 	}
 	return "", nil
