@@ -36,7 +36,7 @@ func (r *nodeResource) reboot(q *request, action api.RebootAction) error {
 	if err := in.Validate(); err != nil {
 		return err
 	}
-	voters, err := q.voters()
+	_, voters, err := q.voting()
 	if err != nil {
 		return err
 	}
@@ -79,11 +79,11 @@ func (r *nodeResource) rebootPlan(q *request, action api.RebootAction) error {
 	if err != nil {
 		return err
 	}
-	voters, err := q.voters()
+	leader, voters, err := q.voting()
 	if err != nil {
 		return err
 	}
-	plan, err := q.s.forecast(q, v, []api.Node{n}, in.Evacuate, in.NoEvacuate)
+	plan, err := q.forecast(v, []api.Node{n}, leader, voters, in.Evacuate, in.NoEvacuate)
 	if err != nil {
 		return err
 	}
@@ -101,15 +101,15 @@ func (r *nodeResource) rebootPlan(q *request, action api.RebootAction) error {
 	return nil
 }
 
-// voters are the IDs of the members that vote.
-func (q *request) voters() (ids []string, err error) {
+// voting are the node that leads, by name, and the IDs of the members that vote.
+func (q *request) voting() (leader string, voters []string, err error) {
 	st, err := q.s.cfg.Cluster.Status(q.ctx())
 	for _, m := range st.Members {
 		if m.Voter {
-			ids = append(ids, m.NodeID)
+			voters = append(voters, m.NodeID)
 		}
 	}
-	return ids, err
+	return st.Leader, voters, err
 }
 
 func (c *change) rebootNode(n api.Node, action api.RebootAction, voters []string, in *api.RebootRequest) (*effect, error) {

@@ -21,18 +21,18 @@ type Forecaster interface {
 	Forecast(ctx context.Context, v *configdb.View, nodes []api.Node, in api.EvacuateRequest, noEvacuate bool) ([]api.PlannedReboot, error)
 }
 
-func (s *Server) rollingRoutes() []route {
+func rollingRoutes() []route {
 	in := typeOf[api.RollingRebootRequest]()
 	return []route{
-		{method: http.MethodPost, path: base + "cluster/reboot", need: needAdministrator, handle: s.rollingReboot, verb: "reboot",
+		{method: http.MethodPost, path: base + "cluster/reboot", need: needAdministrator, handle: rollingReboot, verb: "reboot",
 			summary: "Reboot all nodes, or some, one after the other", params: longParams, in: in, out: typeOf[TaskReply](), status: http.StatusAccepted},
-		{method: http.MethodPost, path: base + "cluster/reboot/plan", need: needAdministrator, handle: s.rollingPlan, verb: "plan",
+		{method: http.MethodPost, path: base + "cluster/reboot/plan", need: needAdministrator, handle: rollingPlan, verb: "plan",
 			summary: "What a rolling reboot would do; changes nothing", in: in, out: typeOf[api.RebootPlan](), status: http.StatusOK},
 	}
 }
 
 // rollingReboot answers POST /cluster/reboot. The leader does the work.
-func (s *Server) rollingReboot(q *request) error {
+func rollingReboot(q *request) error {
 	var in api.RollingRebootRequest
 	body, err := q.optional(&in)
 	if err != nil {
@@ -41,7 +41,7 @@ func (s *Server) rollingReboot(q *request) error {
 	if err := in.Validate(); err != nil {
 		return err
 	}
-	voters, err := q.voters()
+	_, voters, err := q.voting()
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (s *Server) rollingReboot(q *request) error {
 }
 
 // rollingPlan answers POST /cluster/reboot/plan.
-func (s *Server) rollingPlan(q *request) error {
+func rollingPlan(q *request) error {
 	var in api.RollingRebootRequest
 	if _, err := q.optional(&in); err != nil {
 		return err
@@ -65,11 +65,7 @@ func (s *Server) rollingPlan(q *request) error {
 	if err != nil {
 		return err
 	}
-	st, err := s.cfg.Cluster.Status(q.ctx())
-	if err != nil {
-		return err
-	}
-	voters, err := q.voters()
+	leader, voters, err := q.voting()
 	if err != nil {
 		return err
 	}
@@ -83,8 +79,8 @@ func (s *Server) rollingPlan(q *request) error {
 			nodes = append(nodes, n)
 		}
 	}
-	slices.SortStableFunc(nodes, func(a, b api.Node) int { return later(&a, st.Leader) - later(&b, st.Leader) })
-	plan, err := s.forecast(q, v, nodes, in.Evacuate, in.NoEvacuate)
+	slices.SortStableFunc(nodes, func(a, b api.Node) int { return later(&a, leader) - later(&b, leader) })
+	plan, err := q.forecast(v, nodes, leader, voters, in.Evacuate, in.NoEvacuate)
 	if err != nil {
 		return err
 	}
@@ -103,26 +99,18 @@ func later(n *api.Node, leader string) int {
 }
 
 // forecast fills in what rest knows: votes, and who could lead.
-func (s *Server) forecast(q *request, v *configdb.View, nodes []api.Node, in api.EvacuateRequest, noEvacuate bool) (*api.RebootPlan, error) {
+func (q *request) forecast(v *configdb.View, nodes []api.Node, leader string, voters []string, in api.EvacuateRequest, noEvacuate bool) (*api.RebootPlan, error) {
 	_ = q.ctl.SetWriteDeadline(time.Now().Add(forecastTimeout + replyTimeout))
 	ctx, cancel := context.WithTimeout(q.ctx(), forecastTimeout)
 	defer cancel()
-	st, err := s.cfg.Cluster.Status(ctx)
-	if err != nil {
-		return nil, err
-	}
-	voters, err := q.voters()
-	if err != nil {
-		return nil, err
-	}
-	all, err := s.cfg.Forecaster.Forecast(ctx, v, nodes, in, noEvacuate)
+	all, err := q.s.cfg.Forecaster.Forecast(ctx, v, nodes, in, noEvacuate)
 	if err != nil {
 		return nil, err
 	}
 	for i := range all {
 		p := &all[i]
 		p.Voters, p.VotersNeeded = VotersWithout(v, voters, nodes[i].Meta.ID)
-		if p.Node != st.Leader {
+		if p.Node != leader {
 			continue
 		}
 		for _, id := range voters {

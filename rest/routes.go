@@ -64,7 +64,7 @@ func (s *Server) routes() []route {
 	out = append(out, s.configRoutes()...)
 	out = append(out, s.backupRoutes()...)
 	out = append(out, s.haRoutes()...)
-	out = append(out, s.rollingRoutes()...)
+	out = append(out, rollingRoutes()...)
 	vms, images, volumes := newVMs(), newImages(), newVolumes()
 	pools, nodes, tasks, tokens := newPools(), newNodes(), newTasks(), newTokens()
 	networks, ippools, uplinks := newNetworks(), newIPPools(), newUplinks()
