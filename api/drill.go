@@ -59,10 +59,11 @@ type DrillStatus struct {
 
 // DrillEnd is the end of the QEMU of a drill, as its guard reported it.
 type DrillEnd struct {
-	PID    int       `json:"pid"`
-	Reason string    `json:"reason"`
-	Signal int       `json:"signal,omitempty"`
-	At     time.Time `json:"at"` // by the owner's clock
+	PID    int    `json:"pid"`
+	Reason string `json:"reason"`
+	Signal int    `json:"signal,omitempty"`
+	// At is when the owner knew of it, by its clock.
+	At time.Time `json:"at"`
 }
 
 // Over reports whether the drill has its last word.

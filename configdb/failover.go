@@ -5,6 +5,7 @@ package configdb
 
 import (
 	"errors"
+	"strings"
 
 	"github.com/muster-vm/muster/api"
 )
@@ -38,45 +39,54 @@ func ProofOf(v *View, f api.Failover) (*api.FailoverProof, error) {
 
 // PruneFailovers fills a transaction with the removal of the oldest losses, with
 // their moves, beyond what is kept: at most so many records. more says that there
-// are more to remove. Drills go first, so that they push out no other losses; the
-// newest loss is never removed: it may be under way.
+// are more to remove. Drills count for
+// themselves, so that they push out no losses; the newest of either is never removed: it
+// may be under way.
 func PruneFailovers(v *View, tx *Txn, most int) (more bool) {
-	victim, ok := oldestLoss(v)
-	if !ok {
-		return false
-	}
-	drop := func(specKey, statusKey string) {
-		tx.Delete(specKey)
-		tx.Delete(statusKey)
-	}
-	prefix := FailoverMoves.SpecPrefix() + api.FailoverMoveID(victim, "")
-	for e := range v.Scan(prefix, "") {
+	for _, id := range idsOf(v, FailoverMoves) {
+		// The record of the loss goes first, so that one that is begun goes as a whole.
+		loss, _, _ := strings.Cut(id, ".")
+		if _, there := v.Get(Failovers.SpecKey(loss)); there {
+			continue
+		}
 		if most--; most < 0 {
 			return true
 		}
-		id, _ := FailoverMoves.IDOf(e.Key)
-		drop(FailoverMoves.SpecKey(id), FailoverMoves.StatusKey(id))
+		more = true
+		tx.Delete(FailoverMoves.SpecKey(id))
+		tx.Delete(FailoverMoves.StatusKey(id))
 	}
-	drop(Failovers.SpecKey(victim), Failovers.StatusKey(victim))
-	return true
+	if more {
+		return true
+	}
+	victim, ok := oldestLoss(v)
+	if ok {
+		tx.Delete(Failovers.SpecKey(victim))
+		tx.Delete(Failovers.StatusKey(victim))
+	}
+	return ok
 }
 
 // oldestLoss is the loss that is removed next; there may be none.
 func oldestLoss(v *View) (id string, ok bool) {
-	losses := idsOf(v, Failovers)
-	if len(losses) < 2 {
-		return "", false
-	}
-	var drills []string
-	for _, id := range losses[:len(losses)-1] {
-		if f, err := Failovers.Get(v, id); err == nil && f.Spec.Cause == api.CauseDrill {
+	all := idsOf(v, Failovers)
+	var losses, drills []string
+	for i, id := range all {
+		f, err := Failovers.Get(v, id)
+		switch {
+		case err != nil || f.Spec.Cause != api.CauseDrill:
+			losses = append(losses, id)
+		case i < len(all)-1:
 			drills = append(drills, id)
 		}
 	}
-	if len(drills) > api.KeptDrills {
+	switch {
+	case len(drills) > api.KeptDrills:
 		return drills[0], true
+	case len(losses) > api.KeptFailovers, len(losses) > 1 && len(idsOf(v, FailoverMoves)) > api.KeptFailoverMoves:
+		return losses[0], true
 	}
-	return losses[0], len(losses) > api.KeptFailovers || len(idsOf(v, FailoverMoves)) > api.KeptFailoverMoves
+	return "", false
 }
 
 func idsOf[S, T any](v *View, t Table[S, T]) (ids []string) {

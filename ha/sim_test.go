@@ -93,7 +93,7 @@ type simNode struct {
 	petted   time.Duration            // the watchdog, for the last time
 	life     int                      // counts the host's boots
 	tries    *tries                   // of VMs that do not start
-	drilled map[string]int // what was killed for a drill, by the life of the host: the guard keeps it
+	drilled  map[string]int           // what was killed for a drill, by the life of the host: the guard keeps it
 	guests   *guest                   // of VMs with a storage guard
 	heart    *simHeart                // nil: there are no notes
 }

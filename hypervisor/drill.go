@@ -5,6 +5,7 @@ package hypervisor
 
 import (
 	"context"
+	"syscall"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -13,6 +14,9 @@ import (
 
 // This file is the owner's part of "Drills", ha/DESIGN.md: it ends a VM on purpose and
 // gives it up, so that the leader passes it on as one that could not be started.
+
+// drillKillWithin is how long after its word an owner still ends the VM.
+const drillKillWithin = 20 * time.Second
 
 // drillAlone is how long an owner waits for a leader before it starts the VM again.
 const drillAlone = 2 * time.Minute
@@ -33,8 +37,14 @@ func (s *step) drilled(ctx context.Context) (done bool, err error) {
 	if !ok || err != nil {
 		return false, err
 	}
+	if _, _, lease := s.h.cfg.Lease.Current(); !lease {
+		return false, nil // it may be over; and nothing could start the VM again
+	}
 	switch d.Status.PID {
 	case s.proc.PID:
+		if s.in.drillPID != s.proc.PID || s.now.Sub(s.in.drillAt) > drillKillWithin {
+			return false, nil // another life asked, or long ago: nobody may want it any more
+		}
 		s.silent = true
 		s.result.After = attachRetry
 		s.h.log.Info("a VM is ended for a drill", "vm", s.vm.Meta.ID, "pid", s.proc.PID)
@@ -43,8 +53,7 @@ func (s *step) drilled(ctx context.Context) (done bool, err error) {
 	default:
 		return false, nil // that one is gone
 	}
-	_, _, lease := s.h.cfg.Lease.Current()
-	if !lease || s.vm.Status.Phase != api.VMRunning || s.vm.Status.PID != s.proc.PID || s.vm.Spec.HA != api.HARestart {
+	if s.vm.Status.Phase != api.VMRunning || s.vm.Status.PID != s.proc.PID || s.vm.Spec.HA != api.HARestart {
 		return false, nil
 	}
 	tx := &configdb.Txn{Actor: actor}
@@ -55,6 +64,7 @@ func (s *step) drilled(ctx context.Context) (done bool, err error) {
 	tx.RequireRevision(configdb.Operations.SpecKey(s.vm.Meta.ID), 0)
 	tx.RequireRevision(configdb.VMs.SpecKey(s.vm.Meta.ID), s.vm.Meta.Revision)
 	s.silent = true
+	s.in.drillPID, s.in.drillAt = s.proc.PID, s.now
 	return true, s.commit(ctx, tx)
 }
 
@@ -68,7 +78,7 @@ func (s *step) writeDrill(tx *configdb.Txn, d *api.Drill) error {
 // It is committed with the status that says so.
 func (s *step) giveUpForDrill(tx *configdb.Txn) (done bool, err error) {
 	d, ok, err := s.drill()
-	if err != nil || !ok || d.Status.PID != s.proc.PID || s.proc.Epoch != s.b.Spec.Epoch || s.proc.Reason != ReasonKill || s.in.unsure.Load() || !s.counted() {
+	if err != nil || !ok || d.Status.PID != s.proc.PID || s.proc.Epoch != s.b.Spec.Epoch || s.proc.Reason != ReasonKill || s.proc.Signal != int(syscall.SIGKILL) || s.in.unsure.Load() || !s.counted() {
 		return false, err
 	}
 	n, err := configdb.Nodes.Get(s.v, s.h.cfg.NodeID)

@@ -24,17 +24,19 @@ import (
 type instance struct {
 	id string
 
-	pid         int         // of the process that this daemon started or adopted
-	judged      int         // PID whose end was judged and written
-	putOff      int         // PID whose end put off the next start
-	startedAt   time.Time   // when this daemon started or adopted it
-	logFrom     int64       // size of QEMU's log before the start
-	wasUp       bool        // QEMU answered once
-	cleanEnd    bool        // QEMU was told to end, or ended by itself, and said goodbye
-	generation  uint64      // of the VM when it was looked at last
-	failures    int         // unexpected ends in a row
-	notBefore   time.Time   // of the next start
-	quietUntil  time.Time   // no QMP before, because QEMU did not answer
+	pid         int       // of the process that this daemon started or adopted
+	judged      int       // PID whose end was judged and written
+	putOff      int       // PID whose end put off the next start
+	startedAt   time.Time // when this daemon started or adopted it
+	logFrom     int64     // size of QEMU's log before the start
+	wasUp       bool      // QEMU answered once
+	cleanEnd    bool      // QEMU was told to end, or ended by itself, and said goodbye
+	generation  uint64    // of the VM when it was looked at last
+	failures    int       // unexpected ends in a row
+	notBefore   time.Time // of the next start
+	quietUntil  time.Time // no QMP before, because QEMU did not answer
+	drillPID    int       // what this life has said it ends for a drill
+	drillAt     time.Time
 	buttonAt    time.Time   // last press of the power button
 	stopSince   time.Time   // when the stop began
 	askedOff    bool        // we pressed the button in this life of QEMU

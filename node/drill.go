@@ -45,6 +45,7 @@ type drills struct {
 	now     func() time.Time
 	looked  time.Time            // at the schedules
 	seen    map[string]time.Time // since when, by VM and schedule
+	begun   map[string]time.Time // when each drill was first looked at, by task: whoever began it may have another clock
 }
 
 func (m *member) drill(ctx context.Context, term uint64) error {
@@ -53,7 +54,7 @@ func (m *member) drill(ctx context.Context, term uint64) error {
 }
 
 func newDrills(db configdb.DB, placer rest.Placer, term uint64, promise func() (api.HAAdmission, time.Duration, bool), silence func(string) time.Duration, log *slog.Logger) *drills {
-	return &drills{db: db, placer: placer, log: log, term: term, promise: promise, silence: silence, now: time.Now, seen: map[string]time.Time{}}
+	return &drills{db: db, placer: placer, log: log, term: term, promise: promise, silence: silence, now: time.Now, seen: map[string]time.Time{}, begun: map[string]time.Time{}}
 }
 
 // look takes one step of every drill, and begins one at most.
@@ -71,6 +72,9 @@ func (d *drills) look(ctx context.Context) error {
 			busy = true
 			err = errors.Join(err, d.step(ctx, v, o))
 		}
+	}
+	if !busy {
+		clear(d.begun)
 	}
 	if busy || err != nil || d.now().Sub(d.looked) < drillScheduleEvery {
 		return err
@@ -92,7 +96,10 @@ func (d *drills) step(ctx context.Context, v *configdb.View, o *api.Drill) error
 	if o.Status.Epoch != 0 {
 		return d.moved(ctx, v, o, &vm, &b)
 	}
-	since, late := d.now().Sub(o.Spec.BegunAt), ""
+	if _, ok := d.begun[o.Spec.TaskID]; !ok {
+		d.begun[o.Spec.TaskID] = d.now()
+	}
+	since, late := d.now().Sub(d.begun[o.Spec.TaskID]), ""
 	owner, err := configdb.Nodes.Get(v, o.Spec.NodeID)
 	switch {
 	case api.IgnoreNotFound(err) != nil:
@@ -124,7 +131,9 @@ func (d *drills) moved(ctx context.Context, v *configdb.View, o *api.Drill, vm *
 	case api.IgnoreNotFound(err) != nil:
 		return err
 	case err == nil && m.Status.Phase == api.MoveRunning:
-		return d.end(ctx, v, o, vm, api.TaskSucceeded, "", fmt.Sprintf("failed over from node %s to node %s", o.Spec.Node, o.Status.Node), m.Status.At)
+		return d.succeeded(ctx, v, o, vm, m.Status.At)
+	case err != nil && vm.Status.Epoch == o.Status.Epoch && vm.Status.Phase == api.VMRunning: // so many drills that the record is gone
+		return d.succeeded(ctx, v, o, vm, nil)
 	case b.Spec.Epoch != o.Status.Epoch:
 		return d.end(ctx, v, o, vm, api.TaskFailed, api.CodeConflict, "it did not run "+at()+" before it was bound to node "+b.Spec.Node)
 	case err == nil && m.Status.Phase.Final():
@@ -135,6 +144,10 @@ func (d *drills) moved(ctx context.Context, v *configdb.View, o *api.Drill, vm *
 	return nil
 }
 
+func (d *drills) succeeded(ctx context.Context, v *configdb.View, o *api.Drill, vm *api.VM, at *time.Time) error {
+	return d.end(ctx, v, o, vm, api.TaskSucceeded, "", fmt.Sprintf("failed over from node %s to node %s", o.Spec.Node, o.Status.Node), at)
+}
+
 // end writes the last word. What the owner gave up for the drill it may start again.
 func (d *drills) end(ctx context.Context, v *configdb.View, o *api.Drill, vm *api.VM, phase api.TaskPhase, code api.Code, message string, at ...*time.Time) error {
 	tx := d.txn()
@@ -143,6 +156,9 @@ func (d *drills) end(ctx context.Context, v *configdb.View, o *api.Drill, vm *ap
 		done = at[0].UTC()
 	}
 	s := &o.Status
+	if s.PID != 0 && s.Epoch == 0 {
+		message += "; its QEMU may have been ended for the drill, and starts again"
+	}
 	s.Phase, s.Code, s.Message, s.DoneAt = phase, code, message, &done
 	if phase == api.TaskSucceeded {
 		s.SucceededAt = &done
@@ -162,7 +178,7 @@ func (d *drills) end(ctx context.Context, v *configdb.View, o *api.Drill, vm *ap
 	case api.TaskSucceeded:
 		typ, severity, text = eventDrillSucceeded, api.SeverityInfo, fmt.Sprintf("vm %s was %s in a drill, %.1f s from its end until it ran", vm.Meta.Name, message, s.Took().Seconds())
 	case api.TaskCancelled:
-		typ, severity, text = eventDrillLeftOut, api.SeverityInfo, fmt.Sprintf("the drill of vm %s was cancelled", vm.Meta.Name)
+		typ, severity, text = eventDrillLeftOut, api.SeverityInfo, fmt.Sprintf("the drill of vm %s was given up: %s", vm.Meta.Name, message)
 	}
 	return d.commit(ctx, tx, typ, severity, vm, o.Spec.Node, text)
 }
@@ -196,6 +212,9 @@ func (d *drills) schedule(ctx context.Context, v *configdb.View, last map[string
 	if err != nil {
 		return err
 	}
+	was := d.seen
+	d.seen = map[string]time.Time{} // what has another schedule meanwhile begins anew
+	began := false
 	for i := range vms {
 		vm := &vms[i]
 		if !vm.Spec.Drilled() || vm.Meta.Deleting() || vm.Spec.Power != api.PowerRunning {
@@ -207,11 +226,14 @@ func (d *drills) schedule(ctx context.Context, v *configdb.View, last map[string
 		}
 		due := s.Last(d.now())
 		late := d.now().Sub(due)
-		if !d.wasSet(vm, last[vm.Meta.ID], due) || late > 2*drillMakeUp || drilledSince(last[vm.Meta.ID], due) {
+		before := s.Last(due.Add(-time.Minute))
+		if !d.wasSet(was, vm, last[vm.Meta.ID], before, due) || vm.Status.StartedAt != nil && vm.Status.StartedAt.After(due) || drilledSince(last[vm.Meta.ID], due) {
 			continue
 		}
-		began, err := d.begin(ctx, v, vm, due, late)
-		if began || err != nil {
+		if began {
+			continue // with the next look; the others are seen all the same
+		}
+		if began, err = d.begin(ctx, v, vm, due, late); err != nil {
 			return err
 		}
 	}
@@ -219,15 +241,15 @@ func (d *drills) schedule(ctx context.Context, v *configdb.View, last map[string
 }
 
 // wasSet reports whether the VM had its schedule when a drill was due: this leader had
-// seen it, or there was a drill under it.
-func (d *drills) wasSet(vm *api.VM, o *api.Drill, due time.Time) bool {
+// seen it, without a break, or there was a drill under it the time before.
+func (d *drills) wasSet(was map[string]time.Time, vm *api.VM, o *api.Drill, before, due time.Time) bool {
 	key := vm.Meta.ID + "/" + vm.Spec.Recovery.Drill
-	since, ok := d.seen[key]
+	since, ok := was[key]
 	if !ok {
 		since = d.now()
-		d.seen[key] = since
 	}
-	return !since.After(due) || o != nil && o.Spec.Schedule == vm.Spec.Recovery.Drill
+	d.seen[key] = since
+	return !since.After(due) || o != nil && o.Spec.Schedule == vm.Spec.Recovery.Drill && !o.Spec.BegunAt.Before(before)
 }
 
 // drilledSince reports whether the drill that was due was begun, or left out; one that a
@@ -239,6 +261,9 @@ func drilledSince(o *api.Drill, due time.Time) bool {
 func (d *drills) begin(ctx context.Context, v *configdb.View, vm *api.VM, due time.Time, late time.Duration) (began bool, err error) {
 	tx := d.txn()
 	why := d.silent(v)
+	if why == nil && late >= drillMakeUp {
+		why = api.Errorf(api.CodeTimeout, "nobody could begin it within an hour")
+	}
 	if why == nil {
 		_, why = rest.Drill{Placer: d.placer, Actor: driller, Now: d.now(), Due: &due, Promise: d.promise}.Begin(v, tx, vm)
 	}

@@ -39,7 +39,11 @@ func (o Drill) Begin(v *configdb.View, tx *configdb.Txn, vm *api.VM) (task strin
 	if err := Unwell(v); err != nil {
 		return "", err
 	}
-	if a, _, known := o.Promise(); known && a.Admission != api.AdmissionOff && !a.Kept {
+	a, _, known := o.Promise()
+	if !known {
+		return "", api.Errorf(api.CodeRefused, "this node has not computed yet whether the promise to survive failures holds; try again in a moment")
+	}
+	if a.Admission != api.AdmissionOff && !a.Kept {
 		return "", api.Errorf(api.CodeRefused, "%d VMs would not restart if %d nodes died together; free memory first (muster ha status), so that no drill makes that worse, or set muster ha set --admission off", a.RefusedVMs, a.Failures)
 	}
 	_, _, err = o.Placer.ChooseOther(v, *vm, map[string]string{b.Spec.NodeID: "runs it now"}, "", nil)
@@ -56,8 +60,9 @@ func (o Drill) Begin(v *configdb.View, tx *configdb.Txn, vm *api.VM) (task strin
 	}, api.DrillStatus{Phase: api.TaskPending})
 }
 
-// PutDrill replaces the drill of a VM.
+// PutDrill replaces the drill of a VM, which must be there still.
 func PutDrill(v *configdb.View, tx *configdb.Txn, vm *api.VM, spec api.DrillSpec, status api.DrillStatus) error {
+	tx.RequireExists(configdb.VMs.SpecKey(vm.Meta.ID))
 	d, err := configdb.Drills.Get(v, vm.Meta.ID)
 	if err != nil {
 		if api.IgnoreNotFound(err) != nil {
