@@ -70,6 +70,9 @@ type RollingRebootRequest struct {
 
 // Validate sets defaults and checks.
 func (r *RollingRebootRequest) Validate() error {
+	if r.Nodes != nil && len(r.Nodes) == 0 {
+		return Invalid("nodes", "is empty; leave it out for all")
+	}
 	if r.Continue && len(r.Nodes) > 0 {
 		return Invalid("nodes", "goes not with continue, which goes on with the list of before; leave one of them out")
 	}

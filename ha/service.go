@@ -111,6 +111,9 @@ func (s *Service) takeReturning() []string {
 	return out
 }
 
+// Begin lets silence count from now, if the term is new.
+func (s *Service) Begin(term uint64) { s.grant.begin(term) }
+
 // Run does the leader's work in one term, until ctx ends.
 func (s *Service) Run(ctx context.Context, term uint64) error {
 	s.grant.begin(term)

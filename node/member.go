@@ -276,6 +276,7 @@ func (m *member) lookAround(ctx context.Context) error {
 // leader runs what needs one brain, while this node leads.
 func (m *member) leader(ctx context.Context) error {
 	return m.store.WhileLeader(ctx, func(ctx context.Context, l configdb.Leadership) {
+		m.ha.Begin(l.Term) // before anybody asks how long a node has been silent
 		sup := newSupervisor("leader", m.log)
 		for name, run := range map[string]func(context.Context, uint64) error{
 			"leader/ha": m.ha.Run, "leader/task": m.task.Run, "leader/storage": m.reassign, "leader/monitor": m.monitor.Run,

@@ -259,6 +259,7 @@ func (r *reboots) command(ctx context.Context, v *configdb.View, rb *api.Reboot,
 	r.log.Info("a node is told to leave", "node", n.Meta.Name, "action", rb.Spec.Action)
 	return r.write(ctx, v, rb, func(tx *configdb.Txn) error {
 		r.placer.Reserve(v, tx, n.Meta.ID)
+		rest.TakeTurn(v, tx)                                                       // of two at once one is decided anew, without the other
 		tx.RequireRevision(configdb.Reboots.SpecKey(rb.Meta.ID), rb.Meta.Revision) // a cancel
 		tx.RequireRevision(configdb.Nodes.SpecKey(n.Meta.ID), n.Meta.Revision)
 		r.event(tx, &n, "node."+string(rb.Spec.Action), api.SeverityInfo, fmt.Sprintf("node %s: planned %s", n.Meta.Name, rb.Spec.Action))
@@ -275,7 +276,7 @@ func (r *reboots) event(tx *configdb.Txn, n *api.Node, typ string, severity api.
 // isBack reports that the host runs another boot and the node holds a lease. A node
 // that never was away long enough to be missed counts as well.
 func (r *reboots) isBack(rb *api.Reboot, n api.Node) bool {
-	return n.Status.HostBoot != rb.Status.HostBoot && n.Status.Phase == api.NodeReady && n.Status.CutOff == nil && !n.Status.Stopping && r.silence(n.Meta.ID) < backWithin
+	return n.Status.HostBoot != "" && n.Status.HostBoot != rb.Status.HostBoot && n.Status.Phase == api.NodeReady && n.Status.CutOff == nil && !n.Status.Stopping && r.silence(n.Meta.ID) < backWithin
 }
 
 // leaving waits for the node to go, and to be back.
@@ -419,6 +420,16 @@ func (m *member) leave(ctx context.Context) (ran bool, err error) {
 		return false, err
 	}
 	why := staying(guests)
+	if why == "" {
+		// The command may be old: others may have gone since.
+		voters, err := m.voterIDs()
+		if err != nil {
+			return false, err
+		}
+		if err := rest.MajorityWithout(v, voters, m.info.NodeID, m.info.Node); err != nil {
+			why = err.Error()
+		}
+	}
 	if why == "" {
 		line := m.cfg.RebootCommand
 		if rb.Spec.Action == api.ShutdownHost {

@@ -4,6 +4,7 @@
 package node
 
 import (
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
@@ -258,5 +259,38 @@ func TestRebootOfARemovedNodeIsForgotten(t *testing.T) {
 	}
 	if _, err := configdb.Reboots.Get(k.db.Local(), "n1"); api.CodeOf(err) != api.CodeNotFound {
 		t.Fatalf("it is still there: %v", err)
+	}
+}
+
+// Two that were forced, and are due in the same look: the second command would take the
+// majority away, which the view of that look does not show.
+func TestOfTwoRebootsThatAreDueAtOnceOneLeaves(t *testing.T) {
+	k := newRebootKit(t, api.RebootHost, nil)
+	k.votes, k.r.self = []string{"n1", "n2", "n3"}, "n3"
+	k.node(func(n *api.Node) { n.Status.Phase = api.NodeReady })
+	k.do(func(_ *configdb.View, tx *configdb.Txn) error {
+		n := api.Node{Meta: api.NewMeta(api.KindNode, "", "m3"), Status: api.NodeStatus{Phase: api.NodeReady, HostBoot: "old"}}
+		n.Meta.ID = "n3"
+		rb := api.Reboot{Meta: api.NewMeta(api.KindReboot, "", "m2"), Spec: api.RebootSpec{TaskID: "t", Node: "m2", Action: api.RebootHost, NoEvacuate: true, WithinSeconds: 900}}
+		rb.Meta.ID = "n2"
+		return errors.Join(configdb.Nodes.Create(tx, &n), configdb.Reboots.CreateUnnamed(tx, &rb))
+	})
+	// Both are judged on the state before either was told.
+	v := k.db.Local()
+	for _, id := range []string{"n1", "n2"} {
+		rb, err := configdb.Reboots.Get(v, id)
+		n, nerr := configdb.Nodes.Get(v, id)
+		if err := errors.Join(err, nerr, k.r.command(k.Context(), v, &rb, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var left []string
+	for _, id := range []string{"n1", "n2"} {
+		if rb, err := configdb.Reboots.Get(k.db.Local(), id); err != nil || rb.Status.Step == api.RebootLeaving {
+			left = append(left, id)
+		}
+	}
+	if len(left) != 1 {
+		t.Errorf("told to leave: %v", left)
 	}
 }

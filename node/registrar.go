@@ -69,7 +69,9 @@ func (r *registrar) write(ctx context.Context) error {
 		}
 		s := &n.Status
 		s.ObservedGeneration, s.Version, s.BootID = n.Meta.Generation, version.Version, r.bootID
-		s.HostBoot = r.m.hostBoot()
+		if boot := r.m.hostBoot(); boot != "" { // else it cannot be read for now
+			s.HostBoot = boot
+		}
 		s.FeatureLevels = new(feature.Supported())
 		// A daemon that runs again is expected only when it has been heard: until
 		// its first lease its silence is that of the stop.

@@ -117,7 +117,7 @@ func (r *rolling) left(v *configdb.View, rr *api.RollingReboot) (left []api.Node
 		case api.IgnoreNotFound(err) != nil:
 			return nil, err
 		case err != nil || l.ID == st.Current: // removed; or neither done nor left
-		case n.Status.HostBoot != l.HostBoot:
+		case n.Status.HostBoot != "" && n.Status.HostBoot != l.HostBoot:
 			st.Done = append(st.Done, l.Node)
 		case l.ID == r.self:
 			last = append(last, n)
@@ -224,7 +224,7 @@ func busy(v *configdb.View) (string, error) {
 func (r *rolling) unwellNode(rr *api.RollingReboot, n *api.Node) string {
 	s := &n.Status
 	at := slices.IndexFunc(rr.Spec.Nodes, func(l api.RollingNode) bool { return l.ID == n.Meta.ID })
-	done := at >= 0 && rr.Spec.Nodes[at].HostBoot != s.HostBoot
+	done := at >= 0 && s.HostBoot != "" && rr.Spec.Nodes[at].HostBoot != s.HostBoot
 	switch {
 	case s.Phase != api.NodeReady:
 		return "is " + string(s.Phase)
@@ -265,10 +265,23 @@ func (r *rolling) begin(ctx context.Context, v *configdb.View, rr *api.RollingRe
 	tx := r.txn()
 	s := &rr.Spec
 	spec := api.RebootSpec{TaskID: s.TaskID, Action: api.RebootHost, Evacuate: s.Evacuate, NoEvacuate: s.NoEvacuate, WithinSeconds: s.WithinSeconds, Actor: s.Actor}
+	// Somebody has put it into maintenance since: it stays there.
+	at := slices.IndexFunc(s.Nodes, func(l api.RollingNode) bool { return l.ID == n.Meta.ID })
+	keep := n.Spec.Maintenance && !s.Nodes[at].Maintenance
+	if keep {
+		s.Nodes = slices.Clone(s.Nodes)
+		s.Nodes[at].Maintenance = true
+	}
 	if err := rest.BeginReboot(v, tx, &n, spec, voters, false); err != nil {
 		return r.wait(ctx, v, rr, err.Error())
 	}
-	tx.RequireRevision(configdb.RollingReboots.SpecKey(rr.Meta.ID), rr.Meta.Revision)
+	if keep {
+		if err := configdb.RollingReboots.UpdateSpec(v, tx, rr); err != nil {
+			return err
+		}
+	} else {
+		tx.RequireRevision(configdb.RollingReboots.SpecKey(rr.Meta.ID), rr.Meta.Revision)
+	}
 	st := &rr.Status
 	st.Current, st.WaitsSince = n.Meta.ID, nil
 	st.Left = slices.DeleteFunc(st.Left, func(name string) bool { return name == n.Meta.Name })

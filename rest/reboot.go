@@ -139,7 +139,7 @@ func BeginReboot(v *configdb.View, tx *configdb.Txn, n *api.Node, spec api.Reboo
 	if err := MayReboot(v, n, spec.Action, voters, force); err != nil {
 		return err
 	}
-	takeTurn(v, tx)
+	TakeTurn(v, tx)
 	spec.Node, spec.KeepMaintenance = n.Meta.Name, n.Spec.Maintenance
 	n.Spec.Maintenance = true
 	if err := configdb.Nodes.UpdateSpec(v, tx, n); err != nil {
@@ -182,8 +182,8 @@ func MayReboot(v *configdb.View, n *api.Node, action api.RebootAction, voters []
 	return MajorityWithout(v, voters, n.Meta.ID, name)
 }
 
-// takeTurn makes reboots that begin at once conflict: one is computed anew.
-func takeTurn(v *configdb.View, tx *configdb.Txn) {
+// TakeTurn makes reboots that begin at once conflict: one is computed anew.
+func TakeTurn(v *configdb.View, tx *configdb.Txn) {
 	was, _ := v.Get(rebootTurn)
 	tx.RequireRevision(rebootTurn, was.Revision)
 	tx.Put(rebootTurn, nil)
@@ -206,6 +206,9 @@ func VotersWithout(v *configdb.View, voters []string, nodeID string) (left, need
 	for _, id := range voters {
 		n, err := configdb.Nodes.Get(v, id)
 		s := &n.Status
+		if c, ok := api.FindCondition(s.Conditions, api.ConditionConfigDB); ok && !c.OK {
+			continue // it answers, and stores nothing
+		}
 		if err == nil && id != nodeID && s.Phase == api.NodeReady && s.CutOff == nil && s.Absence == nil && !s.Stopping && s.Fencing == "" {
 			left++
 		}

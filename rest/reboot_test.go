@@ -6,6 +6,7 @@ package rest
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -100,6 +101,22 @@ func TestMajorityWithoutANode(t *testing.T) {
 	f.changeNode("m1", func(s *api.NodeStatus) { s.CutOff = &api.CutOff{} })
 	if err := MajorityWithout(f.db.Local(), []string{m1}, "other", "x"); err != nil {
 		t.Errorf("that has no vote: %v", err)
+	}
+}
+
+// A voter that answers and cannot store what is decided is none that stays.
+func TestAVoterThatStoresNothingDoesNotCount(t *testing.T) {
+	f := newFixture(t)
+	var ids []string
+	for _, id := range f.nodeIDs {
+		ids = append(ids, id)
+	}
+	f.setNode("m2", func(n *api.Node) {
+		n.Status.Conditions = api.SetCondition(n.Status.Conditions, api.Condition{Type: api.ConditionConfigDB, Reason: "NodeFull", Message: "the disk is full"}, time.Now())
+	})
+	left, need := VotersWithout(f.db.Local(), ids, f.nodeIDs["m1"])
+	if left != len(ids)-2 || need != len(ids)/2+1 {
+		t.Errorf("%d of %d would be left, %d are needed", left, len(ids), need)
 	}
 }
 

@@ -142,7 +142,7 @@ func (c *change) rollingReboot(in *api.RollingRebootRequest, voters []string) (*
 	if err != nil {
 		return nil, err
 	}
-	takeTurn(c.v, c.tx)
+	TakeTurn(c.v, c.tx)
 	r, err := configdb.RollingReboots.Get(c.v, meta.ID)
 	known := err == nil
 	if api.IgnoreNotFound(err) != nil {

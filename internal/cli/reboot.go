@@ -43,7 +43,7 @@ func (o *rebootFlags) body(cmd *cobra.Command) map[string]any {
 	body, ev := map[string]any{}, map[string]any{}
 	set(ev, "level", o.level)
 	set(ev, "moveStopped", o.stopped)
-	set(ev, "forceStopSeconds", int(o.force.Seconds()))
+	set(ev, "forceStopSeconds", wholeSeconds(o.force))
 	if cmd.Flags().Changed("parallel") {
 		ev["parallel"] = o.parallel
 	}
@@ -51,7 +51,7 @@ func (o *rebootFlags) body(cmd *cobra.Command) map[string]any {
 		body["evacuate"] = ev
 	}
 	set(body, "noEvacuate", o.stay)
-	set(body, "withinSeconds", int(o.within.Seconds()))
+	set(body, "withinSeconds", wholeSeconds(o.within))
 	return body
 }
 
@@ -110,6 +110,9 @@ another boot since it began. muster task cancel ends it after the node under way
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !rolling {
 				return usagef("--rolling: is missing; nodes are rebooted one after the other only")
+			}
+			if cmd.Flags().Changed("nodes") && len(nodes) == 0 {
+				return usagef("--nodes: names no node; leave it out for all")
 			}
 			body := o.body(cmd)
 			set(body, "continue", goOn)
