@@ -259,7 +259,8 @@ func (r *reboots) command(ctx context.Context, v *configdb.View, rb *api.Reboot,
 	r.log.Info("a node is told to leave", "node", n.Meta.Name, "action", rb.Spec.Action)
 	return r.write(ctx, v, rb, func(tx *configdb.Txn) error {
 		r.placer.Reserve(v, tx, n.Meta.ID)
-		rest.TakeTurn(v, tx)                                                       // of two at once one is decided anew, without the other
+		// Of two at once one is decided anew, on a view that has the other.
+		rest.TakeTurn(v, tx)
 		tx.RequireRevision(configdb.Reboots.SpecKey(rb.Meta.ID), rb.Meta.Revision) // a cancel
 		tx.RequireRevision(configdb.Nodes.SpecKey(n.Meta.ID), n.Meta.Revision)
 		r.event(tx, &n, "node."+string(rb.Spec.Action), api.SeverityInfo, fmt.Sprintf("node %s: planned %s", n.Meta.Name, rb.Spec.Action))
