@@ -205,6 +205,9 @@ func (l *Lone) warn(text string, err error) {
 // look does what is due.
 func (l *Lone) look(ctx context.Context) {
 	now := l.cfg.Now().UTC()
+	if l.next.Sub(now) > MaxBackoff && l.next.Sub(now) > askAgain {
+		l.next = now // the clock was set back
+	}
 	loss := l.cfg.Loss()
 	st := l.state
 	switch {
@@ -220,7 +223,10 @@ func (l *Lone) look(ctx context.Context) {
 			}
 			l.set(st) // saved when somebody is told
 		}
-		if !st.Ended.IsZero() { // nobody need have heard that it was back
+		if !st.Ended.IsZero() { // another loss, for whoever has heard that it was back
+			if st.Since = loss.Since.UTC(); st.Since.After(now) {
+				st.Since = now
+			}
 			st.Ended, l.failures, l.next = time.Time{}, 0, time.Time{}
 			l.keep(st)
 		}
@@ -324,7 +330,9 @@ func (l *Lone) lookBack(ctx context.Context, st loneState, now time.Time) {
 	}
 	sent, err := l.tell(ctx, owed, l.message(rule, st, fmt.Sprintf("node %s has its quorum again since %s UTC; it was lost for %s",
 		l.cfg.NodeName, st.Ended.Format(time.DateTime), st.Ended.Sub(st.Since).Round(time.Second))))
-	st.Tried = slices.DeleteFunc(slices.Clone(st.Tried), func(id string) bool { return slices.Contains(sent, id) })
+	heard := func(id string) bool { return slices.Contains(sent, id) }
+	st.Tried = slices.DeleteFunc(slices.Clone(st.Tried), heard)
+	st.Told = slices.DeleteFunc(slices.Clone(st.Told), heard)
 	l.keep(st)
 	l.pause(now, err)
 }

@@ -156,6 +156,38 @@ func TestAShortLossIsNotTold(t *testing.T) {
 	wantMails(t, sink, "when they do not come", 1, 0)
 }
 
+// A receiver that does not answer keeps nobody else from hearing of the next loss.
+func TestASecondLossIsToldThoughAReceiverIsDead(t *testing.T) {
+	k, y, sink, _ := lonelyKit(t, 0)
+	far := sink.spec()
+	far.Address = "127.0.0.1:1"
+	k.receiver("far", far)
+	y.lose()
+	y.pass(2 * time.Minute)
+	y.lost = false
+	y.pass(time.Minute)
+	wantMails(t, sink, "the first", 1, 1)
+	y.pass(time.Hour)
+	y.lose()
+	y.pass(59 * time.Second)
+	wantMails(t, sink, "before the time of the rule", 1, 1)
+	y.pass(20 * time.Minute)
+	y.lost = false
+	y.pass(30 * time.Minute)
+	wantMails(t, sink, "the second", 2, 2)
+}
+
+func TestAClockThatIsSetBackDoesNotSilence(t *testing.T) {
+	_, y, sink, _ := lonelyKit(t, 1)
+	y.lose()
+	y.pass(62 * time.Second)
+	wantMails(t, sink, "refused", 0, 0)
+	y.now = y.now.Add(-time.Hour)
+	y.since = y.now.Add(-time.Hour)
+	y.pass(3 * time.Minute)
+	wantMails(t, sink, "after the clock was set back", 1, 0)
+}
+
 func TestAFlappingQuorumSendsFewMails(t *testing.T) {
 	_, y, sink, _ := lonelyKit(t, 0)
 	for range 30 { // an hour

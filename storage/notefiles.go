@@ -52,6 +52,12 @@ func (n *noteFiles) close() {
 	n.gone = true
 }
 
+func (n *noteFiles) open() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.gone = false
+}
+
 // commonRoot is the directory that may be written to.
 func (n *noteFiles) commonRoot() (rootID, error) {
 	n.mu.Lock()

@@ -90,6 +90,12 @@ func (n *noteImage) close() {
 	}
 }
 
+func (n *noteImage) open() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.gone = false
+}
+
 // noteOffset is where a node's slot is. That two have one is seen by the frames.
 func noteOffset(poolID, nodeID string) uint64 {
 	sum := sha256.Sum256([]byte(poolID + nodeID))

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/contain"
 )
 
 // Limits of notes.
@@ -34,8 +35,9 @@ type notePlace interface {
 	read(ctx context.Context, nodeID string) ([]byte, error)
 	// proven says that the pool was found to be the one that all nodes see.
 	proven(root rootID)
-	// close ends what serves the place. What is asked for later is refused.
+	// close ends what serves the place. What is asked for later is refused, until open.
 	close()
+	open()
 }
 
 // noteBox is what this process knows of the notes in a pool.
@@ -228,17 +230,29 @@ func (s *Service) notesOf(pool *api.Pool, lp *localPool) *noteBox {
 	return box
 }
 
-// closeNotes ends what serves notes.
+// closeNotes ends what serves notes, of all pools at once; openNotes lets them be used
+// again, by the next Run.
 func (s *Service) closeNotes() {
+	var wg sync.WaitGroup
+	for _, b := range s.noteBoxes() {
+		wg.Go(func() { _ = contain.Do(b.close) })
+	}
+	wg.Wait()
+}
+
+func (s *Service) openNotes() {
+	for _, b := range s.noteBoxes() {
+		b.place.open()
+	}
+}
+
+func (s *Service) noteBoxes() (boxes []*noteBox) {
 	s.mu.Lock()
-	var boxes []*noteBox
+	defer s.mu.Unlock()
 	for _, lp := range s.pools {
 		if lp.notes != nil {
 			boxes = append(boxes, lp.notes)
 		}
 	}
-	s.mu.Unlock()
-	for _, b := range boxes {
-		b.close()
-	}
+	return boxes
 }

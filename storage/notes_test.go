@@ -79,6 +79,22 @@ func TestNotesAreReadByOtherNodes(t *testing.T) {
 }
 
 // What is in the place of a note counts only if the node that it names made it.
+// A Run that fails is followed by another one of the same service.
+func TestNotesGoOnWithTheNextRun(t *testing.T) {
+	_, pool, m1, m2 := noteKit(t)
+	m1.closeNotes()
+	if err := m1.WriteNote(t.Context(), pool.Meta.ID, []byte("between")); err == nil {
+		t.Error("a note was written while nothing runs")
+	}
+	m1.openNotes()
+	if err := m1.WriteNote(t.Context(), pool.Meta.ID, []byte("after")); err != nil {
+		t.Fatal(err)
+	}
+	if got := m2.note(t, pool, m1); got != "after" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestOnlyTheClustersNotesAreRead(t *testing.T) {
 	_, pool, m1, m2 := noteKit(t)
 	if err := m1.WriteNote(t.Context(), pool.Meta.ID, []byte("mine")); err != nil {

@@ -153,6 +153,7 @@ func (s *Service) Run(ctx context.Context) error {
 		},
 	})
 	loops := []*reconcile.Loop{pools, s.images, s.volumes, s.sweeps, s.movesLoop()}
+	s.openNotes() // this Run may follow one that failed
 	defer s.closeNotes()
 	group, ctx := contain.NewGroup(ctx)
 	errs := make([]error, len(loops))
