@@ -42,12 +42,13 @@ type reboots struct {
 	voters  func() ([]string, error)
 	silence func(nodeID string) time.Duration
 	now     func() time.Time
+	began   time.Time // of this leadership, before which nobody was heard
 }
 
 func (m *member) reboot(ctx context.Context, term uint64) error {
 	r := &reboots{
 		db: m.store, placer: restPlacer{}, log: m.log.With("module", "reboot"), term: term, self: m.info.NodeID,
-		voters: m.voterIDs, silence: m.ha.Silence, now: time.Now,
+		voters: m.voterIDs, silence: m.ha.Silence, now: time.Now, began: time.Now(),
 	}
 	return m.again(ctx, rebootEvery, r.look, "a planned reboot makes no progress for now")
 }
@@ -132,8 +133,11 @@ func (r *reboots) step(ctx context.Context, v *configdb.View, rb *api.Reboot, n 
 	case api.RebootLeaving:
 		return r.leaving(ctx, v, rb, n)
 	case api.RebootOff:
-		if r.isBack(rb, n) {
+		switch {
+		case r.isBack(rb, n):
 			return r.comeBack(ctx, v, rb, n, "")
+		case n.Status.HostBoot == st.HostBoot && r.silence(n.Meta.ID) < backWithin && r.now().Sub(r.began) > backWithin && r.now().Sub(*st.CommandedAt) > leaveWithin:
+			return r.stays(ctx, v, rb, n, "it was silent, and answers again with the boot that was to end")
 		}
 		return nil
 	case api.RebootReturning:
@@ -250,6 +254,9 @@ func (r *reboots) command(ctx context.Context, v *configdb.View, rb *api.Reboot,
 		return r.comeBack(ctx, v, rb, n, err.Error())
 	}
 	at, st := r.now().UTC(), &rb.Status
+	if why := r.unheard(v, voters, n.Meta.ID); why != "" {
+		return r.say(ctx, v, rb, st.Progress, "waits: "+why)
+	}
 	st.Step, st.HostBoot, st.CommandedAt = api.RebootLeaving, n.Status.HostBoot, &at
 	st.Progress, st.Message = 60, "the host gets its command"
 	n.Status.Absence = &api.Absence{Action: rb.Spec.Action, Since: at}
@@ -266,6 +273,21 @@ func (r *reboots) command(ctx context.Context, v *configdb.View, rb *api.Reboot,
 		r.event(tx, &n, "node."+string(rb.Spec.Action), api.SeverityInfo, fmt.Sprintf("node %s: planned %s", n.Meta.Name, rb.Spec.Action))
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
+}
+
+// unheard says which voter is silent, though not lost yet, before the majority is taken
+// for granted; a new leader has to hear of all of them first.
+func (r *reboots) unheard(v *configdb.View, voters []string, leaving string) string {
+	if r.now().Sub(r.began) <= backWithin {
+		return "it is not known yet who answers"
+	}
+	for _, id := range voters {
+		n, err := configdb.Nodes.Get(v, id)
+		if err == nil && id != leaving && id != r.self && n.Status.Phase == api.NodeReady && n.Status.Absence == nil && r.silence(id) > backWithin {
+			return "node " + n.Meta.Name + ", which votes, is silent"
+		}
+	}
+	return ""
 }
 
 func (r *reboots) event(tx *configdb.Txn, n *api.Node, typ string, severity api.Severity, text string) {
@@ -294,7 +316,7 @@ func (r *reboots) leaving(ctx context.Context, v *configdb.View, rb *api.Reboot,
 	case rb.Spec.Action == api.ShutdownHost && old && away > ha.LostAfter:
 		st.Step, st.Phase, st.Message = api.RebootOff, api.TaskSucceeded, "the node is silent"
 		return r.write(ctx, v, rb)
-	case rb.Spec.Action == api.ShutdownHost && since > leaveWithin && away < backWithin:
+	case rb.Spec.Action == api.ShutdownHost && since > leaveWithin && away < backWithin && r.now().Sub(r.began) > backWithin:
 		return r.stays(ctx, v, rb, n, "it still answers, "+leaveWithin.String()+" after its command")
 	case rb.Spec.Action == api.RebootHost && since > time.Duration(rb.Spec.WithinSeconds)*time.Second:
 		why := fmt.Sprintf("it is not back after %d s", rb.Spec.WithinSeconds)

@@ -294,3 +294,43 @@ func TestOfTwoRebootsThatAreDueAtOnceOneLeaves(t *testing.T) {
 		t.Errorf("told to leave: %v", left)
 	}
 }
+
+// A voter that is silent is not yet lost: the command waits until it is known what it is.
+func TestRebootWaitsForASilentVoter(t *testing.T) {
+	k := newRebootKit(t, api.RebootHost, nil)
+	k.votes, k.r.self = []string{"n1", "n2", "n3"}, "n3"
+	k.do(func(_ *configdb.View, tx *configdb.Txn) error {
+		n := api.Node{Meta: api.NewMeta(api.KindNode, "", "m3"), Status: api.NodeStatus{Phase: api.NodeReady}}
+		n.Meta.ID = "n3"
+		return configdb.Nodes.Create(tx, &n)
+	})
+	k.quiet = 6 * time.Second
+	k.expect(api.TaskRunning, "m2, which votes, is silent", true)
+	k.quiet = 0
+	k.r.began = k.clock // another leader
+	k.expect(api.TaskRunning, "not known yet who answers", true)
+	k.clock = k.clock.Add(6 * time.Second)
+	if st, _ := k.steps(); st.Step != api.RebootLeaving {
+		t.Errorf("%+v", st)
+	}
+}
+
+// A shutdown that was cut off before it had its command.
+func TestAShutdownThatAnswersAgainIsNoPlannedAbsence(t *testing.T) {
+	k := newRebootKit(t, api.ShutdownHost, nil)
+	if st, _ := k.steps(); st.Step != api.RebootLeaving {
+		t.Fatalf("%+v", st)
+	}
+	k.quiet, k.clock = 20*time.Second, k.clock.Add(20*time.Second)
+	if st, _ := k.steps(); st.Step != api.RebootOff {
+		t.Fatalf("%+v", st)
+	}
+	k.quiet, k.clock = 0, k.clock.Add(time.Minute)
+	if st, _ := k.steps(); st.Step != api.RebootOff {
+		t.Fatalf("too early: %+v", st)
+	}
+	k.clock = k.clock.Add(5 * time.Minute)
+	if st, n := k.steps(); st.Step != api.RebootReturning || n.Status.Absence != nil || !n.Spec.Maintenance {
+		t.Errorf("%+v, %+v", st, n.Status.Absence)
+	}
+}
