@@ -5,17 +5,13 @@ package hypervisor
 
 import (
 	"testing"
-
-	"github.com/muster-vm/muster/api"
 )
 
 // What was asked for is as old as the replica when there is no lease. A VM with a
 // storage guard runs on then, and could not be started again.
 func TestADrillKillsNothingWithoutALease(t *testing.T) {
 	e := newEnv(t, false)
-	id, was := e.running(canary())
-	e.stop()
-	e.drill(id, func(d *api.Drill) { d.Status.PID, d.Status.Phase = was.Status.PID, api.TaskRunning })
+	id, _ := e.asked()
 	e.guard.mu.Lock()
 	e.guard.session = 0
 	e.guard.mu.Unlock()
@@ -31,9 +27,7 @@ func TestADrillKillsNothingWithoutALease(t *testing.T) {
 // reason of the kill, and not its signal. internal/proof wants both.
 func TestAnEndWithoutTheSignalIsNotTheDrills(t *testing.T) {
 	e := newEnv(t, false)
-	id, was := e.running(canary())
-	e.stop()
-	e.drill(id, func(d *api.Drill) { d.Status.PID, d.Status.Phase = was.Status.PID, api.TaskRunning })
+	id, _ := e.asked()
 	must(t, e.guard.Kill(t.Context(), id))
 	e.until("reaped", func() bool { p, ok := e.guard.get(id); return ok && p.State == ProcessExited }, func() string { return "" })
 	e.guard.mu.Lock()

@@ -38,6 +38,15 @@ func (e *env) drill(id string, change func(*api.Drill)) {
 	e.commit(tx)
 }
 
+// asked is a VM whose owner has said that it ends it for a drill, and was stopped then.
+func (e *env) asked() (id string, was api.VM) {
+	e.t.Helper()
+	id, was = e.running(canary())
+	e.stop()
+	e.drill(id, func(d *api.Drill) { d.Status.PID, d.Status.Phase = was.Status.PID, api.TaskRunning })
+	return id, was
+}
+
 func (e *env) drillOf(id string) api.Drill {
 	e.t.Helper()
 	d, err := configdb.Drills.Get(e.db.Local(), id)
@@ -82,9 +91,7 @@ func TestADrilledVMIsEndedAndGivenUp(t *testing.T) {
 // The daemon dies after the kill; the guard keeps what became of QEMU.
 func TestADrillGoesOnWithTheNextDaemon(t *testing.T) {
 	e := newEnv(t, false)
-	id, was := e.running(canary())
-	e.stop()
-	e.drill(id, func(d *api.Drill) { d.Status.PID, d.Status.Phase = was.Status.PID, api.TaskRunning })
+	id, _ := e.asked()
 	must(t, e.guard.Kill(t.Context(), id))
 	e.begin()
 	e.wait(id, "given up", func(vm api.VM) bool { return api.GivenUp(&vm, 1) && vm.Status.Tries.Drill })
@@ -121,9 +128,7 @@ func TestADrillEndsNothing(t *testing.T) {
 // QEMU ends by itself, or somebody else ends it, a moment before the kill.
 func TestAnEndThatIsNotTheDrillsGivesNothingUp(t *testing.T) {
 	e := newEnv(t, false)
-	id, was := e.running(canary())
-	e.stop()
-	e.drill(id, func(d *api.Drill) { d.Status.PID, d.Status.Phase = was.Status.PID, api.TaskRunning })
+	id, _ := e.asked()
 	e.fakes.qemu().Exit(-1, 11)
 	e.begin()
 	vm := e.wait(id, "crashed", crashed(1))
@@ -135,9 +140,7 @@ func TestAnEndThatIsNotTheDrillsGivesNothingUp(t *testing.T) {
 // What a daemon that died sent lands when the VM has been started again.
 func TestALateWordOfADrillConflictsWithAStart(t *testing.T) {
 	e := newEnv(t, false)
-	id, was := e.running(canary())
-	e.stop()
-	e.drill(id, func(d *api.Drill) { d.Status.PID, d.Status.Phase = was.Status.PID, api.TaskRunning })
+	id, was := e.asked()
 	must(t, e.guard.Kill(t.Context(), id))
 	v := e.db.Local()
 	vm, err := configdb.VMs.Get(v, id)

@@ -216,18 +216,16 @@ func (l *Lone) look(ctx context.Context) {
 		l.lookBack(ctx, st, now)
 	default:
 		l.back = time.Time{}
+		since := loss.Since.UTC()
+		if since.After(now) {
+			since = now
+		}
 		if st.Since.IsZero() || st.Since.After(now) {
-			st.Since = loss.Since.UTC()
-			if st.Since.After(now) {
-				st.Since = now
-			}
+			st.Since = since
 			l.set(st) // saved when somebody is told
 		}
 		if !st.Ended.IsZero() { // another loss, for whoever has heard that it was back
-			if st.Since = loss.Since.UTC(); st.Since.After(now) {
-				st.Since = now
-			}
-			st.Ended, l.failures, l.next = time.Time{}, 0, time.Time{}
+			st.Since, st.Ended, l.failures, l.next = since, time.Time{}, 0, time.Time{}
 			l.keep(st)
 		}
 		l.lookLost(ctx, loss, st, now)

@@ -36,8 +36,10 @@ func readVM(v *configdb.View, id string) (*vmLook, error) {
 	if l.binding, err = configdb.Bindings.Get(v, id); api.IgnoreNotFound(err) != nil {
 		return nil, err
 	}
-	d, err := configdb.Drills.Get(v, id)
-	l.drilled = err == nil && l.binding.Spec.Epoch != 0 && d.Status.Epoch == l.binding.Spec.Epoch
+	if e := l.binding.Spec.Epoch; e != l.mark.Epoch {
+		d, err := configdb.Drills.Get(v, id)
+		l.drilled = err == nil && d.Status.Epoch == e
+	}
 	if l.mark.NodeID != "" {
 		if n, err := configdb.Nodes.Get(v, l.mark.NodeID); err == nil {
 			l.from = &n

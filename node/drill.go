@@ -227,11 +227,10 @@ func (d *drills) schedule(ctx context.Context, v *configdb.View, last map[string
 		due := s.Last(d.now())
 		late := d.now().Sub(due)
 		before := s.Last(due.Add(-time.Minute))
-		if !d.wasSet(was, vm, last[vm.Meta.ID], before, due) || vm.Status.StartedAt != nil && vm.Status.StartedAt.After(due) || drilledSince(last[vm.Meta.ID], due) {
+		o := last[vm.Meta.ID]
+		set := d.wasSet(was, vm, o, before, due) // also of those whose turn is another look
+		if began || !set || vm.Status.StartedAt != nil && vm.Status.StartedAt.After(due) || drilledSince(o, due) {
 			continue
-		}
-		if began {
-			continue // with the next look; the others are seen all the same
 		}
 		if began, err = d.begin(ctx, v, vm, due, late); err != nil {
 			return err
@@ -297,10 +296,8 @@ func (d *drills) silent(v *configdb.View) error {
 	if err != nil {
 		return err
 	}
-	for i := range nodes {
-		if d.silence(nodes[i].Meta.ID) > failbackSilence {
-			return api.Errorf(api.CodeRefused, "node %s is silent", nodes[i].Meta.Name)
-		}
+	if name := silentNode(nodes, d.silence); name != "" {
+		return api.Errorf(api.CodeRefused, "node %s is silent", name)
 	}
 	return nil
 }

@@ -94,7 +94,7 @@ func (f *failback) look(ctx context.Context) error {
 // whole reports whether every node is well and none is being emptied, and notes
 // since when.
 func (f *failback) whole(v *configdb.View, nodes []api.Node) bool {
-	if rest.Unwell(v) != nil || slices.ContainsFunc(nodes, func(n api.Node) bool { return f.silence(n.Meta.ID) > failbackSilence }) {
+	if rest.Unwell(v) != nil || silentNode(nodes, f.silence) != "" {
 		return false
 	}
 	for i := range nodes {
@@ -104,6 +104,17 @@ func (f *failback) whole(v *configdb.View, nodes []api.Node) bool {
 		}
 	}
 	return true
+}
+
+// silentNode is the name of a node that has not renewed its lease for too long to count
+// as well, "" if there is none.
+func silentNode(nodes []api.Node, silence func(nodeID string) time.Duration) string {
+	for i := range nodes {
+		if silence(nodes[i].Meta.ID) > failbackSilence {
+			return nodes[i].Meta.Name
+		}
+	}
+	return ""
 }
 
 // returner is a VM that may go back.

@@ -44,6 +44,15 @@ func (q *request) optional(in any) ([]byte, error) {
 	return body, err
 }
 
+// wish is optional for a body that has defaults and rules of its own.
+func (q *request) wish(in interface{ Validate() error }) ([]byte, error) {
+	body, err := q.optional(in)
+	if err == nil {
+		err = in.Validate()
+	}
+	return body, err
+}
+
 // decode reads JSON into v: one value, no unknown fields, no wrong types. A
 // body that is no JSON at all is answered with 400, a wrong field with 422.
 func decode(body []byte, v any) error {

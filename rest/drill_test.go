@@ -133,21 +133,6 @@ func TestADrillIsRefused(t *testing.T) {
 	}
 }
 
-func (f *fixture) setNode(node string, change func(*api.Node)) {
-	f.t.Helper()
-	f.txn(func(v *configdb.View, tx *configdb.Txn) error {
-		n, err := configdb.Nodes.Get(v, f.nodeIDs[node])
-		if err != nil {
-			return err
-		}
-		change(&n)
-		if err := configdb.Nodes.UpdateSpec(v, tx, &n); err != nil {
-			return err
-		}
-		return configdb.Nodes.UpdateStatus(v, tx, &n)
-	})
-}
-
 // wantRefusal is a refusal that says something.
 func wantRefusal(t *testing.T, a answer, words string) {
 	t.Helper()

@@ -21,11 +21,8 @@ func (r *nodeResource) evacuateRoute() route {
 // evacuate answers POST /nodes/{name}/evacuate. The leader does the work.
 func (r *nodeResource) evacuate(q *request) error {
 	var in api.EvacuateRequest
-	body, err := q.optional(&in)
+	body, err := q.wish(&in)
 	if err != nil {
-		return err
-	}
-	if err := in.Validate(); err != nil {
 		return err
 	}
 	out, err := q.change(body, func(c *change) (*effect, error) {

@@ -317,12 +317,21 @@ func (f *fixture) binding(id string) api.Binding {
 }
 
 func (f *fixture) setNodePhase(node string, phase api.NodePhase) {
+	f.setNode(node, func(n *api.Node) { n.Status.Phase = phase })
+}
+
+// setNode changes a node as its owner, a user or the leader does.
+func (f *fixture) setNode(node string, change func(*api.Node)) {
+	f.t.Helper()
 	f.txn(func(v *configdb.View, tx *configdb.Txn) error {
-		n, err := configdb.Nodes.Get(v, f.nodeIDs[node])
+		n, err := configdb.Nodes.Find(v, "", node)
 		if err != nil {
 			return err
 		}
-		n.Status.Phase = phase
+		change(&n)
+		if err := configdb.Nodes.UpdateSpec(v, tx, &n); err != nil {
+			return err
+		}
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
 }

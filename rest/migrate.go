@@ -20,11 +20,8 @@ func (r *vmResource) migrationRoutes() []route {
 // migrate answers POST /vms/{name}/migrate.
 func (r *vmResource) migrate(q *request) error {
 	var in api.MigrateRequest
-	body, err := q.optional(&in)
+	body, err := q.wish(&in)
 	if err != nil {
-		return err
-	}
-	if err := in.Validate(); err != nil {
 		return err
 	}
 	out, err := q.change(body, func(c *change) (*effect, error) {

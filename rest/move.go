@@ -55,11 +55,8 @@ func (r *volumeResource) move(q *request) error {
 
 func (q *request) move(begin func(c *change, m *Move, in *api.MoveRequest) (*effect, error)) error {
 	var in api.MoveRequest
-	body, err := q.optional(&in)
+	body, err := q.wish(&in)
 	if err != nil {
-		return err
-	}
-	if err := in.Validate(); err != nil {
 		return err
 	}
 	out, err := q.change(body, func(c *change) (*effect, error) {

@@ -29,11 +29,8 @@ func (r *nodeResource) rebootRoute(action api.RebootAction) route {
 // reboot answers POST /nodes/{name}/reboot and shutdown. The leader does the work.
 func (r *nodeResource) reboot(q *request, action api.RebootAction) error {
 	var in api.RebootRequest
-	body, err := q.optional(&in)
+	body, err := q.wish(&in)
 	if err != nil {
-		return err
-	}
-	if err := in.Validate(); err != nil {
 		return err
 	}
 	_, voters, err := q.voting()
@@ -65,10 +62,7 @@ func (r *nodeResource) rebootPlanRoute(action api.RebootAction) route {
 // rebootPlan answers POST /nodes/{name}/reboot/plan and shutdown/plan.
 func (r *nodeResource) rebootPlan(q *request, action api.RebootAction) error {
 	var in api.RebootRequest
-	if _, err := q.optional(&in); err != nil {
-		return err
-	}
-	if err := in.Validate(); err != nil {
+	if _, err := q.wish(&in); err != nil {
 		return err
 	}
 	v, err := q.freshView(readTimeout)

@@ -28,16 +28,7 @@ func (f *fixture) endReboots() {
 
 func (f *fixture) changeNode(name string, change func(*api.NodeStatus)) {
 	f.t.Helper()
-	if _, err := configdb.Transact(f.t.Context(), f.db, "test", 2, func(v *configdb.View, tx *configdb.Txn) error {
-		n, err := configdb.Nodes.Find(v, "", name)
-		if err != nil {
-			return err
-		}
-		change(&n.Status)
-		return configdb.Nodes.UpdateStatus(v, tx, &n)
-	}); err != nil {
-		f.t.Fatal(err)
-	}
+	f.setNode(name, func(n *api.Node) { change(&n.Status) })
 }
 
 func TestRebootIsRefusedByName(t *testing.T) {

@@ -34,11 +34,8 @@ func rollingRoutes() []route {
 // rollingReboot answers POST /cluster/reboot. The leader does the work.
 func rollingReboot(q *request) error {
 	var in api.RollingRebootRequest
-	body, err := q.optional(&in)
+	body, err := q.wish(&in)
 	if err != nil {
-		return err
-	}
-	if err := in.Validate(); err != nil {
 		return err
 	}
 	_, voters, err := q.voting()
@@ -55,10 +52,7 @@ func rollingReboot(q *request) error {
 // rollingPlan answers POST /cluster/reboot/plan.
 func rollingPlan(q *request) error {
 	var in api.RollingRebootRequest
-	if _, err := q.optional(&in); err != nil {
-		return err
-	}
-	if err := in.Validate(); err != nil {
+	if _, err := q.wish(&in); err != nil {
 		return err
 	}
 	v, err := q.freshView(readTimeout)

@@ -232,8 +232,10 @@ func look(v *configdb.View, t api.Task) (target, error) {
 		if vm, err = configdb.VMs.Get(v, t.Spec.TargetID); err == nil {
 			out = target{exists: true, vm: &vm, disks: disksOf(v, &vm)}
 			err = out.lookOperation(v, t)
-			if d, derr := configdb.Drills.Get(v, t.Spec.TargetID); derr == nil && d.Spec.TaskID == t.Meta.ID {
-				out.drill = &d
+			if t.Spec.Action == api.ActionVMDrill {
+				if d, derr := configdb.Drills.Get(v, t.Spec.TargetID); derr == nil && d.Spec.TaskID == t.Meta.ID {
+					out.drill = &d
+				}
 			}
 		}
 	case api.KindImage:
