@@ -6,7 +6,6 @@ package node
 import (
 	"context"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -15,18 +14,12 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/freeport"
 )
 
 func newDaemon(t *testing.T) *Daemon {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := &Config{DataDir: t.TempDir(), RunDir: t.TempDir(), Listen: ln.Addr().String(), NodeName: "m1"}
-	if err := ln.Close(); err != nil {
-		t.Fatal(err)
-	}
+	cfg := &Config{DataDir: t.TempDir(), RunDir: t.TempDir(), Listen: freeport.Loopback(t), NodeName: "m1"}
 	if err := cfg.Complete(); err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -23,6 +22,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/backup"
+	"github.com/muster-vm/muster/internal/freeport"
 	"github.com/muster-vm/muster/internal/pki"
 )
 
@@ -268,14 +268,7 @@ func founded(t *testing.T) (*Daemon, *oldWorld) {
 	}
 	d.member = nil
 	// The supervisor that would have closed the port never ran.
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.cfg.Listen = ln.Addr().String()
-	if err := ln.Close(); err != nil {
-		t.Fatal(err)
-	}
+	d.cfg.Listen = freeport.Loopback(t)
 	return d, w
 }
 

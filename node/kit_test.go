@@ -23,6 +23,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb/quorum"
+	"github.com/muster-vm/muster/internal/freeport"
 	"github.com/muster-vm/muster/internal/guard"
 )
 
@@ -97,29 +98,9 @@ func newFlock(t *testing.T, n int) *flock {
 }
 
 func (f *flock) add(name string) *host {
-	h := &host{f: f, name: name, addr: freeAddr(f.t), dataDir: filepath.Join(f.dir, name), runDir: filepath.Join(f.dir, "r-"+name), conf: map[string]string{}}
+	h := &host{f: f, name: name, addr: freeport.Loopback(f.t), dataDir: filepath.Join(f.dir, name), runDir: filepath.Join(f.dir, "r-"+name), conf: map[string]string{}}
 	f.nodes = append(f.nodes, h)
 	return h
-}
-
-// freeAddr returns an address whose port number is free for TCP and for UDP.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr := ln.Addr().String()
-		udp, err := net.ListenPacket("udp", addr)
-		_ = ln.Close()
-		if err == nil {
-			_ = udp.Close()
-			return addr
-		}
-	}
-	t.Fatal("no port number is free for TCP and UDP")
-	return ""
 }
 
 func (f *flock) showLogs() {

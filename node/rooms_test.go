@@ -23,6 +23,7 @@ import (
 	"github.com/emersion/go-smtp"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/freeport"
 )
 
 // The tests of this file look at monitoring and the shell from the outside: real
@@ -108,16 +109,6 @@ const (
 	snmpPass  = "a long pass phrase"
 )
 
-func freeUDP(t *testing.T) string {
-	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close() }()
-	return c.LocalAddr().String()
-}
-
 // trapReceiver is a running snmptrapd.
 type trapReceiver struct {
 	addr string
@@ -143,7 +134,7 @@ func (d *trapReceiver) with(words ...string) (n int) {
 func newTrapReceiver(t *testing.T) *trapReceiver {
 	t.Helper()
 	dir := t.TempDir()
-	d := &trapReceiver{addr: freeUDP(t)}
+	d := &trapReceiver{addr: freeport.Loopback(t)}
 	conf := filepath.Join(dir, "snmptrapd.conf")
 	if err := os.WriteFile(conf, []byte("authCommunity log trap-community\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -343,7 +334,7 @@ func TestEveryRoomOfEveryNode(t *testing.T) {
 	f := newFlock(t, 3)
 	agents := map[*host]string{}
 	for _, h := range f.nodes {
-		agents[h] = freeUDP(t)
+		agents[h] = freeport.Loopback(t)
 		secret := filepath.Join(f.dir, h.name+".secret")
 		if err := os.WriteFile(secret, []byte(snmpPass+"\n"), 0o600); err != nil {
 			t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/internal/clusternet"
+	"github.com/muster-vm/muster/internal/freeport"
 	"github.com/muster-vm/muster/internal/pki"
 )
 
@@ -91,7 +92,7 @@ func NewClusterIn(tb testing.TB, dirs ...string) *Cluster {
 
 func (c *Cluster) newNode(i int, dir string) *Node {
 	c.tb.Helper()
-	n := &Node{cluster: c, Index: i, ID: api.NewID(), dir: dir, Address: freeAddress(c.tb)}
+	n := &Node{cluster: c, Index: i, ID: api.NewID(), dir: dir, Address: freeport.Loopback(c.tb)}
 	var err error
 	if n.key, err = pki.NewKey(); err != nil {
 		c.tb.Fatal(err)
@@ -108,16 +109,6 @@ func (c *Cluster) newNode(i int, dir string) *Node {
 		c.tb.Fatal(err)
 	}
 	return n
-}
-
-func freeAddress(tb testing.TB) string {
-	tb.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
 }
 
 // Start opens the replica on its directory, again after Stop.

@@ -29,6 +29,7 @@ import (
 	"github.com/emersion/go-smtp"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/freeport"
 )
 
 // trapDaemon is Debian's snmptrapd on loopback with our MIB.
@@ -69,20 +70,10 @@ func (d *trapDaemon) count(text string) int {
 	return n
 }
 
-func freeUDP(t *testing.T) string {
-	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	return c.LocalAddr().String()
-}
-
 func startTrapDaemon(t *testing.T, engine string) *trapDaemon {
 	t.Helper()
 	dir := t.TempDir()
-	d := &trapDaemon{addr: freeUDP(t)}
+	d := &trapDaemon{addr: freeport.Loopback(t)}
 	conf := filepath.Join(dir, "snmptrapd.conf")
 	text := "authCommunity log secret-community\n" +
 		fmt.Sprintf("createUser -e 0x%s trapper SHA \"a long pass phrase\" AES \"a long pass phrase\"\nauthUser log trapper priv\n", hex.EncodeToString([]byte(engine)))
