@@ -298,7 +298,7 @@ func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool)
 		self, code := n.Meta.ID == m.info.NodeID, refusal(err)
 		cut := self && code == ""
 		switch {
-		case err == nil, self && code == codeRemoved, cut && m.expelled(ctx):
+		case err == nil, self && (code == codeRemoved || m.left.Load()), cut && m.expelled(ctx):
 			return nil
 		case !cut && !askAgain(err):
 			return err

@@ -28,8 +28,10 @@ import (
 // Times of the daemon.
 const (
 	shutdownGrace = 3 * time.Second
-	initTimeout   = 30 * time.Second
-	joinTimeout   = 60 * time.Second
+	// answerGrace is what requests that are being answered have of it.
+	answerGrace = 2 * time.Second
+	initTimeout = 30 * time.Second
+	joinTimeout = 60 * time.Second
 )
 
 // Daemon is one musterd.
@@ -197,17 +199,23 @@ func (d *Daemon) start(info *membership) error {
 	return nil
 }
 
-// serve adds an HTTP server to the supervisor.
+// serve adds an HTTP server to the supervisor. Requests that are being answered when
+// it ends are answered first: one of them may be what ends the daemon.
 func (d *Daemon) serve(name string, srv *http.Server, ln net.Listener) {
 	d.table.supervise(d.sup, name, func(ctx context.Context) error {
+		answered := make(chan struct{})
 		stop := context.AfterFunc(ctx, func() {
-			grace, cancel := context.WithTimeout(context.Background(), shutdownGrace)
+			defer close(answered)
+			grace, cancel := context.WithTimeout(context.Background(), answerGrace)
 			defer cancel()
 			_ = srv.Shutdown(grace)
 			_ = srv.Close()
 		})
-		defer stop()
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		err := srv.Serve(ln)
+		if !stop() {
+			<-answered
+		}
+		if !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve %s: %w", name, err)
 		}
 		return suture.ErrDoNotRestart

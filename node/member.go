@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/thejerf/suture/v4"
@@ -77,6 +78,7 @@ type member struct {
 	rpcListener, webListener, streamListener, volumeListener net.Listener
 
 	fatal   func(error)   // ends the daemon
+	left    atomic.Bool   // this node was removed from the cluster
 	table   *serviceTable // how the services fare
 	wake    chan struct{} // asks for a look at every VM
 	peersMu sync.Mutex

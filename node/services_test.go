@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -80,6 +82,48 @@ func TestABugOrAHangOfOneServiceStopsNoOther(t *testing.T) {
 			t.Errorf("at the end: %+v", s)
 		}
 	})
+}
+
+// TestARequestUnderWayIsAnsweredBeforeTheEnd: the request may be what ends the daemon,
+// the removal of its node.
+func TestARequestUnderWayIsAnsweredBeforeTheEnd(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	d := &Daemon{log: log, sup: newSupervisor("test", log), table: newServiceTable(log)}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, ending, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		close(asked)
+		<-ending
+		select {
+		case <-ended:
+			t.Error("the services ended before the answer")
+		case <-time.After(300 * time.Millisecond):
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})}
+	// Shutdown has begun, and the listener is closed.
+	srv.RegisterOnShutdown(func() { close(ending) })
+	d.serve("web", srv, ln)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := d.sup.ServeBackground(ctx)
+	answer := make(chan error, 1)
+	go func() {
+		r, err := http.Get("http://" + ln.Addr().String())
+		if err == nil && r.StatusCode != http.StatusNoContent {
+			err = errors.New(r.Status)
+		}
+		answer <- err
+	}()
+	<-asked
+	cancel()
+	<-done
+	close(ended)
+	if err := <-answer; err != nil {
+		t.Error(err)
+	}
 }
 
 // TestAServiceThatFailsAllTheTimeDelaysNoOtherRestart: an SNMP port in use must

@@ -178,12 +178,15 @@ func (q *request) answerTask(out outcome) error {
 	return nil
 }
 
-// awaitTask follows a task until it is final or the time is over, and returns
-// it as it then is.
+// awaitTask follows a task until it is final, the time is over or this node shuts
+// down, and returns it as it then is.
 func (q *request) awaitTask(task api.Task, wait time.Duration) (api.Task, *configdb.View, error) {
 	_ = q.ctl.SetWriteDeadline(time.Now().Add(wait + replyTimeout))
 	ctx, cancel := context.WithTimeout(q.ctx(), wait)
 	defer cancel()
+	if stop, ok := q.stop(); ok {
+		defer context.AfterFunc(stop, cancel)()
+	}
 	w := q.db.Watch(configdb.Tasks.StatusKey(task.Meta.ID), 0)
 	for {
 		_, err := w.Next(ctx)

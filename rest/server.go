@@ -151,9 +151,15 @@ type stopKey struct{}
 
 var errShutdown = errors.New("this node is shutting down; use another one")
 
+// stop returns a context that ends when the server does.
+func (q *request) stop() (context.Context, bool) {
+	stop, ok := q.ctx().Value(stopKey{}).(context.Context)
+	return stop, ok
+}
+
 // endOnShutdown gives a stream a context that ends with its server.
 func (q *request) endOnShutdown() (done func()) {
-	stop, ok := q.ctx().Value(stopKey{}).(context.Context)
+	stop, ok := q.stop()
 	if !ok || !q.route.stream {
 		return func() {}
 	}

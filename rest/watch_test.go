@@ -312,6 +312,32 @@ func TestShutdownEndsStreams(t *testing.T) {
 	}
 }
 
+// Whoever waits for a task when the node shuts down is told how far it is.
+func TestShutdownEndsTheWaitForATask(t *testing.T) {
+	f := newFixture(t)
+	f.newVM("web1", api.VMStopped)
+	s := f.servers["m1"]
+	srv := httptest.NewUnstartedServer(nil)
+	srv.Config = s.HTTPServer(s.Handler())
+	srv.Start()
+	t.Cleanup(srv.Close)
+	f.urls["m1"] = srv.URL
+	done := make(chan answer, 1)
+	go func() {
+		a, _ := f.try(call{method: "POST", path: "vms/web1/stop?wait=60s"})
+		done <- a
+	}()
+	id := f.awaitTask(func(task api.Task) bool { return task.Spec.Action == api.ActionVMStop })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := srv.Config.Shutdown(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if r := want[vmReply](t, <-done, 202); r.Task.Meta.ID != id || r.Task.Status.Phase.Final() {
+		t.Fatalf("%+v", r.Task)
+	}
+}
+
 func TestWatchesAreLimited(t *testing.T) {
 	f := newFixture(t)
 	for range maxWatches {
