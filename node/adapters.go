@@ -99,12 +99,12 @@ func (c clusterOf) Transfer(ctx context.Context, node string) (api.TransferResul
 }
 
 // RemoveNode implements rest.Cluster.
-func (c clusterOf) RemoveNode(ctx context.Context, actor, name string, force bool) error {
+func (c clusterOf) RemoveNode(ctx context.Context, audit api.Event, name string, force bool) error {
 	m := c.d.current()
 	if m == nil {
 		return notMember()
 	}
-	return m.RemoveNode(ctx, actor, name, force)
+	return m.RemoveNode(ctx, audit, name, force)
 }
 
 // backupsOf are the backups of this node as rest sees them.

@@ -263,7 +263,7 @@ func (m *member) admitted(n api.Node, cert []byte) (api.AdmitResult, error) {
 }
 
 // RemoveNode implements rest.Cluster.
-func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool) error {
+func (m *member) RemoveNode(ctx context.Context, audit api.Event, name string, force bool) error {
 	v, err := m.store.View(ctx)
 	if err != nil {
 		return err
@@ -284,7 +284,7 @@ func (m *member) RemoveNode(ctx context.Context, actor, name string, force bool)
 	if bound := boundTo(v, n.Meta.ID); len(bound) > 0 && !force {
 		return api.Errorf(api.CodeRefused, "node %s still has %d VMs (%s); move or delete them first", n.Meta.Name, len(bound), joinSome(bound, 5))
 	}
-	req, err := json.Marshal(expelRequest{NodeID: n.Meta.ID, Actor: actor, Source: configdb.SourceOf(ctx), Force: force})
+	req, err := json.Marshal(expelRequest{NodeID: n.Meta.ID, Actor: audit.Spec.Actor, Source: configdb.SourceOf(ctx), Force: force, Audit: &audit})
 	if err != nil {
 		return err
 	}

@@ -273,6 +273,10 @@ func TestNodeLeavesGracefully(t *testing.T) {
 		}
 		return nil
 	})
+	// What the removed node was asked is on record.
+	if es := b.events("audit.node.delete"); len(es) != 1 || es[0].Spec.Target != "n1" || es[0].Spec.Actor != "admin" {
+		t.Errorf("the audit of the removal: %+v", es)
+	}
 	b.run("raw", "put", "left/over", "works")
 	if got := c.run("raw", "get", "left/over"); got != "works" {
 		t.Errorf("read %q", got)

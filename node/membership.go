@@ -52,6 +52,9 @@ type expelRequest struct {
 	Source string `json:"source,omitempty"`
 	// Force: the administrator says that the lost node's host is switched off.
 	Force bool `json:"force,omitempty"`
+	// Audit is the event that goes with the removal: a node that removes itself
+	// cannot write it afterwards.
+	Audit *api.Event `json:"audit,omitempty"`
 }
 
 // serveEnlist is called on the leader by a node that was admitted and now
@@ -153,6 +156,11 @@ func deleteNode(ctx context.Context, db configdb.DB, r expelRequest, term uint64
 		configdb.Nodes.Delete(tx, n)
 		tx.Put(removedPrefix+r.NodeID, []byte(n.Meta.Name))
 		tx.Delete(certificateKey(r.NodeID))
+		if r.Audit != nil {
+			if err := configdb.PutEvent(tx, r.Audit); err != nil {
+				return err
+			}
+		}
 		for e := range v.Scan(configdb.PoolStates.SpecPrefix(), "") {
 			id, _ := configdb.PoolStates.IDOf(e.Key)
 			if ps, err := configdb.PoolStates.Get(v, id); err == nil && ps.Spec.NodeID == r.NodeID {

@@ -29,8 +29,9 @@ type Cluster interface {
 	Admit(ctx context.Context, r api.AdmitRequest) (api.AdmitResult, error)
 	// Transfer lets another voter, by name or the one that suits best, lead.
 	Transfer(ctx context.Context, node string) (api.TransferResult, error)
-	// RemoveNode takes a node out for good; force is for one that is dead.
-	RemoveNode(ctx context.Context, actor, name string, force bool) error
+	// RemoveNode takes a node out for good, for the actor of the audit event that it
+	// writes with it; force is for one that is dead.
+	RemoveNode(ctx context.Context, audit api.Event, name string, force bool) error
 }
 
 // Placer decides where VMs may run.

@@ -312,10 +312,10 @@ func (c *fakeCluster) Transfer(_ context.Context, node string) (api.TransferResu
 	return api.TransferResult{Leader: node, Term: 2}, nil
 }
 
-func (c *fakeCluster) RemoveNode(_ context.Context, _, name string, force bool) error {
+func (c *fakeCluster) RemoveNode(_ context.Context, audit api.Event, name string, force bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.removed = append(c.removed, fmt.Sprint(name, force))
+	c.removed = append(c.removed, fmt.Sprint(name, force, " ", audit.Spec.Type))
 	return nil
 }
 

@@ -55,10 +55,9 @@ func (r *nodeResource) delete(q *request) error {
 	}
 	ctx, cancel := context.WithTimeout(q.ctx(), replyTimeout)
 	defer cancel()
-	if err := q.s.cfg.Cluster.RemoveNode(ctx, q.who.actor, n.Meta.Name, force); err != nil {
+	if err := q.s.cfg.Cluster.RemoveNode(ctx, q.auditEvent(api.KindNode, n.Meta), n.Meta.Name, force); err != nil {
 		return err
 	}
-	q.auditAlone(api.KindNode, n.Meta)
 	q.noContent(q.db.Local().Revision())
 	return nil
 }
