@@ -11,15 +11,30 @@ import (
 // storage guard runs on then, and could not be started again.
 func TestADrillKillsNothingWithoutALease(t *testing.T) {
 	e := newEnv(t, false)
-	id, _ := e.asked()
-	e.guard.mu.Lock()
-	e.guard.session = 0
-	e.guard.mu.Unlock()
-	if _, err := e.h.reconcile(t.Context(), id); err != nil {
-		t.Log(err)
+	id, was := e.running(canary())
+	e.stop()
+	e.drill(id, nil)
+	look := func(session uint64) {
+		t.Helper()
+		e.guard.mu.Lock()
+		e.guard.session = session
+		e.guard.mu.Unlock()
+		if _, err := e.h.reconcile(t.Context(), id); err != nil {
+			t.Log(err)
+		}
 	}
+	session, _, _ := e.guard.Current()
+	look(session)
+	if d := e.drillOf(id); d.Status.PID != was.Status.PID {
+		t.Fatalf("the drill does not say whom it ends: %+v", d.Status)
+	}
+	look(0)
 	if e.guard.killed(id) {
 		t.Error("killed for a drill without a lease")
+	}
+	look(session) // nothing but the lease was missing
+	if !e.guard.killed(id) {
+		t.Error("not killed with a lease")
 	}
 }
 
