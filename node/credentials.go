@@ -207,7 +207,7 @@ func (m *membership) interim(c *credentials, now time.Time) (clusternet.Credenti
 		return none, err
 	}
 	// The beginning of the ended one: good also for who has an earlier clock.
-	t := pki.Terms{NodeID: m.NodeID, Name: m.Node, Host: host, NotBefore: leaf.NotBefore, NotAfter: now.Add(interimLife)}
+	t := pki.Terms{NodeID: m.NodeID, Name: m.Node, Host: host, NotBefore: leaf.NotBefore, NotAfter: now.Add(interimLife), At: now}
 	if now.Before(t.NotBefore) {
 		return none, fmt.Errorf("the clock of this host says %s, which is before its certificate was issued (%s); set the clock", stamp(now), stamp(leaf.NotBefore))
 	}

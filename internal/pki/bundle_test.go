@@ -138,7 +138,7 @@ func TestRenewalTime(t *testing.T) {
 	ca := newAuthority(t)
 	csr, _ := newCSR(t)
 	now := time.Now()
-	for _, life := range []time.Duration{time.Minute, 20 * time.Minute, time.Hour, 24 * time.Hour, NodeCertLife} {
+	for _, life := range []time.Duration{time.Minute, 20 * time.Minute, time.Hour, 90 * time.Minute, 10 * time.Hour, 24 * time.Hour, 100 * time.Hour, 10 * 24 * time.Hour, NodeCertLife} {
 		seen := map[int64]bool{}
 		for range 20 {
 			b, err := Issue(ca.cert, ca.key, csr.PublicKey, TermsFrom(now, life, "id", "n", ""))
@@ -149,7 +149,7 @@ func TestRenewalTime(t *testing.T) {
 			if d := Life(c) - life; d.Abs() > 2*time.Second { // certificates count whole seconds
 				t.Fatalf("%v: read back as %v", life, Life(c))
 			}
-			if c.NotBefore.After(now.Add(-min(clockSkew, life) + 2*time.Second)) {
+			if c.NotBefore.After(now.Add(-skewOf(life) + 2*time.Second)) {
 				t.Errorf("%v: a clock that goes after does not take it", life)
 			}
 			at := RenewAt(c)
@@ -167,6 +167,22 @@ func TestRenewalTime(t *testing.T) {
 	}
 }
 
+// A host whose clock is read in the wrong time zone is up to 14 hours late.
+func TestALateClockTakesNewCertificates(t *testing.T) {
+	ca := newAuthority(t)
+	csr, _ := newCSR(t)
+	b, err := SignNode(ca.cert, ca.key, csr, "id", "n", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, late := range []time.Duration{0, time.Hour, 14 * time.Hour, 23 * time.Hour} {
+		o := x509.VerifyOptions{Roots: ca.pool(t), CurrentTime: time.Now().Add(-late)}
+		if _, err := parsed(t, b).Verify(o); err != nil {
+			t.Errorf("%v late: %v", late, err)
+		}
+	}
+}
+
 func TestCertificatesEndWithTheirAuthority(t *testing.T) {
 	ca := newAuthority(t)
 	csr, _ := newCSR(t)
@@ -178,8 +194,10 @@ func TestCertificatesEndWithTheirAuthority(t *testing.T) {
 	if got := parsed(t, b).NotAfter; got.After(end) {
 		t.Errorf("ends %v, the authority %v", got, end)
 	}
-	if _, err := Issue(ca.cert, ca.key, csr.PublicKey, TermsFrom(end.Add(2*time.Hour), NodeCertLife, "id", "n", "")); err == nil || !strings.Contains(err.Error(), "rotate") {
-		t.Errorf("an authority that ended signs, or no remedy is named: %v", err)
+	for _, after := range []time.Duration{time.Second, 2 * time.Hour} {
+		if _, err := Issue(ca.cert, ca.key, csr.PublicKey, TermsFrom(end.Add(after), NodeCertLife, "id", "n", "")); err == nil || !strings.Contains(err.Error(), "rotate") {
+			t.Errorf("an authority that ended signs, or no remedy is named: %v", err)
+		}
 	}
 }
 

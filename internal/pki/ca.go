@@ -26,8 +26,11 @@ const (
 	NodeCertLife    = 90 * 24 * time.Hour
 	MinNodeCertLife = time.Minute // a life below a day is for tests
 	MaxNodeCertLife = 825 * 24 * time.Hour
-	// clockSkew is how far the clocks of two nodes may differ at issue.
-	clockSkew = time.Hour
+	// clockSkew is how far before its issue a certificate begins, for nodes whose clocks
+	// are late: a clock that was read in another time zone is wrong by up to 14 hours.
+	// Of a short life it is a tenth, but at least leastSkew.
+	clockSkew = 24 * time.Hour
+	leastSkew = time.Hour
 )
 
 // nodeDomain is the suffix of the DNS name that carries a node's ID.

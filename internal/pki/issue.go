@@ -22,11 +22,19 @@ type Terms struct {
 	Host string
 	// NotBefore and NotAfter are the life; the end is cut to the authority's.
 	NotBefore, NotAfter time.Time
+	// At is when it is issued: an authority that has ended by then signs nothing.
+	At time.Time
 }
 
-// TermsFrom returns terms that begin now, give or take clockSkew, and last life.
+// TermsFrom returns terms that last life from now, and begin earlier, for clocks that
+// are late.
 func TermsFrom(now time.Time, life time.Duration, nodeID, name, host string) Terms {
-	return Terms{NodeID: nodeID, Name: name, Host: host, NotBefore: now.Add(-min(clockSkew, life)), NotAfter: now.Add(life)}
+	return Terms{NodeID: nodeID, Name: name, Host: host, NotBefore: now.Add(-skewOf(life)), NotAfter: now.Add(life), At: now}
+}
+
+// skewOf is how far before its issue a certificate begins that lasts life from then.
+func skewOf(life time.Duration) time.Duration {
+	return min(life, max(leastSkew, min(clockSkew, life/10)))
 }
 
 // SignNode issues a node's certificate with the default life for the public key
@@ -55,7 +63,7 @@ func Issue(caCertPEM, caKeyPEM []byte, pub any, t Terms) ([]byte, error) {
 	if t.NotAfter.After(ca.NotAfter) {
 		t.NotAfter = ca.NotAfter
 	}
-	if !t.NotBefore.Before(t.NotAfter) {
+	if !t.NotBefore.Before(t.NotAfter) || !t.At.Before(t.NotAfter) {
 		return nil, fmt.Errorf("sign certificate of node %s: the authority ended on %s; replace it with: muster cluster ca rotate", t.Name, ca.NotAfter.UTC().Format(time.DateOnly))
 	}
 	c := &x509.Certificate{
@@ -96,11 +104,10 @@ func RenewAt(c *x509.Certificate) time.Time {
 	return begin(c).Add(time.Duration(float64(life) * (2.0/3 + spread/30)))
 }
 
-// begin is when a certificate was issued: NotBefore lies earlier, for clocks
-// that go after.
+// begin is when a certificate was issued: NotBefore lies earlier, by skewOf its life.
 func begin(c *x509.Certificate) time.Time {
 	whole := c.NotAfter.Sub(c.NotBefore)
-	return c.NotBefore.Add(min(clockSkew, whole/2)) // see TermsFrom
+	return c.NotBefore.Add(min(whole/2, max(leastSkew, min(clockSkew, whole/11))))
 }
 
 // Life is how long a certificate was to last when it was issued.

@@ -40,7 +40,9 @@ const (
 	notUp      = "not_up"
 	daemonDied = "daemon_died"
 	notProved  = "not_proved"
+	clockLost  = "lost_by_a_clock"
 	netEnded   = "ended_by_the_network"
+	clockEnded = "ended_by_a_clock"
 	harness    = "fault_not_made"
 )
 
@@ -50,6 +52,7 @@ type campaign struct {
 	*lab.Cluster
 	daemons []*lab.Daemon
 	dogs    []*dog
+	clocks  []lab.Clock
 	guests  []*guest
 	began   time.Time
 
@@ -67,6 +70,7 @@ type campaign struct {
 	hurried bool
 	notes   bool // the storage heartbeat is on
 	disks   disks
+	losses  map[string]bool // all that were seen, and those whose evidence holds
 	proved  map[string]bool
 	moves   []move
 
@@ -75,7 +79,7 @@ type campaign struct {
 }
 
 func newCampaign(cfg config) *campaign {
-	return &campaign{config: cfg, began: time.Now(), faults: map[string]int{}, outlived: map[string]bool{}, back: map[string][]time.Duration{}, notes: true, proved: map[string]bool{}}
+	return &campaign{config: cfg, began: time.Now(), faults: map[string]int{}, outlived: map[string]bool{}, back: map[string][]time.Duration{}, notes: true, losses: map[string]bool{}, proved: map[string]bool{}}
 }
 
 func (c *campaign) now() time.Duration { return time.Since(c.began) }
@@ -112,6 +116,11 @@ func (c *campaign) begin(ctx context.Context) error {
 			return err
 		}
 		d := hosts.NewDaemon(i, c.bin, c.host(i), filepath.Join(c.work, "log", hosts.Name(i)+".log"), c.now, c.noteExit, "--config", file)
+		clock, err := lab.NewClock(filepath.Join(c.work, "clock-"+hosts.Name(i)))
+		if err != nil {
+			return err
+		}
+		d.Env, c.clocks = []string{clock.Env()}, append(c.clocks, clock)
 		c.daemons = append(c.daemons, d)
 		if err := d.Start(); err != nil {
 			return err
@@ -215,7 +224,7 @@ func (c *campaign) episode(ctx context.Context, e episode) bool {
 		c.violate(harness, "storage heartbeat: %v", err)
 		return false
 	}
-	boots := c.bootsOf()
+	boots, losses := c.bootsOf(), len(c.losses)
 	began, from := time.Now(), c.now()
 	var on []*active
 	what := ""
@@ -261,12 +270,20 @@ func (c *campaign) episode(ctx context.Context, e episode) bool {
 		c.violate(notUp, "after %s: %v", what, err)
 		return false
 	}
-	if now := c.bootsOf(); e.networkAlone() && !c.hurried && now != boots {
-		c.violate(netEnded, "%s: the guests had booted %d times before, %d times after", what, boots, now)
+	if now := c.bootsOf(); !c.hurried && now != boots {
+		switch told := fmt.Sprintf("%s: the guests had booted %d times before, %d times after", what, boots, now); {
+		case e.networkAlone():
+			c.violate(netEnded, "%s", told)
+		case e.clockAlone():
+			c.violate(clockEnded, "%s", told)
+		}
 	}
 	if err := lab.Eventually(ctx, bound, c.prove); err != nil && ctx.Err() == nil {
 		c.violate(notProved, "the evidence cannot be read: %v", err)
 		return false
+	}
+	if now := len(c.losses); e.clockAlone() && !c.hurried && now != losses {
+		c.violate(clockLost, "%s: %d losses before, %d after", what, losses, now)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

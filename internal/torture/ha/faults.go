@@ -23,7 +23,7 @@ const (
 // active is a fault in force.
 type active struct {
 	fault
-	node, other int   // other: of two power cuts
+	node, other int   // other: of two power cuts, and of clocks that part
 	pids        []int // that were stopped
 	stop        func()
 }
@@ -89,6 +89,12 @@ func (c *campaign) inject(a *active) (err error) {
 	case noStorage:
 		c.Hosts.NoStorage[a.node] = true
 		return c.Hosts.ApplyDrops()
+	case clockBack, clockAhead, clockLeap:
+		return c.clocks[a.node].Set(a.step)
+	case clocksPart:
+		return errors.Join(c.clocks[a.node].Set(a.step), c.clocks[a.other].Set(-a.step))
+	case clockBoot:
+		return errors.Join(c.cutPower(a.node), c.clocks[a.node].Set(a.step), d.Start())
 	}
 	return fmt.Errorf("no such fault: %s", a.kind)
 }
@@ -118,6 +124,10 @@ func (c *campaign) heal(a *active) error {
 	case noStorage:
 		c.Hosts.NoStorage[a.node] = false
 		return c.Hosts.ApplyDrops()
+	case clockBack, clockAhead, clockLeap, clockBoot:
+		return c.clocks[a.node].Set(0)
+	case clocksPart:
+		return errors.Join(c.clocks[a.node].Set(0), c.clocks[a.other].Set(0))
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ func (c *campaign) prove(ctx context.Context) error {
 	}
 	for i := range list.Items {
 		id := list.Items[i].Meta.ID
+		c.losses[id] = true
 		if c.proved[id] {
 			continue
 		}

@@ -32,10 +32,17 @@ const (
 	twoHosts   kind = "two_power_cuts"
 	deadSwitch kind = "dead_switch" // no host hears another
 	noStorage  kind = "no_storage"  // the host does not hear the Ceph cluster
+	// Steps of the wall clock, at once; stepped back at the end.
+	clockBack  kind = "clock_back"  // by an hour
+	clockAhead kind = "clock_ahead" // by an hour
+	clocksPart kind = "clocks_part" // two hosts' in opposite directions
+	clockLeap  kind = "clock_leap"  // by up to stepMost, in either direction
+	clockBoot  kind = "clock_boot"  // a power cut, and the host boots at once with a wrong clock
 )
 
 var kinds = []kind{
 	powerCut, isolate, killDaemon, killGuard, killQEMU, stopDaemon, stopGuard, stopQEMU, stopAll, deaf, mute, flap, deadSwitch, fullDisk, twoHosts,
+	clockBack, clockAhead, clocksPart, clockLeap, clockBoot,
 }
 
 // target is whom a fault meets.
@@ -54,9 +61,21 @@ type fault struct {
 	at    target
 	node  int           // of anyone
 	delay time.Duration // after the first of its episode
+	step  time.Duration // of a clock
 }
 
-func (f fault) String() string { return string(f.kind) + "@" + string(f.at) }
+func (f fault) String() string {
+	s := string(f.kind) + "@" + string(f.at)
+	if f.step != 0 {
+		s += fmt.Sprintf(" by %s", f.step)
+	}
+	return s
+}
+
+// clock reports that nothing but clocks is wrong.
+func (k kind) clock() bool {
+	return k == clockBack || k == clockAhead || k == clocksPart || k == clockLeap
+}
 
 // episode is a calm time and then one or two faults, all over after hold.
 type episode struct {
@@ -74,6 +93,10 @@ type episode struct {
 func (e *episode) networkAlone() bool {
 	return e.notes && len(e.faults) == 1 && (e.faults[0].kind == isolate || e.faults[0].kind == deadSwitch)
 }
+
+// clockAlone reports that nothing but one fault of clocks happens: no guest ends and no
+// host is lost for it.
+func (e *episode) clockAlone() bool { return len(e.faults) == 1 && e.faults[0].kind.clock() }
 
 func (e episode) String() string {
 	var parts []string
@@ -101,6 +124,10 @@ const (
 	longLeast, longMost     = 14 * time.Second, 30 * time.Second
 	secondAtOnce            = time.Second
 	secondLeast, secondMost = 10 * time.Second, 18 * time.Second // while a VM moves
+
+	clockStep = time.Hour
+	// stepMost stays below what certificates allow for (internal/pki, clockSkew).
+	stepMost = 20 * time.Hour
 )
 
 // schedule is the sequence of episodes of a seed.
@@ -166,7 +193,26 @@ func (s *schedule) fill() {
 }
 
 func (s *schedule) fault(k kind) fault {
-	return fault{kind: k, at: []target{leader, owner, owner, anyone}[s.rng.IntN(4)], node: s.rng.IntN(s.nodes)}
+	f := fault{kind: k, at: []target{leader, owner, owner, anyone}[s.rng.IntN(4)], node: s.rng.IntN(s.nodes)}
+	switch k {
+	case clockBack:
+		f.step = -clockStep
+	case clockAhead:
+		f.step = clockStep
+	case clocksPart:
+		f.step = s.either(clockStep)
+	case clockLeap, clockBoot:
+		f.step = s.either(s.between(time.Minute, stepMost))
+	}
+	return f
+}
+
+// either is the time, or back by as much.
+func (s *schedule) either(d time.Duration) time.Duration {
+	if s.rng.IntN(2) == 0 {
+		return -d
+	}
+	return d
 }
 
 func (s *schedule) episode(faults ...fault) episode {

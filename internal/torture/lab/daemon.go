@@ -31,7 +31,9 @@ type Exit struct {
 
 // Daemon is one musterd, started again whenever it ends and should not.
 type Daemon struct {
-	Name    string
+	Name string
+	// Env is what its environment has beside the campaign's own; set before Start.
+	Env     []string
 	program []string // with its arguments
 	logPath string
 	now     func() time.Duration
@@ -67,6 +69,7 @@ func (d *Daemon) launch() error {
 	defer func() { _ = log.Close() }()
 	cmd := exec.Command(d.program[0], d.program[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), d.Env...)
 	// Not with this program's signals: the campaign ends its daemons itself.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	fmt.Fprintf(log, "--- start %d at %.3f s\n", d.life.Load()+1, d.now().Seconds())
