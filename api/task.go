@@ -58,7 +58,9 @@ type TaskSpec struct {
 	TargetReboots uint64 `json:"targetReboots,omitempty"`
 	// Actor is who asked: a token's name or a service of the cluster.
 	Actor string `json:"actor,omitempty"`
-	// Deadline is when the task fails if its target has not got there.
+	// Deadline is when the task fails if its target has not got there, by the clock of
+	// the node that made it. The leader goes by how long it is after the creation, from
+	// when it saw the task first: clocks may differ, and be set.
 	Deadline time.Time `json:"deadline,omitzero"`
 }
 
@@ -97,7 +99,7 @@ type TaskStatus struct {
 // has not got there within deadline.
 func NewTask(action Action, kind Kind, target Meta, actor string, deadline time.Duration, now time.Time) Task {
 	m := NewMeta(KindTask, target.Project, "")
-	m.Name = m.ID
+	m.Name, m.CreatedAt = m.ID, now.UTC()
 	return Task{
 		Meta: m,
 		Spec: TaskSpec{

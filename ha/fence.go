@@ -177,13 +177,14 @@ func hasProtected(v *configdb.View, nodeID string) bool {
 }
 
 // triedLately reports whether an attempt at the node ended within fencePause.
-// One that was broken off says nothing.
+// One that was broken off says nothing, nor does one that lies further ahead: it was
+// made by another clock, or the clock was set back.
 func triedLately(v *configdb.View, nodeID string, now time.Time) bool {
 	actions, _ := configdb.PowerActions.List(v)
 	for i := range actions {
 		a := &actions[i]
 		ended := a.Status.Phase == api.PowerActionConfirmed || a.Status.Phase == api.PowerActionFailed
-		if a.Spec.NodeID == nodeID && a.Spec.Trigger == api.TriggerHA && ended && now.Sub(a.Spec.At) < fencePause {
+		if a.Spec.NodeID == nodeID && a.Spec.Trigger == api.TriggerHA && ended && now.Sub(a.Spec.At).Abs() < fencePause {
 			return true
 		}
 	}

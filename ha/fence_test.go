@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/storetest"
 )
 
 // The hosts of the simulation have power devices, too: they are slow, take
@@ -379,5 +380,24 @@ func TestMaintenanceDuringTheMarkSaves(t *testing.T) {
 	})
 	if len(w.cuts) != 0 || w.status(3).Fencing != "" || w.nodes[0].svc.grant.aimedAt(1, w.nodes[3].id) {
 		t.Errorf("cuts %v, %+v", w.cuts, w.status(3))
+	}
+}
+
+// An attempt of ten hours ahead is none of the last ten minutes: the clock was set back.
+func TestAnAttemptThatLiesAheadKeepsNobodyFromAnother(t *testing.T) {
+	db, now := storetest.New(t), time.Now()
+	a := api.NewPowerAction(&api.Node{Meta: api.NewMeta(api.KindNode, "", "n1")}, api.PowerOff, api.TriggerHA, now)
+	a.Status.Phase = api.PowerActionFailed
+	tx := &configdb.Txn{}
+	must(t, configdb.PowerActions.CreateUnnamed(tx, &a))
+	_, err := db.Txn(t.Context(), tx)
+	must(t, err)
+	for set, want := range map[time.Duration]bool{
+		0: true, fencePause - time.Second: true, fencePause: false,
+		-time.Second: true, -time.Hour: false, -10 * time.Hour: false,
+	} {
+		if got := triedLately(db.Local(), a.Spec.NodeID, now.Add(set)); got != want {
+			t.Errorf("the clock was set by %v: tried lately %v, want %v", set, got, want)
+		}
 	}
 }

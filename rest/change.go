@@ -123,7 +123,7 @@ func (c *change) newTask(project string, spec api.TaskSpec, within time.Duration
 	t := api.Task{Meta: api.NewMeta(api.KindTask, project, ""), Spec: spec}
 	t.Meta.Name = t.Meta.ID
 	t.Spec.Actor = c.q.who.actor
-	t.Spec.Deadline = c.q.s.cfg.Now().Add(within).UTC()
+	t.Spec.Deadline = t.Meta.CreatedAt.Add(within)
 	t.Status.Phase = api.TaskPending
 	if err := configdb.Tasks.CreateUnnamed(c.tx, &t); err != nil {
 		return "", err

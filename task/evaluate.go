@@ -75,14 +75,15 @@ func cancelled(message string) verdict {
 	return verdict{phase: api.TaskCancelled, message: message}
 }
 
-// evaluate says what a task's status should be, given its target. It is pure.
-func evaluate(t api.Task, what target, now time.Time) (api.TaskStatus, bool) {
+// evaluate says what a task's status should be, given its target and whether its time
+// is over. It is pure.
+func evaluate(t api.Task, what target, now time.Time, over bool) (api.TaskStatus, bool) {
 	old := t.Status
 	if old.Phase.Final() {
 		return old, false
 	}
 	got := judge(t.Spec, what)
-	if !got.phase.Final() && !t.Spec.Deadline.IsZero() && !now.Before(t.Spec.Deadline) {
+	if !got.phase.Final() && over {
 		msg := "not done within its deadline"
 		if got.message != "" {
 			msg += ": " + got.message

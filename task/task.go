@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -37,7 +38,8 @@ const (
 type Config struct {
 	DB  configdb.DB
 	Log *slog.Logger
-	// Now is the clock for deadlines and ages, time.Now when nil.
+	// Now is the clock for deadlines and ages, time.Now when nil. Deadlines go by
+	// differences of its readings, which no setting of the time of day changes.
 	Now func() time.Time
 }
 
@@ -51,6 +53,8 @@ type Service struct {
 	// target each of these tasks to its target.
 	open   map[string]map[string]bool
 	target map[string]string
+	// seen is when this leader saw each of these tasks first.
+	seen map[string]time.Time
 }
 
 // New returns a service that does nothing until Run.
@@ -68,6 +72,7 @@ func New(cfg Config) *Service {
 func (s *Service) Run(ctx context.Context, term uint64) error {
 	s.mu.Lock()
 	s.open, s.target = map[string]map[string]bool{}, map[string]string{}
+	s.seen = map[string]time.Time{}
 	s.mu.Unlock()
 	loop := reconcile.New(reconcile.Config{
 		Name: "tasks", DB: s.cfg.DB, Log: s.cfg.Log,
@@ -147,12 +152,29 @@ func (s *Service) note(id, target string) {
 		delete(s.target, id)
 	}
 	if target == "" {
+		delete(s.seen, id)
 		return
 	}
 	if s.open[target] == nil {
 		s.open[target] = map[string]bool{}
 	}
 	s.open[target][id], s.target[id] = true, target
+}
+
+// left is how much of its time an open task has; positive for ever if it has no
+// deadline. The creator's clock may differ from this one by any amount.
+func (s *Service) left(t *api.Task, now time.Time) time.Duration {
+	if t.Spec.Deadline.IsZero() {
+		return math.MaxInt64
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since, known := s.seen[t.Meta.ID]
+	if !known {
+		since = now
+		s.seen[t.Meta.ID] = now
+	}
+	return t.Spec.Deadline.Sub(t.Meta.CreatedAt) - now.Sub(since)
 }
 
 // reconcile evaluates one task and writes what changed.
@@ -175,7 +197,8 @@ func (s *Service) reconcile(ctx context.Context, term uint64, id string) (reconc
 		return reconcile.Result{}, fmt.Errorf("look at the target of task %s: %w", id, err)
 	}
 	now := s.cfg.Now()
-	status, changed := evaluate(t, what, now)
+	left := s.left(&t, now)
+	status, changed := evaluate(t, what, now, left <= 0)
 	if changed {
 		t.Status = status
 		tx := &configdb.Txn{Actor: actor}
@@ -208,7 +231,7 @@ func (s *Service) reconcile(ctx context.Context, term uint64, id string) (reconc
 	if status.Phase.Final() || t.Spec.Deadline.IsZero() {
 		return reconcile.Result{}, nil
 	}
-	return reconcile.Result{After: max(t.Spec.Deadline.Sub(now), time.Millisecond)}, nil
+	return reconcile.Result{After: max(left, time.Millisecond)}, nil
 }
 
 // conflict tells a lost term, after which nothing of ours can land any more,

@@ -114,7 +114,7 @@ func TestEvaluate(t *testing.T) {
 			if c.late {
 				now = t0.Add(time.Minute)
 			}
-			got, changed := evaluate(task, c.what, now)
+			got, changed := evaluate(task, c.what, now, c.late)
 			if !changed || got.Phase != c.want || got.Progress != c.progress || got.Code != c.code || !strings.Contains(got.Message, c.says) {
 				t.Fatalf("got %+v", got)
 			}
@@ -122,7 +122,7 @@ func TestEvaluate(t *testing.T) {
 				t.Errorf("times: %+v", got)
 			}
 			task.Status = got
-			if again, changed := evaluate(task, c.what, now.Add(time.Millisecond)); changed && !(c.late) {
+			if again, changed := evaluate(task, c.what, now.Add(time.Millisecond), c.late); changed && !(c.late) {
 				t.Errorf("the same state gave another status: %+v", again)
 			}
 		})
@@ -132,7 +132,7 @@ func TestEvaluate(t *testing.T) {
 func TestProgressNeverGoesBack(t *testing.T) {
 	task := api.NewTask(api.ActionImageCreate, api.KindImage, api.Meta{Generation: 1}, "me", time.Hour, t0)
 	task.Status = api.TaskStatus{Phase: api.TaskRunning, Progress: 60}
-	got, _ := evaluate(task, imageTarget(api.ImageStatus{Phase: api.StoragePending}), t0)
+	got, _ := evaluate(task, imageTarget(api.ImageStatus{Phase: api.StoragePending}), t0, false)
 	if got.Progress != 60 {
 		t.Errorf("progress %d", got.Progress)
 	}
@@ -236,12 +236,35 @@ func TestServiceFollowsTargets(t *testing.T) {
 		return err
 	})
 	phase(remove.Meta.ID, api.TaskSucceeded)
+	// Made by a node whose clock is an hour late, so that its deadline is over for others.
+	image := api.Image{Meta: api.NewMeta(api.KindImage, "", "tiny")}
+	early := api.NewTask(api.ActionImageCreate, api.KindImage, image.Meta, "me", time.Minute, time.Now().Add(-time.Hour))
+	f.do(func(_ *configdb.View, tx *configdb.Txn) error {
+		return errors.Join(configdb.Images.Create(tx, &image), configdb.Tasks.CreateUnnamed(tx, &early))
+	})
+	phase(early.Meta.ID, api.TaskRunning)
+
 	rev := f.db.Local().Revision()
 	late := api.NewTask(api.ActionImageCreate, api.KindVolume, api.Meta{ID: vol.Meta.ID, Generation: 2}, "me", 50*time.Millisecond, time.Now())
 	f.do(func(_ *configdb.View, tx *configdb.Txn) error { return configdb.Tasks.CreateUnnamed(tx, &late) })
 	phase(late.Meta.ID, api.TaskFailed)
 	if now := f.db.Local().Revision(); now > rev+3 { // created, running, failed
 		t.Errorf("%d writes for one task that ran into its deadline", now-rev)
+	}
+}
+
+// The clock of the node that made a task may be wrong by hours: the task has its time
+// all the same, and no more than that.
+func TestATaskHasItsTimeWhateverTheClockOfItsCreator(t *testing.T) {
+	for _, wrong := range []time.Duration{-24 * time.Hour, -time.Hour, time.Hour, 24 * time.Hour} {
+		s := New(Config{})
+		s.seen = map[string]time.Time{}
+		task := api.NewTask(api.ActionVMDelete, api.KindVM, api.Meta{ID: api.NewID()}, "me", time.Minute, t0.Add(wrong))
+		for _, c := range []struct{ after, left time.Duration }{{0, time.Minute}, {59 * time.Second, time.Second}, {time.Minute, 0}} {
+			if got := s.left(&task, t0.Add(c.after)); got != c.left {
+				t.Errorf("made by a clock that is %v wrong, %v after the leader saw it: %v left, want %v", wrong, c.after, got, c.left)
+			}
+		}
 	}
 }
 
