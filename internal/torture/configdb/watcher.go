@@ -59,7 +59,7 @@ func (w *watcher) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	resp, err := w.rest.HTTP.Do(req)
+	resp, err := w.rest.HTTP().Do(req)
 	if err != nil {
 		return err
 	}

@@ -70,9 +70,13 @@ type campaign struct {
 	hurried bool
 	notes   bool // the storage heartbeat is on
 	disks   disks
-	losses  map[string]bool // all that were seen, and those whose evidence holds
-	proved  map[string]bool
-	moves   []move
+	// old is the backup to restore, founded what the last restore said.
+	old      oldState
+	restored int
+	founded  struct{ Token, CACert string }
+	losses   map[string]bool // all that were seen, and those whose evidence holds
+	proved   map[string]bool
+	moves    []move
 
 	bmcs      []*powersim.Host
 	failovers []failover
@@ -126,7 +130,7 @@ func (c *campaign) begin(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := c.Found(ctx, "torture"); err != nil {
+	if err := c.Found(ctx, clusterName); err != nil {
 		return err
 	}
 	if c.disks, err = c.makeDisks(); err != nil {
@@ -220,8 +224,10 @@ func (c *campaign) episode(ctx context.Context, e episode) bool {
 	if !lab.Wait(ctx, e.calm) {
 		return true
 	}
-	if err := c.setNotes(e.notes); err != nil {
-		c.violate(harness, "storage heartbeat: %v", err)
+	if err := c.calmly(ctx, &e); err != nil {
+		if ctx.Err() == nil {
+			c.violate(harness, "before %s: %v", e, err)
+		}
 		return false
 	}
 	boots, losses := c.bootsOf(), len(c.losses)
@@ -294,6 +300,20 @@ func (c *campaign) episode(ctx context.Context, e episode) bool {
 	c.hurried = false
 	c.say("  over after %.1f s; every VM counts %.1f s after that, %.1f s after the first fault", e.hold.Seconds(), (c.now() - healed).Seconds(), (c.now() - from).Seconds())
 	return true
+}
+
+// calmly does what wants a calm cluster before an episode.
+func (c *campaign) calmly(ctx context.Context, e *episode) error {
+	if c.hurried && e.whole() {
+		if err := lab.Eventually(ctx, bound, c.allCount(c.now())); err != nil {
+			return err
+		}
+		c.hurried = false
+	}
+	if err := c.setNotes(e.notes); err != nil || c.hurried {
+		return err
+	}
+	return c.backUp()
 }
 
 // setNotes switches the storage heartbeat, once all is calm.
@@ -389,6 +409,7 @@ type summary struct {
 	Misread    int            `json:"misread"`
 	Proved     int            `json:"losses_proved"`
 	Moves      int            `json:"moves"`
+	Restored   int            `json:"old_backups_restored"`
 	Violations int            `json:"violations"`
 }
 
@@ -400,7 +421,7 @@ func (c *campaign) finish(ctx context.Context) (ok bool, err error) {
 	defer c.mu.Unlock()
 	s := summary{
 		Torture: "ha", Seed: c.seed, Nodes: c.nodes, VMs: c.vms, Seconds: c.now().Seconds(), Episodes: c.episodes,
-		ByKind: c.faults, Resets: c.resets, Outlived: len(c.outlived), Looks: c.looks, Violations: len(c.violations), Proved: len(c.proved), Moves: len(c.moves),
+		ByKind: c.faults, Resets: c.resets, Outlived: len(c.outlived), Looks: c.looks, Violations: len(c.violations), Proved: len(c.proved), Moves: len(c.moves), Restored: c.restored,
 	}
 	for _, n := range c.faults {
 		s.Faults += n

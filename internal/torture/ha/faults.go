@@ -95,6 +95,10 @@ func (c *campaign) inject(a *active) (err error) {
 		return errors.Join(c.clocks[a.node].Set(a.step), c.clocks[a.other].Set(-a.step))
 	case clockBoot:
 		return errors.Join(c.cutPower(a.node), c.clocks[a.node].Set(a.step), d.Start())
+	case oldBackup:
+		return c.loseAll(a)
+	case oldBeside:
+		return c.restoreBeside(a)
 	}
 	return fmt.Errorf("no such fault: %s", a.kind)
 }
@@ -128,6 +132,10 @@ func (c *campaign) heal(a *active) error {
 		return c.clocks[a.node].Set(0)
 	case clocksPart:
 		return errors.Join(c.clocks[a.node].Set(0), c.clocks[a.other].Set(0))
+	case oldBackup:
+		return c.restoreAfterAll(a)
+	case oldBeside:
+		return c.endOld(a)
 	}
 	return nil
 }

@@ -38,11 +38,14 @@ const (
 	clocksPart kind = "clocks_part" // two hosts' in opposite directions
 	clockLeap  kind = "clock_leap"  // by up to stepMost, in either direction
 	clockBoot  kind = "clock_boot"  // a power cut, and the host boots at once with a wrong clock
+	// The restore of an old backup, once in a round, one or the other.
+	oldBackup kind = "old_backup"        // after a power cut of all hosts, at the end
+	oldBeside kind = "old_backup_beside" // on a host that was cut off power, while the cluster lives on the others
 )
 
 var kinds = []kind{
 	powerCut, isolate, killDaemon, killGuard, killQEMU, stopDaemon, stopGuard, stopQEMU, stopAll, deaf, mute, flap, deadSwitch, fullDisk, twoHosts,
-	clockBack, clockAhead, clocksPart, clockLeap, clockBoot,
+	clockBack, clockAhead, clocksPart, clockLeap, clockBoot, oldBackup,
 }
 
 // target is whom a fault meets.
@@ -143,6 +146,7 @@ type schedule struct {
 func newSchedule(seed uint64, nodes int, ceph bool) *schedule {
 	s := &schedule{rng: rand.New(rand.NewPCG(seed, 0x4a)), nodes: nodes, kinds: slices.Clone(kinds)}
 	if ceph {
+		s.kinds = slices.DeleteFunc(s.kinds, func(k kind) bool { return k == oldBackup })
 		s.kinds = append(s.kinds, noStorage)
 	}
 	return s
@@ -172,9 +176,12 @@ func (s *schedule) fill() {
 		if k == twoHosts && s.nodes < 5 {
 			continue // no majority would be left
 		}
+		if k == oldBackup && s.rng.IntN(2) == 0 {
+			k = oldBeside
+		}
 		s.queue = append(s.queue, s.episode(s.fault(k)))
 	}
-	single := slices.DeleteFunc(slices.Clone(s.kinds), func(k kind) bool { return k == twoHosts })
+	single := slices.DeleteFunc(slices.Clone(s.kinds), func(k kind) bool { return k == twoHosts || k == oldBackup })
 	for range len(s.kinds) / 2 {
 		first, second := s.fault(single[s.rng.IntN(len(single))]), s.fault(single[s.rng.IntN(len(single))])
 		second.delay = s.between(0, secondAtOnce)
@@ -187,7 +194,7 @@ func (s *schedule) fill() {
 	}
 	for i := range s.queue {
 		s.queue[i].notes = s.rounds%2 == 0
-		s.queue[i].rushed = s.rounds > 0 && i%restEvery != restEvery-1 && i != len(s.queue)-1
+		s.queue[i].rushed = s.rounds > 0 && i%restEvery != restEvery-1 && i != len(s.queue)-1 && !s.queue[i].whole()
 	}
 	s.rounds++
 }

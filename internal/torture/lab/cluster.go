@@ -8,7 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"net"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -89,9 +89,8 @@ func (c *Cluster) Muster(host int, args ...string) (string, error) {
 // found makes the cluster, as an administrator would.
 func (c *Cluster) found(ctx context.Context, name string) error {
 	for i := range c.Hosts.n {
-		socket := filepath.Join(c.Hosts.Data(i), "muster.sock")
-		if err := Eventually(ctx, socketWait, func(context.Context) error { _, err := os.Stat(socket); return err }); err != nil {
-			return fmt.Errorf("musterd on %s opens no socket; see its log: %w", c.Hosts.Name(i), err)
+		if err := c.AwaitSocket(ctx, i); err != nil {
+			return err
 		}
 	}
 	out, err := c.Muster(0, "cluster", "init", "--name", name, "--data-dir", c.Hosts.Data(0), "-o", "json")
@@ -104,15 +103,37 @@ func (c *Cluster) found(ctx context.Context, name string) error {
 	}
 	c.Token, c.CA = first.Token, first.CACert
 	for i := 1; i < c.Hosts.n; i++ {
-		word, err := c.Muster(0, "--data-dir", c.Hosts.Data(0), "cluster", "token", "create", "-o", "name")
-		if err != nil {
-			return err
-		}
-		if _, err := c.Muster(i, "cluster", "join", strings.TrimSpace(word), "--data-dir", c.Hosts.Data(i)); err != nil {
+		if err := c.Join(0, i); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// AwaitSocket waits until the daemon of a host takes commands.
+func (c *Cluster) AwaitSocket(ctx context.Context, host int) error {
+	socket := filepath.Join(c.Hosts.Data(host), "muster.sock")
+	err := Eventually(ctx, socketWait, func(ctx context.Context) error {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket) // a killed daemon leaves the file
+		if err == nil {
+			err = conn.Close()
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("musterd on %s opens no socket; see its log: %w", c.Hosts.Name(host), err)
+	}
+	return nil
+}
+
+// Join has a host join by a token that is made at a member.
+func (c *Cluster) Join(member, host int) error {
+	word, err := c.Muster(member, "--data-dir", c.Hosts.Data(member), "cluster", "token", "create", "-o", "name")
+	if err != nil {
+		return err
+	}
+	_, err = c.Muster(host, "cluster", "join", strings.TrimSpace(word), "--data-dir", c.Hosts.Data(host))
+	return err
 }
 
 // Status is the part of a node's answer that campaigns use.

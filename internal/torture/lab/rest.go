@@ -15,6 +15,7 @@ import (
 	"net/http/httptrace"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -27,9 +28,11 @@ const (
 
 // Caller asks nodes by REST: once, without retries of its own.
 type Caller struct {
-	urls  []string
+	urls []string
+
+	mu    sync.Mutex
 	token string
-	HTTP  *http.Client
+	http  *http.Client
 }
 
 // Answer is what came of one request.
@@ -45,15 +48,39 @@ type Answer struct {
 }
 
 func NewCaller(urls []string, token, ca string) (*Caller, error) {
+	c := &Caller{urls: urls}
+	return c, c.Turn(token, ca)
+}
+
+// Turn makes later calls go to another cluster of the same hosts.
+func (c *Caller) Turn(token, ca string) error {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(ca)) {
-		return nil, errors.New("the cluster's CA certificate is not PEM")
+		return errors.New("the cluster's CA certificate is not PEM")
 	}
 	tr := &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}, TLSHandshakeTimeout: dialTimeout,
 		MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute,
 	}
-	return &Caller{urls: urls, token: token, HTTP: &http.Client{Transport: tr}}, nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.http != nil {
+		c.http.CloseIdleConnections()
+	}
+	c.token, c.http = token, &http.Client{Transport: tr}
+	return nil
+}
+
+func (c *Caller) access() (token string, client *http.Client) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.token, c.http
+}
+
+// HTTP is what sends the requests.
+func (c *Caller) HTTP() *http.Client {
+	_, client := c.access()
+	return client
 }
 
 // Request is one request.
@@ -74,7 +101,8 @@ func (c *Caller) New(ctx context.Context, node int, r Request) (*http.Request, e
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Authorization", "Bearer "+c.token)
+	token, _ := c.access()
+	req.Header.Set("Authorization", "Bearer "+token)
 	for k, v := range r.Header {
 		req.Header.Set(k, v)
 	}
@@ -91,7 +119,7 @@ func (c *Caller) Do(ctx context.Context, node int, r Request) Answer {
 	if err != nil {
 		return Answer{Err: err}
 	}
-	resp, err := c.HTTP.Do(req)
+	resp, err := c.HTTP().Do(req)
 	if err != nil {
 		return Answer{Err: err, Sent: sent.Load()}
 	}
