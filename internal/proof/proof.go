@@ -6,6 +6,7 @@ package proof
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 )
@@ -197,9 +198,17 @@ func (v *verdict) power(p *api.FailoverPower) {
 			reads = 0
 		}
 	}
-	took := p.EndedAt.Sub(p.BeganAt).Milliseconds()
-	v.say(RuleCertain, commanded && reads >= readsOff && took >= 0,
-		"the power device %q read %d times in a row as off after the command, in %d ms; %d times are needed (action %s)", device, reads, took, readsOff, p.Action)
+	v.say(RuleCertain, commanded && reads >= readsOff,
+		"the power device %q read %d times in a row as off after the command, %s; %d times are needed (action %s)", device, reads, took(p.BeganAt, p.EndedAt), readsOff, p.Action)
+}
+
+// took tells how long something took by the time of day, which proves nothing: whoever
+// wrote it may have had its clock set meanwhile.
+func took(began, ended time.Time) string {
+	if ended.Before(began) {
+		return "in a time that is not known, since the clock was set back meanwhile"
+	}
+	return fmt.Sprintf("in %d ms", ended.Sub(began).Milliseconds())
 }
 
 // storage checks what the pool answered that locked the host out.
@@ -208,9 +217,8 @@ func (v *verdict) storage(s *api.FailoverStorage) {
 		v.say(RuleCertain, false, "the host is said to have been locked out of a pool, and there is no answer of the pool")
 		return
 	}
-	took := s.EndedAt.Sub(s.BeganAt).Milliseconds()
-	v.say(RuleCertain, s.Epoch > 0 && len(s.Addresses) > 0 && took >= 0, "the addresses %v of the host are locked out of pool %s by map %d, after %d ms; owners of locks: %v",
-		s.Addresses, s.Pool, s.Epoch, took, s.Owners)
+	v.say(RuleCertain, s.Epoch > 0 && len(s.Addresses) > 0, "the addresses %v of the host are locked out of pool %s by map %d, %s; owners of locks: %v",
+		s.Addresses, s.Pool, s.Epoch, took(s.BeganAt, s.EndedAt), s.Owners)
 }
 
 // drill checks what the guard said of the one VM that it ended.

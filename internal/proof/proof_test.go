@@ -5,6 +5,7 @@ package proof
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,6 +96,24 @@ func TestSoundEvidenceHolds(t *testing.T) {
 	}
 	if v := Check(switchedOff()); !v.OK {
 		t.Errorf("a host that was off already and refused the command: %+v", v)
+	}
+}
+
+// The leader's clock may be set back while it fences: the order of what was read is that
+// of the records, not that of the time of day.
+func TestEvidenceHoldsWhenTheClockWasSetBack(t *testing.T) {
+	power, pool := switchedOff(), lockedOut()
+	power.Failover.Spec.Power.EndedAt = power.Failover.Spec.Power.BeganAt.Add(-time.Hour)
+	pool.Failover.Spec.Storage.EndedAt = pool.Failover.Spec.Storage.BeganAt.Add(-time.Hour)
+	for name, p := range map[string]*api.FailoverProof{"power": power, "storage": pool} {
+		told := false
+		v := Check(p)
+		for _, f := range v.Findings {
+			told = told || strings.Contains(f.Detail, "the clock was set back")
+		}
+		if !v.OK || !told {
+			t.Errorf("%s: %+v", name, v)
+		}
 	}
 }
 
