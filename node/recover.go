@@ -205,7 +205,7 @@ func (m *member) checkLife() error {
 
 // keepOldLife backs the state up as it was, beside the node's other backups.
 func keepOldLife(dataDir string, info *membership, db *configdb.Offline, word recovery) error {
-	src := backup.Source{Snapshot: db.Snapshot(), Node: info.Node, Version: version.Version, Time: time.Now(), Stale: true, Age: time.Since(time.Unix(0, db.Local().Time()))}
+	src := backup.Source{Snapshot: db.Snapshot(), Node: info.Node, Version: version.Version, Time: time.Now(), Stale: true, Age: max(0, time.Since(time.Unix(0, db.Local().Time())))}
 	_, err := newBackupFolder(dataDir, info.ClusterID, info.clusterKey).take(src, fmt.Sprintf("life-%d", word.Life))
 	return err
 }

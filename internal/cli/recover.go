@@ -101,6 +101,9 @@ func (a *app) clusterRestore(ctx context.Context, r api.RestoreRequest) error {
 	if out.TakenOver > 0 {
 		a.notice("%d VMs of hosts that are switched off are bound to node %s, stopped; start each when its disks are there", out.TakenOver, out.Node)
 	}
+	if out.TakenOver > 0 && len(out.Waiting) > 0 {
+		a.notice("the backup says where they were %s: while another host of the old cluster is on, they may run there; start none before that is excluded", out.From.Time.Format(time.RFC3339))
+	}
 	for _, node := range slices.Sorted(maps.Keys(out.Waiting)) {
 		a.notice("%d VMs may still run on %s; when that host is switched off for good: muster node remove %s --force", out.Waiting[node], node, node)
 	}
