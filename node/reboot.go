@@ -32,7 +32,7 @@ const (
 )
 
 // reboots carries out planned reboots and shutdowns while this node leads. All that it
-// knows is in the database. The failure cases are in docs/maintenance.md.
+// knows is in the database, but for how long it has waited. The failure cases are in docs/maintenance.md.
 type reboots struct {
 	db      configdb.DB
 	placer  rest.Placer
@@ -43,12 +43,14 @@ type reboots struct {
 	silence func(nodeID string) time.Duration
 	now     func() time.Time
 	began   time.Time // of this leadership, before which nobody was heard
+	// told is when this leader saw each command first, by node and time of the command.
+	told map[string]time.Time
 }
 
 func (m *member) reboot(ctx context.Context, term uint64) error {
 	r := &reboots{
 		db: m.store, placer: restPlacer{}, log: m.log.With("module", "reboot"), term: term, self: m.info.NodeID,
-		voters: m.voterIDs, silence: m.ha.Silence, now: time.Now, began: time.Now(),
+		voters: m.voterIDs, silence: m.ha.Silence, now: time.Now, began: time.Now(), told: map[string]time.Time{},
 	}
 	return m.again(ctx, rebootEvery, r.look, "a planned reboot makes no progress for now")
 }
@@ -62,6 +64,9 @@ func (m *member) voterIDs() (ids []string, err error) {
 func (r *reboots) look(ctx context.Context) error {
 	v := r.db.Local()
 	all, err := configdb.Reboots.List(v)
+	if len(all) == 0 {
+		clear(r.told)
+	}
 	for i := range all {
 		rb := &all[i]
 		n, nodeErr := configdb.Nodes.Get(v, rb.Meta.ID)
@@ -136,7 +141,7 @@ func (r *reboots) step(ctx context.Context, v *configdb.View, rb *api.Reboot, n 
 		switch {
 		case r.isBack(rb, n):
 			return r.comeBack(ctx, v, rb, n, "")
-		case n.Status.HostBoot == st.HostBoot && r.silence(n.Meta.ID) < backWithin && r.now().Sub(r.began) > backWithin && r.now().Sub(*st.CommandedAt) > leaveWithin:
+		case n.Status.HostBoot == st.HostBoot && r.silence(n.Meta.ID) < backWithin && r.now().Sub(r.began) > backWithin && r.since(rb) > leaveWithin:
 			return r.stays(ctx, v, rb, n, "it was silent, and answers again with the boot that was to end")
 		}
 		return nil
@@ -259,6 +264,7 @@ func (r *reboots) command(ctx context.Context, v *configdb.View, rb *api.Reboot,
 	}
 	st.Step, st.HostBoot, st.CommandedAt = api.RebootLeaving, n.Status.HostBoot, &at
 	st.Progress, st.Message = 60, "the host gets its command"
+	r.since(rb) // counts from here
 	n.Status.Absence = &api.Absence{Action: rb.Spec.Action, Since: at}
 	if s := rb.Spec.WithinSeconds; s > 0 {
 		n.Status.Absence.Until = new(at.Add(time.Duration(s) * time.Second))
@@ -302,12 +308,22 @@ func (r *reboots) isBack(rb *api.Reboot, n api.Node) bool {
 	return n.Status.HostBoot != "" && n.Status.HostBoot != rb.Status.HostBoot && n.Status.Phase == api.NodeReady && n.Status.CutOff == nil && !n.Status.Stopping && r.silence(n.Meta.ID) < backWithin
 }
 
+// since is for how long this leader has known that a node got its command. The time in
+// the record is of a clock that may have been another leader's, or set since.
+func (r *reboots) since(rb *api.Reboot) time.Duration {
+	key := rb.Meta.ID + " " + rb.Status.CommandedAt.Format(time.RFC3339Nano)
+	if _, known := r.told[key]; !known {
+		r.told[key] = r.now()
+	}
+	return r.now().Sub(r.told[key])
+}
+
 // leaving waits for the node to go, and to be back.
 func (r *reboots) leaving(ctx context.Context, v *configdb.View, rb *api.Reboot, n api.Node) error {
 	st := &rb.Status
 	away := r.silence(n.Meta.ID)
 	old := n.Status.HostBoot == st.HostBoot
-	since := r.now().Sub(*st.CommandedAt)
+	since := r.since(rb)
 	switch {
 	case st.Refusal != "":
 		return r.comeBack(ctx, v, rb, n, "its command failed: "+st.Refusal)

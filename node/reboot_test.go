@@ -28,6 +28,7 @@ func newRebootKit(t *testing.T, action api.RebootAction, change func(*api.Reboot
 	k.r = &reboots{
 		db: k.db, placer: oneTarget{}, log: slog.New(slog.NewTextHandler(t.Output(), nil)), term: 1, self: "n2",
 		voters: func() ([]string, error) { return k.votes, nil }, silence: func(string) time.Duration { return k.quiet }, now: func() time.Time { return k.clock },
+		told: map[string]time.Time{},
 	}
 	k.host("old")
 	task := api.Task{Meta: api.NewMeta(api.KindTask, "", "t")}
@@ -312,6 +313,30 @@ func TestRebootWaitsForASilentVoter(t *testing.T) {
 	k.clock = k.clock.Add(6 * time.Second)
 	if st, _ := k.steps(); st.Step != api.RebootLeaving {
 		t.Errorf("%+v", st)
+	}
+}
+
+// The clock of the leader that gave the command may have been wrong by hours.
+func TestARebootHasItsTimeWhateverTheClockOfTheLeaderBefore(t *testing.T) {
+	for _, wrong := range []time.Duration{-time.Hour, time.Hour} {
+		k := newRebootKit(t, api.RebootHost, nil)
+		if st, _ := k.steps(); st.Step != api.RebootLeaving {
+			t.Fatalf("%+v", st)
+		}
+		k.clock, k.quiet = k.clock.Add(-wrong), 20*time.Second
+		k.r.began = k.clock // another leader
+		clear(k.r.told)
+		if st, _ := k.steps(); st.Step != api.RebootLeaving {
+			t.Errorf("commanded by a clock that is %v wrong: given up at once: %+v", wrong, st)
+		}
+		rb, err := configdb.Reboots.Get(k.db.Local(), "n1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.clock = k.clock.Add(time.Duration(rb.Spec.WithinSeconds)*time.Second + time.Second)
+		if st, _ := k.steps(); st.Step == api.RebootLeaving {
+			t.Errorf("commanded by a clock that is %v wrong: waited for longer than it may take: %+v", wrong, st)
+		}
 	}
 }
 

@@ -92,7 +92,7 @@ func (k *rollingKit) lead(id string) {
 	k.leader = id
 	k.e = newEvacuation(k.db, placer, 1, log)
 	k.e.now = now
-	k.reboots = &reboots{db: k.db, placer: placer, log: log, term: 1, self: id, voters: voters, silence: silence, now: now}
+	k.reboots = &reboots{db: k.db, placer: placer, log: log, term: 1, self: id, voters: voters, silence: silence, now: now, told: map[string]time.Time{}}
 	k.rolling = &rolling{
 		db: k.db, log: log, term: 1, self: id, voters: voters, silence: silence, now: now, forecast: forecaster{placer}.Forecast,
 		replicas: func(context.Context) (map[string]string, error) { return k.ill, nil },
