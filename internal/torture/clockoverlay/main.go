@@ -20,6 +20,9 @@ const (
 	reads   = "\tsec, nsec, mono := runtimeNow()\n"
 	stepped = "\tsec, nsec, mono := steppedNow()\n"
 	head    = "\nfunc Now() Time {\n"
+
+	// noPackage ends the names of the files, which are no package of the module around.
+	noPackage = ".txt"
 )
 
 //go:embed step.go.txt
@@ -62,22 +65,22 @@ func write(dir string) (name string, err error) {
 	files := map[string][]byte{"time.go": text, "torture_step.go": step}
 	replace := map[string]string{}
 	for file := range files {
-		replace[filepath.Join(pkg, file)] = filepath.Join(dir, file)
+		replace[filepath.Join(pkg, file)] = filepath.Join(dir, file+noPackage)
 	}
 	list, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
 		return "", err
 	}
-	files["overlay.json"] = list
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
 	for file, data := range files {
-		if err := os.WriteFile(filepath.Join(dir, file), data, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, file+noPackage), data, 0o644); err != nil {
 			return "", err
 		}
 	}
-	return filepath.Join(dir, "overlay.json"), nil
+	name = filepath.Join(dir, "overlay.json")
+	return name, os.WriteFile(name, list, 0o644)
 }
 
 // replaced is package time's source with another reading of the clock in Now.
