@@ -174,8 +174,8 @@ func (d *Daemon) Join(ctx context.Context, r api.JoinRequest) (api.JoinResult, e
 		}
 		return api.JoinResult{}, err
 	}
-	if time.Now().After(t.ExpiresAt) {
-		return api.JoinResult{}, api.Errorf(api.CodeRefused, "this join token expired at %s; make a new one with: muster cluster token create", t.ExpiresAt.Format(time.RFC3339))
+	if now := time.Now(); now.After(t.ExpiresAt) {
+		return api.JoinResult{}, api.Errorf(api.CodeRefused, "this join token expired at %s, and the clock of this host says %s; make a new one with: muster cluster token create", t.ExpiresAt.Format(time.RFC3339), stamp(now))
 	}
 	if err := probePort(d.cfg.Listen); err != nil {
 		return api.JoinResult{}, api.Errorf(api.CodeRefused, "%w", err)

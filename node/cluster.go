@@ -228,8 +228,8 @@ func (m *member) tokenOf(v *configdb.View, r api.AdmitRequest) (api.Token, error
 	if err != nil || t.Spec.Use != api.TokenJoin || subtle.ConstantTimeCompare([]byte(t.Spec.Hash), []byte(pki.HashSecret(r.Secret))) != 1 {
 		return t, api.Errorf(api.CodeUnauthorized, "this join token is not known to cluster %s (revoked, or of another cluster); make a new one with: muster cluster token create", m.info.Cluster)
 	}
-	if time.Now().After(t.Spec.ExpiresAt) {
-		return t, api.Errorf(api.CodeUnauthorized, "this join token expired at %s; make a new one with: muster cluster token create", t.Spec.ExpiresAt.Format(time.RFC3339))
+	if now := time.Now(); now.After(t.Spec.ExpiresAt) {
+		return t, api.Errorf(api.CodeUnauthorized, "this join token expired at %s, and the clock of node %s says %s; make a new one with: muster cluster token create", t.Spec.ExpiresAt.Format(time.RFC3339), m.info.Node, stamp(now))
 	}
 	return t, nil
 }
