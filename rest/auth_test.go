@@ -211,7 +211,7 @@ func TestClusterCalls(t *testing.T) {
 	admit.Node = "../m9"
 	wantProblem(t, f.do(call{method: "POST", path: "cluster/admit", body: admit, token: "none"}), 422, api.CodeInvalid, "node")
 	want[any](t, f.do(call{method: "DELETE", path: "nodes/m2?force=true"}), 204)
-	if len(f.cluster.removed) != 1 || f.cluster.removed[0] != "m2true audit.node.delete" {
+	if len(f.cluster.removed) != 1 || f.cluster.removed[0] != "m2true" {
 		t.Error(f.cluster.removed)
 	}
 }

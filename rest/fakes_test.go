@@ -269,6 +269,7 @@ func (e *echo) Write(ctx context.Context, p []byte) error {
 }
 
 type fakeCluster struct {
+	db      configdb.DB
 	members []api.MemberStatus
 	mu      sync.Mutex
 	removed []string
@@ -312,11 +313,17 @@ func (c *fakeCluster) Transfer(_ context.Context, node string) (api.TransferResu
 	return api.TransferResult{Leader: node, Term: 2}, nil
 }
 
-func (c *fakeCluster) RemoveNode(_ context.Context, audit api.Event, name string, force bool) error {
+// RemoveNode writes the event, as the real one does with the removal.
+func (c *fakeCluster) RemoveNode(ctx context.Context, audit api.Event, name string, force bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.removed = append(c.removed, fmt.Sprint(name, force, " ", audit.Spec.Type))
-	return nil
+	c.removed = append(c.removed, fmt.Sprint(name, force))
+	tx := &configdb.Txn{Actor: audit.Spec.Actor}
+	if err := configdb.PutEvent(tx, &audit); err != nil {
+		return err
+	}
+	_, err := c.db.Txn(ctx, tx)
+	return err
 }
 
 // fakePeers marks requests as coming from a node, as its certificate would.

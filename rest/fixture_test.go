@@ -75,8 +75,9 @@ func newFixtureOn(t *testing.T, db configdb.DB) *fixture {
 	t.Helper()
 	f := &fixture{
 		t: t, db: &flakyDB{DB: db}, servers: map[string]*Server{}, urls: map[string]string{},
-		tokens: map[api.Role]string{}, nodeIDs: map[string]string{}, cluster: &fakeCluster{},
+		tokens: map[api.Role]string{}, nodeIDs: map[string]string{},
 	}
+	f.cluster = &fakeCluster{db: f.db}
 	f.member.Store(true)
 	f.images = &fakeImages{db: f.db, without: map[string]bool{}}
 	f.console = &fakeConsoles{rings: map[string][]byte{}}
