@@ -70,6 +70,7 @@ type host struct {
 	runDir  string
 	conf    map[string]string // more of the configuration file
 	bin     string            // directory of its programs; binDir if empty
+	wrap    []string          // what runs the daemon, such as ip netns exec NAME
 	cmd     *exec.Cmd
 	exited  chan struct{}
 }
@@ -149,7 +150,8 @@ func (h *host) spawn() {
 		t.Fatal(err)
 	}
 	defer func() { _ = log.Close() }()
-	h.cmd = exec.Command(filepath.Join(cmp.Or(h.bin, binDir), "musterd"), "--config", conf, "--data-dir", h.dataDir, "--run-dir", h.runDir, "--listen", h.addr, "--node-name", h.name)
+	argv := append(slices.Clone(h.wrap), filepath.Join(cmp.Or(h.bin, binDir), "musterd"), "--config", conf, "--data-dir", h.dataDir, "--run-dir", h.runDir, "--listen", h.addr, "--node-name", h.name)
+	h.cmd = exec.Command(argv[0], argv[1:]...)
 	h.cmd.Stdout, h.cmd.Stderr = log, log
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := h.cmd.Start(); err != nil {
@@ -230,7 +232,7 @@ func (h *host) tryFrom(in io.Reader, args ...string) result {
 	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(binDir, "muster"), args...)
-	cmd.Env = append(os.Environ(), "MUSTER_SERVER=https://"+h.addr, "MUSTER_TOKEN="+h.f.token, "MUSTER_CACERT="+h.f.ca, "NO_PROXY=127.0.0.1", "HOME="+h.f.dir)
+	cmd.Env = append(os.Environ(), "MUSTER_SERVER=https://"+h.addr, "MUSTER_TOKEN="+h.f.token, "MUSTER_CACERT="+h.f.ca, "NO_PROXY=127.0.0.1,10.99.0.0/16", "HOME="+h.f.dir)
 	var out, errb bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &out, &errb
 	err := cmd.Run()
