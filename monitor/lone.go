@@ -37,7 +37,9 @@ const (
 	// loneBackoff is the first pause after a failure; MaxBackoff the longest.
 	loneBackoff = 5 * time.Second
 	askTimeout  = 3 * time.Second
-	askAgain    = time.Minute
+	// askAgain is the pause while others tell. They may fail, and an attempt of theirs
+	// hides those after it for as long as it takes.
+	askAgain = rankPause
 )
 
 // engineMark holds the term of the newest leader and when it began, "TERM SECONDS"
@@ -76,8 +78,8 @@ func engine(v *configdb.View) (term uint64, began time.Time, ok bool) {
 type Neighbours interface {
 	// Before is how many of them are to tell before this one.
 	Before() int
-	// Told returns the IDs of the receivers whom they told of this loss. Who does
-	// not answer told nobody.
+	// Told returns the IDs of the receivers whom they told of this loss, or are
+	// telling. Who does not answer told nobody.
 	Told(ctx context.Context) []string
 }
 
@@ -103,9 +105,10 @@ type Lone struct {
 	cfg  LoneConfig
 	send *notify.Sender
 
-	mu sync.Mutex // of state, for Told
+	mu sync.Mutex // of state and telling, for Told
 	// state is what is saved, and the rest what need not be.
 	state    loneState
+	telling  []string  // the IDs of the receivers whom it is telling of a loss
 	back     time.Time // since when there is a quorum again
 	next     time.Time // no attempt before
 	failures int
@@ -152,14 +155,14 @@ func (l *Lone) Run(ctx context.Context) error {
 }
 
 // Told returns the IDs of the receivers whom this node told of the loss that it
-// has now.
+// has now, or is telling: one that takes long is not to hear it of the next node, too.
 func (l *Lone) Told() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.state.Since.IsZero() || !l.state.Ended.IsZero() {
 		return nil
 	}
-	return slices.Clone(l.state.Told)
+	return slices.Concat(l.state.Told, l.telling)
 }
 
 func (l *Lone) load() {
@@ -205,7 +208,7 @@ func (l *Lone) warn(text string, err error) {
 // look does what is due.
 func (l *Lone) look(ctx context.Context) {
 	now := l.cfg.Now().UTC()
-	if l.next.Sub(now) > MaxBackoff && l.next.Sub(now) > askAgain {
+	if l.next.Sub(now) > MaxBackoff {
 		l.next = now // the clock was set back
 	}
 	loss := l.cfg.Loss()
@@ -285,10 +288,21 @@ func (l *Lone) lookLost(ctx context.Context, loss *api.QuorumLoss, st loneState,
 		}
 	}
 	l.keep(st) // before: who may have heard of the loss is to hear of its end
+	l.nowTelling(owed)
 	sent, err := l.tell(ctx, owed, l.message(rule, st, loss.Banner))
 	st.Told = append(slices.Clone(st.Told), sent...)
 	l.keep(st)
+	l.nowTelling(nil)
 	l.pause(now, err)
+}
+
+func (l *Lone) nowTelling(list []api.Receiver) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.telling = nil
+	for i := range list {
+		l.telling = append(l.telling, list[i].Meta.ID)
+	}
 }
 
 // lookBack ends a loss, and tells whoever was to hear of it.

@@ -216,11 +216,45 @@ func TestOneOfSeveralNodesTells(t *testing.T) {
 	y.pass(10 * time.Minute)
 	wantMails(t, sink, "another told", 0, 0)
 	y.before, y.others = 0, nil // it died
-	y.pass(2 * time.Minute)
+	y.pass(askAgain)
 	wantMails(t, sink, "who told is silent", 1, 0)
 	y.lost = false
 	y.pass(time.Minute)
 	wantMails(t, sink, "the end", 1, 1)
+}
+
+// TestWhomANodeIsTellingTheNextOneLeavesOut: a receiver that takes long would hear of
+// the loss twice.
+func TestWhomANodeIsTellingTheNextOneLeavesOut(t *testing.T) {
+	k, y, _, r := lonelyKit(t, 0)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	slow := k.receiver("slow", (&mailSink{addr: ln.Addr().String()}).spec())
+	y.lose()
+	y.pass(59 * time.Second)
+	if got := y.Lone.Told(); len(got) != 0 {
+		t.Errorf("before its time it told %v", got)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		y.pass(time.Second)
+	}()
+	c, err := ln.Accept() // and no word
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := y.Lone.Told(); !slices.Contains(got, slow.Meta.ID) || !slices.Contains(got, r.Meta.ID) {
+		t.Errorf("while it tells others are to leave out %v", got)
+	}
+	_ = c.Close()
+	<-done
+	if got := y.Lone.Told(); !slices.Equal(got, []string{r.Meta.ID}) {
+		t.Errorf("when the attempt has failed others are to leave out %v", got)
+	}
 }
 
 func TestAReceiverOutOfReachHearsOfTheEnd(t *testing.T) {

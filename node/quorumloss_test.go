@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/monitor/notify"
 )
 
 // TestTheLastNodeSaysThatTheQuorumIsLost: what a person sees at the last of three.
@@ -95,17 +96,23 @@ func TestTheLastNodeSaysThatTheQuorumIsLost(t *testing.T) {
 }
 
 // TestALostQuorumIsToldByMailAndTrap: the last of three tells people itself, from
-// what its replica knows, once; and that it is back, over a restart of its daemon.
+// what its replica knows, once; and that it is back, over a restart of its daemon. The
+// manager of SNMP v3 takes what is signed and encrypted alone, for which the node opens
+// a sealed pass phrase without a quorum.
 func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
 	f := newFlock(t, 3)
 	f.up()
-	box, traps := newMailbox(t, 0), newTrapReceiver(t)
-	a, pass := f.nodes[0], filepath.Join(f.dir, "password")
-	if err := os.WriteFile(pass, []byte("trap-community\n"), 0o600); err != nil {
-		t.Fatal(err)
+	a, box, traps := f.nodes[0], newMailbox(t, 0), newTrapReceiver(t)
+	sealed := newTrapReceiver(t, fmt.Sprintf("createUser -e 0x%x %s SHA %q AES %q", notify.TrapEngineID(a.members().ClusterID), snmpUser, snmpPass, snmpPass), "authUser log "+snmpUser+" priv")
+	pass, phrase := filepath.Join(f.dir, "password"), filepath.Join(f.dir, "phrase")
+	for path, secret := range map[string]string{pass: "trap-community", phrase: snmpPass} {
+		if err := os.WriteFile(path, []byte(secret+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	a.run("receiver", "create", "ops", "--type", "smtp", "--address", box.addr, "--from", "muster@example.org", "--to", "ops@example.org", "--tls", "none")
 	a.run("receiver", "create", "nms", "--type", "snmp", "--address", traps.addr, "--secret-file", pass)
+	a.run("receiver", "create", "nms3", "--type", "snmp", "--address", sealed.addr, "--snmp-version", "3", "--user", snmpUser, "--secret-file", phrase)
 	a.run("rule", "set", "quorum-lost", "--for", "7s")
 	f.eventually(20*time.Second, "every replica has the rule", func() error {
 		if out := a.run("rule", "show", "quorum-lost", "-o", "json"); !strings.Contains(out, `"forSeconds": 7`) && !strings.Contains(out, `"forSeconds":7`) {
@@ -118,8 +125,8 @@ func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
 	}
 	words := []string{"no quorum at node n1", "1 of 3 voters reachable", "missing n2, n3"}
 	f.eventually(60*time.Second, "the mail and the trap of the loss", func() error {
-		if m, n := len(box.with(append(words, "FIRING: ", "sent by node n1")...)), traps.with(words...); m != 1 || n != 1 {
-			return fmt.Errorf("%d mails, %d traps; all mails: %q", m, n, box.with())
+		if m, n, n3 := len(box.with(append(words, "FIRING: ", "sent by node n1")...)), traps.with(words...), sealed.with(words...); m != 1 || n != 1 || n3 != 1 {
+			return fmt.Errorf("%d mails, %d traps, %d of SNMP v3; all mails: %q", m, n, n3, box.with())
 		}
 		return nil
 	})
@@ -132,21 +139,27 @@ func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
 		return nil
 	})
 	back := []string{"node n1 has its quorum again"}
-	if m, n := len(box.with(back...)), traps.with(back...); m != 0 || n != 0 {
-		t.Errorf("%d mails and %d traps say that it is back", m, n)
+	if m, n, n3 := len(box.with(back...)), traps.with(back...), sealed.with(back...); m != 0 || n != 0 || n3 != 0 {
+		t.Errorf("%d mails, %d traps and %d of SNMP v3 say that it is back", m, n, n3)
 	}
 	f.nodes[1].start()
 	f.eventually(90*time.Second, "the mail and the trap of the end", func() error {
-		if m, n := len(box.with(append(back, "RESOLVED: ")...)), traps.with(back...); m != 1 || n != 1 {
-			return fmt.Errorf("%d mails, %d traps", m, n)
+		if m, n, n3 := len(box.with(append(back, "RESOLVED: ")...)), traps.with(back...), sealed.with(back...); m != 1 || n != 1 || n3 != 1 {
+			return fmt.Errorf("%d mails, %d traps, %d of SNMP v3", m, n, n3)
 		}
 		return nil
 	})
-	if m, n := len(box.with("no quorum at node n1")), traps.with("no quorum at node n1"); m != 1 || n != 1 {
-		t.Errorf("%d mails and %d traps of one loss", m, n)
+	if m, n, n3 := len(box.with("no quorum at node n1")), traps.with("no quorum at node n1"), sealed.with("no quorum at node n1"); m != 1 || n != 1 || n3 != 1 {
+		t.Errorf("%d mails, %d traps and %d of SNMP v3 of one loss", m, n, n3)
 	}
-	if strings.Contains(a.log(), "trap-community") {
-		t.Error("the log has a secret")
+	told, err := os.ReadFile(filepath.Join(a.dataDir, "quorum-told.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"trap-community", snmpPass} {
+		if strings.Contains(a.log(), secret) || strings.Contains(string(told), secret) {
+			t.Errorf("the log or the file of who was told has the secret %q", secret)
+		}
 	}
 }
 

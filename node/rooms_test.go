@@ -131,12 +131,17 @@ func (d *trapReceiver) with(words ...string) (n int) {
 	return n
 }
 
-func newTrapReceiver(t *testing.T) *trapReceiver {
+// newTrapReceiver takes what has a community, trap-community, if no other access is
+// configured.
+func newTrapReceiver(t *testing.T, access ...string) *trapReceiver {
 	t.Helper()
+	if len(access) == 0 {
+		access = []string{"authCommunity log trap-community"}
+	}
 	dir := t.TempDir()
 	d := &trapReceiver{addr: freeport.Loopback(t)}
 	conf := filepath.Join(dir, "snmptrapd.conf")
-	if err := os.WriteFile(conf, []byte("authCommunity log trap-community\n"), 0o600); err != nil {
+	if err := os.WriteFile(conf, []byte(strings.Join(access, "\n")+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("snmptrapd", "-f", "-Lo", "-C", "-c", conf, "-M", mibs, "-m", "MUSTER-MIB", "-p", filepath.Join(dir, "pid"), "udp:"+d.addr)
