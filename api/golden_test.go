@@ -53,7 +53,7 @@ type goldens struct {
 // field shows.
 func goldenObjects() goldens {
 	cond := []Condition{{Type: "Ready", OK: true, Reason: "Up", Message: "all is <well> & good", Since: goldenTime}}
-	state := PoolStateStatus{Node: "n1", Ready: true, Reason: "r", Stamp: "stamp", Addresses: []string{"10.0.0.1"}, HostBoot: "b", Total: TiB, Free: GiB}
+	state := PoolStateStatus{Node: "n1", Ready: true, Reason: "r", Notes: "n", Stamp: "stamp", Addresses: []string{"10.0.0.1"}, HostBoot: "b", Total: TiB, Free: GiB}
 	at := goldenTime
 	return goldens{
 		cluster: Cluster{Meta: goldenMeta(KindCluster), Spec: ClusterSpec{

@@ -117,6 +117,9 @@ type PoolStateStatus struct {
 	Ready bool   `json:"ready"`
 	// Reason says why the pool is not ready here and what to do.
 	Reason string `json:"reason,omitempty"`
+	// Notes says which notes of the storage heartbeat have failed here for 30 s or more,
+	// of a pool that is ready, and what to do.
+	Notes string `json:"notes,omitempty"`
 	// Stamp is the random value that this node wrote into a shared pool's
 	// directory; other nodes must find it there.
 	Stamp string `json:"stamp,omitempty"`

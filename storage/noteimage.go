@@ -39,8 +39,10 @@ const (
 	notesLasting    = time.Minute
 	notesLeastPause = time.Second
 	notesMostPause  = 30 * time.Second
-	// notesCloseTime bounds the wait for its end.
+	// notesCloseTime bounds the wait for its end, notesStartTime that for one that is
+	// being started, which may be making the image.
 	notesCloseTime = 5 * time.Second
+	notesStartTime = noteDeadline + 2*stopTime
 	// notesGoneTime bounds the removal of the image: Ceph calls it open for 30 s after
 	// a client ended without a word.
 	notesGoneTime = 45 * time.Second
@@ -74,9 +76,16 @@ func (n *noteImage) proven(rootID) {
 	n.proved = true
 }
 
+// close waits for a start that is under way: ended halfway, it would leave half an image,
+// and later than the removal of the pool, a whole one.
 func (n *noteImage) close() {
 	n.mu.Lock()
 	n.gone = true
+	n.mu.Unlock()
+	if err := n.starts.do(context.Background(), notesStartTime, func() error { return nil }); err != nil {
+		n.s.log.Warn("the start of what serves notes does not end", "pool", n.lp.name, "err", err)
+	}
+	n.mu.Lock()
 	srv := n.server
 	n.mu.Unlock()
 	if srv == nil {
@@ -196,9 +205,11 @@ var errNotesGone = api.Errorf(api.CodeRefused, "the pool is not used here any mo
 // start is called by one at a time.
 func (n *noteImage) start(d *rbdDriver) (*noteServer, error) {
 	n.mu.Lock()
-	srv, wait, why := n.server, n.pause-time.Since(n.began), n.why
+	srv, wait, why, gone := n.server, n.pause-time.Since(n.began), n.why, n.gone
 	n.mu.Unlock()
 	switch {
+	case gone:
+		return nil, errNotesGone
 	case srv != nil:
 		return srv, nil // of who was here before
 	case wait > 0:
@@ -214,8 +225,12 @@ func (n *noteImage) start(d *rbdDriver) (*noteServer, error) {
 	defer cancel()
 	srv, err := d.serveNotes(ctx)
 	if errors.Is(err, errNoNotes) {
-		if err = d.makeNotes(ctx); err == nil {
+		var taken bool
+		if taken, err = d.makeNotes(ctx); err == nil {
 			srv, err = d.serveNotes(ctx)
+		}
+		if taken && errors.Is(err, errNoNotes) {
+			err = d.unfinishedNotes()
 		}
 	}
 	if err != nil {
@@ -223,7 +238,7 @@ func (n *noteImage) start(d *rbdDriver) (*noteServer, error) {
 		return nil, err
 	}
 	n.mu.Lock()
-	gone := n.gone
+	gone = n.gone
 	if !gone {
 		n.server = srv
 	}
@@ -240,15 +255,23 @@ func (d *rbdDriver) notesImage() string { return rbdNotes + d.lp.id }
 // errNoNotes is that there is no image of notes, or none that is complete.
 var errNoNotes = errors.New("the image of notes is not there")
 
-// makeNotes makes the image. Its name is claimed before anything else of it is there, so
-// of two nodes one makes it, and the other finds it complete a moment later.
-func (d *rbdDriver) makeNotes(ctx context.Context) error {
-	_, err := d.cmd.run(ctx, noteDeadline, programRBD, "create", d.at(d.notesImage()),
+// makeNotes makes the image, or finds its name taken. It is claimed before anything else
+// of it is there, so of two nodes one makes it, and the other finds it complete a moment
+// later.
+func (d *rbdDriver) makeNotes(ctx context.Context) (taken bool, err error) {
+	_, err = d.cmd.run(ctx, noteDeadline, programRBD, "create", d.at(d.notesImage()),
 		"--size", bytesArg(notesBytes), "--object-size", notesObject, "--image-feature", notesFeatures)
 	if errors.Is(err, syscall.EEXIST) {
-		return nil
+		return true, nil
 	}
-	return err
+	return false, err
+}
+
+// unfinishedNotes is that the name is taken, and there is no image that can be opened. It
+// is not removed here: between a look at it and its removal another node may have done
+// that, made it anew, and left its note in what would then be removed.
+func (d *rbdDriver) unfinishedNotes() error {
+	return api.Errorf(api.CodeRefused, "%s is being made, or whoever made it was ended halfway; if that lasts, remove it, and it is made anew: rbd rm %s", d.at(d.notesImage()), d.at(d.notesImage()))
 }
 
 // removeNotes removes the image once no node has it open.

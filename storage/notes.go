@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/internal/contain"
 )
 
@@ -22,8 +24,13 @@ const (
 	// maxNoteReads is how many reads of one pool may run, or hang, at a time. Of writes
 	// it is one: a write that hung must never come after a later one.
 	maxNoteReads = 16
+	// noteTrouble is how long the notes of a node have to fail until the state of the
+	// pool says so, and for how long after the last attempt it does.
+	noteTrouble = 30 * time.Second
 	// noteAgain is how long a reader that found half of a write waits for the rest.
 	noteAgain = 20 * time.Millisecond
+	// maxNotesSaid is how many notes that fail the state of a pool names.
+	maxNotesSaid = 3
 )
 
 // notePlace is where the notes of a pool lie, by its type. It needs neither the database
@@ -42,13 +49,20 @@ type notePlace interface {
 
 // noteBox is what this process knows of the notes in a pool.
 type noteBox struct {
-	what  string
-	place notePlace
+	poolID, what string
+	place        notePlace
 
 	mu      sync.Mutex
 	root    *rootID // of the directory that was found to be the common one
 	ready   bool    // it was there when the pool was looked at last
-	failing map[noteAccess]bool
+	failing map[noteAccess]noteFailure
+}
+
+// noteFailure is one that lasts: since when, its last attempt, and why the first one
+// failed, which later ones repeat or wait for.
+type noteFailure struct {
+	since, last time.Time
+	why         error
 }
 
 // noteAccess is what may fail: a node's note is written, or read.
@@ -128,7 +142,7 @@ func (s *Service) ReadNote(ctx context.Context, poolID, nodeID string) (note []b
 	if !api.IsID(nodeID) {
 		return nil, api.Errorf(api.CodeInvalid, "%q is no ID of a node", clip(nodeID))
 	}
-	f, err := s.readFrame(ctx, box, nodeID)
+	note, err = s.readFrame(ctx, box, nodeID)
 	if errors.Is(err, errNoteTorn) {
 		// Perhaps it is being written.
 		select {
@@ -136,25 +150,24 @@ func (s *Service) ReadNote(ctx context.Context, poolID, nodeID string) (note []b
 			return nil, noteFailed(box, "read", context.Cause(ctx))
 		case <-time.After(noteAgain):
 		}
-		f, err = s.readFrame(ctx, box, nodeID)
+		note, err = s.readFrame(ctx, box, nodeID)
 	}
-	if f == nil || err != nil {
-		return nil, err
-	}
-	note, err = f.of(poolID, nodeID)
-	return note, noteFailed(box, "read", err)
+	return note, s.noted(box, noteAccess{"read", nodeID}, err)
 }
 
-func (s *Service) readFrame(ctx context.Context, box *noteBox, nodeID string) (*framed, error) {
+func (s *Service) readFrame(ctx context.Context, box *noteBox, nodeID string) ([]byte, error) {
 	b, err := box.place.read(ctx, nodeID)
-	if err := s.noted(box, noteAccess{"read", nodeID}, err); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	f, err := openFrame(s.cfg.NoteKey, b)
-	if err != nil {
-		return nil, fmt.Errorf("read the note of node %s in %s: %w", nodeID, box.what, err)
+	if err == nil && f == nil {
+		return nil, nil
 	}
-	return f, nil
+	if err != nil {
+		return nil, fmt.Errorf("what is in the place of node %s: %w", nodeID, err)
+	}
+	return f.of(box.poolID, nodeID)
 }
 
 // noteBox is that of a pool which can have notes.
@@ -192,21 +205,53 @@ func (s *Service) noted(box *noteBox, a noteAccess, err error) error {
 	if err != nil && errors.Is(err, context.Canceled) {
 		return noteFailed(box, a.verb, err)
 	}
+	now := s.cfg.Now()
 	box.mu.Lock()
-	was := box.failing[a]
+	f, was := box.failing[a]
 	if err != nil {
-		box.failing[a] = true
+		if !was {
+			f = noteFailure{since: now, why: err}
+		}
+		f.last = now
+		box.failing[a] = f
 	} else {
 		delete(box.failing, a)
 	}
 	box.mu.Unlock()
 	switch {
 	case err != nil && !was:
-		s.log.Warn("notes of a node in a pool fail", "pool", box.what, "node", a.nodeID, "attempt", a.verb, "err", err)
+		s.log.Warn("notes of a node in a pool fail", "pool", box.what, "node", s.nodeNames(a.nodeID), "attempt", a.verb, "err", err)
 	case err == nil && was:
-		s.log.Info("notes of a node in a pool work again", "pool", box.what, "node", a.nodeID, "attempt", a.verb)
+		s.log.Info("notes of a node in a pool work again", "pool", box.what, "node", s.nodeNames(a.nodeID), "attempt", a.verb)
 	}
 	return noteFailed(box, a.verb, err)
+}
+
+// trouble says which notes have failed for long, and why.
+func (b *noteBox) trouble(now time.Time) string {
+	if b == nil {
+		return ""
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var said []string
+	for a, f := range b.failing {
+		if now.Sub(f.since) >= noteTrouble && now.Sub(f.last) < noteTrouble {
+			said = append(said, fmt.Sprintf("it cannot %s the note of node %s: %v", a.verb, a.nodeID, f.why))
+		}
+	}
+	slices.Sort(said)
+	return strings.Join(said[:min(len(said), maxNotesSaid)], "; ")
+}
+
+// nodeNames puts the names of nodes into a text that has their IDs, as far as they are
+// known here.
+func (s *Service) nodeNames(text string) string {
+	nodes, _ := configdb.Nodes.List(s.cfg.DB.Local()) // of one that cannot be read the ID stays
+	for i := range nodes {
+		text = strings.ReplaceAll(text, nodes[i].Meta.ID, nodes[i].Meta.Name)
+	}
+	return text
 }
 
 func noteFailed(box *noteBox, verb string, err error) error {
@@ -218,7 +263,7 @@ func noteFailed(box *noteBox, verb string, err error) error {
 
 // notesOf makes what holds the notes of a pool, nil for a type that has none.
 func (s *Service) notesOf(pool *api.Pool, lp *localPool) *noteBox {
-	box := &noteBox{what: lp.what, failing: map[noteAccess]bool{}}
+	box := &noteBox{poolID: lp.id, what: lp.what, failing: map[noteAccess]noteFailure{}}
 	switch pool.Spec.Type {
 	case api.PoolShared:
 		box.place = newNoteFiles(lp, s.cfg.NodeID)

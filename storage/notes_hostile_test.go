@@ -5,6 +5,7 @@ package storage
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -140,6 +141,108 @@ func TestNotesGoOnWhenStampsDifferFromAnOldReplica(t *testing.T) {
 	}
 	if slices.Contains(m1.NotePools(), pool.Meta.ID) {
 		t.Error("another directory is a place for notes")
+	}
+}
+
+// What another node or key wrote in the place of a note is told of in the log at once, by
+// name, and in the state of the pool when it lasts.
+func TestTheStateOfAPoolNamesNotesThatFail(t *testing.T) {
+	k, pool, m1, m2 := noteKit(t)
+	for _, h := range []*host{m1, m2} {
+		if err := h.WriteNote(t.Context(), pool.Meta.ID, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var said bytes.Buffer
+	m1.stop() // nothing but this test looks at the pool
+	m1.log = slog.New(slog.NewTextHandler(&said, nil))
+	now := time.Now()
+	m1.cfg.Now = func() time.Time { return now }
+	m1.openNotes()
+	own, other := filepath.Join(pool.Spec.Path, notesFolder, m1.id), filepath.Join(pool.Spec.Path, notesFolder, m2.id)
+	good := read(t, other)
+	reads := func(works bool) {
+		t.Helper()
+		if b, err := m1.ReadNote(t.Context(), pool.Meta.ID, m2.id); (err == nil) != works {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+	notes := func() string {
+		t.Helper()
+		if _, err := m1.reconcilePool(t.Context(), pool.Meta.ID); err != nil {
+			t.Fatal(err)
+		}
+		st := k.state(k.db.Local(), pool, "m1")
+		if !st.Ready {
+			t.Fatalf("the pool is not ready: %s", st.Reason)
+		}
+		return st.Notes
+	}
+	for what, c := range map[string]struct {
+		frame []byte
+		why   string
+	}{
+		"another node": {read(t, own), "it cannot read the note of node m2: the note in the place of node m2 is that of node m1"},
+		"another key":  {noteFrame([]byte("another key"), pool.Meta.ID, m2.id, 1, []byte("forged")), "it cannot read the note of node m2: what is in the place of node m2: the note is torn, damaged, or made by who has not got the cluster's key"},
+	} {
+		said.Reset()
+		put := func(b []byte) {
+			if err := os.WriteFile(other, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put(c.frame)
+		reads(false)
+		reads(false)
+		if log := said.String(); strings.Count(log, "in a pool fail") != 1 || !strings.Contains(log, "node=m2") || !strings.Contains(log, pool.Meta.Name) {
+			t.Errorf("%s: the log has %s", what, log)
+		}
+		if got := notes(); got != "" {
+			t.Errorf("%s: at once the state says %q", what, got)
+		}
+		now = now.Add(noteTrouble)
+		reads(false)
+		if got := notes(); got != c.why {
+			t.Errorf("%s: the state says %q, want %q", what, got, c.why)
+		}
+		now = now.Add(noteTrouble) // nobody reads it any more
+		if got := notes(); got != "" {
+			t.Errorf("%s: what nobody tries is said: %q", what, got)
+		}
+		reads(false)
+		if got := notes(); got != c.why {
+			t.Errorf("%s: again the state says %q", what, got)
+		}
+		put(good)
+		reads(true)
+		if got := notes(); got != "" {
+			t.Errorf("%s: it works, and the state says %q", what, got)
+		}
+	}
+}
+
+// Who closes the notes of a pool, to remove them, waits for who is making them.
+func TestCloseWaitsForAStartOfNotes(t *testing.T) {
+	n := newNoteImage(&Service{log: slog.New(slog.DiscardHandler)}, &localPool{what: "pool"})
+	begun, release := make(chan struct{}), make(chan struct{})
+	go func() {
+		_ = n.starts.do(context.Background(), time.Minute, func() error { close(begun); <-release; return nil })
+	}()
+	<-begun
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		n.close()
+	}()
+	select {
+	case <-closed:
+		t.Error("closed while it is being made")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(release)
+	<-closed
+	if _, err := n.start(nil); !errors.Is(err, errNotesGone) {
+		t.Errorf("a start after that: %v", err)
 	}
 }
 

@@ -85,6 +85,8 @@ type verdict struct {
 	addresses []string
 	// again is when to look again.
 	again time.Duration
+	// notes says which notes fail, of a pool that is ready.
+	notes string
 }
 
 // reconcilePool checks one pool on this node and writes its PoolState.
@@ -106,6 +108,9 @@ func (s *Service) reconcilePool(ctx context.Context, id string) (reconcile.Resul
 		return reconcile.Result{}, err
 	}
 	lp.notes.saw(got.ready, got.root) // whether that can be written or not
+	if got.ready {
+		got.notes = s.nodeNames(lp.notes.trouble(s.cfg.Now()))
+	}
 	// Before the write, so that who sees the pool ready finds it usable.
 	changed := lp.setUsable(got.ready)
 	if err := s.writePoolState(ctx, v, pool, got); err != nil {
@@ -154,6 +159,7 @@ func (s *Service) writePoolState(ctx context.Context, v *configdb.View, pool api
 	}
 	was := st.Status.Ready
 	st.Status.Node, st.Status.Ready, st.Status.Reason = s.cfg.NodeName, got.ready, got.reason
+	st.Status.Notes = got.notes
 	if got.stamp != "" {
 		st.Status.Stamp = got.stamp
 	}

@@ -104,6 +104,7 @@ func TestPoolsInCeph(t *testing.T) {
 			t.Errorf("the pool has %s", out)
 		}
 	})
+	t.Run("an image of notes that was made by half is named", func(t *testing.T) { rbdNotesHalf(t, k, ceph, pool) })
 	t.Run("nodes leave notes", func(t *testing.T) { rbdNotesLive(t, k, ceph, pool, hosts) })
 	t.Run("volumes live", func(t *testing.T) { rbdVolumes(t, k, ceph, pool) })
 	t.Run("a host is locked out", func(t *testing.T) { rbdFences(t, k, ceph, pool, hosts) })

@@ -5,6 +5,7 @@ package storage
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -59,6 +60,27 @@ func rbdNotesLive(t *testing.T, k *kit, ceph *cephtest.Ceph, pool api.Pool, host
 	}
 	notesHang(t, pool, m1, m2)
 	notesLockedOut(t, k, pool, hosts)
+}
+
+// rbdNotesHalf is what an rbd create leaves that was killed: the name, and no header.
+func rbdNotesHalf(t *testing.T, k *kit, ceph *cephtest.Ceph, pool api.Pool) {
+	m1 := k.nodes["m1"]
+	image := ceph.Spec.Pool + "/" + rbdNotes + pool.Meta.ID
+	ceph.Admin(t, "rbd", "create", image, "--size", "1M", "--image-feature", notesFeatures)
+	var info struct {
+		ID string `json:"id"`
+	}
+	if err := json.Unmarshal([]byte(ceph.Admin(t, "rbd", "info", image, "--format", "json")), &info); err != nil || info.ID == "" {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	ceph.Admin(t, "rados", "--pool", ceph.Spec.Pool, "rm", "rbd_header."+info.ID)
+	for range 2 { // the second one waits, and says why the first one failed
+		if err := m1.WriteNote(t.Context(), pool.Meta.ID, nil); err == nil || !strings.Contains(err.Error(), "ended halfway; if that lasts, remove it, and it is made anew: rbd rm "+image) {
+			t.Errorf("got %v", err)
+		}
+	}
+	ceph.Admin(t, "rbd", "rm", "--no-progress", image)
+	m1.untilNoted(t, pool, "after it was removed")
 }
 
 // running is the server there is, nil if there is none.

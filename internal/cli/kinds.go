@@ -326,7 +326,7 @@ func poolShow(s *sections, o *api.Pool, _ time.Time) {
 	s.title("Nodes")
 	t := &table{head: []string{"NODE", "READY", "FREE", "TOTAL", "REASON"}}
 	for _, n := range o.Status.Nodes {
-		t.add(n.Node, yesNo(n.Ready), sizeOr(n.Free), sizeOr(n.Total), n.Reason)
+		t.add(n.Node, yesNo(n.Ready), sizeOr(n.Free), sizeOr(n.Total), first(n.Reason, n.Notes))
 	}
 	s.table(t)
 }
