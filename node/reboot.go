@@ -191,6 +191,15 @@ func (r *reboots) empty(ctx context.Context, v *configdb.View, rb *api.Reboot, n
 	case !n.Spec.Maintenance:
 		return r.comeBack(ctx, v, rb, n, "its maintenance was ended meanwhile")
 	}
+	if id == r.self { // when it is empty again, too: another node may have been put into maintenance
+		voters, err := r.voters()
+		if err != nil {
+			return err
+		}
+		if err := rest.AnotherLeads(v, voters, id, n.Meta.Name); err != nil {
+			return r.comeBack(ctx, v, rb, n, err.Error())
+		}
+	}
 	ops, err := configdb.Operations.List(v)
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/rest"
 )
 
 // rebootKit reboots m1, of which n2 is the leader.
@@ -249,6 +250,53 @@ func TestRebootWaitsWhileTheNodeLeads(t *testing.T) {
 	if st, _ := k.steps(); st.Step != api.RebootLeaving {
 		t.Fatalf("%+v", st)
 	}
+}
+
+// TestRebootOfTheLeaderNeedsAnotherOne: nobody hands over to a node in maintenance, so the
+// reboot would wait until its deadline. It is told at once, and when that comes to be
+// while the node is emptied.
+func TestRebootOfTheLeaderNeedsAnotherOne(t *testing.T) {
+	maintenance := func(k *rebootKit, on bool) {
+		k.do(func(v *configdb.View, tx *configdb.Txn) error {
+			n, err := configdb.Nodes.Get(v, "n2")
+			if err != nil {
+				return err
+			}
+			n.Spec.Maintenance = on
+			return configdb.Nodes.UpdateSpec(v, tx, &n)
+		})
+	}
+	const why = "node m1 leads, and no other voter could lead while it is away: node m2 is in maintenance (muster node maintenance off m2)"
+	t.Run("at once", func(t *testing.T) {
+		k := newRebootKit(t, api.RebootHost, nil)
+		k.r.self, k.votes = "n1", []string{"n1", "n2"}
+		web := k.vm("web1", api.PowerRunning)
+		maintenance(k, true)
+		k.expect(api.TaskFailed, why, false)
+		if k.at(web) != "m1" {
+			t.Error("it was emptied all the same")
+		}
+	})
+	t.Run("when it is empty", func(t *testing.T) {
+		k := newRebootKit(t, api.RebootHost, nil)
+		k.r.self, k.votes = "n1", []string{"n1", "n2"}
+		k.expect(api.TaskRunning, "another node leads", true)
+		maintenance(k, true)
+		k.expect(api.TaskFailed, why, false)
+	})
+	t.Run("who is only away for now is waited for", func(t *testing.T) {
+		k := newRebootKit(t, api.RebootHost, nil)
+		k.r.self, k.votes = "n1", []string{"n1", "n2"}
+		maintenance(k, true)
+		k.do(func(_ *configdb.View, tx *configdb.Txn) error {
+			rb := api.Reboot{Meta: api.NewMeta(api.KindReboot, "", "m2"), Spec: api.RebootSpec{TaskID: "t2", Node: "m2", Action: api.RebootHost}, Status: api.RebootStatus{Step: api.RebootLeaving}}
+			rb.Meta.ID = "n2"
+			return configdb.Reboots.CreateUnnamed(tx, &rb)
+		})
+		if err := rest.AnotherLeads(k.db.Local(), k.votes, "n1", "m1"); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestRebootOfARemovedNodeIsForgotten(t *testing.T) {

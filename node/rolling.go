@@ -139,7 +139,11 @@ func (r *rolling) check(ctx context.Context, v *configdb.View, rr *api.RollingRe
 		return err
 	}
 	for i := range left {
-		if err := rest.MayReboot(v, &left[i], api.RebootHost, voters, false); err != nil {
+		err := rest.MayReboot(v, &left[i], api.RebootHost, voters, false)
+		if err == nil && left[i].Meta.ID == r.self {
+			err = rest.AnotherLeads(v, voters, r.self, left[i].Meta.Name)
+		}
+		if err != nil {
 			return r.end(ctx, v, rr, api.TaskFailed, api.CodeRefused, err.Error())
 		}
 	}

@@ -204,6 +204,25 @@ func (k *rollingKit) ends(phase api.TaskPhase, words ...string) api.RollingReboo
 	return st
 }
 
+// TestRollingRebootOfTheLeaderNeedsAnotherOne: that nobody could lead in its turn, which
+// is the last, is told before the first.
+func TestRollingRebootOfTheLeaderNeedsAnotherOne(t *testing.T) {
+	k := newRollingKit(t, "n1", "n2", "n3")
+	for _, id := range []string{"n2", "n3"} {
+		k.node(id, func(n *api.Node) { n.Spec.Maintenance = true })
+	}
+	k.ends(api.TaskFailed, "node m1 leads, and no other voter could lead", "node m2 is in maintenance", "node m3 is in maintenance", "left: m2, m3, m1")
+	if len(k.order) > 0 {
+		t.Errorf("%v were rebooted", k.order)
+	}
+	// Without the leader in it there is nothing to be said.
+	k = newRollingKit(t, "n2")
+	for _, id := range []string{"n2", "n3"} {
+		k.node(id, func(n *api.Node) { n.Spec.Maintenance = true })
+	}
+	k.until("the first one is told", func(api.RollingRebootStatus) bool { return len(k.order) > 0 })
+}
+
 func TestRollingRebootTakesTheLeaderLast(t *testing.T) {
 	k := newRollingKit(t, "n1", "n2", "n3")
 	a, b := k.vm("a", api.PowerRunning), k.vm("b", api.PowerRunning)

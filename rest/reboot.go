@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/muster-vm/muster/api"
@@ -33,7 +34,7 @@ func (r *nodeResource) reboot(q *request, action api.RebootAction) error {
 	if err != nil {
 		return err
 	}
-	_, voters, err := q.voting()
+	leader, voters, err := q.voting()
 	if err != nil {
 		return err
 	}
@@ -42,7 +43,11 @@ func (r *nodeResource) reboot(q *request, action api.RebootAction) error {
 		if err != nil {
 			return nil, err
 		}
-		return c.rebootNode(n, action, voters, &in)
+		e, err := c.rebootNode(n, action, voters, &in)
+		if err == nil && n.Meta.Name == leader {
+			err = AnotherLeads(c.v, voters, n.Meta.ID, leader)
+		}
+		return e, err
 	})
 	if err != nil {
 		return err
@@ -87,6 +92,9 @@ func (r *nodeResource) rebootPlan(q *request, action api.RebootAction) error {
 	}
 	if err == nil {
 		err = MayReboot(v, &n, action, voters, in.Force)
+	}
+	if err == nil && n.Meta.Name == leader {
+		err = AnotherLeads(v, voters, n.Meta.ID, leader)
 	}
 	if err != nil {
 		plan.Refusal = err.Error()
@@ -192,6 +200,36 @@ func MajorityWithout(v *configdb.View, voters []string, nodeID, name string) err
 		return api.Errorf(api.CodeRefused, "without node %s only %d of %d voters would be left, and %d are needed; bring the others back first (muster cluster status), or let a node or a witness join", name, left, len(voters), need)
 	}
 	return nil
+}
+
+// AnotherLeads says why no other voter could lead while a node is away: its reboot would
+// wait for one for ever. Who is silent, or away for now, counts as one that could.
+func AnotherLeads(v *configdb.View, voters []string, nodeID, name string) error {
+	var why []string
+	for _, id := range voters {
+		if id == nodeID {
+			continue
+		}
+		n, err := configdb.Nodes.Get(v, id)
+		if err != nil {
+			continue // it is being added, or was removed: it will not vote
+		}
+		other := n.Meta.Name
+		r, err := configdb.Reboots.Get(v, id)
+		switch {
+		case n.Meta.Deleting():
+			why = append(why, "node "+other+" leaves the cluster")
+		case n.Spec.Role == api.RoleReplica:
+			why = append(why, "node "+other+" has the role replica (muster node set "+other+" --role voter)")
+		case n.Status.Phase == api.NodeLost:
+			why = append(why, "node "+other+" is lost")
+		case n.Spec.Maintenance && (err != nil || r.Spec.KeepMaintenance):
+			why = append(why, "node "+other+" is in maintenance (muster node maintenance off "+other+")")
+		default:
+			return nil
+		}
+	}
+	return api.Errorf(api.CodeRefused, "node %s leads, and no other voter could lead while it is away: %s", name, strings.Join(append(why, "one is needed that is ready and takes VMs"), "; "))
 }
 
 // VotersWithout counts the voters that would be left without a node, and how many are

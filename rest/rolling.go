@@ -38,11 +38,11 @@ func rollingReboot(q *request) error {
 	if err != nil {
 		return err
 	}
-	_, voters, err := q.voting()
+	leader, voters, err := q.voting()
 	if err != nil {
 		return err
 	}
-	out, err := q.change(body, func(c *change) (*effect, error) { return c.rollingReboot(&in, voters) })
+	out, err := q.change(body, func(c *change) (*effect, error) { return c.rollingReboot(&in, leader, voters) })
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func rollingPlan(q *request) error {
 	if err != nil {
 		return err
 	}
-	if err := mayRoll(v, list, voters); err != nil {
+	if err := mayRoll(v, list, leader, voters); err != nil {
 		plan.Refusal = err.Error()
 	}
 	q.reply(http.StatusOK, v.Revision(), plan)
@@ -119,12 +119,12 @@ func (q *request) forecast(v *configdb.View, nodes []api.Node, leader string, vo
 // forecastTimeout bounds a forecast, which decides about every VM of the nodes.
 const forecastTimeout = time.Minute
 
-func (c *change) rollingReboot(in *api.RollingRebootRequest, voters []string) (*effect, error) {
+func (c *change) rollingReboot(in *api.RollingRebootRequest, leader string, voters []string) (*effect, error) {
 	list, err := rollingList(c.v, in)
 	if err != nil {
 		return nil, err
 	}
-	if err := mayRoll(c.v, list, voters); err != nil {
+	if err := mayRoll(c.v, list, leader, voters); err != nil {
 		return nil, err
 	}
 	meta, err := clusterMeta(c.v)
@@ -237,7 +237,7 @@ func continued(v *configdb.View) ([]api.RollingNode, error) {
 }
 
 // mayRoll says why a rolling reboot cannot begin.
-func mayRoll(v *configdb.View, list []api.RollingNode, voters []string) error {
+func mayRoll(v *configdb.View, list []api.RollingNode, leader string, voters []string) error {
 	if !feature.RollingReboot.InForce(v) {
 		return api.Errorf(api.CodeRefused, "rolling reboots need a node that leads and knows them at any time: the feature level of the cluster has to be %d, it is %d; upgrade the nodes that muster cluster status names", feature.RollingReboot.Level(), feature.Level(v))
 	}
@@ -267,7 +267,11 @@ func mayRoll(v *configdb.View, list []api.RollingNode, voters []string) error {
 		n := &nodes[i]
 		at := slices.IndexFunc(list, func(l api.RollingNode) bool { return l.ID == n.Meta.ID })
 		if at >= 0 && list[at].HostBoot == n.Status.HostBoot {
-			if err := MayReboot(v, n, api.RebootHost, voters, false); err != nil {
+			err := MayReboot(v, n, api.RebootHost, voters, false)
+			if err == nil && n.Meta.Name == leader {
+				err = AnotherLeads(v, voters, n.Meta.ID, leader)
+			}
+			if err != nil {
 				return err
 			}
 		} else if n.Status.Phase == api.NodeLost {

@@ -198,6 +198,11 @@ func (s *Service) reconcile(ctx context.Context, term uint64, id string) (reconc
 	}
 	now := s.cfg.Now()
 	left := s.left(&t, now)
+	if left <= 0 {
+		if what.left, err = leftToDo(v, what); err != nil {
+			return reconcile.Result{}, fmt.Errorf("look at what task %s has not done: %w", id, err)
+		}
+	}
 	status, changed := evaluate(t, what, now, left <= 0)
 	if changed {
 		t.Status = status
