@@ -76,6 +76,15 @@ func TestAVoterCarriesTheQuestionOfANodeThatIsCutOffToAWitness(t *testing.T) {
 		t.Fatal(err)
 	}
 	n1.run("pool", "create", "shared", "--type", "shared", "--path", shared)
+	f.eventually(30*time.Second, "both nodes can use the pool", func() error {
+		var p api.Pool
+		f.decode(n1.run("pool", "show", "shared", "-o", "json"), &p)
+		ready := slices.DeleteFunc(p.Status.Nodes, func(s api.PoolStateStatus) bool { return !s.Ready })
+		if len(ready) != 2 {
+			return fmt.Errorf("%+v", p.Status.Nodes)
+		}
+		return nil
+	})
 	n1.run("node", "maintenance", "on", n1.name)
 	n1.run("vm", "create", "kept", "--memory", "64M", "--disk", "64M", "--pool", "shared", "--ha", "restart", "--start")
 	n1.run("node", "maintenance", "off", n1.name)

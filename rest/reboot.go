@@ -229,7 +229,10 @@ func AnotherLeads(v *configdb.View, voters []string, nodeID, name string) error 
 			return nil
 		}
 	}
-	return api.Errorf(api.CodeRefused, "node %s leads, and no other voter could lead while it is away: %s", name, strings.Join(append(why, "one is needed that is ready and takes VMs"), "; "))
+	if len(why) == 0 {
+		return nil // no other votes: MajorityWithout says so
+	}
+	return api.Errorf(api.CodeRefused, "node %s leads, and no other voter could lead while it is away: %s", name, strings.Join(why, "; "))
 }
 
 // VotersWithout counts the voters that would be left without a node, and how many are

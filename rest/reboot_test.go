@@ -137,3 +137,44 @@ func TestRebootIsNotCancelledAfterItsCommand(t *testing.T) {
 		t.Error("nobody was told")
 	}
 }
+
+// TestTheLeadersRebootNeedsAnotherOne: that no other voter could lead is told at once,
+// also by the dry runs, and not of a node that does not lead.
+func TestTheLeadersRebootNeedsAnotherOne(t *testing.T) {
+	f := newFixture(t)
+	withCluster(f)
+	f.txn(func(_ *configdb.View, tx *configdb.Txn) error {
+		n := api.Node{Meta: api.NewMeta(api.KindNode, "", "m3"), Status: api.NodeStatus{Phase: api.NodeReady, HostBoot: "boot"}}
+		f.nodeIDs["m3"] = n.Meta.ID
+		return configdb.Nodes.Create(tx, &n)
+	})
+	for _, name := range []string{"m1", "m2", "m3"} {
+		f.cluster.members = append(f.cluster.members, api.MemberStatus{NodeID: f.nodeIDs[name], Node: name, Voter: true})
+	}
+	f.setNode("m2", func(n *api.Node) { n.Spec.Maintenance = true })
+	f.setNode("m3", func(n *api.Node) { n.Spec.Role = api.RoleReplica })
+	const why = "node m1 leads, and no other voter could lead while it is away: "
+	ask := func(path string, status int, words ...string) {
+		t.Helper()
+		r := f.do(call{method: "POST", path: path, body: `{}`})
+		for _, w := range words {
+			if !strings.Contains(string(r.body), w) {
+				t.Errorf("%s: %q is not in %s", path, w, r.body)
+			}
+		}
+		if r.status != status {
+			t.Errorf("%s: %d %s", path, r.status, r.body)
+		}
+	}
+	both := []string{why, "node m2 is in maintenance (muster node maintenance off m2)", "node m3 has the role replica"}
+	for path, status := range map[string]int{"nodes/m1/reboot": 409, "nodes/m1/shutdown": 409, "cluster/reboot": 409, "nodes/m1/reboot/plan": 200, "cluster/reboot/plan": 200} {
+		ask(path, status, both...)
+	}
+	if n, _ := configdb.Nodes.Find(f.db.Local(), "", "m1"); n.Spec.Maintenance {
+		t.Error("it is in maintenance nevertheless")
+	}
+	ask("nodes/m2/reboot", 202)
+	f.endReboots()
+	f.setNode("m3", func(n *api.Node) { n.Spec.Role = api.RoleVoter })
+	ask("nodes/m1/reboot", 202)
+}
