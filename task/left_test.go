@@ -68,3 +68,25 @@ func TestARebootPastItsDeadlineSaysWhatIsLeft(t *testing.T) {
 		}
 	}
 }
+
+// The service reads what is left when the deadline has passed.
+func TestTheServiceSaysWhatIsLeft(t *testing.T) {
+	f := &fixture{t, storetest.New(t)}
+	f.db.SetTerm(1)
+	defer f.run(1, nil)()
+	n := api.Node{Meta: api.NewMeta(api.KindNode, "", "m2"), Status: api.NodeStatus{Phase: api.NodeReady}}
+	task := api.NewTask(api.ActionNodeReboot, api.KindNode, n.Meta, "me", 50*time.Millisecond, time.Now())
+	r := api.Reboot{Meta: api.NewMeta(api.KindReboot, "", "m2"), Spec: api.RebootSpec{TaskID: task.Meta.ID, Node: "m2", Action: api.RebootHost}, Status: api.RebootStatus{Phase: api.TaskRunning, Message: "said"}}
+	r.Meta.ID = n.Meta.ID
+	f.do(func(_ *configdb.View, tx *configdb.Txn) error {
+		return errors.Join(configdb.Nodes.Create(tx, &n), configdb.Reboots.CreateUnnamed(tx, &r), configdb.Tasks.CreateUnnamed(tx, &task))
+	})
+	const want = "not done within its deadline: said; no VM is left on node m2; it is given up before its command; see to what holds it up, and try again: muster node reboot m2"
+	f.until("the task's end", func(v *configdb.View) bool {
+		got, err := configdb.Tasks.Get(v, task.Meta.ID)
+		if err == nil && got.Status.Phase == api.TaskFailed && got.Status.Message != want {
+			t.Fatalf("%q", got.Status.Message)
+		}
+		return err == nil && got.Status.Phase == api.TaskFailed
+	})
+}
