@@ -30,7 +30,7 @@ type target struct {
 	drill      *api.Drill  // of a VM, if it is the task's
 	reboot     *api.Reboot // of a node, if it is the task's
 	rolling    *api.RollingReboot
-	left       string // that was not done by the deadline
+	undone     string // what was not done by the deadline
 	node       *api.Node
 	image      *api.Image
 	volume     *api.Volume
@@ -89,8 +89,8 @@ func evaluate(t api.Task, what target, now time.Time, over bool) (api.TaskStatus
 		if got.message != "" {
 			msg += ": " + got.message
 		}
-		if what.left != "" {
-			msg += "; " + what.left
+		if what.undone != "" {
+			msg += "; " + what.undone
 		}
 		got = verdict{phase: api.TaskFailed, progress: got.progress, code: api.CodeTimeout, message: msg}
 	}

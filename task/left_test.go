@@ -60,7 +60,7 @@ func TestARebootPastItsDeadlineSaysWhatIsLeft(t *testing.T) {
 		}
 	}
 	// And the task's error has it.
-	what := target{exists: true, node: &api.Node{}, reboot: reboot(api.RebootEmptying), left: "this is left"}
+	what := target{exists: true, node: &api.Node{}, reboot: reboot(api.RebootEmptying), undone: "this is left"}
 	task := api.NewTask(api.ActionNodeReboot, api.KindNode, api.Meta{ID: "n2", Name: "m2", Generation: 1}, "me", time.Minute, t0)
 	for over, want := range map[bool]string{false: "said", true: "not done within its deadline: said; this is left"} {
 		if got, _ := evaluate(task, what, t0, over); got.Message != want {

@@ -199,7 +199,7 @@ func (s *Service) reconcile(ctx context.Context, term uint64, id string) (reconc
 	now := s.cfg.Now()
 	left := s.left(&t, now)
 	if left <= 0 {
-		if what.left, err = leftToDo(v, what); err != nil {
+		if what.undone, err = leftToDo(v, what); err != nil {
 			return reconcile.Result{}, fmt.Errorf("look at what task %s has not done: %w", id, err)
 		}
 	}
