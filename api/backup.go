@@ -122,7 +122,7 @@ type RestoreRequest struct {
 	// Name of the new cluster; that of the old one when empty.
 	Name string `json:"name,omitempty"`
 	// SwitchedOff names nodes of the old cluster whose hosts are switched off
-	// for good: their VMs are bound to this host, stopped.
+	// for good. If all that could run VMs are, the VMs are bound to this host, stopped.
 	SwitchedOff []string `json:"switchedOff,omitempty"`
 	// KeepTokens keeps the API tokens of the backup, also those that were
 	// deleted after it was made.
@@ -133,7 +133,8 @@ type RestoreRequest struct {
 type RestoreResult struct {
 	InitResult
 	From Origin `json:"from"`
-	// TakenOver counts the VMs that are bound to this host, stopped.
+	// TakenOver counts the VMs that are bound to this host, stopped: all, once all hosts
+	// that could run them are said to be off.
 	TakenOver int `json:"takenOver"`
 	// Waiting names the nodes of the old cluster whose VMs wait for the word
 	// that their host is switched off, with the number of VMs.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -18,10 +19,10 @@ import (
 // ground besides a lapsed lease on which a VM leaves a node without the node's
 // word: nobody else can know it of an unprotected VM. Without this neither the
 // VM nor the node could ever be deleted.
-func takeOver(ctx context.Context, db configdb.DB, log *slog.Logger, r expelRequest, term uint64, owner chooseOwner) error {
+func takeOver(ctx context.Context, db configdb.DB, log *slog.Logger, r expelRequest, term uint64, choose chooseHeir) error {
 	for _, b := range bindingsOf(db.Local(), r.NodeID) {
 		_, err := configdb.Transact(ctx, db, r.Actor, 4, func(v *configdb.View, tx *configdb.Txn) error {
-			return takeOverOne(v, tx, b.Meta.ID, r.NodeID, term, owner)
+			return takeOverOne(v, tx, b.Meta.ID, r.NodeID, term, choose)
 		})
 		if err != nil {
 			return fmt.Errorf("take over vm %s: %w", b.Meta.Name, err)
@@ -31,10 +32,17 @@ func takeOver(ctx context.Context, db configdb.DB, log *slog.Logger, r expelRequ
 	return nil
 }
 
-// chooseOwner says which node a VM is bound to when its node is dead.
-type chooseOwner func(v *configdb.View, vm api.VM) (nodeID, node string, err error)
+// heir is the node that a VM is bound to when its node is dead.
+type heir struct {
+	nodeID, node string
+	// ghost: the node is one of an old cluster that may run the VM, which waits for the
+	// word about that host, too.
+	ghost bool
+}
 
-func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uint64, owner chooseOwner) error {
+type chooseHeir func(v *configdb.View, vm api.VM) (heir, error)
+
+func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uint64, choose chooseHeir) error {
 	n, err := configdb.Nodes.Get(v, from)
 	if err != nil {
 		return err
@@ -50,14 +58,19 @@ func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uin
 	if err != nil {
 		return err
 	}
-	nodeID, node, err := owner(v, vm)
+	h, err := choose(v, vm)
 	if err != nil {
 		return err
 	}
 	tx.RequireTerm(term)
 	tx.RequireRevision(configdb.Nodes.StatusKey(from), n.Meta.StatusRevision) // still lost
-	b.Spec.NodeID, b.Spec.Node = nodeID, node
+	b.Spec.NodeID, b.Spec.Node = h.nodeID, h.node
 	b.Spec.Epoch++
+	if h.ghost {
+		tx.RequireRevision(configdb.Nodes.SpecKey(h.nodeID), revisionOf(v, h.nodeID)) // still there
+		return disown(v, tx, b, fmt.Sprintf("the backup has it on node %s; the old cluster may have moved it, and run it on %s; if that host is switched off for good, too: muster node remove %s --force", n.Meta.Name, h.node, h.node))
+	}
+	node := h.node
 	vm.Spec.Power, vm.Spec.ForceStop = api.PowerStopped, false
 	vm.Status = api.VMStatus{
 		Phase: api.VMStopped, Node: node, Epoch: b.Spec.Epoch, RebootsDone: vm.Status.RebootsDone,
@@ -76,22 +89,59 @@ func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uin
 	return configdb.VMs.UpdateStatus(v, tx, &vm)
 }
 
-// newOwner prefers a node where the VM fits, and takes any ready one if its
-// disks are gone with the host: there it can at least be deleted.
-func newOwner(v *configdb.View, vm api.VM) (nodeID, node string, err error) {
-	if d, err := placement.Choose(v, placement.Request{VM: vm}); err == nil {
-		return d.NodeID, d.Node, nil
+// heirOf is who gets the VMs of a node whose host is switched off. It prefers a node
+// where the VM fits, and takes any ready one if its disks are gone with the host: there
+// it can at least be deleted.
+func heirOf(from string) chooseHeir {
+	return func(v *configdb.View, vm api.VM) (heir, error) {
+		nodes, err := configdb.Nodes.List(v)
+		if err != nil {
+			return heir{}, err
+		}
+		if h, ok := ghostBeside(v, nodes, from); ok {
+			return h, nil
+		}
+		if d, err := placement.Choose(v, placement.Request{VM: vm}); err == nil {
+			return heir{nodeID: d.NodeID, node: d.Node}, nil
+		}
+		for i := range nodes {
+			if n := &nodes[i]; n.Status.Phase == api.NodeReady && n.Spec.Role != api.RoleWitness && !n.Meta.Deleting() {
+				return heir{nodeID: n.Meta.ID, node: n.Meta.Name}, nil
+			}
+		}
+		return heir{}, api.Errorf(api.CodeUnplaceable, "no node is ready to take over vm %q", vm.Meta.Name)
 	}
-	nodes, err := configdb.Nodes.List(v)
-	if err != nil {
-		return "", "", err
+}
+
+// ghostBeside returns another node of the old cluster, if from is one: where the VMs of a
+// restored cluster were is known of the time of its backup alone, so each may run on any
+// host of the old cluster of which nobody said that it is off.
+func ghostBeside(v *configdb.View, nodes []api.Node, from string) (heir, bool) {
+	at := slices.IndexFunc(nodes, func(n api.Node) bool { return n.Meta.ID == from })
+	if at < 0 || !isGhost(v, &nodes[at]) {
+		return heir{}, false
 	}
 	for i := range nodes {
-		if n := &nodes[i]; n.Status.Phase == api.NodeReady && n.Spec.Role != api.RoleWitness && !n.Meta.Deleting() {
-			return n.Meta.ID, n.Meta.Name, nil
+		if n := &nodes[i]; i != at && n.Spec.Role != api.RoleWitness && !n.Meta.Deleting() && isGhost(v, n) {
+			return heir{nodeID: n.Meta.ID, node: n.Meta.Name, ghost: true}, true
 		}
 	}
-	return "", "", api.Errorf(api.CodeUnplaceable, "no node is ready to take over vm %q", vm.Meta.Name)
+	return heir{}, false
+}
+
+// isGhost reports a node that only the backup of a restored cluster knows: it has no
+// certificate of this one.
+func isGhost(v *configdb.View, n *api.Node) bool {
+	if _, member := v.Get(certificateKey(n.Meta.ID)); member || n.Status.Phase != api.NodeLost {
+		return false
+	}
+	cs, err := configdb.Clusters.List(v)
+	return err == nil && slices.ContainsFunc(cs, func(c api.Cluster) bool { return c.Spec.RestoredFrom != nil })
+}
+
+func revisionOf(v *configdb.View, nodeID string) uint64 {
+	e, _ := v.Get(configdb.Nodes.SpecKey(nodeID))
+	return e.Revision
 }
 
 func bindingsOf(v *configdb.View, nodeID string) (out []api.Binding) {

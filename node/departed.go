@@ -42,17 +42,15 @@ func (a *afterlife) setLost(ctx context.Context, nodeID, why string) error {
 }
 
 // bury carries out an administrator's word that the host of a node is switched
-// off for good: its VMs are bound to this node, stopped, and the node goes. It
+// off for good: its VMs are bound to the heir, stopped, and the node goes. It
 // returns the names of the VMs.
-func (a *afterlife) bury(ctx context.Context, n api.Node) ([]string, error) {
+func (a *afterlife) bury(ctx context.Context, n api.Node, to heir) ([]string, error) {
 	if err := a.setLost(ctx, n.Meta.ID, "its host is switched off, says "+a.actor); err != nil {
 		return nil, err
 	}
 	vms := boundTo(a.db.Local(), n.Meta.ID)
 	r := expelRequest{NodeID: n.Meta.ID, Actor: a.actor, Force: true}
-	err := takeOver(ctx, a.db, a.log, r, a.term, func(*configdb.View, api.VM) (string, string, error) {
-		return a.self.Meta.ID, a.self.Meta.Name, nil // there is no other
-	})
+	err := takeOver(ctx, a.db, a.log, r, a.term, func(*configdb.View, api.VM) (heir, error) { return to, nil })
 	if err == nil {
 		err = deleteNode(ctx, a.db, r, a.term)
 	}
@@ -61,6 +59,8 @@ func (a *afterlife) bury(ctx context.Context, n api.Node) ([]string, error) {
 	}
 	return vms, nil
 }
+
+func (a *afterlife) itself() heir { return heir{nodeID: a.self.Meta.ID, node: a.self.Meta.Name} }
 
 // haunt keeps a node, of which nobody said that it is off, as lost. Whatever the
 // database says of its VMs is old: nobody knows whether they run, so none of

@@ -210,13 +210,14 @@ func TestRestoreDecidesAboutEveryFieldOfTheCluster(t *testing.T) {
 	}
 }
 
-func TestTheWordAboutAHostFreesItsVMs(t *testing.T) {
+// The backup is old, and the old cluster may have moved any VM to any of its hosts.
+func TestTheWordAboutOneHostFreesNoVMs(t *testing.T) {
 	w, s, out, err := raise(t, "n1", api.RestoreRequest{SwitchedOff: []string{"n1", "n3"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	vm, b := w.now(t, "runs")
-	if vm.Status.Phase != api.VMStopped || vm.Spec.Power != api.PowerStopped || b.NodeID != s.info.NodeID || b.Node != "n1" || b.Epoch != 4 || vm.Status.Epoch != 4 {
+	if vm.Status.Phase != api.VMUnknown || b.NodeID != w.nodes["n2"].Meta.ID || b.Node != "n2" || b.Epoch != 4 || vm.Status.Epoch != 4 || b.Protected {
 		t.Errorf("of a host that is off: %+v, bound %+v", vm.Status, b)
 	}
 	if vm, b := w.now(t, "halted"); vm.Status.Phase != api.VMUnknown || b.Node != "n2" {
@@ -228,11 +229,81 @@ func TestTheWordAboutAHostFreesItsVMs(t *testing.T) {
 	if n, err := configdb.Nodes.Find(s.db.Local(), "", "n1"); err != nil || n.Meta.ID != s.info.NodeID {
 		t.Errorf("n1 is %+v, %v", n.Meta, err)
 	}
-	if out.TakenOver != 1 || !maps.Equal(out.Waiting, map[string]int{"n2": 1}) {
+	if out.TakenOver != 0 || !maps.Equal(out.Waiting, map[string]int{"n2": 2}) {
 		t.Errorf("%+v", out)
 	}
 	if _, ok := s.db.Local().Get(removedPrefix + w.nodes["n1"].Meta.ID); !ok {
 		t.Error("the old n1 is not remembered as removed")
+	}
+}
+
+func TestTheWordAboutAllHostsFreesTheVMs(t *testing.T) {
+	w, s, out, err := raise(t, "n1", api.RestoreRequest{SwitchedOff: []string{"n1", "n2", "n3"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, epoch := range map[string]uint64{"runs": 4, "halted": 0} {
+		vm, b := w.now(t, name)
+		if vm.Status.Phase != api.VMStopped || vm.Spec.Power != api.PowerStopped || b.NodeID != s.info.NodeID || b.Node != "n1" || epoch > 0 && b.Epoch != epoch || vm.Status.Epoch != b.Epoch {
+			t.Errorf("%s: %+v, bound %+v", name, vm.Status, b)
+		}
+	}
+	if out.TakenOver != 2 || len(out.Waiting) > 0 {
+		t.Errorf("%+v", out)
+	}
+}
+
+// In the restored cluster the same holds: the VMs wait at one host of the old cluster
+// after the other, until the last is said to be off. A host that joined this cluster, and
+// is lost, is none of those.
+func TestRemovedHostsOfAnOldClusterLeaveTheirVMsToTheOthers(t *testing.T) {
+	_, s, _, err := raise(t, "fresh", api.RestoreRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(name string) (api.VM, api.BindingSpec) {
+		t.Helper()
+		vm, err := configdb.VMs.Find(s.db.Local(), api.DefaultProject, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := configdb.Bindings.Get(s.db.Local(), vm.Meta.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return vm, b.Spec
+	}
+	remove := func(name string) {
+		t.Helper()
+		n, err := configdb.Nodes.Find(s.db.Local(), "", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := expelRequest{NodeID: n.Meta.ID, Actor: "test", Force: true}
+		if err := takeOver(t.Context(), s.db, s.log, r, s.db.Term(), heirOf(n.Meta.ID)); err != nil {
+			t.Fatal(err)
+		}
+		if err := deleteNode(t.Context(), s.db, r, s.db.Term()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, gone := range []string{"n1", "n2"} {
+		remove(gone)
+		for _, name := range []string{"runs", "halted"} {
+			vm, b := at(name)
+			if vm.Status.Phase != api.VMUnknown || b.Node == gone || b.Node == "fresh" || b.Protected || vm.Status.Node != b.Node || vm.Status.Epoch != b.Epoch {
+				t.Errorf("after %d: %s is %+v, bound %+v", i+1, name, vm.Status, b)
+			}
+		}
+	}
+	if vm, _ := at("runs"); !strings.Contains(vm.Status.Message, "muster node remove n3 --force") {
+		t.Errorf("it does not say what it waits for: %q", vm.Status.Message)
+	}
+	remove("n3")
+	for _, name := range []string{"runs", "halted"} {
+		if vm, b := at(name); vm.Status.Phase != api.VMStopped || b.Node != "fresh" {
+			t.Errorf("%s is %+v, bound %+v", name, vm.Status, b)
+		}
 	}
 }
 

@@ -106,7 +106,7 @@ func (m *member) serveExpel(ctx context.Context, request []byte) ([]byte, error)
 		return nil, handedOverError{errHandedOver}
 	}
 	if r.Force {
-		if err := takeOver(ctx, m.store, m.log, r, l.Term, newOwner); err != nil {
+		if err := takeOver(ctx, m.store, m.log, r, l.Term, heirOf(r.NodeID)); err != nil {
 			return nil, err
 		}
 	}

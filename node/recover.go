@@ -231,7 +231,7 @@ func (a *afterlife) begin(ctx context.Context, c api.Cluster, word recovery) err
 			}
 			continue
 		}
-		if _, err := a.bury(ctx, n); err != nil {
+		if _, err := a.bury(ctx, n, a.itself()); err != nil {
 			return err
 		}
 	}

@@ -155,13 +155,21 @@ func (s *resurrection) run(ctx context.Context) (api.RestoreResult, error) {
 	self := api.Node{Meta: api.NewMeta(api.KindNode, "", s.info.Node)}
 	self.Meta.ID = s.info.NodeID
 	a := &afterlife{db: s.db, self: self, term: s.db.Term(), actor: restoreActor, log: s.log}
+	to := s.heir(old, a.itself())
+	for _, n := range old {
+		if !slices.Contains(s.r.SwitchedOff, n.Meta.Name) {
+			continue
+		}
+		vms, err := a.bury(ctx, n, to)
+		if err != nil {
+			return out, err
+		}
+		if !to.ghost {
+			out.TakenOver += len(vms)
+		}
+	}
 	for _, n := range old {
 		if slices.Contains(s.r.SwitchedOff, n.Meta.Name) {
-			vms, err := a.bury(ctx, n)
-			if err != nil {
-				return out, err
-			}
-			out.TakenOver += len(vms)
 			continue
 		}
 		why := fmt.Sprintf("from a backup of %s: what ran on node %s then may still run there; if its host is switched off for good: muster node remove %s --force",
@@ -181,6 +189,17 @@ func (s *resurrection) run(ctx context.Context) (api.RestoreResult, error) {
 	}
 	out.Token, err = s.found(ctx, a, out.From)
 	return out, err
+}
+
+// heir is who gets the VMs of the hosts that are switched off: this node, but while
+// another host of the old cluster may run them, that one. See ghostBeside.
+func (s *resurrection) heir(old []api.Node, self heir) heir {
+	for i := range old {
+		if n := &old[i]; n.Spec.Role != api.RoleWitness && !slices.Contains(s.r.SwitchedOff, n.Meta.Name) {
+			return heir{nodeID: n.Meta.ID, node: n.Meta.Name, ghost: true}
+		}
+	}
+	return self
 }
 
 // checkNames refuses nodes that do not exist, and a first node that would be

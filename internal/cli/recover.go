@@ -47,7 +47,8 @@ The new cluster has its own identity and authority: nothing of the old one can
 connect, and other hosts join with new tokens. The old nodes are shown as lost and
 their VMs as unknown, because they may still run there. When a host is switched off
 for good, say so with muster node remove NODE --force, or here with
---yes-i-have-switched-off: its VMs are then bound to a node of this cluster, stopped.`,
+--yes-i-have-switched-off. With the word about the last host that could run them, as
+the old cluster may have moved them, all VMs are bound to a node of this one, stopped.`,
 		Example: `  muster cluster restore prod.backup --cluster-key-file /safe/cluster.key --data-dir /var/lib/muster
   muster cluster restore prod.backup --passphrase-file phrase.txt --yes-i-have-switched-off m1,m2,m3`,
 		RunE: func(cmd *cobra.Command, files []string) (err error) {
@@ -100,9 +101,6 @@ func (a *app) clusterRestore(ctx context.Context, r api.RestoreRequest) error {
 	a.notice("the token is shown only once; keep it. The tokens and the CA certificate of the old cluster are not those of this one")
 	if out.TakenOver > 0 {
 		a.notice("%d VMs of hosts that are switched off are bound to node %s, stopped; start each when its disks are there", out.TakenOver, out.Node)
-	}
-	if out.TakenOver > 0 && len(out.Waiting) > 0 {
-		a.notice("the backup says where they were %s: while another host of the old cluster is on, they may run there; start none before that is excluded", out.From.Time.Format(time.RFC3339))
 	}
 	for _, node := range slices.Sorted(maps.Keys(out.Waiting)) {
 		a.notice("%d VMs may still run on %s; when that host is switched off for good: muster node remove %s --force", out.Waiting[node], node, node)
