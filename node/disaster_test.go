@@ -218,7 +218,7 @@ func TestABackupOfAFollowerFoundsAnotherCluster(t *testing.T) {
 			t.Errorf("%s: %+v", name, vm.Status)
 		}
 	}
-	fresh.refuse(4, "has not said that vm runs is stopped", "vm", "start", "runs")
+	fresh.refuse(4, "has not said that vm halted is stopped", "vm", "start", "halted")
 	fresh.run("node", "remove", "n3", "--force")
 	for _, name := range []string{"runs", "halted"} {
 		if vm := fresh.vm(name); vm.Status.Phase != api.VMStopped || vm.Status.Node != "fresh" || vm.Spec.Power != api.PowerStopped {
