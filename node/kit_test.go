@@ -11,10 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -86,6 +88,9 @@ func newFlock(t *testing.T, n int) *flock {
 	t.Cleanup(func() {
 		for _, h := range f.nodes {
 			h.end()
+		}
+		for _, h := range f.nodes {
+			h.dropGroups()
 		}
 		if t.Failed() {
 			f.showLogs()
@@ -211,6 +216,27 @@ func (h *host) end() {
 			_ = syscall.Kill(hello.PID, syscall.SIGKILL)
 		}
 		_ = c.Close()
+	}
+}
+
+var groupOfGuard = regexp.MustCompile(`cgroup="ok: (/[^"]+)"`)
+
+// dropGroups removes the control groups of the guards that end killed, which name them in
+// their log. One that still has a process stays, after a moment.
+func (h *host) dropGroups() {
+	log, _ := os.ReadFile(filepath.Join(h.dataDir, "guard.log"))
+	for _, m := range groupOfGuard.FindAllSubmatch(log, -1) {
+		base := string(m[1])
+		for range 20 {
+			vms, _ := filepath.Glob(filepath.Join(base, "*", "cgroup.procs"))
+			for _, procs := range vms {
+				_ = os.Remove(filepath.Dir(procs))
+			}
+			if err := os.Remove(base); err == nil || errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
 	}
 }
 
