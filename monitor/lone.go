@@ -74,13 +74,18 @@ func engine(v *configdb.View) (term uint64, began time.Time, ok bool) {
 	return term, time.Unix(seconds, 0), errTerm == nil && errTime == nil
 }
 
+// Told are the IDs of receivers of the message that there is no quorum.
+type Told struct {
+	Told    []string `json:"told,omitempty"`
+	Telling []string `json:"telling,omitempty"` // an attempt is under way
+}
+
 // Neighbours are the other nodes that this one reaches.
 type Neighbours interface {
 	// Before is how many of them are to tell before this one.
 	Before() int
-	// Told returns the IDs of the receivers whom they told of this loss, or are
-	// telling. Who does not answer told nobody.
-	Told(ctx context.Context) []string
+	// Told is whom they told of this loss, or are telling. Who does not answer told nobody.
+	Told(ctx context.Context) Told
 }
 
 // LoneConfig describes a Lone. All fields but Log and Now must be set.
@@ -154,15 +159,15 @@ func (l *Lone) Run(ctx context.Context) error {
 	}
 }
 
-// Told returns the IDs of the receivers whom this node told of the loss that it
-// has now, or is telling: one that takes long is not to hear it of the next node, too.
-func (l *Lone) Told() []string {
+// Told is whom this node told of the loss that it has now, or is telling: one that takes
+// long is not to hear it of the next node, too.
+func (l *Lone) Told() Told {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.state.Since.IsZero() || !l.state.Ended.IsZero() {
-		return nil
+		return Told{}
 	}
-	return slices.Concat(l.state.Told, l.telling)
+	return Told{Told: slices.Clone(l.state.Told), Telling: slices.Clone(l.telling)}
 }
 
 func (l *Lone) load() {
@@ -270,8 +275,10 @@ func (l *Lone) lookLost(ctx context.Context, loss *api.QuorumLoss, st loneState,
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	others := l.cfg.Neighbours.Told(asking)
 	cancel()
-	isTold := func(id string) bool { return slices.Contains(others, id) }
-	owed = slices.DeleteFunc(owed, func(r api.Receiver) bool { return isTold(r.Meta.ID) })
+	isTold := func(id string) bool { return slices.Contains(others.Told, id) }
+	owed = slices.DeleteFunc(owed, func(r api.Receiver) bool {
+		return isTold(r.Meta.ID) || slices.Contains(others.Telling, r.Meta.ID)
+	})
 	// Whoever told of the loss also says that it is over.
 	st.Tried = slices.DeleteFunc(slices.Clone(st.Tried), func(id string) bool { return isTold(id) && !slices.Contains(st.Told, id) })
 	if len(st.Tried) == 0 {

@@ -26,14 +26,14 @@ type lonely struct {
 	unheard bool
 	since   time.Time
 	before  int
-	others  []string
+	others  Told
 	asked   int
 	file    []byte
 	full    bool
 }
 
 func (y *lonely) Before() int { return y.before }
-func (y *lonely) Told(context.Context) []string {
+func (y *lonely) Told(context.Context) Told {
 	y.asked++
 	return y.others
 }
@@ -207,7 +207,7 @@ func TestAFlappingQuorumSendsFewMails(t *testing.T) {
 
 func TestOneOfSeveralNodesTells(t *testing.T) {
 	_, y, sink, r := lonelyKit(t, 0)
-	y.before, y.others = 1, []string{r.Meta.ID}
+	y.before, y.others = 1, Told{Told: []string{r.Meta.ID}}
 	y.lose()
 	y.pass(69 * time.Second)
 	if y.asked != 0 {
@@ -215,7 +215,7 @@ func TestOneOfSeveralNodesTells(t *testing.T) {
 	}
 	y.pass(10 * time.Minute)
 	wantMails(t, sink, "another told", 0, 0)
-	y.before, y.others = 0, nil // it died
+	y.before, y.others = 0, Told{} // it died
 	y.pass(askAgain)
 	wantMails(t, sink, "who told is silent", 1, 0)
 	y.lost = false
@@ -235,7 +235,7 @@ func TestWhomANodeIsTellingTheNextOneLeavesOut(t *testing.T) {
 	slow := k.receiver("slow", (&mailSink{addr: ln.Addr().String()}).spec())
 	y.lose()
 	y.pass(59 * time.Second)
-	if got := y.Lone.Told(); len(got) != 0 {
+	if got := y.Lone.Told(); len(got.Told)+len(got.Telling) != 0 {
 		t.Errorf("before its time it told %v", got)
 	}
 	done := make(chan struct{})
@@ -247,13 +247,34 @@ func TestWhomANodeIsTellingTheNextOneLeavesOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := y.Lone.Told(); !slices.Contains(got, slow.Meta.ID) || !slices.Contains(got, r.Meta.ID) {
+	if got := y.Lone.Told(); !slices.Contains(got.Telling, slow.Meta.ID) || !slices.Contains(got.Telling, r.Meta.ID) {
 		t.Errorf("while it tells others are to leave out %v", got)
 	}
 	_ = c.Close()
 	<-done
-	if got := y.Lone.Told(); !slices.Equal(got, []string{r.Meta.ID}) {
+	if got := y.Lone.Told(); !slices.Equal(got.Told, []string{r.Meta.ID}) || len(got.Telling) != 0 {
 		t.Errorf("when the attempt has failed others are to leave out %v", got)
+	}
+}
+
+// Whom another node is telling may have heard of this one before: an attempt that failed
+// may have been heard, and that of the other may fail, too.
+func TestWhomAnotherNodeIsTellingStillHearsOfTheEnd(t *testing.T) {
+	_, y, _, r := lonelyKit(t, 1)
+	y.lose()
+	y.pass(time.Minute) // refused
+	if !slices.Equal(y.state.Tried, []string{r.Meta.ID}) || len(y.state.Told) > 0 {
+		t.Fatalf("%+v", y.state)
+	}
+	y.others = Told{Telling: []string{r.Meta.ID}}
+	y.pass(time.Minute)
+	if !slices.Equal(y.state.Tried, []string{r.Meta.ID}) || len(y.state.Told) > 0 {
+		t.Errorf("%+v", y.state)
+	}
+	y.others = Told{Told: []string{r.Meta.ID}}
+	y.pass(5 * time.Minute)
+	if len(y.state.Tried) > 0 {
+		t.Errorf("whom another node told, that one tells of the end: %+v", y.state)
 	}
 }
 
@@ -269,7 +290,7 @@ func TestAReceiverOutOfReachHearsOfTheEnd(t *testing.T) {
 	k.receiver("far", far.spec())
 	y.lose()
 	y.pass(10 * time.Minute)
-	if got := len(y.Lone.Told()); got != 1 {
+	if got := len(y.Lone.Told().Told); got != 1 {
 		t.Errorf("%d receivers were told", got)
 	}
 	y.lost = false

@@ -35,6 +35,7 @@ func takeOver(ctx context.Context, db configdb.DB, log *slog.Logger, r expelRequ
 // heir is the node that a VM is bound to when its node is dead.
 type heir struct {
 	nodeID, node string
+	known        bool // in the database; the first node of a restored cluster is not yet
 	// ghost: the node is one of an old cluster that may run the VM, which waits for the
 	// word about that host, too.
 	ghost bool
@@ -66,8 +67,12 @@ func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uin
 	tx.RequireRevision(configdb.Nodes.StatusKey(from), n.Meta.StatusRevision) // still lost
 	b.Spec.NodeID, b.Spec.Node = h.nodeID, h.node
 	b.Spec.Epoch++
+	if h.known {
+		// It is still there, and not taken out at this moment.
+		tx.RequireRevision(configdb.Nodes.SpecKey(h.nodeID), revisionOf(v, h.nodeID))
+		placement.Reserve(v, tx, h.nodeID)
+	}
 	if h.ghost {
-		tx.RequireRevision(configdb.Nodes.SpecKey(h.nodeID), revisionOf(v, h.nodeID)) // still there
 		return disown(v, tx, b, fmt.Sprintf("the backup has it on node %s; the old cluster may have moved it, and run it on %s; if that host is switched off for good, too: muster node remove %s --force", n.Meta.Name, h.node, h.node))
 	}
 	node := h.node
@@ -102,11 +107,11 @@ func heirOf(from string) chooseHeir {
 			return h, nil
 		}
 		if d, err := placement.Choose(v, placement.Request{VM: vm}); err == nil {
-			return heir{nodeID: d.NodeID, node: d.Node}, nil
+			return heir{nodeID: d.NodeID, node: d.Node, known: true}, nil
 		}
 		for i := range nodes {
 			if n := &nodes[i]; n.Status.Phase == api.NodeReady && n.Spec.Role != api.RoleWitness && !n.Meta.Deleting() {
-				return heir{nodeID: n.Meta.ID, node: n.Meta.Name}, nil
+				return heir{nodeID: n.Meta.ID, node: n.Meta.Name, known: true}, nil
 			}
 		}
 		return heir{}, api.Errorf(api.CodeUnplaceable, "no node is ready to take over vm %q", vm.Meta.Name)
@@ -122,8 +127,8 @@ func ghostBeside(v *configdb.View, nodes []api.Node, from string) (heir, bool) {
 		return heir{}, false
 	}
 	for i := range nodes {
-		if n := &nodes[i]; i != at && n.Spec.Role != api.RoleWitness && !n.Meta.Deleting() && isGhost(v, n) {
-			return heir{nodeID: n.Meta.ID, node: n.Meta.Name, ghost: true}, true
+		if n := &nodes[i]; i != at && n.Spec.Role != api.RoleWitness && isGhost(v, n) {
+			return heir{nodeID: n.Meta.ID, node: n.Meta.Name, known: true, ghost: true}, true
 		}
 	}
 	return heir{}, false

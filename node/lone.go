@@ -86,9 +86,9 @@ func (n neighbours) Before() int {
 }
 
 // Told implements monitor.Neighbours.
-func (n neighbours) Told(ctx context.Context) []string {
+func (n neighbours) Told(ctx context.Context) (all monitor.Told) {
 	list, _ := n.alive()
-	told := make([][]string, len(list))
+	told := make([]monitor.Told, len(list))
 	var wg sync.WaitGroup
 	for i := range list {
 		wg.Go(func() {
@@ -101,10 +101,13 @@ func (n neighbours) Told(ctx context.Context) []string {
 			})
 			if err != nil { // as if it had told nobody
 				n.m.log.Info("not heard whom a node told of the lost quorum", "node", list[i].NodeID, "err", err)
-				told[i] = nil
+				told[i] = monitor.Told{}
 			}
 		})
 	}
 	wg.Wait()
-	return slices.Concat(told...)
+	for _, t := range told {
+		all.Told, all.Telling = append(all.Told, t.Told...), append(all.Telling, t.Telling...)
+	}
+	return all
 }

@@ -77,12 +77,13 @@ type member struct {
 
 	rpcListener, webListener, streamListener, volumeListener net.Listener
 
-	fatal   func(error)   // ends the daemon
-	left    atomic.Bool   // this node was removed from the cluster
-	table   *serviceTable // how the services fare
-	wake    chan struct{} // asks for a look at every VM
-	peersMu sync.Mutex
-	peers   map[string]http.RoundTripper // by id@address
+	fatal     func(error)   // ends the daemon
+	left      atomic.Bool   // this node was removed from the cluster
+	expelling sync.Mutex    // held while this node, as the leader, takes another out
+	table     *serviceTable // how the services fare
+	wake      chan struct{} // asks for a look at every VM
+	peersMu   sync.Mutex
+	peers     map[string]http.RoundTripper // by id@address
 }
 
 // openMember opens the replica and wires the modules. ln and packets are the one

@@ -105,6 +105,9 @@ func (m *member) serveExpel(ctx context.Context, request []byte) ([]byte, error)
 		}
 		return nil, handedOverError{errHandedOver}
 	}
+	// One after the other: two hosts of an old cluster would hand each other their VMs.
+	m.expelling.Lock()
+	defer m.expelling.Unlock()
 	if r.Force {
 		if err := takeOver(ctx, m.store, m.log, r, l.Term, heirOf(r.NodeID)); err != nil {
 			return nil, err

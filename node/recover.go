@@ -220,7 +220,7 @@ func (a *afterlife) begin(ctx context.Context, c api.Cluster, word recovery) err
 		return err
 	}
 	for _, n := range nodes {
-		if n.Meta.ID == a.self.Meta.ID {
+		if n.Meta.ID == a.self.Meta.ID || isGhost(a.db.Local(), &n) {
 			continue
 		}
 		if _, off := word.Others[n.Meta.ID]; !off {

@@ -121,6 +121,9 @@ func (m *member) others(v *configdb.View) ([]api.RecoveryMember, error) {
 	for i := range nodes {
 		n := &nodes[i]
 		o := byID[n.Meta.ID]
+		if o == nil && isGhost(v, n) {
+			continue // nothing is said of the old cluster's hosts, and nothing of them is taken over
+		}
 		if o == nil {
 			o = &api.RecoveryMember{NodeID: n.Meta.ID}
 			byID[n.Meta.ID] = o

@@ -209,8 +209,8 @@ func (s *Service) noted(box *noteBox, a noteAccess, err error) error {
 	box.mu.Lock()
 	f, was := box.failing[a]
 	if err != nil {
-		if !was {
-			f = noteFailure{since: now, why: err}
+		if !was || now.Sub(f.last) >= noteTrouble { // nobody tried for long
+			was, f = false, noteFailure{since: now, why: err}
 		}
 		f.last = now
 		box.failing[a] = f

@@ -38,10 +38,7 @@ func leftOfReboot(v *configdb.View, r *api.Reboot, again string) (string, error)
 		}
 		return fmt.Sprintf("not started again yet: %s; that is tried further: muster vm ls", names(v, r.Status.Stopped)), nil
 	}
-	bindings, err := configdb.Bindings.List(v)
-	if err != nil {
-		return "", err
-	}
+	bindings, _ := configdb.Bindings.List(v) // what cannot be read is not counted
 	var left []string
 	for i := range bindings {
 		if bindings[i].Spec.NodeID == r.Meta.ID {
