@@ -353,15 +353,22 @@ func (c *campaign) lastBack() (at time.Duration) {
 	return at
 }
 
-// allCount succeeds when each guest has counted after a time.
+// allCount succeeds when each guest has counted after a time, and again a second later:
+// what a console says first when its daemon is back may be of before, of a guest that has
+// ended since.
 func (c *campaign) allCount(after time.Duration) func(context.Context) error {
-	return func(context.Context) error {
+	first := map[*guest]time.Duration{}
+	return func(context.Context) (err error) {
 		for _, g := range c.guests {
-			if n := g.newest(); n.at <= after+time.Second {
-				return fmt.Errorf("%s has not counted since %.1f s (boot %d, counter %d)", g.name, n.at.Seconds(), n.boot, n.counter)
+			n := g.newest()
+			if _, heard := first[g]; !heard && n.at > after+time.Second {
+				first[g] = n.at
+			}
+			if at, heard := first[g]; !heard || n.at < at+time.Second {
+				err = fmt.Errorf("%s has not counted since %.1f s (boot %d, counter %d)", g.name, n.at.Seconds(), n.boot, n.counter)
 			}
 		}
-		return nil
+		return err
 	}
 }
 
