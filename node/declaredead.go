@@ -35,7 +35,6 @@ func takeOver(ctx context.Context, db configdb.DB, log *slog.Logger, r expelRequ
 // heir is the node that a VM is bound to when its node is dead.
 type heir struct {
 	nodeID, node string
-	known        bool // in the database; the first node of a restored cluster is not yet
 	// ghost: the node is one of an old cluster that may run the VM, which waits for the
 	// word about that host, too.
 	ghost bool
@@ -67,18 +66,16 @@ func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uin
 	tx.RequireRevision(configdb.Nodes.StatusKey(from), n.Meta.StatusRevision) // still lost
 	b.Spec.NodeID, b.Spec.Node = h.nodeID, h.node
 	b.Spec.Epoch++
-	if h.known {
-		// It is still there, and not taken out at this moment.
-		tx.RequireRevision(configdb.Nodes.SpecKey(h.nodeID), revisionOf(v, h.nodeID))
-		placement.Reserve(v, tx, h.nodeID)
-	}
+	// It is still there, and not taken out at this moment; the first node of a restored
+	// cluster is not there yet.
+	tx.RequireRevision(configdb.Nodes.SpecKey(h.nodeID), revisionOf(v, h.nodeID))
+	placement.Reserve(v, tx, h.nodeID)
 	if h.ghost {
 		return disown(v, tx, b, fmt.Sprintf("the backup has it on node %s; the old cluster may have moved it, and run it on %s; if that host is switched off for good, too: muster node remove %s --force", n.Meta.Name, h.node, h.node))
 	}
-	node := h.node
 	vm.Spec.Power, vm.Spec.ForceStop = api.PowerStopped, false
 	vm.Status = api.VMStatus{
-		Phase: api.VMStopped, Node: node, Epoch: b.Spec.Epoch, RebootsDone: vm.Status.RebootsDone,
+		Phase: api.VMStopped, Node: h.node, Epoch: b.Spec.Epoch, RebootsDone: vm.Status.RebootsDone,
 		Message: fmt.Sprintf("taken over from node %s, which was declared dead; start it when its disks are there", n.Meta.Name),
 	}
 	if _, saved := v.Get(configdb.SavedStates.SpecKey(vmID)); saved {
@@ -107,11 +104,11 @@ func heirOf(from string) chooseHeir {
 			return h, nil
 		}
 		if d, err := placement.Choose(v, placement.Request{VM: vm}); err == nil {
-			return heir{nodeID: d.NodeID, node: d.Node, known: true}, nil
+			return heir{nodeID: d.NodeID, node: d.Node}, nil
 		}
 		for i := range nodes {
 			if n := &nodes[i]; n.Status.Phase == api.NodeReady && n.Spec.Role != api.RoleWitness && !n.Meta.Deleting() {
-				return heir{nodeID: n.Meta.ID, node: n.Meta.Name, known: true}, nil
+				return heir{nodeID: n.Meta.ID, node: n.Meta.Name}, nil
 			}
 		}
 		return heir{}, api.Errorf(api.CodeUnplaceable, "no node is ready to take over vm %q", vm.Meta.Name)
@@ -128,7 +125,7 @@ func ghostBeside(v *configdb.View, nodes []api.Node, from string) (heir, bool) {
 	}
 	for i := range nodes {
 		if n := &nodes[i]; i != at && n.Spec.Role != api.RoleWitness && isGhost(v, n) {
-			return heir{nodeID: n.Meta.ID, node: n.Meta.Name, known: true, ghost: true}, true
+			return heir{nodeID: n.Meta.ID, node: n.Meta.Name, ghost: true}, true
 		}
 	}
 	return heir{}, false

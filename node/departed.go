@@ -36,6 +36,12 @@ func (a *afterlife) setLost(ctx context.Context, nodeID, why string) error {
 		}
 		now := time.Now().UTC()
 		n.Status.Phase, n.Status.LostAt, n.Status.LostTerm, n.Status.Message = api.NodeLost, &now, a.term, why
+		if n.Meta.Deleting() { // that was another time, and it may have stayed
+			n.Meta.DeletingAt = nil
+			if err := configdb.Nodes.UpdateSpec(v, tx, &n); err != nil {
+				return err
+			}
+		}
 		return configdb.Nodes.UpdateStatus(v, tx, &n)
 	})
 	return err
@@ -69,9 +75,6 @@ func (a *afterlife) haunt(ctx context.Context, n api.Node, why string) (int, err
 	if err := a.setLost(ctx, n.Meta.ID, why); err != nil {
 		return 0, err
 	}
-	if err := a.stay(ctx, n.Meta.ID); err != nil {
-		return 0, err
-	}
 	bound := bindingsOf(a.db.Local(), n.Meta.ID)
 	for _, b := range bound {
 		_, err := configdb.Transact(ctx, a.db, a.actor, 1, func(v *configdb.View, tx *configdb.Txn) error {
@@ -82,19 +85,6 @@ func (a *afterlife) haunt(ctx context.Context, n api.Node, why string) (int, err
 		}
 	}
 	return len(bound), a.dropPoolStates(ctx, n.Meta.ID)
-}
-
-// stay takes back that a node was leaving: that was another time, and it may not have.
-func (a *afterlife) stay(ctx context.Context, nodeID string) error {
-	_, err := configdb.Transact(ctx, a.db, a.actor, 1, func(v *configdb.View, tx *configdb.Txn) error {
-		n, err := configdb.Nodes.Get(v, nodeID)
-		if err != nil || !n.Meta.Deleting() {
-			return err
-		}
-		n.Meta.DeletingAt = nil
-		return configdb.Nodes.UpdateSpec(v, tx, &n)
-	})
-	return err
 }
 
 // disown makes one VM of such a node unknown and unprotected.

@@ -196,7 +196,7 @@ func (s *resurrection) run(ctx context.Context) (api.RestoreResult, error) {
 func (s *resurrection) heir(old []api.Node, self heir) heir {
 	for i := range old {
 		if n := &old[i]; n.Spec.Role != api.RoleWitness && !slices.Contains(s.r.SwitchedOff, n.Meta.Name) {
-			return heir{nodeID: n.Meta.ID, node: n.Meta.Name, known: true, ghost: true}
+			return heir{nodeID: n.Meta.ID, node: n.Meta.Name, ghost: true}
 		}
 	}
 	return self

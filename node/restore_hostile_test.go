@@ -78,9 +78,9 @@ func TestTheHeirIsStillThere(t *testing.T) {
 	choose := func(v *configdb.View, vm api.VM) (heir, error) {
 		if _, err := configdb.Nodes.Get(v, other.Meta.ID); err != nil {
 			fresh, err := configdb.Nodes.Find(v, "", "fresh")
-			return heir{nodeID: fresh.Meta.ID, node: "fresh", known: true}, err
+			return heir{nodeID: fresh.Meta.ID, node: "fresh"}, err
 		}
-		h := heir{nodeID: other.Meta.ID, node: "other", known: true}
+		h := heir{nodeID: other.Meta.ID, node: "other"}
 		if !removed { // chosen, and removed before the transaction lands
 			removed = true
 			if err := deleteNode(context.Background(), s.db, expelRequest{NodeID: other.Meta.ID, Actor: "x"}, s.db.Term()); err != nil {

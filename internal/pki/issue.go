@@ -34,8 +34,10 @@ func TermsFrom(now time.Time, life time.Duration, nodeID, name, host string) Ter
 
 // skewOf is how far before its issue a certificate begins that lasts life from then.
 func skewOf(life time.Duration) time.Duration {
-	return min(life, max(leastSkew, min(clockSkew, life/10)))
+	return min(life, skewWithin(life/10))
 }
+
+func skewWithin(part time.Duration) time.Duration { return max(leastSkew, min(clockSkew, part)) }
 
 // SignNode issues a node's certificate with the default life for the public key
 // of a request, from which it takes nothing else.
@@ -107,7 +109,7 @@ func RenewAt(c *x509.Certificate) time.Time {
 // begin is when a certificate was issued: NotBefore lies earlier, by skewOf its life.
 func begin(c *x509.Certificate) time.Time {
 	whole := c.NotAfter.Sub(c.NotBefore)
-	return c.NotBefore.Add(min(whole/2, max(leastSkew, min(clockSkew, whole/11))))
+	return c.NotBefore.Add(min(whole/2, skewWithin(whole/11)))
 }
 
 // Life is how long a certificate was to last when it was issued.
