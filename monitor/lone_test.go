@@ -15,6 +15,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/freeport"
 )
 
 // lonely is a Lone without goroutines: the test says what time it is and looks.
@@ -280,13 +281,7 @@ func TestWhomAnotherNodeIsTellingStillHearsOfTheEnd(t *testing.T) {
 
 func TestAReceiverOutOfReachHearsOfTheEnd(t *testing.T) {
 	k, y, _, _ := lonelyKit(t, 0)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	_ = ln.Close()
-	far := &mailSink{addr: addr}
+	far := &mailSink{addr: freeport.Loopback(t)}
 	k.receiver("far", far.spec())
 	y.lose()
 	y.pass(10 * time.Minute)

@@ -14,6 +14,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/storetest"
+	"github.com/muster-vm/muster/internal/freeport"
 	"github.com/muster-vm/muster/internal/gossip"
 	"github.com/muster-vm/muster/internal/pki"
 )
@@ -209,12 +210,12 @@ func TestLoadOfABrokenNodeIsCut(t *testing.T) {
 }
 
 func TestPortIsTakenForTCPAndUDP(t *testing.T) {
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	addr := freeport.Loopback(t)
+	udp, err := net.ListenPacket("udp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = udp.Close() }()
-	addr := udp.LocalAddr().String()
 	if _, _, err := listenPort(addr); err == nil || !strings.Contains(err.Error(), "UDP "+addr) || !strings.Contains(err.Error(), "--listen") {
 		t.Errorf("a taken UDP port: %v", err)
 	}

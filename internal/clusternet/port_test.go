@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/muster-vm/muster/internal/freeport"
 	"github.com/muster-vm/muster/internal/pki"
 )
 
@@ -219,11 +220,6 @@ func TestDialReachesTheNodeItMeans(t *testing.T) {
 	if err != nil || string(b) != `muster-rpc from "client"` {
 		t.Errorf("%q, %v", b, err)
 	}
-	dead, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = dead.Close()
 	stranger := newCluster(t).identity(t, "client")
 	for name, x := range map[string]struct {
 		from *Identity
@@ -233,7 +229,7 @@ func TestDialReachesTheNodeItMeans(t *testing.T) {
 	}{
 		"another node":       {cli, "other", address(p), "certificate"},
 		"no node":            {cli, "", address(p), ""},
-		"nobody there":       {cli, "server", dead.Addr().String(), "refused"},
+		"nobody there":       {cli, "server", freeport.Loopback(t), "refused"},
 		"another cluster":    {stranger, "server", address(p), "certificate"},
 		"no address":         {cli, "server", "", ""},
 		"an address of junk": {cli, "server", "a:b:c", ""},

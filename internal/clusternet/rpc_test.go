@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/muster-vm/muster/internal/freeport"
 )
 
 type codedError struct{ error }
@@ -284,7 +286,7 @@ func TestAPeerThatRestartsIsFoundAgain(t *testing.T) {
 	methods := func(s *RPCServer) {
 		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
 	}
-	p := startPeer(t, srv, "127.0.0.1:0", methods)
+	p := startPeer(t, srv, freeport.Loopback(t), methods)
 	cli := newClient(t, c.identity(t, "client"))
 	echo := func(d time.Duration) error {
 		_, err := cli.Call(timeout(t, d), "server", p.addr, "echo", []byte("x"))

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/freeport"
 )
 
 func testAlert(rule, message string) api.Alert {
@@ -237,12 +238,7 @@ func TestHostileMailServers(t *testing.T) {
 }
 
 func TestUnreachableReceivers(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	_ = ln.Close()
+	addr := freeport.Loopback(t)
 	for name, spec := range map[string]api.ReceiverSpec{
 		"mail":         {Type: api.ReceiverSMTP, Address: addr, TLS: "none", From: "a@example.org", To: []string{"b@example.org"}},
 		"webhook":      {Type: api.ReceiverWebhook, Address: "http://" + addr},
