@@ -26,11 +26,12 @@ const (
 // SilenceSince is what a silence is counted from.
 type SilenceSince string
 
-// Silence counts from the last lease that this leader granted, or from the
-// beginning of its leadership if that is later: an earlier leader may have
-// granted one up to then.
+// Silence counts from the last lease that this leader granted. If there is none it
+// counts from the last moment at which an earlier leader may have granted one, which a
+// majority of the voters has told; or from the beginning of this leadership.
 const (
 	SinceGrant      SilenceSince = "grant"
+	SinceEarlier    SilenceSince = "earlierLeader"
 	SinceLeadership SilenceSince = "leadership"
 )
 
@@ -62,10 +63,10 @@ type FailoverSpec struct {
 	Term     uint64 `json:"term"`
 	// At is when, by the leader's wall clock; nothing depends on it.
 	At time.Time `json:"at"`
-	// SilentMillis is how long the node had no lease from this leader when it was
+	// SilentMillis is how long the node had been granted no lease when it was
 	// barred from further ones, by the leader's CLOCK_BOOTTIME.
 	SilentMillis int64        `json:"silentMillis"`
-	Since        SilenceSince `json:"since" enum:"grant,leadership"`
+	Since        SilenceSince `json:"since" enum:"grant,earlierLeader,leadership"`
 	Rules        LeaseRules   `json:"rules"`
 	// Power is the action that switched the host off, if that is the cause.
 	Power *FailoverPower `json:"power,omitempty"`

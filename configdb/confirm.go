@@ -7,6 +7,10 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math"
+	"time"
+
+	"github.com/muster-vm/muster/internal/clusternet"
 )
 
 // methodTerm asks a node for its Raft term.
@@ -20,7 +24,7 @@ const methodTerm = "configdb.term"
 // Raft's own VerifyLeader promises less: it counts the answers of members
 // without a vote, and answers to messages that were sent before it was asked.
 func (s *Store) askVoters(ctx context.Context) error {
-	term := s.node.Term()
+	term := s.node.TellTerm(s.cfg.NodeID) // its own voice counts
 	l, changed := s.leading.get()
 	if l == nil || l.Term != term {
 		return errNotLeader
@@ -75,6 +79,103 @@ func (s *Store) callTerm(ctx context.Context, m Member) (uint64, error) {
 	return decodeNumber(methodTerm, b)
 }
 
-func (s *Store) serveTerm(context.Context, []byte) ([]byte, error) {
-	return binary.AppendUvarint(nil, s.node.Term()), nil
+func (s *Store) serveTerm(ctx context.Context, _ []byte) ([]byte, error) {
+	return binary.AppendUvarint(nil, s.node.TellTerm(clusternet.CallerOf(ctx))), nil
+}
+
+// methodTold asks a voter when it last told a term before that of the leader who asks.
+const methodTold = "configdb.told"
+
+// Confirmed is when an earlier leader was confirmed for the last time, at the latest.
+type Confirmed struct {
+	Ago time.Duration // by the clock of a voter
+	By  string        // who led then; empty if that is not known
+}
+
+// LastConfirmed asks the voters, as the leader of a term, for the last moment at which an
+// earlier leader can have been confirmed, or a majority have said that nobody leads. It
+// takes a majority of those who elected this one. See ha/DESIGN.md, "What the voters
+// remember".
+func (s *Store) LastConfirmed(ctx context.Context, term uint64) (Confirmed, error) {
+	members, err := s.node.Electors(term)
+	if err != nil {
+		return Confirmed{}, err
+	}
+	last, err := s.toldBefore(term) // always, since it knows when the membership was stored
+	if err != nil {
+		return Confirmed{}, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // the rest need not answer
+	type answer struct {
+		Confirmed
+		err error
+	}
+	voters, answered, asked := 0, 0, 0
+	answers := make(chan answer, len(members))
+	for _, m := range members {
+		switch {
+		case !m.Voter:
+			continue
+		case m.NodeID == s.cfg.NodeID:
+			answered++
+		default:
+			asked++
+			go func() {
+				c, err := s.callTold(ctx, m, term)
+				answers <- answer{c, err}
+			}()
+		}
+		voters++
+	}
+	for answered <= voters/2 {
+		if asked == 0 {
+			return Confirmed{}, fmt.Errorf("when an earlier leader was confirmed: %d of %d voters answered; the last said: %w", answered, voters, err)
+		}
+		a := <-answers
+		asked--
+		if a.err != nil {
+			err = a.err
+			continue
+		}
+		answered++
+		if a.Ago < last.Ago {
+			last = a.Confirmed
+		}
+	}
+	return last, nil
+}
+
+func (s *Store) toldBefore(term uint64) (Confirmed, error) {
+	ago, by, err := s.node.ToldBefore(term)
+	return Confirmed{Ago: ago, By: by}, err
+}
+
+func (s *Store) callTold(ctx context.Context, m Member, term uint64) (Confirmed, error) {
+	b, err := s.cfg.Client.Call(ctx, m.NodeID, m.Address, methodTold, binary.AppendUvarint(nil, term))
+	if err != nil {
+		return Confirmed{}, err
+	}
+	return decodeConfirmed(b)
+}
+
+// serveTold answers with how long ago it was, in nanoseconds, and the node's ID.
+func (s *Store) serveTold(_ context.Context, request []byte) ([]byte, error) {
+	term, err := decodeNumber(methodTold, request)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.toldBefore(term)
+	if err != nil {
+		return nil, err
+	}
+	return append(binary.AppendUvarint(nil, uint64(c.Ago)), c.By...), nil //nolint:gosec // not negative
+}
+
+func decodeConfirmed(b []byte) (Confirmed, error) {
+	ago, n := binary.Uvarint(b)
+	if n <= 0 || ago > math.MaxInt64 {
+		return Confirmed{}, fmt.Errorf("%s: malformed answer", methodTold)
+	}
+	return Confirmed{Ago: time.Duration(ago), By: string(b[n:])}, nil
 }

@@ -31,6 +31,7 @@ func (notLeaderError) RPCCode() string { return codeNotLeader }
 func (s *Store) register(srv *clusternet.RPCServer) {
 	srv.Handle(methodTxns, s.serveTxns)
 	srv.Handle(methodTerm, s.serveTerm)
+	srv.Handle(methodTold, s.serveTold)
 	srv.Handle(methodReadIndex, func(ctx context.Context, _ []byte) ([]byte, error) {
 		rev, err := s.readIndex(ctx)
 		if err != nil {

@@ -23,6 +23,10 @@ const (
 	Margin = time.Second
 	// LostAfter is when the leader declares a silent node lost.
 	LostAfter = LeaseDuration + LeaseDuration*driftPerMille/1000 + KillTime + Margin
+	// maxCredit is how much sooner than by the beginning of its own leadership a new
+	// leader may take the leases of before for ended: an election and a bit. More would
+	// leave the nodes no time to be heard by it.
+	maxCredit = 3 * time.Second
 	// renewTimeout bounds one request for a lease.
 	renewTimeout = 3 * time.Second
 	// detectEvery is how often the leader looks for silent nodes.

@@ -50,9 +50,14 @@ func (g *grantor) hear(term uint64, nodeID string) {
 }
 
 // quiet returns how long nothing was heard of a node, at most the age of this
-// leadership. It is called with the lock held.
+// leadership; the node that led before was not heard of since then either. It is called
+// with the lock held.
 func (g *grantor) quiet(nodeID string) time.Duration {
-	return g.now() - max(g.since, g.granted[nodeID], g.heard[nodeID])
+	since := g.since
+	if nodeID == g.former {
+		since = g.earlier
+	}
+	return g.now() - max(since, g.granted[nodeID], g.heard[nodeID])
 }
 
 // silentOf returns those that have been silent for FenceAfter.

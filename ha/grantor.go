@@ -25,6 +25,9 @@ type Leader interface {
 	// Confirm returns nil if a majority confirmed the leadership of that term
 	// in a round trip begun after the call.
 	Confirm(ctx context.Context, term uint64) error
+	// LastConfirmed returns when, at the latest, an earlier leader was confirmed, or
+	// voters said that nobody leads.
+	LastConfirmed(ctx context.Context, term uint64) (configdb.Confirmed, error)
 }
 
 type renewRequest struct {
@@ -51,6 +54,8 @@ type grantor struct {
 	mu      sync.Mutex
 	term    uint64
 	since   time.Duration
+	earlier time.Duration            // an earlier leader has granted nothing later; since, until the voters have said more
+	former  string                   // the node that led then, if it is known
 	granted map[string]time.Duration // by node ID
 	heard   map[string]time.Duration // when it last asked, whatever it was answered
 	wired   map[string]time.Duration // when it last asked over the network
@@ -69,6 +74,7 @@ type grantor struct {
 func (g *grantor) enter(term uint64) bool {
 	if term > g.term {
 		g.term, g.since = term, g.now()
+		g.earlier, g.former = g.since, ""
 		g.forget()
 	}
 	return term == g.term
@@ -167,6 +173,18 @@ func (g *grantor) begin(term uint64) {
 	g.enter(term)
 }
 
+// credit notes what the voters remember of earlier leaders, heard now.
+func (g *grantor) credit(term uint64, c configdb.Confirmed) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.enter(term) {
+		return
+	}
+	at := g.now() - (c.Ago - c.Ago*driftPerMille/1000)
+	g.earlier = min(g.since, max(at, g.since-maxCredit))
+	g.former = c.By
+}
+
 // overdue returns the nodes whose every possible lease has ended, and bars
 // them from grants until settle. A node is looked at only if it is ready.
 func (g *grantor) overdue(term uint64, ready []string) []string {
@@ -177,7 +195,7 @@ func (g *grantor) overdue(term uint64, ready []string) []string {
 	}
 	var out []string
 	for _, id := range ready {
-		last := max(g.since, g.granted[id])
+		last := max(g.earlier, g.granted[id])
 		if !g.barred[id] && g.now()-last > LostAfter {
 			g.barred[id] = true
 			out = append(out, id)
@@ -210,17 +228,22 @@ func (g *grantor) settle(term uint64, nodeID string) {
 // silence returns how long ago the node's last lease was granted, at most the
 // age of this leadership.
 func (g *grantor) silence(nodeID string) time.Duration {
-	d, _ := g.silenceSince(nodeID)
-	return d
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.now() - max(g.since, g.granted[nodeID])
 }
 
-// silenceSince is silence with what it counts from.
-func (g *grantor) silenceSince(nodeID string) (time.Duration, api.SilenceSince) {
+// leaseless returns how long the node has had no new lease, of no leader, and what that
+// counts from.
+func (g *grantor) leaseless(nodeID string) (time.Duration, api.SilenceSince) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	last, since := g.granted[nodeID], api.SinceGrant
-	if g.since >= last {
-		last, since = g.since, api.SinceLeadership
+	if g.earlier >= last {
+		last, since = g.earlier, api.SinceEarlier
+		if g.earlier == g.since {
+			since = api.SinceLeadership
+		}
 	}
 	return g.now() - last, since
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -207,6 +208,85 @@ func TestGrantUnderWayWhileTheNodeIsDeclaredLostIsRefused(t *testing.T) {
 		grant.leader = slowLeader{leader, silent.do}
 		if _, err := grant.renew(context.Background(), n.id); err == nil {
 			t.Errorf("%s: the lease was granted", silent.name)
+		}
+	}
+}
+
+// A new leader may know that nobody was granted anything for a while before it led; of
+// the node that led, it may know that it was silent, too.
+func TestANewLeaderCountsFromWhatTheVotersRemember(t *testing.T) {
+	for name, x := range map[string]struct{ ago, sooner time.Duration }{
+		"nothing":                       {0, 0},
+		"what came after its beginning": {500 * time.Millisecond, 0},
+		"two seconds before it":         {3 * time.Second, 2*time.Second - 30*time.Millisecond}, // less the drift
+		"a long time":                   {time.Hour, maxCredit},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := chaosFree(t)
+			g := w.nodes[0].svc.grant
+			former, other := w.nodes[3].id, w.nodes[4].id
+			both := []string{former, other}
+			g.begin(5)
+			w.now += time.Second
+			g.credit(4, configdb.Confirmed{Ago: time.Hour, By: other}) // of an earlier leadership
+			g.credit(5, configdb.Confirmed{Ago: x.ago, By: former})
+			since := func(d time.Duration) { w.now += d - (g.now() - g.since) }
+			const bit = 50 * time.Millisecond
+			since(FenceAfter - x.sooner + bit)
+			want := []string{former}
+			if x.sooner == 0 {
+				want = both
+			}
+			if got := g.silentOf(5, both); !slices.Equal(got, want) {
+				t.Errorf("silent are %v, want %v", got, want)
+			}
+			since(LostAfter - x.sooner - bit)
+			if got := g.overdue(5, both); len(got) != 0 {
+				t.Errorf("too soon overdue: %v", got)
+			}
+			since(LostAfter - x.sooner + bit)
+			_, from := g.leaseless(other)
+			if got := g.overdue(5, both); !slices.Equal(got, both) || (from == api.SinceEarlier) != (x.sooner > 0) {
+				t.Errorf("overdue are %v, which counts from %q", got, from)
+			}
+		})
+	}
+}
+
+// It takes a majority of them: the last lease of an earlier leader may have been granted
+// with the voices of others than those who answer.
+func TestAMajorityOfTheVotersRemembers(t *testing.T) {
+	for _, off := range []rule{everyRule, majorityRemembers} {
+		w := chaosFree(t)
+		ctx := context.Background()
+		w.off, w.now = off, time.Minute
+		n, former, leader := w.nodes[1], w.nodes[0], w.nodes[4]
+		cut := func(nodes ...int) {
+			for _, o := range w.nodes {
+				o.cutOff = slices.Contains(nodes, o.i)
+			}
+		}
+		cut(3, 4)
+		sent := n.clock()
+		a, err := former.svc.grant.renew(ctx, n.id)
+		must(t, err)
+		must(t, n.keeper.extend(ctx, sent+LeaseDuration, a))
+		cut(0, 1)
+		w.term, w.lead, former.leads = 2, leader.i, false
+		for _, o := range w.nodes[2:] {
+			o.voter = w.term
+		}
+		leader.leads, leader.believes = true, configdb.Leadership{Term: w.term}
+		leader.svc.Begin(w.term)
+		must(t, leader.svc.learn(ctx, w.term))
+		for w.phase(n.i) != api.NodeLost {
+			if w.now += 100 * time.Millisecond; w.now > 2*time.Minute {
+				t.Fatal("it is never lost")
+			}
+			leader.detect(impatient{ctx}, w.term)
+		}
+		if early := n.clock() < n.deadline+KillTime; early != (off != everyRule) {
+			t.Errorf("lost before its guard is done: %v; the rule is off: %v", early, off != everyRule)
 		}
 	}
 }

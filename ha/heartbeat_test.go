@@ -350,6 +350,72 @@ func TestRareRulesOfTheStorageHeartbeatAreNeeded(t *testing.T) {
 	}
 }
 
+// A new leader goes by what the voters remember, and they remember what they said while
+// nobody led. The switch is dead; node 0 lives by the voters' answers; then nodes 2 to 4
+// hear each other again, and node 0 reads nothing any more.
+func TestVotersRememberThatTheySaidThatNobodyLeads(t *testing.T) {
+	for _, off := range []rule{abstentionIsRemembered, whoAnsweredLeaves} {
+		for _, r := range []rule{everyRule, off} {
+			w := heartbeats(t)
+			ctx := context.Background()
+			w.beats(20*time.Second, nothing)
+			w.off = r
+			w.switchFails(true)
+			n, leader := w.nodes[0], w.nodes[4]
+			var term uint64
+			if off == abstentionIsRemembered {
+				w.beats(9*time.Second, nothing)
+				if !n.heart.byNotes {
+					t.Fatal("it does not live by notes")
+				}
+				term = n.heart.term + 1
+				w.elected(4, term, 2, 3, 4)
+			} else { // node 1 says so and votes in that term then; node 2 answers its leader before it says so
+				w.beats(2*time.Second, nothing)
+				term = n.heart.term + 1
+				a := asked{question: question{ID: "by hand", Leave: term}, sent: n.clock(), left: map[string]abstention{}}
+				a.left[n.id], a.left[w.nodes[1].id] = w.abstains(0, term), w.abstains(1, term)
+				w.elected(4, term, 1, 3, 4)
+				w.nodes[2].heart.term = term
+				n.heart.asked = append(n.heart.asked, a)
+			}
+			for _, i := range []int{2, 3, 4} {
+				w.nodes[i].cutOff = false
+			}
+			must(t, leader.svc.learn(ctx, term))
+			if off == whoAnsweredLeaves {
+				n.heart.asked[len(n.heart.asked)-1].left[w.nodes[2].id] = w.abstains(2, term)
+				n.heart.count(ctx)
+				if now := n.deadline == n.clock()+LeaseDuration; now != (r == off) {
+					t.Errorf("the lease went on: %v; the rule is off: %v", now, r == off)
+				}
+				w.nodes[1].cutOff = false // so that the leader has a majority without node 2
+			}
+			for _, o := range w.nodes {
+				o.heart.c.Caller = deaf{}
+			}
+			n.heart.c.Notes, leader.heart.c.Notes = slot{board{}, n.heart}, slot{board{}, leader.heart}
+			early := false
+			w.beats(LostAfter+time.Second, func() {
+				early = early || w.phase(0) == api.NodeLost && n.clock() < n.deadline+KillTime
+			})
+			if w.phase(0) != api.NodeLost || early != (r == off) {
+				t.Errorf("%q: the node is %s, lost before its guard is done: %v; the rule is off: %v", heartRules[off].what, w.phase(0), early, r == off)
+			}
+		}
+	}
+}
+
+// abstains is what node i says of a term while it knows no leader.
+func (w *world) abstains(i int, term uint64) abstention {
+	w.t.Helper()
+	h := w.nodes[i].heart
+	h.heard = w.now - time.Minute
+	a, err := h.Abstain(context.Background(), term)
+	must(w.t, err)
+	return abstention{Term: a.Term, Voted: a.Voted, Voters: a.Voters}
+}
+
 // shelves are some pools, of which a node may write to a part.
 type shelves struct {
 	slot

@@ -254,9 +254,15 @@ func (h *simHeart) Abstain(_ context.Context, term uint64) (configdb.Abstention,
 		return configdb.Abstention{}, errors.New("there is a leader")
 	}
 	a := configdb.Abstention{Term: max(h.term, term), Voters: h.Voters()}
+	if h.n.w.off != whoAnsweredLeaves {
+		a.Term = max(a.Term, h.n.told.Asked()+1)
+	}
 	a.Voted = h.voted == a.Term && h.n.w.off != whoHasVotedDoesNotCount
 	if h.n.w.off != votersLeaveTheirTerms {
 		h.term = a.Term
+	}
+	if h.n.w.off != abstentionIsRemembered {
+		h.n.told.Abstain(a.Term, h.n.clock, func() bool { return true })
 	}
 	return a, nil
 }
@@ -300,12 +306,14 @@ func (h *simHeart) Voters() (ids []string) {
 
 var heartRules = map[rule]ruleOff{
 	noteCountsFromQuestion:  {"by notes, too, a lease counts from the moment it was asked for", 1},
-	answerNamesQuestion:     {"an answer counts for the question that it names", 10},
-	onlyWhatRunsGoesOn:      {"by notes a lease that has lapsed does not begin anew", 3},
+	answerNamesQuestion:     {"an answer counts for the question that it names", 13},
+	onlyWhatRunsGoesOn:      {"by notes a lease that has lapsed does not begin anew", 4},
 	votersLeaveTheirTerms:   {"who says that nobody leads has left all earlier terms", 1},
 	whoHasVotedDoesNotCount: {"who has voted in a term does not say that nobody leads in it", 1},
-	majorityLeaves:          {"it takes a majority to say that nobody leads", 19},
+	majorityLeaves:          {"it takes a majority to say that nobody leads", 26},
 	oneTerm:                 {"the majority says so of one term", 1},
+	abstentionIsRemembered:  {"the voters remember that they have said so", 1},
+	whoAnsweredLeaves:       {"who has answered a leader says that nobody leads in a higher term alone", 1},
 }
 
 func TestNoTwoNodesRunOneVMWithNotes(t *testing.T) {
@@ -336,5 +344,7 @@ func TestEachRuleOfTheStorageHeartbeatIsNeeded(t *testing.T) {
 	delete(byChance, oneTerm)
 	delete(byChance, votersLeaveTheirTerms)
 	delete(byChance, noteCountsFromQuestion)
+	delete(byChance, abstentionIsRemembered)
+	delete(byChance, whoAnsweredLeaves)
 	needed(t, byChance, 60, func(t *testing.T, seed uint64, off rule) *world { return newHeartWorld(t, seed, 4, off) })
 }

@@ -28,6 +28,8 @@ const (
 	recoverDeadline = 5 * time.Minute // of the task that follows a recovery
 	recoverRetry    = 5 * time.Second // when no node fits
 	settleRetry     = 200 * time.Millisecond
+	askTimeout      = time.Second // of one question to the voters
+	askPause        = 300 * time.Millisecond
 )
 
 // Placer reads the cluster as one on which VMs can be placed.
@@ -118,6 +120,7 @@ func (s *Service) Begin(term uint64) { s.grant.begin(term) }
 func (s *Service) Run(ctx context.Context, term uint64) error {
 	s.grant.begin(term)
 	group, ctx := contain.NewGroup(ctx)
+	group.Go(func() { s.askVoters(ctx, term) })
 	group.Go(func() {
 		s.detect(ctx, term, func(attempt func(context.Context)) { group.Go(func() { attempt(ctx) }) })
 	})
@@ -146,6 +149,34 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 	})
 	err := loop.Run(ctx)
 	return errors.Join(err, group.Stop())
+}
+
+// askVoters learns of earlier leaders, as soon as a majority of the voters answers.
+func (s *Service) askVoters(ctx context.Context, term uint64) {
+	for began := s.grant.now(); s.grant.now()-began < LostAfter; {
+		actx, cancel := context.WithTimeout(ctx, askTimeout)
+		err := s.learn(actx, term)
+		cancel()
+		if err == nil {
+			return
+		}
+		s.log.Debug("the voters did not say when an earlier leader was confirmed", "err", err)
+		select {
+		case <-time.After(askPause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// learn has the voters say since when no earlier leader granted anything. Without their
+// answer everything counts from the beginning of this leadership.
+func (s *Service) learn(ctx context.Context, term uint64) error {
+	c, err := s.grant.leader.LastConfirmed(ctx, term)
+	if err == nil {
+		s.grant.credit(term, c)
+	}
+	return err
 }
 
 // detect declares silent nodes lost, has them switched off, and readmits
@@ -192,7 +223,7 @@ func (s *Service) readyNodes() []string {
 // declareLost marks a node, which is barred from leases, as lost. The bar is
 // lifted only when it is known whether the mark was set.
 func (s *Service) declareLost(ctx context.Context, term uint64, nodeID string) {
-	silent, since := s.grant.silenceSince(nodeID)
+	silent, since := s.grant.leaseless(nodeID)
 	for {
 		_, err := s.markLost(ctx, term, nodeID, silent, since)
 		switch {

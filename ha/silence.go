@@ -48,7 +48,7 @@ func (s *Service) term() uint64 {
 // gatherWithin it is, or has renewed its lease.
 func (s *Service) gathering() bool {
 	for _, id := range s.readyNodes() {
-		if d := s.grant.silence(id); d > LostAfter-gatherWithin && d < LostAfter+gatherWithin {
+		if d, _ := s.grant.leaseless(id); d > LostAfter-gatherWithin && d < LostAfter+gatherWithin {
 			return true
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/configdb/fsm"
+	"github.com/muster-vm/muster/configdb/raftnode"
 	"github.com/muster-vm/muster/ha/plan"
 )
 
@@ -56,6 +57,7 @@ type world struct {
 	pool     *simPool  // nil: no VM has a storage guard
 	notes    *simNotes // nil: there are no notes
 	carried  int       // calls that carried questions to a leader
+	credits  int       // times that voters remembered something
 	shot     int       // attempts to switch a node off that were confirmed
 	cuts     []string  // nodes that were switched off, without chance
 	// power is what a device does for node by; nil: there is none
@@ -96,6 +98,10 @@ type simNode struct {
 	drilled  map[string]int           // what was killed for a drill, by the life of the host: the guard keeps it
 	guests   *guest                   // of VMs with a storage guard
 	heart    *simHeart                // nil: there are no notes
+	voter    uint64                   // the term that it is in, where there are no notes
+	told     *raftnode.Told
+	asking   bool   // its voters, about earlier leaders
+	answered uint64 // the term of which they have said it
 }
 
 func (n *simNode) clock() time.Duration { return n.offset + time.Duration(float64(n.w.now)*n.rate) }
@@ -214,6 +220,7 @@ func (n *simNode) watchdog() {
 	n.frozen, n.leads = n.w.now+10*time.Second+n.w.upTo(time.Minute), false // it boots
 	n.petted = n.clock() + n.w.upTo(time.Minute)                            // nobody has opened the device yet
 	n.keeper = n.newKeeper()
+	n.told = raftnode.NewTold(n.voterTerm(), n.clock())
 }
 
 func (n *simNode) newKeeper() *Keeper {
@@ -224,6 +231,7 @@ func (n *simNode) newKeeper() *Keeper {
 func (n *simNode) Leadership() (configdb.Leadership, bool) { return n.believes, n.leads }
 
 func (n *simNode) Confirm(_ context.Context, term uint64) error {
+	tell := n.w.telling(n)
 	n.w.meanwhile(100, 150) // the request waits its turn
 	switch {
 	case n.w.off == leaderIsConfirmed:
@@ -231,7 +239,60 @@ func (n *simNode) Confirm(_ context.Context, term uint64) error {
 	case n.w.lead != n.i || n.w.term != term || n.cutOff || !n.w.followed():
 		return errors.New("not confirmed")
 	}
+	tell()
 	return nil
+}
+
+// voterTerm is the term in which this node is as a voter.
+func (n *simNode) voterTerm() uint64 {
+	if n.heart != nil {
+		return n.heart.term
+	}
+	return n.voter
+}
+
+// telling has a majority tell their terms to a leader, at the moment of this call, as
+// soon as it is known that they did.
+func (w *world) telling(leader *simNode) func() {
+	at := make([]time.Duration, len(w.nodes))
+	for i, n := range w.nodes {
+		at[i] = n.clock()
+	}
+	return func() {
+		need := len(w.nodes)/2 + 1
+		for _, i := range append([]int{leader.i}, w.rng.Perm(len(w.nodes))...) {
+			o := w.nodes[i]
+			if need == 0 || o == leader && need <= len(w.nodes)/2 || o.cutOff || w.notes != nil && (o.frozen > w.now || o.heart.term > w.term) {
+				continue
+			}
+			need--
+			o.voter = max(o.voter, w.term)
+			o.told.Tell(o.voterTerm, func() time.Duration { return at[i] }, leader.id)
+		}
+	}
+}
+
+// LastConfirmed is as a majority of the voters remember it.
+func (n *simNode) LastConfirmed(_ context.Context, term uint64) (configdb.Confirmed, error) {
+	last, answers := configdb.Confirmed{Ago: time.Hour}, 0
+	for _, i := range append([]int{n.i}, n.w.rng.Perm(len(n.w.nodes))...) {
+		n.w.meanwhile(100, 50)
+		o := n.w.nodes[i]
+		if o == n && answers > 0 || o != n && (o.cutOff || n.cutOff) || o.frozen > n.w.now {
+			continue
+		}
+		t, err := o.told.Before(term, o.voterTerm)
+		if err != nil {
+			continue
+		}
+		if c := (configdb.Confirmed{Ago: o.clock() - t.At, By: t.By}); c.Ago < last.Ago {
+			last = c
+		}
+		if answers++; answers > len(n.w.nodes)/2 || n.w.off == majorityRemembers {
+			return last, nil
+		}
+	}
+	return last, errors.New("too few voters answer")
 }
 
 // The database, as this node sees it.
@@ -362,7 +423,8 @@ func newWorld(t *testing.T, seed uint64, vms int, off rule) *world {
 	log := slog.New(slog.DiscardHandler)
 	tx := &configdb.Txn{}
 	for i := range 5 {
-		n := &simNode{w: w, i: i, id: simID(1, i), offset: w.upTo(time.Hour), rate: w.clockRate(), running: map[string]time.Duration{}}
+		n := &simNode{w: w, i: i, id: simID(1, i), offset: w.upTo(time.Hour), rate: w.clockRate(), running: map[string]time.Duration{}, voter: 1}
+		n.told = raftnode.NewTold(0, n.clock())
 		w.nodes = append(w.nodes, n)
 		o := api.Node{Meta: api.NewMeta(api.KindNode, "", fmt.Sprintf("m%d", i)), Status: api.NodeStatus{Phase: api.NodeReady}}
 		o.Meta.ID = n.id
@@ -464,11 +526,15 @@ func (w *world) elect() {
 	w.term++
 	w.lead = n.i
 	w.vote(n, can)
+	n.voter = w.term
+	for _, i := range w.rng.Perm(len(can))[:len(w.nodes)/2+1] {
+		can[i].voter = w.term
+	}
 	n.view = w.mem.Local()
 	n.leads, n.believes = true, configdb.Leadership{Term: w.term}
 	if g := n.svc.grant; w.off == newLeaderWaits {
 		g.enter(w.term)
-		g.since -= 2 * LostAfter
+		g.earlier -= 2 * LostAfter
 	}
 }
 
@@ -571,6 +637,14 @@ func (n *simNode) detect(ctx context.Context, term uint64) {
 func (n *simNode) govern() {
 	ctx := impatient{context.Background()}
 	term := n.believes.Term
+	if n.answered != term && !n.asking && n.w.rng.IntN(4) == 0 {
+		n.asking = true
+		if n.svc.learn(ctx, term) == nil {
+			n.answered = term
+			n.w.credits++
+		}
+		n.asking = false
+	}
 	if !n.detecting { // one goroutine, which may be in the middle of it
 		n.detecting = true
 		n.detect(ctx, term)
@@ -690,7 +764,7 @@ func TestNoTwoNodesRunOneVM(t *testing.T) {
 	const each, vms = 2000, 4 // seven minutes of cluster time in each world
 	wanted, seed := setting(t, envSteps, 8*each), setting(t, envSeed, 1)
 	var moved uint64
-	var steps, looks, ran, worlds, resets, shot, proved int
+	var steps, looks, ran, worlds, resets, shot, proved, credits int
 	for ; steps < wanted; seed++ {
 		w := newWorld(t, uint64(seed), vms, everyRule)
 		w.power = w.chancy
@@ -701,12 +775,12 @@ func TestNoTwoNodesRunOneVM(t *testing.T) {
 		proved += w.prove()
 		moved += w.moves()
 		worlds, looks, steps, resets = worlds+1, looks+each, steps+w.steps, resets+w.resets
-		shot += w.shot
+		shot, credits = shot+w.shot, credits+w.credits
 		w.mem.Close()
 	}
-	t.Logf("%d worlds, %d steps, %d moves, %d hosts reset by their watchdogs, %d switched off, %d losses proved, VMs were running in %d %% of the looks, none twice",
-		worlds, steps, moved, resets, shot, proved, 100*ran/(looks*vms))
-	if moved < uint64(worlds) || ran < looks || resets == 0 || shot == 0 || proved == 0 {
+	t.Logf("%d worlds, %d steps, %d moves, %d hosts reset by their watchdogs, %d switched off, %d losses proved, %d leaders learned of earlier ones, VMs were running in %d %% of the looks, none twice",
+		worlds, steps, moved, resets, shot, proved, credits, 100*ran/(looks*vms))
+	if moved < uint64(worlds) || ran < looks || resets == 0 || shot == 0 || proved == 0 || credits < worlds {
 		t.Error("the simulation is too quiet to prove anything")
 	}
 }
@@ -721,6 +795,7 @@ const (
 	leaseCountsFromRequest
 	leaderWaits
 	newLeaderWaits
+	majorityRemembers // see TestAMajorityOfTheVotersRemembers
 	overdueIsBarred
 	lostGetsNoLease
 	moveNeedsTerm
@@ -750,6 +825,8 @@ const (
 	whoHasVotedDoesNotCount
 	majorityLeaves
 	oneTerm
+	abstentionIsRemembered
+	whoAnsweredLeaves
 )
 
 // ruleOff says what a rule is, and a world that goes wrong without it.
@@ -759,21 +836,21 @@ type ruleOff struct {
 }
 
 var rules = map[rule]ruleOff{
-	leaderIsConfirmed:      {"a lease is granted only after a majority has confirmed the leader", 10},
-	leaseCountsFromRequest: {"a lease counts from the moment it was asked for", 18},
-	leaderWaits:            {"a node is lost only after lease, drift, kill time and margin", 6},
+	leaderIsConfirmed:      {"a lease is granted only after a majority has confirmed the leader", 29},
+	leaseCountsFromRequest: {"a lease counts from the moment it was asked for", 33},
+	leaderWaits:            {"a node is lost only after lease, drift, kill time and margin", 7},
 	newLeaderWaits:         {"a new leader waits as if every node had just been granted a lease", 1},
-	overdueIsBarred:        {"a node that is being declared lost gets no lease", 49},
-	lostGetsNoLease:        {"a lost node gets no lease before it is readmitted", 73},
-	moveNeedsTerm:          {"a decision lands only in the term of its leader", 1},
-	moveNeedsLostMark:      {"a VM moves only while its node is marked lost", 33},
+	overdueIsBarred:        {"a node that is being declared lost gets no lease", 53},
+	lostGetsNoLease:        {"a lost node gets no lease before it is readmitted", 87},
+	moveNeedsTerm:          {"a decision lands only in the term of its leader", 9},
+	moveNeedsLostMark:      {"a VM moves only while its node is marked lost", 41},
 	lapseKills:             {"the guard kills when the lease has lapsed", 3},
 	lapseIsForGood:         {"a lapsed session is not taken up again", 1},
 	startNeedsSession:      {"the guard starts a VM only in the session of the decision", 2},
-	startNeedsRevision:     {"a decision waits for the revision of its lease", 3},
-	lastPettingInTime:      {"the watchdog of a guard that is stopped bites before the VMs move", 19},
-	killInTime:             {"assumption: what is killed is dead after the kill time", 34},
-	clocksAgree:            {"assumption: clocks differ in rate by less than 1 %", 9},
+	startNeedsRevision:     {"a decision waits for the revision of its lease", 4},
+	lastPettingInTime:      {"the watchdog of a guard that is stopped bites before the VMs move", 27},
+	killInTime:             {"assumption: what is killed is dead after the kill time", 36},
+	clocksAgree:            {"assumption: clocks differ in rate by less than 1 %", 15},
 }
 
 // A checker that sees nothing proves nothing: with each rule off, VMs run twice.

@@ -5,6 +5,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -93,6 +94,9 @@ type leads struct{}
 
 func (leads) Leadership() (configdb.Leadership, bool) { return configdb.Leadership{Term: 1}, true }
 func (leads) Confirm(context.Context, uint64) error   { return nil }
+func (leads) LastConfirmed(context.Context, uint64) (configdb.Confirmed, error) {
+	return configdb.Confirmed{}, errors.New("there is nobody to ask")
+}
 
 // lose marks nodes as lost and lets the real recovery do its work, until done.
 func (g *ground) lose(done func(v *configdb.View) bool, at ...int) {

@@ -30,9 +30,6 @@ var errHasLeader = errors.New("this node knows a leader")
 // for one of the leader's own.
 const noAddress = "-"
 
-// lastVoteTerm is where Raft keeps the term of the last vote.
-var lastVoteTerm = []byte("LastVoteTerm")
-
 // Abstain makes sure that this node is at least in a term, unless it knows a leader.
 // It does so as any voter does who hears of a higher term: by a request for a vote, of
 // a candidate with an empty log, to whom Raft grants none.
@@ -40,12 +37,12 @@ func (n *Node) Abstain(ctx context.Context, term uint64) (Abstention, error) {
 	if _, last, ok := n.last(); !ok || last == 0 {
 		return Abstention{}, errors.New("this node has no log yet")
 	}
-	if _, _, known := n.Leader(); known {
+	if n.knowsLeader() {
 		return Abstention{}, errHasLeader
 	}
 	n.abstains.Lock()
 	defer n.abstains.Unlock()
-	term = max(term, n.raft.CurrentTerm())
+	term = max(term, n.raft.CurrentTerm(), n.told.Asked()+1)
 	was, err := n.floor.raise(ctx, term)
 	if err != nil {
 		return Abstention{}, err
@@ -69,17 +66,17 @@ func (n *Node) Abstain(ctx context.Context, term uint64) (Abstention, error) {
 // abstention reads vote and membership in a term, which it reads last: terms only grow.
 func (n *Node) abstention(term uint64) (Abstention, error) {
 	a := Abstention{Term: term}
-	voted, err := n.disk.GetUint64(lastVoteTerm)
-	if err != nil && err.Error() != "not found" { // as Raft asks it
-		return Abstention{}, fmt.Errorf("read the last vote: %w", err)
+	voted, err := stableNumber(n.disk, lastVoteTerm)
+	if err != nil {
+		return Abstention{}, err
 	}
 	f := n.raft.GetConfiguration()
 	if err := f.Error(); err != nil {
 		return Abstention{}, fmt.Errorf("read membership: %w", err)
 	}
 	a.Voted = voted >= term
-	if _, _, known := n.Leader(); known || n.raft.CurrentTerm() != term {
-		return Abstention{}, errHasLeader // or an election goes on
+	if !n.told.Abstain(term, n.clock, func() bool { return !n.knowsLeader() && n.raft.CurrentTerm() == term }) {
+		return Abstention{}, errHasLeader // or an election goes on, or was won since
 	}
 	for _, s := range f.Configuration().Servers {
 		if s.Suffrage == raft.Voter {
@@ -88,6 +85,11 @@ func (n *Node) abstention(term uint64) (Abstention, error) {
 	}
 	slices.Sort(a.Voters)
 	return a, nil
+}
+
+func (n *Node) knowsLeader() bool {
+	_, _, known := n.Leader()
+	return known
 }
 
 // noteLeader takes down when the leader is missed. Raft calls it at that moment; of two
@@ -106,7 +108,7 @@ func (n *Node) noteLeader(o *raft.Observation) bool {
 // Leaderless returns for how long this node has known no leader, at most its own life; 0
 // while it knows one.
 func (n *Node) Leaderless() time.Duration {
-	if _, _, known := n.Leader(); known {
+	if n.knowsLeader() {
 		n.missed.Store(0)
 		return 0
 	}

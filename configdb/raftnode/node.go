@@ -92,6 +92,8 @@ type Node struct {
 	fsm       *adapter
 	abstains  sync.Mutex // one at a time
 	floor     floor
+	told      *Told
+	changed   atomic.Uint64 // the term of the newest membership that was stored in this life
 	// missed is since when no leader is known, by the clock, in nanoseconds; 0 while one is.
 	missed atomic.Int64
 	clock  func() time.Duration // of the boot
@@ -111,6 +113,11 @@ func Open(cfg Config) (*Node, error) {
 		closing: closing, space: make(chan struct{}, 1), clock: hostboot.Clock,
 	}
 	n.missed.Store(int64(n.clock()))
+	term, err := stableNumber(d, currentTermKey)
+	if err != nil {
+		return nil, n.closeAfter(err)
+	}
+	n.told = NewTold(term, n.clock())
 	d.onSpace = func(bool) {
 		select {
 		case n.space <- struct{}{}:
@@ -129,7 +136,7 @@ func Open(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, n.closeAfter(err)
 	}
-	log, err := newSnapLog(logs, d.snapshots, cfg.OnFatal)
+	log, err := newSnapLog(logs, d.snapshots, cfg.OnFatal, n.noteMembership)
 	if err != nil {
 		return nil, n.closeAfter(err)
 	}

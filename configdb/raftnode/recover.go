@@ -15,9 +15,6 @@ import (
 	"github.com/muster-vm/muster/configdb/fsm"
 )
 
-// currentTermKey is where Raft keeps its term in the stable store.
-var currentTermKey = []byte("CurrentTerm")
-
 // Files names the directory of a node that does not run, and who it is.
 type Files struct {
 	Dir, NodeID, Address string
@@ -112,9 +109,9 @@ func recoverStores(ctx context.Context, f Files, logs raft.LogStore, stable raft
 	if state.View().Revision() == 0 {
 		return fmt.Errorf("%w in %s", ErrNoState, f.Dir)
 	}
-	seen, err := stable.GetUint64(currentTermKey)
-	if err != nil && err.Error() != "not found" { // the text is part of Raft's interface
-		return fmt.Errorf("read term: %w", err)
+	seen, err := stableNumber(stable, currentTermKey)
+	if err != nil {
+		return err
 	}
 	term = max(term, seen) + 1
 	if err := edit(state, term); err != nil {

@@ -24,14 +24,16 @@ import (
 type snapLog struct {
 	raft.LogStore
 	onFatal func(error)
+	// onMembership is told the term of a new membership before Raft goes by it.
+	onMembership func(term uint64)
 
 	mu          sync.Mutex
 	index, term uint64 // of the newest snapshot; 0 without one
 }
 
 // newSnapLog returns the log with what its snapshots cover.
-func newSnapLog(logs raft.LogStore, snaps raft.SnapshotStore, onFatal func(error)) (*snapLog, error) {
-	l := &snapLog{LogStore: logs, onFatal: onFatal}
+func newSnapLog(logs raft.LogStore, snaps raft.SnapshotStore, onFatal func(error), onMembership func(term uint64)) (*snapLog, error) {
+	l := &snapLog{LogStore: logs, onFatal: onFatal, onMembership: onMembership}
 	list, err := snaps.List()
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
@@ -117,6 +119,11 @@ func (l *snapLog) StoreLogs(entries []*raft.Log) error {
 			return err
 		}
 	}
+	for _, e := range entries {
+		if e.Type == raft.LogConfiguration {
+			l.onMembership(e.Term)
+		}
+	}
 	return l.LogStore.StoreLogs(entries)
 }
 
@@ -128,6 +135,7 @@ type snapStore struct {
 
 // Create implements raft.SnapshotStore.
 func (s snapStore) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, cIndex uint64, t raft.Transport) (raft.SnapshotSink, error) {
+	s.log.onMembership(0) // it brings one, if it is not this node's own
 	sink, err := s.SnapshotStore.Create(version, index, term, c, cIndex, t)
 	if err != nil {
 		return nil, err

@@ -86,7 +86,7 @@ func TestALogAndItsSnapshot(t *testing.T) {
 				}
 			}
 			inner, snaps := written(t, c.first, c.terms...), raft.NewInmemSnapshotStore()
-			l, err := newSnapLog(inner, snaps, func(err error) { t.Error(err) })
+			l, err := newSnapLog(inner, snaps, func(err error) { t.Error(err) }, func(uint64) {})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -95,7 +95,7 @@ func TestALogAndItsSnapshot(t *testing.T) {
 
 			// The same if the node crashed after the snapshot was there.
 			inner = written(t, c.first, c.terms...)
-			if l, err = newSnapLog(inner, snaps, func(err error) { t.Error(err) }); err != nil {
+			if l, err = newSnapLog(inner, snaps, func(err error) { t.Error(err) }, func(uint64) {}); err != nil {
 				t.Fatal(err)
 			}
 			check(l, inner)
@@ -106,7 +106,7 @@ func TestALogAndItsSnapshot(t *testing.T) {
 func TestNothingIsWrittenBehindAGap(t *testing.T) {
 	fatal := 0
 	inner := written(t, 1, 1, 1, 1)
-	l, err := newSnapLog(inner, raft.NewInmemSnapshotStore(), func(error) { fatal++ })
+	l, err := newSnapLog(inner, raft.NewInmemSnapshotStore(), func(error) { fatal++ }, func(uint64) {})
 	if err != nil {
 		t.Fatal(err)
 	}

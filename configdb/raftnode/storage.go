@@ -4,6 +4,7 @@
 package raftnode
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -30,4 +31,19 @@ func (s *Storage) configure(rc *raft.Config) {
 	if s.SnapshotInterval > 0 {
 		rc.SnapshotInterval = s.SnapshotInterval
 	}
+}
+
+// What Raft keeps in the stable store under these names.
+var (
+	currentTermKey = []byte("CurrentTerm")
+	lastVoteTerm   = []byte("LastVoteTerm")
+)
+
+// stableNumber reads such a number, 0 if there is none yet.
+func stableNumber(s raft.StableStore, key []byte) (uint64, error) {
+	v, err := s.GetUint64(key)
+	if err != nil && err.Error() != "not found" { // the text is part of Raft's interface
+		return 0, fmt.Errorf("read %s: %w", key, err)
+	}
+	return v, nil
 }

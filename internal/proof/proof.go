@@ -153,7 +153,7 @@ func (v *verdict) certain(s *api.FailoverSpec) {
 		case r.LeaseMillis != lease || r.DriftPerMille < perMille || r.KillMillis < kill:
 			v.say(RuleCertain, false, "the leader went by a lease of %d ms, a drift of %d per mille and %d ms to kill; this program knows %d, %d and %d",
 				r.LeaseMillis, r.DriftPerMille, r.KillMillis, lease, perMille, kill)
-		case s.Since != api.SinceGrant && s.Since != api.SinceLeadership:
+		case sinceText(s.Since) == "":
 			v.say(RuleCertain, false, "the record does not say what the silence was counted from")
 		default:
 			v.say(RuleCertain, s.SilentMillis >= need, "%d ms since %s, by the leader's CLOCK_BOOTTIME; %d ms are needed (lease %d, drift %d, kill %d)",
@@ -170,11 +170,17 @@ func (v *verdict) certain(s *api.FailoverSpec) {
 	}
 }
 
+// sinceText is empty for what this program does not know.
 func sinceText(s api.SilenceSince) string {
-	if s == api.SinceLeadership {
+	switch s {
+	case api.SinceGrant:
+		return "the last lease was granted"
+	case api.SinceEarlier:
+		return "an earlier leader may have granted one, as a majority of the voters says"
+	case api.SinceLeadership:
 		return "the leadership began"
 	}
-	return "the last lease was granted"
+	return ""
 }
 
 // power checks what a device answered: off, as often as needed, after the last
