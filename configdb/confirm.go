@@ -25,50 +25,72 @@ const methodTerm = "configdb.term"
 // without a vote, and answers to messages that were sent before it was asked.
 func (s *Store) askVoters(ctx context.Context) error {
 	term := s.node.TellTerm(s.cfg.NodeID) // its own voice counts
-	l, changed := s.leading.get()
-	if l == nil || l.Term != term {
-		return errNotLeader
-	}
 	members, err := s.node.Members()
 	if err != nil {
 		return err
 	}
+	_, err = askMajority(ctx, s, term, members, func(ctx context.Context, m Member) (uint64, error) {
+		t, err := s.callTerm(ctx, m)
+		if err == nil && t > term {
+			err = fmt.Errorf("it is in term %d", t)
+		}
+		return t, err
+	})
+	return err
+}
+
+// askMajority asks the voters among the members until a majority has answered, with this
+// node, which leads in the term. It returns the others' answers.
+func askMajority[T any](ctx context.Context, s *Store, term uint64, members []Member, ask func(context.Context, Member) (T, error)) ([]T, error) {
+	l, changed := s.leading.get()
+	if l == nil || l.Term != term {
+		return nil, errNotLeader
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // the rest need not answer
-	voters, yes, asked := 0, 0, 0
-	answers := make(chan bool, len(members))
+	type reply struct {
+		answer T
+		err    error
+	}
+	voters, agree, asked := 0, 0, 0
+	replies := make(chan reply, len(members))
 	for _, m := range members {
 		switch {
 		case !m.Voter:
 			continue
 		case m.NodeID == s.cfg.NodeID:
-			yes++
+			agree++
 		default:
 			asked++
 			go func() {
-				t, err := s.callTerm(ctx, m)
-				answers <- err == nil && t <= term
+				a, err := ask(ctx, m)
+				replies <- reply{a, err}
 			}()
 		}
 		voters++
 	}
-	for yes <= voters/2 {
+	var answers []T
+	var last error
+	for agree <= voters/2 {
 		if asked == 0 {
-			return fmt.Errorf("confirm leadership of term %d: %d of %d voters agree", term, yes, voters)
+			return nil, fmt.Errorf("leadership of term %d: %d of %d voters agree: %w", term, agree, voters, last)
 		}
 		select {
-		case ok := <-answers:
+		case r := <-replies:
 			asked--
-			if ok {
-				yes++
+			if r.err != nil {
+				last = r.err
+				continue
 			}
+			agree++
+			answers = append(answers, r.answer)
 		case <-changed:
-			return errNotLeader
+			return nil, errNotLeader
 		case <-ctx.Done():
-			return fmt.Errorf("confirm leadership of term %d: %w", term, ctx.Err())
+			return nil, fmt.Errorf("leadership of term %d: %w", term, ctx.Err())
 		}
 	}
-	return nil
+	return answers, nil
 }
 
 func (s *Store) callTerm(ctx context.Context, m Member) (uint64, error) {
@@ -105,45 +127,15 @@ func (s *Store) LastConfirmed(ctx context.Context, term uint64) (Confirmed, erro
 	if err != nil {
 		return Confirmed{}, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // the rest need not answer
-	type answer struct {
-		Confirmed
-		err error
-	}
-	voters, answered, asked := 0, 0, 0
-	answers := make(chan answer, len(members))
-	for _, m := range members {
-		switch {
-		case !m.Voter:
-			continue
-		case m.NodeID == s.cfg.NodeID:
-			answered++
-		default:
-			asked++
-			go func() {
-				c, err := s.callTold(ctx, m, term)
-				answers <- answer{c, err}
-			}()
-		}
-		voters++
-	}
-	for answered <= voters/2 {
-		if asked == 0 {
-			return Confirmed{}, fmt.Errorf("when an earlier leader was confirmed: %d of %d voters answered; the last said: %w", answered, voters, err)
-		}
-		a := <-answers
-		asked--
-		if a.err != nil {
-			err = a.err
-			continue
-		}
-		answered++
+	answers, err := askMajority(ctx, s, term, members, func(ctx context.Context, m Member) (Confirmed, error) {
+		return s.callTold(ctx, m, term)
+	})
+	for _, a := range answers {
 		if a.Ago < last.Ago {
-			last = a.Confirmed
+			last = a
 		}
 	}
-	return last, nil
+	return last, err
 }
 
 func (s *Store) toldBefore(term uint64) (Confirmed, error) {

@@ -96,7 +96,7 @@ func TestADrilledVMRunsOnce(t *testing.T) {
 // Without one of the rules a VM must be found that runs twice.
 func TestTheRulesOfDrillsAreNeeded(t *testing.T) {
 	needed(t, map[rule]ruleOff{
-		drillEndsFirst: {"a VM is given up for a drill only when its process is reaped", 9},
+		drillEndsFirst: {"a VM is given up for a drill only when its process is reaped", 18},
 	}, 60, func(t *testing.T, seed uint64, off rule) *world {
 		w := newWorld(t, seed, 4, off)
 		w.stubborn, w.drilling = true, true

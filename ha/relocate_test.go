@@ -114,7 +114,7 @@ func TestAVMThatIsPassedOnRunsOnce(t *testing.T) {
 // Without one of the rules a VM must be found that runs twice.
 func TestTheRulesOfPassingOnAreNeeded(t *testing.T) {
 	needed(t, map[rule]ruleOff{
-		statusIsCompared:  {"a change of the status requires the one that was read", 32},
+		statusIsCompared:  {"a change of the status requires the one that was read", 35},
 		startIsCommitted:  {"a start is committed before it begins", 1},
 		startNeedsBinding: {"that it begins requires the binding that was read", 0},
 	}, 60, func(t *testing.T, seed uint64, off rule) *world {
