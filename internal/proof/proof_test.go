@@ -5,6 +5,7 @@ package proof
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -113,6 +114,20 @@ func TestEvidenceHoldsWhenTheClockWasSetBack(t *testing.T) {
 		}
 		if !v.OK || !told {
 			t.Errorf("%s: %+v", name, v)
+		}
+	}
+}
+
+func TestWhatASilenceMayBeCountedFrom(t *testing.T) {
+	for since, says := range map[api.SilenceSince]string{
+		api.SinceGrant: "the last lease was granted", api.SinceLeadership: "the leadership began", api.SinceEarlier: "a majority of the voters",
+	} {
+		p := sound()
+		p.Failover.Spec.Since = since
+		v := Check(p)
+		told := slices.ContainsFunc(v.Findings, func(f Finding) bool { return strings.Contains(f.Detail, says) })
+		if !v.OK || !told {
+			t.Errorf("%s: %+v", since, v)
 		}
 	}
 }
