@@ -288,7 +288,7 @@ var poolRules = map[rule]ruleOff{
 	promisedFirst:       {"a VM is spared by the guard only after its binding says so", 28},
 	lockedOutFirst:      {"a guarded VM moves only when its node is locked out", 1},
 	takeBackWaits:       {"a fence is taken back only when nothing is left that uses the pool", 10},
-	fencedStartsNothing: {"a node with a fence starts nothing that uses the pool", 68},
+	fencedStartsNothing: {"a node with a fence starts nothing that uses the pool", 104},
 }
 
 func TestEachRuleOfTheStorageGuardIsNeeded(t *testing.T) {
