@@ -115,8 +115,8 @@ func TestAVMThatIsPassedOnRunsOnce(t *testing.T) {
 func TestTheRulesOfPassingOnAreNeeded(t *testing.T) {
 	needed(t, map[rule]ruleOff{
 		statusIsCompared:  {"a change of the status requires the one that was read", 35},
-		startIsCommitted:  {"a start is committed before it begins", 1},
-		startNeedsBinding: {"that it begins requires the binding that was read", 0},
+		startIsCommitted:  {"a start is committed before it begins", 10},
+		startNeedsBinding: {"that it begins requires the binding that was read", 5},
 	}, 60, func(t *testing.T, seed uint64, off rule) *world {
 		w := newWorld(t, seed, 4, off)
 		w.stubborn = true
