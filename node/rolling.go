@@ -139,11 +139,7 @@ func (r *rolling) check(ctx context.Context, v *configdb.View, rr *api.RollingRe
 		return err
 	}
 	for i := range left {
-		err := rest.MayReboot(v, &left[i], api.RebootHost, voters, false)
-		if err == nil && left[i].Meta.ID == r.self {
-			err = rest.AnotherLeads(v, voters, r.self, left[i].Meta.Name)
-		}
-		if err != nil {
+		if err := rest.MayReboot(v, &left[i], api.RebootHost, rest.Votes{Leader: r.self, Voters: voters}, false); err != nil {
 			return r.end(ctx, v, rr, api.TaskFailed, api.CodeRefused, err.Error())
 		}
 	}
@@ -276,7 +272,7 @@ func (r *rolling) begin(ctx context.Context, v *configdb.View, rr *api.RollingRe
 		s.Nodes = slices.Clone(s.Nodes)
 		s.Nodes[at].Maintenance = true
 	}
-	if err := rest.BeginReboot(v, tx, &n, spec, voters, false); err != nil {
+	if err := rest.BeginReboot(v, tx, &n, spec, rest.Votes{Leader: r.self, Voters: voters}, false); err != nil {
 		return r.wait(ctx, v, rr, err.Error())
 	}
 	if keep {

@@ -223,6 +223,30 @@ func TestRollingRebootOfTheLeaderNeedsAnotherOne(t *testing.T) {
 	k.until("the first one is told", func(api.RollingRebootStatus) bool { return len(k.order) > 0 })
 }
 
+// TestRollingRebootOfTheLeaderWaitsForAnotherOne: that nobody could lead any more when
+// its turn comes is waited for as anything else is that is not well, and nothing is emptied.
+func TestRollingRebootOfTheLeaderWaitsForAnotherOne(t *testing.T) {
+	k := newRollingKit(t, "n1")
+	web := k.vm("web", api.PowerRunning)
+	k.ill["n2"] = "lacks 5000 entries"
+	k.until("it is checked", func(st api.RollingRebootStatus) bool { return st.Checked && st.WaitsSince != nil })
+	maintenance := func(on bool) {
+		for _, id := range []string{"n2", "n3"} {
+			k.node(id, func(n *api.Node) { n.Spec.Maintenance = on })
+		}
+	}
+	maintenance(true)
+	clear(k.ill)
+	k.until("it waits", func(st api.RollingRebootStatus) bool {
+		return strings.Contains(st.Message, "waits: node m1 leads, and no other voter could lead")
+	})
+	if rb, _ := configdb.Reboots.List(k.db.Local()); len(rb) > 0 || k.at(web) != "m1" {
+		t.Errorf("it has begun: %+v", rb)
+	}
+	maintenance(false)
+	k.ends(api.TaskSucceeded, "rebooted: m1")
+}
+
 func TestRollingRebootTakesTheLeaderLast(t *testing.T) {
 	k := newRollingKit(t, "n1", "n2", "n3")
 	a, b := k.vm("a", api.PowerRunning), k.vm("b", api.PowerRunning)

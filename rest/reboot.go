@@ -34,7 +34,7 @@ func (r *nodeResource) reboot(q *request, action api.RebootAction) error {
 	if err != nil {
 		return err
 	}
-	leader, voters, err := q.voting()
+	votes, err := q.voting()
 	if err != nil {
 		return err
 	}
@@ -43,11 +43,7 @@ func (r *nodeResource) reboot(q *request, action api.RebootAction) error {
 		if err != nil {
 			return nil, err
 		}
-		e, err := c.rebootNode(n, action, voters, &in)
-		if err == nil && n.Meta.Name == leader {
-			err = AnotherLeads(c.v, voters, n.Meta.ID, leader)
-		}
-		return e, err
+		return c.rebootNode(n, action, votes, &in)
 	})
 	if err != nil {
 		return err
@@ -78,11 +74,11 @@ func (r *nodeResource) rebootPlan(q *request, action api.RebootAction) error {
 	if err != nil {
 		return err
 	}
-	leader, voters, err := q.voting()
+	votes, err := q.voting()
 	if err != nil {
 		return err
 	}
-	plan, err := q.forecast(v, []api.Node{n}, leader, voters, in.Evacuate, in.NoEvacuate)
+	plan, err := q.forecast(v, []api.Node{n}, votes, in.Evacuate, in.NoEvacuate)
 	if err != nil {
 		return err
 	}
@@ -91,10 +87,7 @@ func (r *nodeResource) rebootPlan(q *request, action api.RebootAction) error {
 		err = underWay(rolling)
 	}
 	if err == nil {
-		err = MayReboot(v, &n, action, voters, in.Force)
-	}
-	if err == nil && n.Meta.Name == leader {
-		err = AnotherLeads(v, voters, n.Meta.ID, leader)
+		err = MayReboot(v, &n, action, votes, in.Force)
 	}
 	if err != nil {
 		plan.Refusal = err.Error()
@@ -103,18 +96,27 @@ func (r *nodeResource) rebootPlan(q *request, action api.RebootAction) error {
 	return nil
 }
 
-// voting are the node that leads, by name, and the IDs of the members that vote.
-func (q *request) voting() (leader string, voters []string, err error) {
-	st, err := q.s.cfg.Cluster.Status(q.ctx())
-	for _, m := range st.Members {
-		if m.Voter {
-			voters = append(voters, m.NodeID)
-		}
-	}
-	return st.Leader, voters, err
+// Votes are the IDs of the node that leads, empty if none does, and of the members that
+// vote.
+type Votes struct {
+	Leader string
+	Voters []string
 }
 
-func (c *change) rebootNode(n api.Node, action api.RebootAction, voters []string, in *api.RebootRequest) (*effect, error) {
+func (q *request) voting() (out Votes, err error) {
+	st, err := q.s.cfg.Cluster.Status(q.ctx())
+	for _, m := range st.Members {
+		if m.Leader {
+			out.Leader = m.NodeID
+		}
+		if m.Voter {
+			out.Voters = append(out.Voters, m.NodeID)
+		}
+	}
+	return out, err
+}
+
+func (c *change) rebootNode(n api.Node, action api.RebootAction, votes Votes, in *api.RebootRequest) (*effect, error) {
 	name := n.Meta.Name
 	if r, err := rollingUnderWay(c.v); err != nil || r != nil && !in.Force {
 		return nil, errors.Join(err, underWay(r))
@@ -130,15 +132,15 @@ func (c *change) rebootNode(n api.Node, action api.RebootAction, voters []string
 	if action == api.RebootHost {
 		spec.WithinSeconds = in.WithinSeconds
 	}
-	err = BeginReboot(c.v, c.tx, &n, spec, voters, in.Force)
+	err = BeginReboot(c.v, c.tx, &n, spec, votes, in.Force)
 	return &effect{status: http.StatusAccepted, kind: api.KindNode, id: n.Meta.ID, task: task, object: &n}, err
 }
 
 // BeginReboot adds to a transaction what begins the planned reboot or shutdown of a
 // node, for requests and for rolling reboots. It fails, with the reason, if that cannot
 // be; force is for beside that of another node.
-func BeginReboot(v *configdb.View, tx *configdb.Txn, n *api.Node, spec api.RebootSpec, voters []string, force bool) error {
-	if err := MayReboot(v, n, spec.Action, voters, force); err != nil {
+func BeginReboot(v *configdb.View, tx *configdb.Txn, n *api.Node, spec api.RebootSpec, votes Votes, force bool) error {
+	if err := MayReboot(v, n, spec.Action, votes, force); err != nil {
 		return err
 	}
 	TakeTurn(v, tx)
@@ -153,7 +155,7 @@ func BeginReboot(v *configdb.View, tx *configdb.Txn, n *api.Node, spec api.Reboo
 }
 
 // MayReboot says why a node cannot be rebooted or shut down now.
-func MayReboot(v *configdb.View, n *api.Node, action api.RebootAction, voters []string, force bool) error {
+func MayReboot(v *configdb.View, n *api.Node, action api.RebootAction, votes Votes, force bool) error {
 	name := n.Meta.Name
 	switch {
 	case n.Meta.Deleting():
@@ -181,7 +183,10 @@ func MayReboot(v *configdb.View, n *api.Node, action api.RebootAction, voters []
 			return api.Errorf(api.CodeRefused, "node %s has a planned %s (task %s), and nodes go one at a time; wait for it, or use force", r.Spec.Node, r.Spec.Action, r.Spec.TaskID)
 		}
 	}
-	return MajorityWithout(v, voters, n.Meta.ID, name)
+	if err := MajorityWithout(v, votes.Voters, n.Meta.ID, name); err != nil || n.Meta.ID != votes.Leader {
+		return err
+	}
+	return AnotherLeads(v, votes.Voters, n.Meta.ID, name)
 }
 
 // TakeTurn makes reboots that begin at once conflict: one is computed anew.

@@ -149,7 +149,7 @@ func TestTheLeadersRebootNeedsAnotherOne(t *testing.T) {
 		return configdb.Nodes.Create(tx, &n)
 	})
 	for _, name := range []string{"m1", "m2", "m3"} {
-		f.cluster.members = append(f.cluster.members, api.MemberStatus{NodeID: f.nodeIDs[name], Node: name, Voter: true})
+		f.cluster.members = append(f.cluster.members, api.MemberStatus{NodeID: f.nodeIDs[name], Node: name, Voter: true, Leader: name == "m1"})
 	}
 	f.setNode("m2", func(n *api.Node) { n.Spec.Maintenance = true })
 	f.setNode("m3", func(n *api.Node) { n.Spec.Role = api.RoleReplica })

@@ -38,11 +38,11 @@ func rollingReboot(q *request) error {
 	if err != nil {
 		return err
 	}
-	leader, voters, err := q.voting()
+	votes, err := q.voting()
 	if err != nil {
 		return err
 	}
-	out, err := q.change(body, func(c *change) (*effect, error) { return c.rollingReboot(&in, leader, voters) })
+	out, err := q.change(body, func(c *change) (*effect, error) { return c.rollingReboot(&in, votes) })
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func rollingPlan(q *request) error {
 	if err != nil {
 		return err
 	}
-	leader, voters, err := q.voting()
+	votes, err := q.voting()
 	if err != nil {
 		return err
 	}
@@ -73,12 +73,12 @@ func rollingPlan(q *request) error {
 			nodes = append(nodes, n)
 		}
 	}
-	slices.SortStableFunc(nodes, func(a, b api.Node) int { return later(&a, leader) - later(&b, leader) })
-	plan, err := q.forecast(v, nodes, leader, voters, in.Evacuate, in.NoEvacuate)
+	slices.SortStableFunc(nodes, func(a, b api.Node) int { return later(&a, votes.Leader) - later(&b, votes.Leader) })
+	plan, err := q.forecast(v, nodes, votes, in.Evacuate, in.NoEvacuate)
 	if err != nil {
 		return err
 	}
-	if err := mayRoll(v, list, leader, voters); err != nil {
+	if err := mayRoll(v, list, votes); err != nil {
 		plan.Refusal = err.Error()
 	}
 	q.reply(http.StatusOK, v.Revision(), plan)
@@ -86,14 +86,14 @@ func rollingPlan(q *request) error {
 }
 
 func later(n *api.Node, leader string) int {
-	if n.Meta.Name == leader {
+	if n.Meta.ID == leader {
 		return 1
 	}
 	return 0
 }
 
 // forecast fills in what rest knows: votes, and who could lead.
-func (q *request) forecast(v *configdb.View, nodes []api.Node, leader string, voters []string, in api.EvacuateRequest, noEvacuate bool) (*api.RebootPlan, error) {
+func (q *request) forecast(v *configdb.View, nodes []api.Node, votes Votes, in api.EvacuateRequest, noEvacuate bool) (*api.RebootPlan, error) {
 	_ = q.ctl.SetWriteDeadline(time.Now().Add(forecastTimeout + replyTimeout))
 	ctx, cancel := context.WithTimeout(q.ctx(), forecastTimeout)
 	defer cancel()
@@ -103,12 +103,12 @@ func (q *request) forecast(v *configdb.View, nodes []api.Node, leader string, vo
 	}
 	for i := range all {
 		p := &all[i]
-		p.Voters, p.VotersNeeded = VotersWithout(v, voters, nodes[i].Meta.ID)
-		if p.Node != leader {
+		p.Voters, p.VotersNeeded = VotersWithout(v, votes.Voters, nodes[i].Meta.ID)
+		if nodes[i].Meta.ID != votes.Leader {
 			continue
 		}
-		for _, id := range voters {
-			if n, err := configdb.Nodes.Get(v, id); err == nil && n.Meta.Name != p.Node && n.Status.Phase == api.NodeReady && !n.Spec.Maintenance {
+		for _, id := range votes.Voters {
+			if n, err := configdb.Nodes.Get(v, id); err == nil && id != votes.Leader && n.Status.Phase == api.NodeReady && !n.Spec.Maintenance {
 				p.Leaders = append(p.Leaders, n.Meta.Name)
 			}
 		}
@@ -119,12 +119,12 @@ func (q *request) forecast(v *configdb.View, nodes []api.Node, leader string, vo
 // forecastTimeout bounds a forecast, which decides about every VM of the nodes.
 const forecastTimeout = time.Minute
 
-func (c *change) rollingReboot(in *api.RollingRebootRequest, leader string, voters []string) (*effect, error) {
+func (c *change) rollingReboot(in *api.RollingRebootRequest, votes Votes) (*effect, error) {
 	list, err := rollingList(c.v, in)
 	if err != nil {
 		return nil, err
 	}
-	if err := mayRoll(c.v, list, leader, voters); err != nil {
+	if err := mayRoll(c.v, list, votes); err != nil {
 		return nil, err
 	}
 	meta, err := clusterMeta(c.v)
@@ -237,7 +237,7 @@ func continued(v *configdb.View) ([]api.RollingNode, error) {
 }
 
 // mayRoll says why a rolling reboot cannot begin.
-func mayRoll(v *configdb.View, list []api.RollingNode, leader string, voters []string) error {
+func mayRoll(v *configdb.View, list []api.RollingNode, votes Votes) error {
 	if !feature.RollingReboot.InForce(v) {
 		return api.Errorf(api.CodeRefused, "rolling reboots need a node that leads and knows them at any time: the feature level of the cluster has to be %d, it is %d; upgrade the nodes that muster cluster status names", feature.RollingReboot.Level(), feature.Level(v))
 	}
@@ -267,11 +267,7 @@ func mayRoll(v *configdb.View, list []api.RollingNode, leader string, voters []s
 		n := &nodes[i]
 		at := slices.IndexFunc(list, func(l api.RollingNode) bool { return l.ID == n.Meta.ID })
 		if at >= 0 && list[at].HostBoot == n.Status.HostBoot {
-			err := MayReboot(v, n, api.RebootHost, voters, false)
-			if err == nil && n.Meta.Name == leader {
-				err = AnotherLeads(v, voters, n.Meta.ID, leader)
-			}
-			if err != nil {
+			if err := MayReboot(v, n, api.RebootHost, votes, false); err != nil {
 				return err
 			}
 		} else if n.Status.Phase == api.NodeLost {

@@ -69,7 +69,7 @@ func TestRollingRebootIsRefusedByName(t *testing.T) {
 			})
 		}, `{}`, "the cluster has one node, m1, and nothing could lead"},
 		"two voters": {func(f *fixture) {
-			f.cluster.members = []api.MemberStatus{{NodeID: f.nodeIDs["m1"], Voter: true}, {NodeID: f.nodeIDs["m2"], Voter: true}}
+			f.cluster.members = []api.MemberStatus{{NodeID: f.nodeIDs["m1"], Voter: true, Leader: true}, {NodeID: f.nodeIDs["m2"], Voter: true}}
 		}, `{}`, "only 1 of 2 voters would be left"},
 		"the feature level": {func(f *fixture) {
 			f.txn(func(v *configdb.View, tx *configdb.Txn) error {
@@ -143,7 +143,7 @@ func TestRollingRebootGoesOnWithWhatIsLeft(t *testing.T) {
 func TestRebootPlans(t *testing.T) {
 	f := newFixture(t)
 	withCluster(f)
-	f.cluster.members = []api.MemberStatus{{NodeID: f.nodeIDs["m1"], Voter: true}, {NodeID: f.nodeIDs["m2"], Voter: true}}
+	f.cluster.members = []api.MemberStatus{{NodeID: f.nodeIDs["m1"], Voter: true, Leader: true}, {NodeID: f.nodeIDs["m2"], Voter: true}}
 	before := f.db.Local().Revision()
 	for path, leaders := range map[string]int{"nodes/m1/reboot/plan": 1, "nodes/m2/shutdown/plan": 0} {
 		p := want[api.RebootPlan](t, f.do(call{method: "POST", path: path}), 200)
