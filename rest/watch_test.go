@@ -279,27 +279,28 @@ func TestDeletedTokenEndsItsStreams(t *testing.T) {
 	}
 }
 
+// shutDown ends a server as the daemon's end does.
+func (f *fixture) shutDown(srv *httptest.Server) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 20*time.Second)
+	defer cancel()
+	if err := srv.Config.Shutdown(ctx); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
 func TestShutdownEndsStreams(t *testing.T) {
 	f := newFixture(t)
 	vm := f.newVM("web1", api.VMStopped)
 	f.report(vm.Meta.ID, api.VMRunning)
 	f.console.rings[vm.Meta.ID] = nil
-	s := f.servers["m1"]
-	srv := httptest.NewUnstartedServer(nil)
-	srv.Config = s.HTTPServer(s.Handler())
-	srv.Start()
-	t.Cleanup(srv.Close)
-	f.urls["m1"] = srv.URL
+	srv := f.serveAgain((*httptest.Server).Start)
 	w, sse := f.ws("kinds=node"), f.sse("kinds=node")
 	con, _, err := f.dial("vms/web1/console", api.RoleOperator)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if err := srv.Config.Shutdown(ctx); err != nil {
-		t.Fatal(err)
-	}
+	f.shutDown(srv)
 	for _, st := range []stream{w, sse} {
 		for {
 			if _, _, err := st.next(); err != nil {
@@ -316,23 +317,14 @@ func TestShutdownEndsStreams(t *testing.T) {
 func TestShutdownEndsTheWaitForATask(t *testing.T) {
 	f := newFixture(t)
 	f.newVM("web1", api.VMStopped)
-	s := f.servers["m1"]
-	srv := httptest.NewUnstartedServer(nil)
-	srv.Config = s.HTTPServer(s.Handler())
-	srv.Start()
-	t.Cleanup(srv.Close)
-	f.urls["m1"] = srv.URL
+	srv := f.serveAgain((*httptest.Server).Start)
 	done := make(chan answer, 1)
 	go func() {
 		a, _ := f.try(call{method: "POST", path: "vms/web1/stop?wait=60s"})
 		done <- a
 	}()
 	id := f.awaitTask(func(task api.Task) bool { return task.Spec.Action == api.ActionVMStop })
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if err := srv.Config.Shutdown(ctx); err != nil {
-		t.Fatal(err)
-	}
+	f.shutDown(srv)
 	if r := want[vmReply](t, <-done, 202); r.Task.Meta.ID != id || r.Task.Status.Phase.Final() {
 		t.Fatalf("%+v", r.Task)
 	}
