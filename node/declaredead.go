@@ -93,42 +93,51 @@ func takeOverOne(v *configdb.View, tx *configdb.Txn, vmID, from string, term uin
 
 // heirOf is who gets the VMs of a node whose host is switched off. It prefers a node
 // where the VM fits, and takes any ready one if its disks are gone with the host: there
-// it can at least be deleted.
+// it can at least be deleted. The VMs go one after the other, each on a state of its own.
 func heirOf(from string) chooseHeir {
+	var ghost, ready lastPick
 	return func(v *configdb.View, vm api.VM) (heir, error) {
-		nodes, err := configdb.Nodes.List(v)
-		if err != nil {
-			return heir{}, err
-		}
-		if h, ok := ghostBeside(v, nodes, from); ok {
-			return h, nil
+		// Where the VMs of a restored cluster were is known of the time of its backup alone,
+		// so each may run on any host of the old cluster of which nobody said that it is off.
+		if n, err := configdb.Nodes.Get(v, from); err == nil && isGhost(v, &n) {
+			g, ok, err := ghost.pick(v, func(n *api.Node) bool {
+				return n.Meta.ID != from && n.Spec.Role != api.RoleWitness && isGhost(v, n)
+			})
+			if err != nil || ok {
+				return heir{nodeID: g.Meta.ID, node: g.Meta.Name, ghost: true}, err
+			}
 		}
 		if d, err := placement.Choose(v, placement.Request{VM: vm}); err == nil {
 			return heir{nodeID: d.NodeID, node: d.Node}, nil
 		}
-		for i := range nodes {
-			if n := &nodes[i]; n.Status.Phase == api.NodeReady && n.Spec.Role != api.RoleWitness && !n.Meta.Deleting() {
-				return heir{nodeID: n.Meta.ID, node: n.Meta.Name}, nil
-			}
+		n, ok, err := ready.pick(v, func(n *api.Node) bool {
+			return n.Status.Phase == api.NodeReady && n.Spec.Role != api.RoleWitness && !n.Meta.Deleting()
+		})
+		if err == nil && !ok {
+			err = api.Errorf(api.CodeUnplaceable, "no node is ready to take over vm %q", vm.Meta.Name)
 		}
-		return heir{}, api.Errorf(api.CodeUnplaceable, "no node is ready to take over vm %q", vm.Meta.Name)
+		return heir{nodeID: n.Meta.ID, node: n.Meta.Name}, err
 	}
 }
 
-// ghostBeside returns another node of the old cluster, if from is one: where the VMs of a
-// restored cluster were is known of the time of its backup alone, so each may run on any
-// host of the old cluster of which nobody said that it is off.
-func ghostBeside(v *configdb.View, nodes []api.Node, from string) (heir, bool) {
-	at := slices.IndexFunc(nodes, func(n api.Node) bool { return n.Meta.ID == from })
-	if at < 0 || !isGhost(v, &nodes[at]) {
-		return heir{}, false
+// lastPick is the ID of the node that was picked for the VM before. It is taken again as
+// long as it will do, so that the nodes need not be listed for every VM.
+type lastPick string
+
+func (l *lastPick) pick(v *configdb.View, ok func(*api.Node) bool) (api.Node, bool, error) {
+	if n, err := configdb.Nodes.Get(v, string(*l)); err == nil && ok(&n) {
+		return n, true, nil
 	}
-	for i := range nodes {
-		if n := &nodes[i]; i != at && n.Spec.Role != api.RoleWitness && isGhost(v, n) {
-			return heir{nodeID: n.Meta.ID, node: n.Meta.Name, ghost: true}, true
-		}
+	nodes, err := configdb.Nodes.List(v)
+	if err != nil {
+		return api.Node{}, false, err
 	}
-	return heir{}, false
+	at := slices.IndexFunc(nodes, func(n api.Node) bool { return ok(&n) })
+	if at < 0 {
+		return api.Node{}, false, nil
+	}
+	*l = lastPick(nodes[at].Meta.ID)
+	return nodes[at], true, nil
 }
 
 // isGhost reports a node that only the backup of a restored cluster knows: it has no

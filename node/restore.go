@@ -192,7 +192,7 @@ func (s *resurrection) run(ctx context.Context) (api.RestoreResult, error) {
 }
 
 // heir is who gets the VMs of the hosts that are switched off: this node, but while
-// another host of the old cluster may run them, that one. See ghostBeside.
+// another host of the old cluster may run them, that one. See heirOf.
 func (s *resurrection) heir(old []api.Node, self heir) heir {
 	for i := range old {
 		if n := &old[i]; n.Spec.Role != api.RoleWitness && !slices.Contains(s.r.SwitchedOff, n.Meta.Name) {

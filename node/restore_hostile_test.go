@@ -138,3 +138,47 @@ func TestARecoveryOfARestoredClusterAsksForNoWordAboutTheOldHosts(t *testing.T) 
 		t.Errorf("it wants a false word: %v", err)
 	}
 }
+
+// Who was picked for the VM before is taken again only while it will do: it may be removed
+// meanwhile.
+func TestTheHeirOfTheVMBeforeIsTakenOnlyWhileItWillDo(t *testing.T) {
+	_, s, _, err := raise(t, "fresh", api.RestoreRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := func(name string) api.Node {
+		t.Helper()
+		n, err := configdb.Nodes.Find(s.db.Local(), "", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	vm, err := configdb.VMs.Find(s.db.Local(), api.DefaultProject, "runs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	choose := heirOf(node("n1").Meta.ID)
+	at := func() heir {
+		t.Helper()
+		h, err := choose(s.db.Local(), vm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	first := at()
+	if !first.ghost || first.node == "n1" || at() != first {
+		t.Fatalf("%+v, then %+v", first, at())
+	}
+	r := expelRequest{NodeID: first.nodeID, Actor: "test", Force: true}
+	if err := takeOver(t.Context(), s.db, s.log, r, s.db.Term(), heirOf(r.NodeID)); err != nil {
+		t.Fatal(err)
+	}
+	if err := deleteNode(t.Context(), s.db, r, s.db.Term()); err != nil {
+		t.Fatal(err)
+	}
+	if h := at(); !h.ghost || h.node == "n1" || h == first {
+		t.Errorf("after the removal of %s: %+v", first.node, h)
+	}
+}
