@@ -26,7 +26,8 @@ const (
 	// MaxBackoff is the longest pause after failures, minBackoff the first.
 	MaxBackoff = 5 * time.Minute
 	minBackoff = time.Second
-	// GiveUp is how long a message is tried.
+	// GiveUp is how long a leader tries a message, from when it saw it first: the clock
+	// that the alert was written by may be another's, or have been set.
 	GiveUp        = 24 * time.Hour
 	maxStatusText = 500
 )
@@ -52,6 +53,41 @@ type outbox struct {
 	failures int
 	next     time.Time
 	spec     uint64 // revision that the last attempt was made with
+	// seen is when each alert that is owed was seen first, in CLOCK_BOOTTIME.
+	seen map[occurrence]time.Duration
+}
+
+// occurrence is one phase of an alert.
+type occurrence struct {
+	id, phase string
+	entered   int64 // ns since 1970
+}
+
+func occurrenceOf(a *api.Alert) occurrence {
+	return occurrence{a.Meta.ID, string(a.Status.Phase), entered(a).UnixNano()}
+}
+
+// see notes when alerts were seen first, and forgets what is owed no more.
+func (b *outbox) see(owed []api.Alert, now time.Duration) {
+	was := b.seen
+	b.seen = make(map[occurrence]time.Duration, len(owed))
+	for i := range owed {
+		o := occurrenceOf(&owed[i])
+		at, known := was[o]
+		if !known {
+			at = now
+		}
+		b.seen[o] = at
+	}
+}
+
+// age is for how long all of a batch have been seen.
+func (b *outbox) age(batch []api.Alert, now time.Duration) time.Duration {
+	last := b.seen[occurrenceOf(&batch[0])]
+	for i := range batch {
+		last = max(last, b.seen[occurrenceOf(&batch[i])])
+	}
+	return now - last
 }
 
 // due reports that a receiver may be tried: the pause after a failure is over,
@@ -112,16 +148,20 @@ func (s *Service) deliverNext(ctx context.Context, term uint64, group *contain.G
 		return
 	}
 	// Read only now: what the last delivery marked must be seen.
-	batch, queued := s.queue(s.db.Local(), &r)
-	if len(batch) == 0 {
+	batch, owed := s.queue(s.db.Local(), &r)
+	queued, now := len(owed), s.clock()
+	boxes.mu.Lock()
+	b.see(owed, now)
+	if queued == 0 {
+		boxes.mu.Unlock()
 		return
 	}
-	boxes.mu.Lock()
+	age := b.age(batch, now)
 	b.busy, b.spec = true, r.Meta.Revision
 	boxes.mu.Unlock()
 	group.Go(func() {
 		// A bug that only one receiver's answers meet must not stop the rest.
-		err := contain.Call(func() error { return s.deliver(ctx, term, r, batch, queued) })
+		err := contain.Call(func() error { return s.deliver(ctx, term, r, batch, queued, age) })
 		var p *contain.Panic
 		if errors.As(err, &p) {
 			s.log.Error("delivery panicked", "receiver", r.Meta.Name, "panic", p.Value, "stack", p.Stack)
@@ -150,14 +190,11 @@ func (s *Service) receivers(v *configdb.View) []api.Receiver {
 }
 
 // queue returns what a receiver is to be told next: the oldest alerts that
-// entered the same phase in the same evaluation. It follows from the alerts
+// entered the same phase in the same evaluation, and all. It follows from the alerts
 // alone, so that it survives restarts and changes of the leader.
-func (s *Service) queue(v *configdb.View, r *api.Receiver) (batch []api.Alert, queued int) {
-	alerts, _ := configdb.Alerts.List(v) // what cannot be read is logged by the evaluation
+func (s *Service) queue(v *configdb.View, r *api.Receiver) (batch, alerts []api.Alert) {
+	alerts, _ = configdb.Alerts.List(v) // what cannot be read is logged by the evaluation
 	alerts = slices.DeleteFunc(alerts, func(a api.Alert) bool { return !owed(&a, r) })
-	if len(alerts) == 0 {
-		return nil, 0
-	}
 	slices.SortFunc(alerts, func(a, b api.Alert) int {
 		return cmp.Or(entered(&a).Compare(entered(&b)), cmp.Compare(a.Status.Phase, b.Status.Phase),
 			-cmp.Compare(a.Spec.Severity.Rank(), b.Spec.Severity.Rank()), cmp.Compare(a.Meta.ID, b.Meta.ID))
@@ -168,7 +205,7 @@ func (s *Service) queue(v *configdb.View, r *api.Receiver) (batch []api.Alert, q
 		}
 		batch = append(batch, alerts[i])
 	}
-	return batch, len(alerts)
+	return batch, alerts
 }
 
 // entered is when an alert entered its phase.
@@ -199,13 +236,13 @@ func owed(a *api.Alert, r *api.Receiver) bool {
 		st.Phase == api.AlertFiring
 }
 
-// deliver sends one batch and marks it.
-func (s *Service) deliver(ctx context.Context, term uint64, r api.Receiver, batch []api.Alert, queued int) error {
+// deliver sends one batch, which is owed for age, and marks it.
+func (s *Service) deliver(ctx context.Context, term uint64, r api.Receiver, batch []api.Alert, queued int, age time.Duration) error {
 	m := notify.Message{Phase: batch[0].Status.Phase, At: entered(&batch[0])}
 	for i := range batch {
 		m.Items = append(m.Items, notify.ItemOf(&batch[i]))
 	}
-	if age := s.now().Sub(m.At); age > GiveUp {
+	if age > GiveUp {
 		s.log.Warn("receiver given up for old alerts", "receiver", r.Meta.Name, "alerts", len(batch), "age", age)
 		return s.marked(ctx, term, &r, batch, func(v *configdb.View, tx *configdb.Txn) error {
 			e := api.NewEvent("receiver.gave-up", api.SeverityWarning, api.KindReceiver, r.Meta,

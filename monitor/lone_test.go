@@ -341,3 +341,22 @@ func TestAnOlderClusterGetsTheNewRules(t *testing.T) {
 		t.Errorf("the rules are %v: those of the first generation, which were removed here, must not come back", names)
 	}
 }
+
+// The end of a loss is tried for a day whatever the clock: the daemon is started again and
+// the clock is set meanwhile.
+func TestTheEndOfALossIsToldThoughTheClockWasSet(t *testing.T) {
+	for _, step := range []time.Duration{-50 * time.Hour, 50 * time.Hour} {
+		_, y, sink, _ := lonelyKit(t, 1<<30)
+		y.lose()
+		y.pass(5 * time.Minute)
+		y.lost = false
+		y.pass(time.Minute)
+		y.start()
+		y.now = y.now.Add(step)
+		sink.mu.Lock()
+		sink.refuse = 0
+		sink.mu.Unlock()
+		y.pass(10 * time.Minute)
+		wantMails(t, sink, "after "+step.String(), 0, 1)
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/internal/contain"
+	"github.com/muster-vm/muster/internal/hostboot"
 	"github.com/muster-vm/muster/monitor/alert"
 	"github.com/muster-vm/muster/monitor/notify"
 	"github.com/muster-vm/muster/reconcile"
@@ -70,7 +71,9 @@ type Service struct {
 	cfg Config
 	log *slog.Logger
 	now func() time.Time
-	db  configdb.DB
+	// clock is CLOCK_BOOTTIME.
+	clock func() time.Duration
+	db    configdb.DB
 
 	send *notify.Sender
 	// timing and keep are shortened by tests.
@@ -101,7 +104,7 @@ func New(cfg Config) *Service {
 		cfg.Now = time.Now
 	}
 	s := &Service{
-		cfg: cfg, log: cfg.Log, now: cfg.Now, db: cfg.DB,
+		cfg: cfg, log: cfg.Log, now: cfg.Now, clock: hostboot.Clock, db: cfg.DB,
 		send: notify.New(cfg.Cluster, cfg.ClusterID, cfg.NodeName),
 		timing: timing{
 			evaluate: EvaluateEvery, probe: probeEvery, sweep: sweepEvery, deliver: time.Second,

@@ -14,6 +14,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/hostboot"
 	"github.com/muster-vm/muster/rest"
 )
 
@@ -37,12 +38,18 @@ type rolling struct {
 	replicas func(context.Context) (map[string]string, error) // what is wrong with those of members
 	forecast func(ctx context.Context, v *configdb.View, nodes []api.Node, in api.EvacuateRequest, noEvacuate bool) ([]api.PlannedReboot, error)
 	now      func() time.Time
+	clock    func() time.Duration // CLOCK_BOOTTIME
+	// waits is when this leader saw first that it waits, for the wait which began at of.
+	waits struct {
+		of    time.Time
+		since time.Duration
+	}
 }
 
 func (m *member) rollingReboot(ctx context.Context, term uint64) error {
 	r := &rolling{
 		db: m.store, log: m.log.With("module", "rolling"), term: term, self: m.info.NodeID, voters: m.voterIDs, silence: m.ha.Silence, replicas: m.replicas,
-		forecast: forecaster{restPlacer{}}.Forecast, now: time.Now,
+		forecast: forecaster{restPlacer{}}.Forecast, now: time.Now, clock: hostboot.Clock,
 	}
 	return m.again(ctx, rollingEvery, r.look, "a rolling reboot makes no progress for now")
 }
@@ -244,13 +251,17 @@ func (r *rolling) unwellNode(rr *api.RollingReboot, n *api.Node) string {
 	return ""
 }
 
-// wait goes on waiting, with a bound.
+// wait goes on waiting, with a bound. WaitsSince is by the clock of some leader, which may
+// have been wrong: how long counts from when this one saw it first.
 func (r *rolling) wait(ctx context.Context, v *configdb.View, rr *api.RollingReboot, why string) error {
 	now, st := r.now().UTC(), &rr.Status
 	if st.WaitsSince == nil {
 		st.WaitsSince = &now
 	}
-	if now.Sub(*st.WaitsSince) > settleWithin {
+	if !r.waits.of.Equal(*st.WaitsSince) {
+		r.waits.of, r.waits.since = *st.WaitsSince, r.clock()
+	}
+	if r.clock()-r.waits.since > settleWithin {
 		return r.end(ctx, v, rr, api.TaskFailed, api.CodeTimeout, fmt.Sprintf("not all was well within %s: %s", settleWithin, why))
 	}
 	return r.say(ctx, v, rr, "waits: "+why)

@@ -44,7 +44,8 @@ type rollingKit struct {
 	refuse  map[string]bool
 	leader  string // the ID
 	votes   []string
-	clock   time.Time
+	clock   time.Time     // of the day
+	boot    time.Duration // CLOCK_BOOTTIME
 	stuck   map[string]bool
 	ill     map[string]string
 	e       *evacuation
@@ -94,10 +95,12 @@ func (k *rollingKit) lead(id string) {
 	k.e.now = now
 	k.reboots = &reboots{db: k.db, placer: placer, log: log, term: 1, self: id, voters: voters, silence: silence, now: now, told: map[string]time.Time{}}
 	k.rolling = &rolling{
-		db: k.db, log: log, term: 1, self: id, voters: voters, silence: silence, now: now, forecast: forecaster{placer}.Forecast,
+		db: k.db, log: log, term: 1, self: id, voters: voters, silence: silence, now: now, clock: func() time.Duration { return k.boot }, forecast: forecaster{placer}.Forecast,
 		replicas: func(context.Context) (map[string]string, error) { return k.ill, nil },
 	}
 }
+
+func (k *rollingKit) pass(d time.Duration) { k.clock, k.boot = k.clock.Add(d), k.boot+d }
 
 // away reports that a host has its command, and does not come back.
 func (k *rollingKit) away(id string) bool {
@@ -395,14 +398,47 @@ func TestRollingRebootWaitsUntilAllIsWellButNotForEver(t *testing.T) {
 				k.stuck["n2"] = false
 				k.until("it waits", func(st api.RollingRebootStatus) bool { return strings.Contains(st.Message, "waits: "+c.words) })
 				if !mended {
-					k.clock = k.clock.Add(settleWithin + time.Second)
+					k.pass(settleWithin + time.Second)
 					k.ends(api.TaskFailed, "within 10m0s: "+c.words, "rebooted: m2", "left: m3")
 					return
 				}
-				k.clock = k.clock.Add(settleWithin - time.Second)
+				k.pass(settleWithin - time.Second)
 				k.look()
 				c.mend(k)
 				k.ends(api.TaskSucceeded)
+			})
+		}
+	}
+}
+
+// TestRollingRebootWaitsAsLongWhateverTheClock: the clock of the leader is set by hours, or
+// that of the next one differs.
+func TestRollingRebootWaitsAsLongWhateverTheClock(t *testing.T) {
+	for _, step := range []time.Duration{-3 * time.Hour, 3 * time.Hour} {
+		for _, next := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%v, another leads %v", step, next), func(t *testing.T) {
+				k := newRollingKit(t, "n2", "n3")
+				k.ill["n2"] = "lacks 5000 entries"
+				waits := func() {
+					t.Helper()
+					if st := k.look(); st.Phase.Final() || st.WaitsSince == nil {
+						t.Fatalf("%+v", st)
+					}
+				}
+				k.until("it waits", func(st api.RollingRebootStatus) bool { return st.WaitsSince != nil })
+				k.pass(time.Minute)
+				k.clock = k.clock.Add(step)
+				left := settleWithin - time.Minute
+				if next {
+					k.boot = 5 * time.Hour // that of another host
+					k.lead("n3")
+					left = settleWithin // it counts anew
+				}
+				waits()
+				k.pass(left)
+				waits()
+				k.pass(time.Second)
+				k.ends(api.TaskFailed, "within 10m0s: node m2: lacks 5000 entries")
 			})
 		}
 	}
