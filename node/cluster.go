@@ -288,17 +288,31 @@ func (m *member) RemoveNode(ctx context.Context, audit api.Event, name string, f
 	if err != nil {
 		return err
 	}
+	return m.expel(ctx, n.Meta, func(ctx context.Context) error {
+		_, err := m.CallLeader(ctx, methodExpel, req)
+		return err
+	})
+}
+
+// expel asks the leader until it has taken a node out, or refuses. That this node was
+// taken out itself, by whomever, it may know before the answer comes, which may take
+// longer than its daemon lives from then on: nobody has to wait for it.
+func (m *member) expel(ctx context.Context, node api.Meta, ask func(context.Context) error) error {
+	self := node.ID == m.info.NodeID
 	// The leader cannot take itself out: it hands over first, so ask again.
 	ctx, cancel := context.WithTimeout(ctx, expelTimeout)
 	defer cancel()
+	if self {
+		defer context.AfterFunc(m.left, cancel)()
+	}
 	for {
-		_, err = m.CallLeader(ctx, methodExpel, req)
+		err := ask(ctx)
 		// What a node that removes itself has open is closed, maybe before the
 		// answer came.
-		self, code := n.Meta.ID == m.info.NodeID, refusal(err)
+		code := refusal(err)
 		cut := self && code == ""
 		switch {
-		case err == nil, self && (code == codeRemoved || m.left.Load()), cut && m.expelled(ctx):
+		case err == nil, self && (code == codeRemoved || m.left.Err() != nil), cut && m.expelled(ctx):
 			return nil
 		case !cut && !askAgain(err):
 			return err
@@ -306,7 +320,10 @@ func (m *member) RemoveNode(ctx context.Context, audit api.Event, name string, f
 		select {
 		case <-time.After(leaderRetry):
 		case <-ctx.Done():
-			return fmt.Errorf("remove node %s: %w", name, err)
+			if self && m.left.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("remove node %s: %w", node.Name, err)
 		}
 	}
 }

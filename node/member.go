@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/thejerf/suture/v4"
@@ -77,8 +76,9 @@ type member struct {
 
 	rpcListener, webListener, streamListener, volumeListener net.Listener
 
-	fatal     func(error)   // ends the daemon
-	left      atomic.Bool   // this node was removed from the cluster
+	fatal     func(error)     // ends the daemon
+	left      context.Context // ends when this node was removed from the cluster
+	setLeft   context.CancelFunc
 	expelling sync.Mutex    // held while this node, as the leader, takes another out
 	table     *serviceTable // how the services fare
 	wake      chan struct{} // asks for a look at every VM
@@ -95,6 +95,7 @@ func openMember(cfg *Config, info *membership, ln net.Listener, packets net.Pack
 	}
 	m := &member{cfg: cfg, info: info, log: log, fatal: fatal, identity: id, seen: newLastSeen(), peers: map[string]http.RoundTripper{}, wake: make(chan struct{}, 1), port: clusternet.NewPort(ln, id, log)}
 	m.packets, m.gossip = packets, m.newGossip(packets)
+	m.left, m.setLeft = context.WithCancel(context.Background())
 	m.rpc, m.client = clusternet.NewRPCServer(log), clusternet.NewRPCClient(id)
 	m.rpc.Trust(m.trusted)
 	m.rpc.Life(info.life())

@@ -122,7 +122,7 @@ func systemUUID() string {
 // guard and what still runs: a node that leaves in order has no VM, and the VMs
 // of one that was declared dead are bound to others, who may run them.
 func (m *member) removed(ctx context.Context) error {
-	m.left.Store(true)
+	m.setLeft()
 	if c, err := m.guard.use(ctx); err == nil {
 		m.endVMs(ctx, c)
 	}

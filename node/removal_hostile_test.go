@@ -6,6 +6,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"testing"
 	"time"
@@ -67,6 +68,27 @@ func TestInterruptedRemovalIsFinished(t *testing.T) {
 	}
 	if err := m.trusted(m.info.NodeID); err != nil {
 		t.Error(err)
+	}
+}
+
+// The leader may take longer with the rest of a removal than the removed node's daemon
+// lives from when it learns of it.
+func TestWhoRemovesItselfDoesNotWaitForTheLeadersAnswer(t *testing.T) {
+	self := api.Meta{ID: "n1", Name: "m1"}
+	m := &member{log: slog.New(slog.DiscardHandler), info: &membership{NodeID: self.ID, Cluster: "c"}}
+	m.left, m.setLeft = context.WithCancel(t.Context())
+	hangs := func(ctx context.Context) error {
+		m.setLeft() // the state without this node is here
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	began := time.Now()
+	if err := m.expel(t.Context(), self, hangs); err != nil || time.Since(began) > expelTimeout/2 {
+		t.Errorf("after %s: %v", time.Since(began), err)
+	}
+	refuses := func(context.Context) error { return errors.New("node m2 still has VMs") }
+	if err := m.expel(t.Context(), api.Meta{ID: "n2", Name: "m2"}, refuses); err == nil {
+		t.Error("the removal of another node is taken for done")
 	}
 }
 
