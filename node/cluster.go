@@ -15,6 +15,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/feature"
 	"github.com/muster-vm/muster/internal/clusternet"
 	"github.com/muster-vm/muster/internal/pki"
 )
@@ -288,10 +289,55 @@ func (m *member) RemoveNode(ctx context.Context, audit api.Event, name string, f
 	if err != nil {
 		return err
 	}
-	return m.expel(ctx, n.Meta, func(ctx context.Context) error {
-		_, err := m.CallLeader(ctx, methodExpel, req)
+	var answer []byte
+	err = m.expel(ctx, n.Meta, func(ctx context.Context) error {
+		id, _, _ := m.store.Leader()
+		if err := oldHostsKnown(v, id, &n); force && err != nil {
+			return err
+		}
+		answer, err = m.CallLeader(ctx, methodExpel, req)
 		return err
 	})
+	if err != nil || n.Meta.ID == m.info.NodeID { // which can write nothing any more
+		return err
+	}
+	return auditRemoval(ctx, m.store, answer, &audit)
+}
+
+// auditRemoval writes the event of a removal if the leader, which is older, has not.
+func auditRemoval(ctx context.Context, db configdb.DB, answer []byte, audit *api.Event) error {
+	var did expelled
+	if len(answer) > 0 {
+		if err := json.Unmarshal(answer, &did); err != nil {
+			return fmt.Errorf("understand the answer to the removal of node %s: %w", audit.Spec.Target, err)
+		}
+	}
+	if did.Audited {
+		return nil
+	}
+	tx := &configdb.Txn{Actor: audit.Spec.Actor}
+	if err := configdb.PutEvent(tx, audit); err != nil {
+		return err
+	}
+	if _, err := db.Txn(ctx, tx); err != nil {
+		return fmt.Errorf("node %s was removed, but the event that says so was not written: %w", audit.Spec.Target, err)
+	}
+	return nil
+}
+
+// oldHostsKnown says why the leader cannot be told that the host of a node is off: its
+// software would free VMs that another host of the old cluster may run.
+func oldHostsKnown(v *configdb.View, leaderID string, n *api.Node) error {
+	leader, err := configdb.Nodes.Get(v, leaderID)
+	if err != nil || feature.OldHosts.At(leader.Status.Supports().Max) || !isGhost(v, n) {
+		return nil
+	}
+	var any lastPick
+	other, ok, err := any.pick(v, otherGhost(v, n.Meta.ID))
+	if err != nil || !ok {
+		return err
+	}
+	return api.Errorf(api.CodeRefused, "node %s leads with older software (version %s), which would free VMs of node %s that node %s of the old cluster may run; upgrade it first, or hand over: muster cluster transfer NODE", leader.Meta.Name, leader.Status.Version, n.Meta.Name, other.Meta.Name)
 }
 
 // expel asks the leader until it has taken a node out, or refuses. That this node was

@@ -100,9 +100,7 @@ func heirOf(from string) chooseHeir {
 		// Where the VMs of a restored cluster were is known of the time of its backup alone,
 		// so each may run on any host of the old cluster of which nobody said that it is off.
 		if n, err := configdb.Nodes.Get(v, from); err == nil && isGhost(v, &n) {
-			g, ok, err := ghost.pick(v, func(n *api.Node) bool {
-				return n.Meta.ID != from && n.Spec.Role != api.RoleWitness && isGhost(v, n)
-			})
+			g, ok, err := ghost.pick(v, otherGhost(v, from))
 			if err != nil || ok {
 				return heir{nodeID: g.Meta.ID, node: g.Meta.Name, ghost: true}, err
 			}
@@ -138,6 +136,13 @@ func (l *lastPick) pick(v *configdb.View, ok func(*api.Node) bool) (api.Node, bo
 	}
 	*l = lastPick(nodes[at].Meta.ID)
 	return nodes[at], true, nil
+}
+
+// otherGhost tells the nodes beside from that may run VMs of a ghost.
+func otherGhost(v *configdb.View, from string) func(*api.Node) bool {
+	return func(n *api.Node) bool {
+		return n.Meta.ID != from && n.Spec.Role != api.RoleWitness && isGhost(v, n)
+	}
 }
 
 // isGhost reports a node that only the backup of a restored cluster knows: it has no

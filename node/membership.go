@@ -57,6 +57,12 @@ type expelRequest struct {
 	Audit *api.Event `json:"audit,omitempty"`
 }
 
+// expelled is the answer to it; older leaders answer nothing.
+type expelled struct {
+	// Audited: the event was written, with the removal.
+	Audited bool `json:"audited,omitempty"`
+}
+
 // serveEnlist is called on the leader by a node that was admitted and now
 // answers on its port: only then may it count for the quorum.
 func (m *member) serveEnlist(ctx context.Context, caller string) ([]byte, error) {
@@ -117,7 +123,10 @@ func (m *member) serveExpel(ctx context.Context, request []byte) ([]byte, error)
 		return nil, err
 	}
 	// If this fails, dropGhosts does it.
-	return nil, m.store.RemoveMember(r.NodeID)
+	if err := m.store.RemoveMember(r.NodeID); err != nil {
+		return nil, err
+	}
+	return json.Marshal(expelled{Audited: r.Audit != nil})
 }
 
 // deleteNode takes the node's object away: from then on it gets neither lease

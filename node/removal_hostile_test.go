@@ -92,6 +92,23 @@ func TestWhoRemovesItselfDoesNotWaitForTheLeadersAnswer(t *testing.T) {
 	}
 }
 
+// An older leader takes a node out and writes no event.
+func TestTheRemovalByAnOlderLeaderIsAuditedByWhoAsked(t *testing.T) {
+	for answer, want := range map[string]int{"": 1, `{}`: 1, `{"audited":true}`: 0} {
+		db := storetest.New(t)
+		audit := api.NewEvent("node.delete", api.SeverityInfo, api.KindNode, api.Meta{ID: "n2", Name: "m2"}, "node m2 removed", time.Now())
+		audit.Spec.Actor = "ann"
+		for range 2 { // asked again, it is the same event
+			if err := auditRemoval(t.Context(), db, []byte(answer), &audit); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if all, err := configdb.Events.List(db.Local()); err != nil || len(all) != want {
+			t.Errorf("%q: %d events, want %d (%v)", answer, len(all), want, err)
+		}
+	}
+}
+
 // A VM that is only created, not started, reserves no memory; it must not be
 // placed on a node that leaves at the same moment.
 func TestNodeWithAVMPlacedMeanwhileStays(t *testing.T) {

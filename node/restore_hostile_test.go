@@ -5,11 +5,13 @@ package node
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/feature"
 )
 
 // A backup that was taken between the two steps of a removal has the node marked as
@@ -180,5 +182,42 @@ func TestTheHeirOfTheVMBeforeIsTakenOnlyWhileItWillDo(t *testing.T) {
 	}
 	if h := at(); !h.ghost || h.node == "n1" || h == first {
 		t.Errorf("after the removal of %s: %+v", first.node, h)
+	}
+}
+
+// An older leader would free the VMs of one host, though another may run them.
+func TestAnOlderLeaderIsNotToldThatAHostOfTheOldClusterIsOff(t *testing.T) {
+	_, s, _, err := raise(t, "fresh", api.RestoreRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leader := api.Node{Meta: api.NewMeta(api.KindNode, "", "older"), Spec: api.NodeSpec{Address: "10.7.7.7:7600"}, Status: api.NodeStatus{Phase: api.NodeReady, Version: "0.0.9"}}
+	leader.Meta.ID = "leader"
+	commit(t, s.db, func(tx *configdb.Txn) error { return configdb.Nodes.Create(tx, &leader) })
+	check := func(gone string) error {
+		t.Helper()
+		n, err := configdb.Nodes.Find(s.db.Local(), "", gone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return oldHostsKnown(s.db.Local(), leader.Meta.ID, &n)
+	}
+	if err := check("n1"); api.CodeOf(err) != api.CodeRefused || !strings.Contains(err.Error(), "node older leads with older software (version 0.0.9)") {
+		t.Errorf("an older leader: %v", err)
+	}
+	if err := check("fresh"); err != nil {
+		t.Errorf("no host of the old cluster: %v", err)
+	}
+	now := api.FeatureLevels{Min: 1, Max: feature.OldHosts.Level()}
+	commit(t, s.db, func(tx *configdb.Txn) error {
+		l, err := configdb.Nodes.Get(s.db.Local(), leader.Meta.ID)
+		if err != nil {
+			return err
+		}
+		l.Status.FeatureLevels = &now
+		return configdb.Nodes.UpdateStatus(s.db.Local(), tx, &l)
+	})
+	if err := check("n1"); err != nil {
+		t.Errorf("a leader of today: %v", err)
 	}
 }

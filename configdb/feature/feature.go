@@ -44,12 +44,15 @@ const (
 	// RollingReboot: nodes are rebooted one after the other. Each takes its turn at
 	// leading meanwhile, and an older leader would not go on.
 	RollingReboot Feature = "rolling-reboot"
+	// OldHosts: in a restored cluster the word that one host of the old one is off frees
+	// no VM that another may run. An older leader would free it.
+	OldHosts Feature = "old-hosts"
 )
 
 // Level is the level that brings a feature.
 func (f Feature) Level() int {
 	switch f {
-	case Levels, History, Migration, Moves, Snapshots, RBD, StorageGuard, Drills, RollingReboot:
+	case Levels, History, Migration, Moves, Snapshots, RBD, StorageGuard, Drills, RollingReboot, OldHosts:
 		return 2
 	}
 	return math.MaxInt
