@@ -74,36 +74,6 @@ func (w *world) drillOf(b *api.Binding) api.Drill {
 	return d
 }
 
-func TestADrilledVMRunsOnce(t *testing.T) {
-	const seeds, steps, vms = 6, 2000, 4
-	drills, ran := 0, 0
-	for seed := range uint64(seeds) {
-		w := newWorld(t, seed, vms, everyRule)
-		w.stubborn, w.drilling = true, true
-		ran += w.run(steps)
-		if w.broken != "" {
-			t.Fatalf("world %d: %s", seed, w.broken)
-		}
-		drills += w.drills
-		w.mem.Close()
-	}
-	t.Logf("%d worlds, %d drills beside starts that failed and hosts that were lost, VMs were running in %d %% of the looks, none twice", seeds, drills, 100*ran/(seeds*steps*vms))
-	if drills < 50 || ran < seeds*steps {
-		t.Error("the simulation is too quiet to prove anything")
-	}
-}
-
-// Without one of the rules a VM must be found that runs twice.
-func TestTheRulesOfDrillsAreNeeded(t *testing.T) {
-	needed(t, map[rule]ruleOff{
-		drillEndsFirst: {"a VM is given up for a drill only when its process is reaped", 18},
-	}, 60, func(t *testing.T, seed uint64, off rule) *world {
-		w := newWorld(t, seed, 4, off)
-		w.stubborn, w.drilling = true, true
-		return w
-	})
-}
-
 // drilled is a VM that its owner gave up for a drill.
 func (w *world) drilled(b *api.Binding, change func(*api.DrillStatus)) {
 	w.t.Helper()

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -314,37 +313,4 @@ var heartRules = map[rule]ruleOff{
 	oneTerm:                 {"the majority says so of one term", 1},
 	abstentionIsRemembered:  {"the voters remember that they have said so", 1},
 	whoAnsweredLeaves:       {"who has answered a leader says that nobody leads in a higher term alone", 1},
-}
-
-func TestNoTwoNodesRunOneVMWithNotes(t *testing.T) {
-	const each, vms = 2000, 4
-	wanted, seed := setting(t, envSteps, 2*each), setting(t, envSeed, 1)
-	var steps, looks, ran, longer, worlds, carried int
-	var moved uint64
-	for ; steps < wanted; seed++ {
-		w := newHeartWorld(t, uint64(seed), vms, everyRule)
-		ran += w.run(each)
-		if w.broken != "" {
-			t.Fatalf("world %d: %s", seed, w.broken)
-		}
-		moved += w.moves()
-		worlds, looks, steps, longer = worlds+1, looks+each, steps+w.steps, longer+w.notes.longer
-		carried += w.carried
-		w.mem.Close()
-	}
-	t.Logf("%d worlds, %d steps with notes in a pool, %d moves, VMs were running in %d %% of the looks, %d looks at leases that lived by notes, none twice; %d calls carried questions", worlds, steps, moved, 100*ran/(looks*vms), longer, carried)
-	if moved == 0 || longer < looks/10 || carried == 0 {
-		t.Error("the simulation is too quiet to prove anything")
-	}
-}
-
-func TestEachRuleOfTheStorageHeartbeatIsNeeded(t *testing.T) {
-	byChance := maps.Clone(heartRules)
-	delete(byChance, whoHasVotedDoesNotCount) // see TestRareRulesOfTheStorageHeartbeatAreNeeded
-	delete(byChance, oneTerm)
-	delete(byChance, votersLeaveTheirTerms)
-	delete(byChance, noteCountsFromQuestion)
-	delete(byChance, abstentionIsRemembered)
-	delete(byChance, whoAnsweredLeaves)
-	needed(t, byChance, 60, func(t *testing.T, seed uint64, off rule) *world { return newHeartWorld(t, seed, 4, off) })
 }

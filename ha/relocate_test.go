@@ -91,39 +91,6 @@ func (n *simNode) noteTries(b *api.Binding, vm *api.VM, t api.VMTries) bool {
 	return err == nil && n.tries == daemon && daemon.life == n.life
 }
 
-func TestAVMThatIsPassedOnRunsOnce(t *testing.T) {
-	const seeds, steps, vms = 6, 2000, 4
-	var moved uint64
-	ran := 0
-	for seed := range uint64(seeds) {
-		w := newWorld(t, seed, vms, everyRule)
-		w.stubborn = true
-		ran += w.run(steps)
-		if w.broken != "" {
-			t.Fatalf("world %d: %s", seed, w.broken)
-		}
-		moved += w.moves()
-		w.mem.Close()
-	}
-	t.Logf("%d worlds, %d moves of VMs that did not start or whose node was lost, VMs were running in %d %% of the looks, none twice", seeds, moved, 100*ran/(seeds*steps*vms))
-	if moved < 50 || ran < seeds*steps {
-		t.Error("the simulation is too quiet to prove anything")
-	}
-}
-
-// Without one of the rules a VM must be found that runs twice.
-func TestTheRulesOfPassingOnAreNeeded(t *testing.T) {
-	needed(t, map[rule]ruleOff{
-		statusIsCompared:  {"a change of the status requires the one that was read", 35},
-		startIsCommitted:  {"a start is committed before it begins", 10},
-		startNeedsBinding: {"that it begins requires the binding that was read", 5},
-	}, 60, func(t *testing.T, seed uint64, off rule) *world {
-		w := newWorld(t, seed, 4, off)
-		w.stubborn = true
-		return w
-	})
-}
-
 // giveUp is the owner's word for a VM.
 func (w *world) giveUp(b *api.Binding, change func(*api.VMTries)) {
 	w.t.Helper()

@@ -760,31 +760,6 @@ func setting(t *testing.T, name string, or int) int {
 	return n
 }
 
-func TestNoTwoNodesRunOneVM(t *testing.T) {
-	const each, vms = 2000, 4 // seven minutes of cluster time in each world
-	wanted, seed := setting(t, envSteps, 8*each), setting(t, envSeed, 1)
-	var moved uint64
-	var steps, looks, ran, worlds, resets, shot, proved, credits int
-	for ; steps < wanted; seed++ {
-		w := newWorld(t, uint64(seed), vms, everyRule)
-		w.power = w.chancy
-		ran += w.run(each)
-		if w.broken != "" {
-			t.Fatalf("world %d: %s", seed, w.broken)
-		}
-		proved += w.prove()
-		moved += w.moves()
-		worlds, looks, steps, resets = worlds+1, looks+each, steps+w.steps, resets+w.resets
-		shot, credits = shot+w.shot, credits+w.credits
-		w.mem.Close()
-	}
-	t.Logf("%d worlds, %d steps, %d moves, %d hosts reset by their watchdogs, %d switched off, %d losses proved, %d leaders learned of earlier ones, VMs were running in %d %% of the looks, none twice",
-		worlds, steps, moved, resets, shot, proved, credits, 100*ran/(looks*vms))
-	if moved < uint64(worlds) || ran < looks || resets == 0 || shot == 0 || proved == 0 || credits < worlds {
-		t.Error("the simulation is too quiet to prove anything")
-	}
-}
-
 // rule is one of those that the safety argument in DESIGN.md rests on, or an
 // assumption of it.
 type rule int
@@ -851,11 +826,6 @@ var rules = map[rule]ruleOff{
 	lastPettingInTime:      {"the watchdog of a guard that is stopped bites before the VMs move", 27},
 	killInTime:             {"assumption: what is killed is dead after the kill time", 36},
 	clocksAgree:            {"assumption: clocks differ in rate by less than 1 %", 15},
-}
-
-// A checker that sees nothing proves nothing: with each rule off, VMs run twice.
-func TestEachRuleIsNeeded(t *testing.T) {
-	needed(t, rules, 60, func(t *testing.T, seed uint64, off rule) *world { return newWorld(t, seed, 4, off) })
 }
 
 // needed switches each rule off in turn: one of so many worlds, from the rule's seed

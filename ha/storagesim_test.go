@@ -252,45 +252,10 @@ func (w *world) lockedAway(n *simNode, vm string) bool {
 	return w.pool != nil && w.pool.on[vm] && w.pool.barred[n.i]
 }
 
-func TestNoTwoNodesWriteOneGuardedDisk(t *testing.T) {
-	const each, vms = 2000, 4
-	wanted, seed := setting(t, envSteps, 4*each), setting(t, envSeed, 1)
-	var moved uint64
-	var steps, looks, ran, worlds, fenced, outlived, proved int
-	for ; steps < wanted; seed++ {
-		w := newPoolWorld(t, uint64(seed), vms, everyRule)
-		w.power = w.chancy
-		ran += w.run(each)
-		if w.broken != "" {
-			t.Fatalf("world %d: %s", seed, w.broken)
-		}
-		proved += w.prove()
-		bindings, err := configdb.Bindings.List(w.mem.Local())
-		must(t, err)
-		for i := range bindings {
-			if w.pool.on[bindings[i].Meta.ID] {
-				moved += bindings[i].Spec.Epoch - 1
-			}
-		}
-		worlds, looks, steps = worlds+1, looks+each, steps+w.steps
-		fenced, outlived = fenced+w.pool.fenced, outlived+w.pool.outlived
-		w.mem.Close()
-	}
-	t.Logf("%d worlds, %d steps, %d moves of guarded VMs, %d times a host was locked out, %d looks at VMs that outlived their lease, %d losses proved, VMs were running in %d %% of the looks, no disk with two writers",
-		worlds, steps, moved, fenced, outlived, proved, 100*ran/(looks*vms))
-	if moved < uint64(worlds) || ran < looks || fenced < worlds || outlived == 0 || proved == 0 {
-		t.Error("the simulation is too quiet to prove anything")
-	}
-}
-
 // poolRules are those of the storage guard.
 var poolRules = map[rule]ruleOff{
 	promisedFirst:       {"a VM is spared by the guard only after its binding says so", 28},
 	lockedOutFirst:      {"a guarded VM moves only when its node is locked out", 1},
 	takeBackWaits:       {"a fence is taken back only when nothing is left that uses the pool", 10},
 	fencedStartsNothing: {"a node with a fence starts nothing that uses the pool", 104},
-}
-
-func TestEachRuleOfTheStorageGuardIsNeeded(t *testing.T) {
-	needed(t, poolRules, 80, func(t *testing.T, seed uint64, off rule) *world { return newPoolWorld(t, seed, 4, off) })
 }

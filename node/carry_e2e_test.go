@@ -62,6 +62,7 @@ func (f *flock) behindLink(h *host) (link func(state string)) {
 // has no pool, so the lease of a node without a network goes on by what n1 carries alone.
 // Without the storage heartbeat the same node is lost and its guest moves.
 func TestAVoterCarriesTheQuestionOfANodeThatIsCutOffToAWitness(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	n1, victim, witness := f.nodes[0], f.nodes[1], f.nodes[2]
 	link := f.behindLink(victim)

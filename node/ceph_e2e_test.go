@@ -22,6 +22,7 @@ const cephAddress = "127.0.77.1"
 // TestGuestOnCeph is the life of a real guest whose disk is in a real Ceph: it boots,
 // writes, is enlarged, gets a disk more and migrates.
 func TestGuestOnCeph(t *testing.T) {
+	t.Parallel()
 	ceph := cephtest.Start(t, cephAddress)
 	f := newFlock(t, 2)
 	f.up()

@@ -21,6 +21,7 @@ import (
 // the time and must not notice.
 
 func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	for _, h := range f.nodes {
 		h.conf["logLevel"] = "debug"
@@ -177,6 +178,7 @@ func TestRenewalsAndAWholeRotationFailNoWrite(t *testing.T) {
 }
 
 func TestNodeThatWasOffDuringARotation(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	a, away := f.nodes[0], f.nodes[2]
@@ -231,6 +233,7 @@ func TestNodeThatWasOffDuringARotation(t *testing.T) {
 }
 
 func TestLeaderKilledInEachPhaseOfARotation(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	f.certified(f.nodes[0])
@@ -325,6 +328,7 @@ func (h *host) expire(t *testing.T, ended time.Time) {
 }
 
 func TestNodesComeBackAfterTheirCertificatesEnded(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]

@@ -25,6 +25,7 @@ import (
 // TestGuestIsSeenAndSpokenToThroughEveryNode: what a person does with a guest
 // that is not on the network, through the node that runs it and another one.
 func TestGuestIsSeenAndSpokenToThroughEveryNode(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 2)
 	f.up()
 	f.withGuest(f.nodes[0], "--ci-user", "ops", "--ssh-key", f.newKey("ops")+".pub", "--ci-password-file", f.write("password", []byte("pa:ss of ops\n")), "--user-data", f.write("script", []byte("#!/bin/sh\necho hello\n")))

@@ -116,6 +116,7 @@ func (h *host) leaderless() {
 }
 
 func TestABackupOfAFollowerFoundsAnotherCluster(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	f.nodes[0].run("receiver", "create", "hook", "--type", "webhook", "--address", "https://hooks.example.org/SECRET-IN-ADDRESS", "--secret", "SECRET-OF-HOOK")
@@ -255,6 +256,7 @@ func TestABackupOfAFollowerFoundsAnotherCluster(t *testing.T) {
 }
 
 func TestANodeKeepsBackupsByItself(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 2)
 	f.up()
 	a := f.nodes[0]
@@ -296,6 +298,7 @@ func TestANodeKeepsBackupsByItself(t *testing.T) {
 }
 
 func TestOneOfThreeIsRecovered(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]
@@ -427,6 +430,7 @@ func TestOneOfThreeIsRecovered(t *testing.T) {
 // The two others were only cut off. Together they are the majority of the old
 // life: they go on in it and reach the recovered node no more than it does them.
 func TestAnOldMajorityComesBack(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]
@@ -466,6 +470,7 @@ func TestAnOldMajorityComesBack(t *testing.T) {
 }
 
 func TestTheNewestSurvivorIsRecovered(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 5)
 	f.up()
 	older, newer := f.nodes[0], f.nodes[1]

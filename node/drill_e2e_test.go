@@ -11,6 +11,7 @@ import (
 
 // TestARealGuestIsDrilled fails a real guest over on purpose, while all nodes live.
 func TestARealGuestIsDrilled(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	f.withGuest(f.nodes[0])

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,19 +21,26 @@ import (
 	"github.com/muster-vm/muster/api"
 )
 
-// tinyImage builds the test guest, which costs seconds when it is there.
+// tinyImage builds the test guest, once: it costs seconds when it is there.
 func tinyImage(t *testing.T) string {
 	t.Helper()
-	path, err := filepath.Abs("../build/guest/tiny.qcow2")
+	path, err := buildTinyImage()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("../scripts/guest-image", "--output", path)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("guest image: %v\n%s", err, out)
-	}
 	return path
 }
+
+var buildTinyImage = sync.OnceValues(func() (string, error) {
+	path, err := filepath.Abs("../build/guest/tiny.qcow2")
+	if err != nil {
+		return "", err
+	}
+	if out, err := exec.Command("../scripts/guest-image", "--output", path).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("guest image: %w\n%s", err, out)
+	}
+	return path, nil
+})
 
 // withGuest makes a shared pool, the image tiny and the running VM web1.
 func (f *flock) withGuest(at *host, more ...string) {
@@ -75,6 +83,7 @@ func (f *flock) counting(at *host, within time.Duration, boot, beyond int) (int,
 }
 
 func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	f.withGuest(f.nodes[1])
@@ -178,6 +187,7 @@ func watchQEMUs(t *testing.T, vmID string) func() int {
 }
 
 func TestLifeCycleThroughDifferentNodes(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]
@@ -212,6 +222,7 @@ func TestLifeCycleThroughDifferentNodes(t *testing.T) {
 }
 
 func TestJoinRefusesWhatItMust(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.found()
 	first, second, third := f.nodes[0], f.nodes[1], f.nodes[2]
@@ -253,6 +264,7 @@ func TestJoinRefusesWhatItMust(t *testing.T) {
 }
 
 func TestNodeLeavesGracefully(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]
@@ -298,6 +310,7 @@ func (h *host) refuseStart(words string) {
 }
 
 func TestDaemonRefusesToStart(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 2)
 	f.found()
 	a, b := f.nodes[0], f.nodes[1]
@@ -359,6 +372,7 @@ func TestDaemonRefusesToStart(t *testing.T) {
 }
 
 func TestHostWithoutQEMURunsNoVMAndSaysWhy(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 1)
 	f.nodes[0].conf["qemu"] = "/nonexistent/qemu"
 	f.found()
@@ -379,6 +393,7 @@ func TestHostWithoutQEMURunsNoVMAndSaysWhy(t *testing.T) {
 }
 
 func TestUninitialisedDaemonSaysWhatToDo(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 1)
 	h := f.nodes[0]
 	h.start()
@@ -390,6 +405,7 @@ func TestUninitialisedDaemonSaysWhatToDo(t *testing.T) {
 }
 
 func TestDeadNodeWithAnUnprotectedVMCanBeRemoved(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	a, b, dead := f.nodes[0], f.nodes[1], f.nodes[2]

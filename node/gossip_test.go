@@ -102,6 +102,7 @@ func TestGossipHintsAtAStoppedDaemon(t *testing.T) {
 // After a removal the remaining nodes go on with a key that the removed one never
 // had, and a node that joins later gets it.
 func TestGossipAfterARemoval(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 4)
 	late := f.nodes[3]
 	f.nodes = f.nodes[:3]
@@ -132,6 +133,7 @@ func TestGossipAfterARemoval(t *testing.T) {
 }
 
 func TestUDPPortInUse(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 1)
 	h := f.nodes[0]
 	udp, err := net.ListenPacket("udp", h.addr)

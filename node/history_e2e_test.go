@@ -29,6 +29,7 @@ func (h *host) revision() uint64 {
 // Changes through one node are in the log of another, and a third brings them
 // back, across the death of the leader.
 func TestHistoryThroughEveryNode(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	n1, n2, n3 := f.nodes[0], f.nodes[1], f.nodes[2]

@@ -31,6 +31,10 @@ import (
 
 // The tests of this file run the real programs: daemons on loopback addresses,
 // guards, QEMU, and the command line.
+//
+// A test with a flock waits most of its time, for leases, elections and guests that boot.
+// So such tests run in parallel, as many as there are processors; but not those that bound
+// how long something takes: they have no t.Parallel, and run before the others.
 
 var binDir string // of the programs under test
 

@@ -126,6 +126,7 @@ func TestRemovedNodeIsLockedOutAtOnce(t *testing.T) {
 // In a group of two the one that stays needs the vote of the other until that
 // has left; afterwards it is alone and goes on.
 func TestRemovalInAGroupOfTwo(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 2)
 	f.up()
 	f.certified(f.nodes[0])

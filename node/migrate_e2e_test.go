@@ -19,6 +19,7 @@ var bootLine = regexp.MustCompile(`muster-guest name=web1 boot=(\d+) counter=(\d
 // TestGuestCountsThroughMigrations moves a real guest between real daemons on a
 // shared pool and kills daemons at its way.
 func TestGuestCountsThroughMigrations(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	f.withGuest(f.nodes[0])

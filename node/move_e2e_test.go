@@ -53,6 +53,7 @@ func (f *flock) onlyAt(at *host) {
 // A stopped VM moves between real daemons, through their one port, with its
 // snapshots; a daemon that is killed on the way leaves one volume.
 func TestAStoppedVMMovesBetweenDaemons(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 2)
 	f.up()
 	a, b := f.nodes[0], f.nodes[1]

@@ -34,6 +34,7 @@ func begun(t *testing.T, pid string) time.Duration {
 // TestAppWaitsForItsDatabaseAndTheDatabaseGoesBack: the host of both dies with all
 // its processes. The database is web1, a guest that counts on its disk.
 func TestAppWaitsForItsDatabaseAndTheDatabaseGoesBack(t *testing.T) {
+	t.Parallel()
 	const delay = 6 * time.Second
 	f := newFlock(t, 3)
 	f.up()

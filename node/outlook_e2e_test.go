@@ -22,6 +22,7 @@ func (f *flock) leave(h *host, memory api.Size) {
 // A node that is really lost does with its VMs what was simulated just before,
 // with what is shown of it by every node.
 func TestARealLossDoesWhatWasSimulated(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	at := f.nodes[0]

@@ -74,6 +74,7 @@ func (f *flock) ended(at *host, action string) {
 // TestNodeIsRebootedAsPlanned reboots the node of a real guest: its "reboot" is a
 // program that ends the daemon, which is started again with another boot.
 func TestNodeIsRebootedAsPlanned(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.rebootable()
 	f.up()
@@ -127,6 +128,7 @@ func TestNodeIsRebootedAsPlanned(t *testing.T) {
 // TestRebootEndsWellThoughTheLeaderIsKilled kills it before the host has its command and
 // again while the host is away, which costs the quorum until it is back.
 func TestRebootEndsWellThoughTheLeaderIsKilled(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.rebootable()
 	f.up()
@@ -149,6 +151,7 @@ func TestRebootEndsWellThoughTheLeaderIsKilled(t *testing.T) {
 // TestAllNodesAreRebootedInTurn reboots every node of a cluster with a real guest, which
 // counts on through all of it.
 func TestAllNodesAreRebootedInTurn(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 3)
 	f.rebootable()
 	f.up()

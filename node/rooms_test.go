@@ -209,6 +209,7 @@ func (f *flock) leader(at *host) *host {
 // TestTheEvaluatingNodeDiesWhileAnAlertIsPending: another takes over, and
 // everybody is told once, through a mail server that refuses at first.
 func TestTheEvaluatingNodeDiesWhileAnAlertIsPending(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 5) // two of them die
 	f.up()
 	box, traps := newMailbox(t, 2), newTrapReceiver(t)
@@ -545,6 +546,7 @@ func startFollower(t *testing.T, h *host) *follower {
 
 // TestAnAgentWithoutItsPortHarmsNothingElse: Debian's snmpd may have it.
 func TestAnAgentWithoutItsPortHarmsNothingElse(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 1)
 	taken, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

@@ -200,6 +200,7 @@ func (h *host) refusesToRun(words string) {
 
 // Two builds run one cluster while its software is replaced node by node.
 func TestRollingUpgrade(t *testing.T) {
+	t.Parallel()
 	old := oldBuild(t)
 	one, both := api.FeatureLevels{Min: 1, Max: 1}, feature.Supported()
 	f := newFlock(t, 3)

@@ -16,6 +16,7 @@ import (
 // is lost. Leadership goes where it is sent, and away from a leader that rests
 // or ends.
 func TestTheRightNodesVote(t *testing.T) {
+	t.Parallel()
 	f := newFlock(t, 4)
 	f.up()
 	n1, n2, n4 := f.nodes[0], f.nodes[1], f.nodes[3]

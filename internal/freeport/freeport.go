@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"sync"
 	"testing"
 )
 
@@ -17,6 +18,10 @@ const (
 	rangeFile = "/proc/sys/net/ipv4/ip_local_port_range"
 	lowest    = 10000
 )
+
+// given are the addresses that were returned: of tests that run in parallel, one may not
+// listen yet when another one looks for an address.
+var given sync.Map
 
 // Loopback returns an address of the loopback interface whose port number is free for
 // TCP and for UDP. It is below those that the kernel gives to connections (ip(7),
@@ -36,7 +41,7 @@ func Loopback(tb testing.TB) string {
 	}
 	for range 100 {
 		addr := fmt.Sprintf("127.0.0.1:%d", lowest+rand.IntN(first-lowest))
-		if free(addr) {
+		if _, is := given.LoadOrStore(addr, true); !is && free(addr) {
 			return addr
 		}
 	}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Muster authors
+
+//go:build !race
+
+package ha
+
+import (
+	"maps"
+	"testing"
+
+	"github.com/muster-vm/muster/configdb"
+)
+
+// The tests of this file go through many worlds. Each is one goroutine, in which the race
+// detector can find nothing, and with it they take several times as long. So they are not
+// built with it: scripts/test runs this package once with it, and once without.
+
+func TestNoTwoNodesRunOneVM(t *testing.T) {
+	const each, vms = 2000, 4 // seven minutes of cluster time in each world
+	wanted, seed := setting(t, envSteps, 8*each), setting(t, envSeed, 1)
+	var moved uint64
+	var steps, looks, ran, worlds, resets, shot, proved, credits int
+	for ; steps < wanted; seed++ {
+		w := newWorld(t, uint64(seed), vms, everyRule)
+		w.power = w.chancy
+		ran += w.run(each)
+		if w.broken != "" {
+			t.Fatalf("world %d: %s", seed, w.broken)
+		}
+		proved += w.prove()
+		moved += w.moves()
+		worlds, looks, steps, resets = worlds+1, looks+each, steps+w.steps, resets+w.resets
+		shot, credits = shot+w.shot, credits+w.credits
+		w.mem.Close()
+	}
+	t.Logf("%d worlds, %d steps, %d moves, %d hosts reset by their watchdogs, %d switched off, %d losses proved, %d leaders learned of earlier ones, VMs were running in %d %% of the looks, none twice",
+		worlds, steps, moved, resets, shot, proved, credits, 100*ran/(looks*vms))
+	if moved < uint64(worlds) || ran < looks || resets == 0 || shot == 0 || proved == 0 || credits < worlds {
+		t.Error("the simulation is too quiet to prove anything")
+	}
+}
+
+// A checker that sees nothing proves nothing: with each rule off, VMs run twice.
+func TestEachRuleIsNeeded(t *testing.T) {
+	needed(t, rules, 60, func(t *testing.T, seed uint64, off rule) *world { return newWorld(t, seed, 4, off) })
+}
+
+func TestAVMThatIsPassedOnRunsOnce(t *testing.T) {
+	const seeds, steps, vms = 6, 2000, 4
+	var moved uint64
+	ran := 0
+	for seed := range uint64(seeds) {
+		w := newWorld(t, seed, vms, everyRule)
+		w.stubborn = true
+		ran += w.run(steps)
+		if w.broken != "" {
+			t.Fatalf("world %d: %s", seed, w.broken)
+		}
+		moved += w.moves()
+		w.mem.Close()
+	}
+	t.Logf("%d worlds, %d moves of VMs that did not start or whose node was lost, VMs were running in %d %% of the looks, none twice", seeds, moved, 100*ran/(seeds*steps*vms))
+	if moved < 50 || ran < seeds*steps {
+		t.Error("the simulation is too quiet to prove anything")
+	}
+}
+
+// Without one of the rules a VM must be found that runs twice.
+func TestTheRulesOfPassingOnAreNeeded(t *testing.T) {
+	needed(t, map[rule]ruleOff{
+		statusIsCompared:  {"a change of the status requires the one that was read", 35},
+		startIsCommitted:  {"a start is committed before it begins", 10},
+		startNeedsBinding: {"that it begins requires the binding that was read", 5},
+	}, 60, func(t *testing.T, seed uint64, off rule) *world {
+		w := newWorld(t, seed, 4, off)
+		w.stubborn = true
+		return w
+	})
+}
+
+func TestADrilledVMRunsOnce(t *testing.T) {
+	const seeds, steps, vms = 6, 2000, 4
+	drills, ran := 0, 0
+	for seed := range uint64(seeds) {
+		w := newWorld(t, seed, vms, everyRule)
+		w.stubborn, w.drilling = true, true
+		ran += w.run(steps)
+		if w.broken != "" {
+			t.Fatalf("world %d: %s", seed, w.broken)
+		}
+		drills += w.drills
+		w.mem.Close()
+	}
+	t.Logf("%d worlds, %d drills beside starts that failed and hosts that were lost, VMs were running in %d %% of the looks, none twice", seeds, drills, 100*ran/(seeds*steps*vms))
+	if drills < 50 || ran < seeds*steps {
+		t.Error("the simulation is too quiet to prove anything")
+	}
+}
+
+// Without one of the rules a VM must be found that runs twice.
+func TestTheRulesOfDrillsAreNeeded(t *testing.T) {
+	needed(t, map[rule]ruleOff{
+		drillEndsFirst: {"a VM is given up for a drill only when its process is reaped", 18},
+	}, 60, func(t *testing.T, seed uint64, off rule) *world {
+		w := newWorld(t, seed, 4, off)
+		w.stubborn, w.drilling = true, true
+		return w
+	})
+}
+
+func TestNoTwoNodesWriteOneGuardedDisk(t *testing.T) {
+	const each, vms = 2000, 4
+	wanted, seed := setting(t, envSteps, 4*each), setting(t, envSeed, 1)
+	var moved uint64
+	var steps, looks, ran, worlds, fenced, outlived, proved int
+	for ; steps < wanted; seed++ {
+		w := newPoolWorld(t, uint64(seed), vms, everyRule)
+		w.power = w.chancy
+		ran += w.run(each)
+		if w.broken != "" {
+			t.Fatalf("world %d: %s", seed, w.broken)
+		}
+		proved += w.prove()
+		bindings, err := configdb.Bindings.List(w.mem.Local())
+		must(t, err)
+		for i := range bindings {
+			if w.pool.on[bindings[i].Meta.ID] {
+				moved += bindings[i].Spec.Epoch - 1
+			}
+		}
+		worlds, looks, steps = worlds+1, looks+each, steps+w.steps
+		fenced, outlived = fenced+w.pool.fenced, outlived+w.pool.outlived
+		w.mem.Close()
+	}
+	t.Logf("%d worlds, %d steps, %d moves of guarded VMs, %d times a host was locked out, %d looks at VMs that outlived their lease, %d losses proved, VMs were running in %d %% of the looks, no disk with two writers",
+		worlds, steps, moved, fenced, outlived, proved, 100*ran/(looks*vms))
+	if moved < uint64(worlds) || ran < looks || fenced < worlds || outlived == 0 || proved == 0 {
+		t.Error("the simulation is too quiet to prove anything")
+	}
+}
+
+func TestEachRuleOfTheStorageGuardIsNeeded(t *testing.T) {
+	needed(t, poolRules, 80, func(t *testing.T, seed uint64, off rule) *world { return newPoolWorld(t, seed, 4, off) })
+}
+
+func TestNoTwoNodesRunOneVMWithNotes(t *testing.T) {
+	const each, vms = 2000, 4
+	wanted, seed := setting(t, envSteps, 2*each), setting(t, envSeed, 1)
+	var steps, looks, ran, longer, worlds, carried int
+	var moved uint64
+	for ; steps < wanted; seed++ {
+		w := newHeartWorld(t, uint64(seed), vms, everyRule)
+		ran += w.run(each)
+		if w.broken != "" {
+			t.Fatalf("world %d: %s", seed, w.broken)
+		}
+		moved += w.moves()
+		worlds, looks, steps, longer = worlds+1, looks+each, steps+w.steps, longer+w.notes.longer
+		carried += w.carried
+		w.mem.Close()
+	}
+	t.Logf("%d worlds, %d steps with notes in a pool, %d moves, VMs were running in %d %% of the looks, %d looks at leases that lived by notes, none twice; %d calls carried questions", worlds, steps, moved, 100*ran/(looks*vms), longer, carried)
+	if moved == 0 || longer < looks/10 || carried == 0 {
+		t.Error("the simulation is too quiet to prove anything")
+	}
+}
+
+func TestEachRuleOfTheStorageHeartbeatIsNeeded(t *testing.T) {
+	byChance := maps.Clone(heartRules)
+	delete(byChance, whoHasVotedDoesNotCount) // see TestRareRulesOfTheStorageHeartbeatAreNeeded
+	delete(byChance, oneTerm)
+	delete(byChance, votersLeaveTheirTerms)
+	delete(byChance, noteCountsFromQuestion)
+	delete(byChance, abstentionIsRemembered)
+	delete(byChance, whoAnsweredLeaves)
+	needed(t, byChance, 60, func(t *testing.T, seed uint64, off rule) *world { return newHeartWorld(t, seed, 4, off) })
+}
