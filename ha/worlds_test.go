@@ -17,6 +17,7 @@ import (
 // built with it: scripts/test runs this package once with it, and once without.
 
 func TestNoTwoNodesRunOneVM(t *testing.T) {
+	t.Parallel()
 	const each, vms = 2000, 4 // seven minutes of cluster time in each world
 	wanted, seed := setting(t, envSteps, 8*each), setting(t, envSeed, 1)
 	var moved uint64
@@ -43,10 +44,12 @@ func TestNoTwoNodesRunOneVM(t *testing.T) {
 
 // A checker that sees nothing proves nothing: with each rule off, VMs run twice.
 func TestEachRuleIsNeeded(t *testing.T) {
+	t.Parallel()
 	needed(t, rules, 60, func(t *testing.T, seed uint64, off rule) *world { return newWorld(t, seed, 4, off) })
 }
 
 func TestAVMThatIsPassedOnRunsOnce(t *testing.T) {
+	t.Parallel()
 	const seeds, steps, vms = 6, 2000, 4
 	var moved uint64
 	ran := 0
@@ -68,6 +71,7 @@ func TestAVMThatIsPassedOnRunsOnce(t *testing.T) {
 
 // Without one of the rules a VM must be found that runs twice.
 func TestTheRulesOfPassingOnAreNeeded(t *testing.T) {
+	t.Parallel()
 	needed(t, map[rule]ruleOff{
 		statusIsCompared:  {"a change of the status requires the one that was read", 35},
 		startIsCommitted:  {"a start is committed before it begins", 10},
@@ -80,6 +84,7 @@ func TestTheRulesOfPassingOnAreNeeded(t *testing.T) {
 }
 
 func TestADrilledVMRunsOnce(t *testing.T) {
+	t.Parallel()
 	const seeds, steps, vms = 6, 2000, 4
 	drills, ran := 0, 0
 	for seed := range uint64(seeds) {
@@ -100,6 +105,7 @@ func TestADrilledVMRunsOnce(t *testing.T) {
 
 // Without one of the rules a VM must be found that runs twice.
 func TestTheRulesOfDrillsAreNeeded(t *testing.T) {
+	t.Parallel()
 	needed(t, map[rule]ruleOff{
 		drillEndsFirst: {"a VM is given up for a drill only when its process is reaped", 18},
 	}, 60, func(t *testing.T, seed uint64, off rule) *world {
@@ -110,6 +116,7 @@ func TestTheRulesOfDrillsAreNeeded(t *testing.T) {
 }
 
 func TestNoTwoNodesWriteOneGuardedDisk(t *testing.T) {
+	t.Parallel()
 	const each, vms = 2000, 4
 	wanted, seed := setting(t, envSteps, 4*each), setting(t, envSeed, 1)
 	var moved uint64
@@ -141,10 +148,12 @@ func TestNoTwoNodesWriteOneGuardedDisk(t *testing.T) {
 }
 
 func TestEachRuleOfTheStorageGuardIsNeeded(t *testing.T) {
+	t.Parallel()
 	needed(t, poolRules, 80, func(t *testing.T, seed uint64, off rule) *world { return newPoolWorld(t, seed, 4, off) })
 }
 
 func TestNoTwoNodesRunOneVMWithNotes(t *testing.T) {
+	t.Parallel()
 	const each, vms = 2000, 4
 	wanted, seed := setting(t, envSteps, 2*each), setting(t, envSeed, 1)
 	var steps, looks, ran, longer, worlds, carried int
@@ -167,6 +176,7 @@ func TestNoTwoNodesRunOneVMWithNotes(t *testing.T) {
 }
 
 func TestEachRuleOfTheStorageHeartbeatIsNeeded(t *testing.T) {
+	t.Parallel()
 	byChance := maps.Clone(heartRules)
 	delete(byChance, whoHasVotedDoesNotCount) // see TestRareRulesOfTheStorageHeartbeatAreNeeded
 	delete(byChance, oneTerm)

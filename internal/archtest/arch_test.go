@@ -207,3 +207,44 @@ func TestForbiddenFolderNames(t *testing.T) {
 		}
 	}
 }
+
+// scripts/test runs all packages with the race detector, and those that have tests which are
+// not built with it once more without.
+func TestWhatIsNotBuiltWithTheRaceDetectorIsRun(t *testing.T) {
+	script, err := os.ReadFile("../../scripts/test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var plain []string
+	for line := range strings.Lines(string(script)) {
+		if words := strings.Fields(line); len(words) > 2 && words[0] == "go" && words[1] == "test" && strings.HasPrefix(words[2], "./") {
+			plain = append(plain, words[2:]...)
+		}
+	}
+	raced, found := testFiles(t, "-race"), 0
+	for _, file := range testFiles(t) {
+		if slices.Contains(raced, file) {
+			continue
+		}
+		found++
+		if dir := "./" + short(filepath.Dir(file)); !slices.Contains(plain, dir) {
+			t.Errorf("%s is not built with the race detector, and scripts/test runs %s only with it", short(file), dir)
+		}
+	}
+	if found == 0 {
+		t.Error("no such file was found, and ha has one")
+	}
+}
+
+// testFiles are those of all packages, as go test builds them.
+func testFiles(t *testing.T, args ...string) []string {
+	t.Helper()
+	const format = `{{$p := .ImportPath}}{{range .TestGoFiles}}{{$p}}/{{.}}{{"\n"}}{{end}}{{range .XTestGoFiles}}{{$p}}/{{.}}{{"\n"}}{{end}}`
+	cmd := exec.Command("go", append(append([]string{"list"}, args...), "-f", format, "./...")...)
+	cmd.Dir, cmd.Stderr = "../..", os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	return strings.Fields(string(out))
+}
