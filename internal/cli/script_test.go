@@ -41,8 +41,8 @@ func TestScripts(t *testing.T) {
 			for k, v := range env {
 				e.Setenv(k, v)
 			}
-			// A program with the race detector sleeps for a second before it exits, lest it
-			// misses races of its other goroutines; of a command that is over there are none.
+			// With the race detector a program sleeps for a second before it exits, for the
+			// sake of its other goroutines; a command that is over has none that matter.
 			e.Setenv("GORACE", "atexit_sleep_ms=10 "+os.Getenv("GORACE"))
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("DATA", filepath.Join(e.WorkDir, "data"))

@@ -37,6 +37,11 @@ func TestMain(m *testing.M) {
 			clientMain(os.Args[2])
 		}
 	}
+	// With the race detector a program sleeps for a second before it exits; those that tests
+	// start need not.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=10 "+os.Getenv("GORACE")); err != nil {
+		panic(err)
+	}
 	os.Exit(m.Run())
 }
 
