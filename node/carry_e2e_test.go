@@ -72,20 +72,7 @@ func TestAVoterCarriesTheQuestionOfANodeThatIsCutOffToAWitness(t *testing.T) {
 	witness.start()
 	witness.run("cluster", "join", strings.TrimSpace(n1.run("cluster", "token", "create", "--role", "witness")), "--data-dir", witness.dataDir)
 	f.voting(60*time.Second, n1, 3)
-	shared := filepath.Join(f.dir, "shared")
-	if err := os.Mkdir(shared, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	n1.run("pool", "create", "shared", "--type", "shared", "--path", shared)
-	f.eventually(30*time.Second, "both nodes can use the pool", func() error {
-		var p api.Pool
-		f.decode(n1.run("pool", "show", "shared", "-o", "json"), &p)
-		ready := slices.DeleteFunc(p.Status.Nodes, func(s api.PoolStateStatus) bool { return !s.Ready })
-		if len(ready) != 2 {
-			return fmt.Errorf("%+v", p.Status.Nodes)
-		}
-		return nil
-	})
+	shared := f.sharedPool(n1, 2)
 	n1.run("node", "maintenance", "on", n1.name)
 	n1.run("vm", "create", "kept", "--memory", "64M", "--disk", "64M", "--pool", "shared", "--ha", "restart", "--start")
 	n1.run("node", "maintenance", "off", n1.name)

@@ -4,6 +4,7 @@
 package node_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -42,14 +43,31 @@ var buildTinyImage = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
+// sharedPool makes a pool, returns its directory, and waits until so many nodes can use it:
+// each makes sure first that it is the directory that the others see.
+func (f *flock) sharedPool(at *host, nodes int) (path string) {
+	f.t.Helper()
+	path = filepath.Join(f.dir, "shared")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		f.t.Fatal(err)
+	}
+	at.run("pool", "create", "shared", "--type", "shared", "--path", path)
+	f.eventually(30*time.Second, "the nodes can use the pool", func() error {
+		var p api.Pool
+		f.decode(at.run("pool", "show", "shared", "-o", "json"), &p)
+		ready := slices.DeleteFunc(p.Status.Nodes, func(s api.PoolStateStatus) bool { return !s.Ready })
+		if len(ready) != nodes {
+			return fmt.Errorf("%+v", p.Status.Nodes)
+		}
+		return nil
+	})
+	return path
+}
+
 // withGuest makes a shared pool, the image tiny and the running VM web1.
 func (f *flock) withGuest(at *host, more ...string) {
 	f.t.Helper()
-	shared := filepath.Join(f.dir, "shared")
-	if err := os.Mkdir(shared, 0o700); err != nil {
-		f.t.Fatal(err)
-	}
-	at.run("pool", "create", "shared", "--type", "shared", "--path", shared)
+	f.sharedPool(at, len(f.nodes))
 	at.run("image", "create", "tiny", "--pool", "shared", "--file", tinyImage(f.t))
 	at.run(append([]string{"vm", "create", "web1", "--cpu", "1", "--memory", "128M", "--image", "tiny", "--pool", "shared", "--ha", "restart", "--start"}, more...)...)
 }
@@ -96,6 +114,7 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 
 	t.Run("kill -9 of any one daemon does not stop the counter", func(t *testing.T) {
 		for _, h := range f.nodes {
+			was := len(h.log())
 			h.kill9()
 			other := f.others(h)[0]
 			if h.name == vm.Status.Node {
@@ -108,6 +127,13 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 			if now := qemus(t, vm.Meta.ID); !slices.Equal(now, pid) {
 				t.Fatalf("QEMU was %v before the daemon of %s was killed and is %v", pid, h.name, now)
 			}
+			// What comes next needs it.
+			f.eventually(30*time.Second, h.name+" can use the pool again", func() error {
+				if !strings.Contains(h.log()[was:], "pool=shared ready=true") {
+					return errors.New("not yet")
+				}
+				return nil
+			})
 		}
 		if b, _ := f.nodes[0].counter(); b != 1 {
 			t.Errorf("the guest booted %d times", b)

@@ -43,11 +43,7 @@ func (f *flock) bmcOf(h, at *host) *powersim.Host {
 func TestSilentHostIsSwitchedOffAndItsVMIsSoonElsewhere(t *testing.T) {
 	f := newFlock(t, 3)
 	f.up()
-	shared := filepath.Join(f.dir, "shared")
-	if err := os.Mkdir(shared, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	f.nodes[0].run("pool", "create", "shared", "--type", "shared", "--path", shared)
+	f.sharedPool(f.nodes[0], 3)
 	f.nodes[0].run("vm", "create", "web1", "--cpu", "1", "--memory", "64M", "--disk", "16M", "--pool", "shared", "--ha", "restart", "--start") // no system: QEMU is what counts
 	vm := f.nodes[0].vm("web1")
 	victim := f.byName(vm.Status.Node)
