@@ -213,7 +213,6 @@ func watchQEMUs(t *testing.T, vmID string) func() int {
 }
 
 func TestLifeCycleThroughDifferentNodes(t *testing.T) {
-	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]

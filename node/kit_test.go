@@ -34,7 +34,7 @@ import (
 //
 // A test with a flock waits most of its time, for leases, elections and guests that boot.
 // So such tests run in parallel, as many as there are processors; but not those that bound
-// how long something takes: they have no t.Parallel, and run before the others.
+// how long something takes, or depend on it: they have no t.Parallel, and run before the others.
 
 var binDir string // of the programs under test
 

@@ -101,7 +101,6 @@ func TestTheLastNodeSaysThatTheQuorumIsLost(t *testing.T) {
 // manager of SNMP v3 takes what is signed and encrypted alone, for which the node opens
 // a sealed pass phrase without a quorum.
 func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
-	t.Parallel()
 	f := newFlock(t, 3)
 	f.up()
 	a, box, traps := f.nodes[0], newMailbox(t, 0), newTrapReceiver(t)
