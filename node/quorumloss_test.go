@@ -6,6 +6,7 @@ package node_test
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -131,6 +132,18 @@ func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
 		}
 		return nil
 	})
+	file := filepath.Join(a.dataDir, "quorum-told.json")
+	f.eventually(20*time.Second, "the daemon has noted whom it told", func() error {
+		var noted struct{ Told []string }
+		b, err := os.ReadFile(file)
+		if err == nil {
+			err = json.Unmarshal(b, &noted)
+		}
+		if err == nil && len(noted.Told) != 3 {
+			err = fmt.Errorf("%s", b)
+		}
+		return err
+	})
 	a.kill9()
 	a.start()
 	f.eventually(30*time.Second, "the restarted daemon says that the quorum is lost", func() error {
@@ -153,7 +166,7 @@ func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
 	if m, n, n3 := len(box.with("no quorum at node n1")), traps.with("no quorum at node n1"), sealed.with("no quorum at node n1"); m != 1 || n != 1 || n3 != 1 {
 		t.Errorf("%d mails, %d traps and %d of SNMP v3 of one loss", m, n, n3)
 	}
-	told, err := os.ReadFile(filepath.Join(a.dataDir, "quorum-told.json"))
+	told, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
