@@ -13,7 +13,7 @@ import (
 	"github.com/muster-vm/muster/internal/clusternet"
 )
 
-// methodTerm asks a node for its Raft term.
+// methodTerm asks a node for its Raft term, and names the one in which the asking node leads.
 const methodTerm = "configdb.term"
 
 // askVoters returns nil when a majority of the voters, asked after the call,
@@ -24,13 +24,17 @@ const methodTerm = "configdb.term"
 // Raft's own VerifyLeader promises less: it counts the answers of members
 // without a vote, and answers to messages that were sent before it was asked.
 func (s *Store) askVoters(ctx context.Context) error {
-	term := s.node.TellTerm(s.cfg.NodeID) // its own voice counts
+	l, ok := s.Leadership()
+	if !ok {
+		return errNotLeader
+	}
+	term := s.node.TellTerm(l.Term, s.cfg.NodeID) // its own voice counts
 	members, err := s.node.Members()
 	if err != nil {
 		return err
 	}
 	_, err = askMajority(ctx, s, term, members, func(ctx context.Context, m Member) (uint64, error) {
-		t, err := s.callTerm(ctx, m)
+		t, err := s.callTerm(ctx, m, term)
 		if err == nil && t > term {
 			err = fmt.Errorf("it is in term %d", t)
 		}
@@ -93,16 +97,17 @@ func askMajority[T any](ctx context.Context, s *Store, term uint64, members []Me
 	return answers, nil
 }
 
-func (s *Store) callTerm(ctx context.Context, m Member) (uint64, error) {
-	b, err := s.cfg.Client.Call(ctx, m.NodeID, m.Address, methodTerm, nil)
+func (s *Store) callTerm(ctx context.Context, m Member, leads uint64) (uint64, error) {
+	b, err := s.cfg.Client.Call(ctx, m.NodeID, m.Address, methodTerm, binary.AppendUvarint(nil, leads))
 	if err != nil {
 		return 0, err
 	}
 	return decodeNumber(methodTerm, b)
 }
 
-func (s *Store) serveTerm(ctx context.Context, _ []byte) ([]byte, error) {
-	return binary.AppendUvarint(nil, s.node.TellTerm(clusternet.CallerOf(ctx))), nil
+func (s *Store) serveTerm(ctx context.Context, request []byte) ([]byte, error) {
+	leads, _ := binary.Uvarint(request) // 0: an older leader names no term
+	return binary.AppendUvarint(nil, s.node.TellTerm(leads, clusternet.CallerOf(ctx))), nil
 }
 
 // methodTold asks a voter when it last told a term before that of the leader who asks.
@@ -116,14 +121,13 @@ type Confirmed struct {
 
 // LastConfirmed asks the voters, as the leader of a term, for the last moment at which an
 // earlier leader can have been confirmed, or a majority have said that nobody leads. It
-// takes a majority of those who elected this one. See ha/DESIGN.md, "What the voters
-// remember".
+// takes a majority of them. See ha/DESIGN.md, "What the voters remember".
 func (s *Store) LastConfirmed(ctx context.Context, term uint64) (Confirmed, error) {
-	members, err := s.node.Electors(term)
+	members, err := s.node.Members()
 	if err != nil {
 		return Confirmed{}, err
 	}
-	last, err := s.toldBefore(term) // always, since it knows when the membership was stored
+	last, err := s.toldBefore(term) // after that: it knows when that membership was stored
 	if err != nil {
 		return Confirmed{}, err
 	}

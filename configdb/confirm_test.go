@@ -5,6 +5,7 @@ package configdb_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,15 +31,14 @@ func nextLeader(t *testing.T, c *storetest.Cluster, former *storetest.Node) (*st
 }
 
 // askedUntil is LastConfirmed when enough of the voters have come to the term.
-func askedUntil(t *testing.T, c *storetest.Cluster, n *storetest.Node, term uint64) (got configdb.Confirmed, took time.Duration) {
+func askedUntil(t *testing.T, c *storetest.Cluster, n *storetest.Node, term uint64) (got configdb.Confirmed, asked time.Time) {
 	t.Helper()
 	c.Eventually("the voters answer", func() (err error) {
-		began := time.Now()
+		asked = time.Now()
 		got, err = n.LastConfirmed(t.Context(), term)
-		took = time.Since(began)
 		return err
 	})
-	return got, took
+	return got, asked
 }
 
 // A new leader learns when the one before it was confirmed for the last time: neither
@@ -58,6 +58,7 @@ func TestANewLeaderLearnsWhenTheFormerOneWasConfirmed(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Isolate(former)
+	after := time.Now()
 	if err := former.Confirm(t.Context(), l.Term); err == nil {
 		t.Fatal("a leader without a majority was confirmed")
 	}
@@ -67,12 +68,12 @@ func TestANewLeaderLearnsWhenTheFormerOneWasConfirmed(t *testing.T) {
 	if err := next.Confirm(t.Context(), term); err != nil {
 		t.Fatal(err)
 	}
-	got, took := askedUntil(t, c, next, term)
+	got, asked := askedUntil(t, c, next, term)
 	if by := former.ID; got.By != by {
 		t.Errorf("%q was confirmed, it was %q", got.By, by)
 	}
-	if since := time.Since(before); got.Ago < pause || got.Ago > since || got.Ago < since-took-time.Second {
-		t.Errorf("the former leader was confirmed %v ago, they say; it was %v", got.Ago, since)
+	if least, most := asked.Sub(after), time.Since(before); got.Ago < pause || got.Ago > most || got.Ago < least {
+		t.Errorf("the former leader was confirmed %v ago, they say; it was between %v and %v", got.Ago, least, most)
 	}
 	if _, err := former.LastConfirmed(t.Context(), term); err == nil {
 		t.Error("a node that does not lead was answered")
@@ -84,31 +85,14 @@ func TestAMinorityDoesNotKnowWhoWasConfirmed(t *testing.T) {
 	leader := c.Leader()
 	l, _ := leader.Leadership()
 	c.Isolate(leader)
-	if got, err := leader.LastConfirmed(t.Context(), l.Term); err == nil {
-		t.Errorf("it alone says %+v", got)
+	got, err := leader.LastConfirmed(t.Context(), l.Term)
+	if err == nil || !strings.Contains(err.Error(), "1 of 3 voters") {
+		t.Errorf("it alone says %+v, %v", got, err)
 	}
 }
 
-// What a voter forgets counts as having been a moment ago.
-func TestAVoterThatWasStartedAnewForgets(t *testing.T) {
-	c := storetest.NewCluster(t, 3)
-	former := c.Leader()
-	rest := c.Followers(former)
-	rest[0].Stop()
-	rest[0].Start()
-	began := time.Now()
-	c.Eventually("it follows", func() error {
-		_, err := rest[0].View(t.Context())
-		return err
-	})
-	c.Isolate(former)
-	next, term := nextLeader(t, c, former)
-	if got, _ := askedUntil(t, c, next, term); got.Ago > time.Since(began) {
-		t.Errorf("%v ago, and one of two was started %v ago", got.Ago, time.Since(began))
-	}
-}
-
-// By a new list of voters it cannot be told whom the voters of an earlier one confirmed.
+// By a new list of voters it cannot be told whom the voters of an earlier one confirmed,
+// so that they were changed counts, whoever did it.
 func TestAChangeOfTheVotersIsNotLookedPast(t *testing.T) {
 	c := storetest.NewCluster(t, 3)
 	first := c.Leader()
@@ -116,15 +100,15 @@ func TestAChangeOfTheVotersIsNotLookedPast(t *testing.T) {
 		t.Fatal(err)
 	}
 	leader, term := nextLeader(t, c, first)
-	askedUntil(t, c, leader, term)
 	gone := c.Followers(leader)[0]
+	changed := time.Now()
 	if err := leader.DemoteMember(gone.ID); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := leader.LastConfirmed(t.Context(), term); err == nil {
+	if got, _ := askedUntil(t, c, leader, term); got.Ago > time.Since(changed) || got.By != "" {
 		t.Errorf("of voters that did not elect it it knows %+v", got)
 	}
-	changed := time.Now()
+	changed = time.Now()
 	if err := leader.AddMember(gone.ID, gone.Address, true); err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,9 @@ const (
 	// leader may take the leases of before for ended: an election and a bit. More would
 	// leave the nodes no time to be heard by it.
 	maxCredit = 3 * time.Second
+	// maxFenceCredit is how much sooner the node that led before may be switched off or
+	// locked out: a request that hangs, and the next, still fit in what is left.
+	maxFenceCredit = FenceAfter - renewTimeout - RenewEvery
 	// renewTimeout bounds one request for a lease.
 	renewTimeout = 3 * time.Second
 	// detectEvery is how often the leader looks for silent nodes.

@@ -23,6 +23,9 @@ const (
 	// fencePause is the least time between two attempts at one node, by the wall
 	// clock: a matter of manners, not of safety.
 	fencePause = 10 * time.Minute
+	// asleepAfter is the pause between two looks for silent nodes after which this leader
+	// was asleep.
+	asleepAfter = 5 * detectEvery
 	// maxFences is how many nodes are switched off at once.
 	maxFences = 4
 )
@@ -50,14 +53,25 @@ func (g *grantor) hear(term uint64, nodeID string) {
 }
 
 // quiet returns how long nothing was heard of a node, at most the age of this
-// leadership; the node that led before was not heard of since then either. It is called
-// with the lock held.
+// leadership, or of the node that led before, a bit more. It is called with the lock held.
 func (g *grantor) quiet(nodeID string) time.Duration {
 	since := g.since
-	if nodeID == g.former {
-		since = g.earlier
+	if nodeID == g.former && !g.slept {
+		since = max(g.earlier, g.since-maxFenceCredit)
 	}
 	return g.now() - max(since, g.granted[nodeID], g.heard[nodeID])
+}
+
+// looks notes that this leader looks for silent nodes. If it has not for a while it was
+// asleep itself, as perhaps before, when it was elected: the node that led has as long to
+// be heard as all.
+func (g *grantor) looks(term uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.enter(term) {
+		g.slept = g.slept || g.now()-g.looked > asleepAfter
+		g.looked = g.now()
+	}
 }
 
 // silentOf returns those that have been silent for FenceAfter.

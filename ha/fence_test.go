@@ -239,7 +239,7 @@ func TestLeaderWithoutAMajorityCommandsNothing(t *testing.T) {
 		"after the mark": func(w *world) {
 			power := w.power
 			w.power = func(by *simNode, id string, before func() error) ([]api.PowerStep, error) {
-				w.lead, w.term = 1, 2 // another leads; this one does not know
+				w.votedFor(1, 2, 1, 2, 4) // another leads; this one does not know
 				w.mem.SetTerm(2)
 				return power(by, id, before)
 			}
@@ -311,7 +311,7 @@ func deposed(t *testing.T) *world {
 	power := w.power
 	w.power = func(by *simNode, id string, before func() error) ([]api.PowerStep, error) {
 		steps, err := power(by, id, before)
-		w.lead, w.term = 1, 2
+		w.votedFor(1, 2, 1, 2, 4)
 		w.mem.SetTerm(2)
 		w.nodes[1].leads, w.nodes[1].believes = true, configdb.Leadership{Term: 2}
 		w.power = power

@@ -56,6 +56,8 @@ type grantor struct {
 	since   time.Duration
 	earlier time.Duration            // an earlier leader has granted nothing later; since, until the voters have said more
 	former  string                   // the node that led then, if it is known
+	looked  time.Duration            // when this leader last looked for silent nodes
+	slept   bool                     // it did not for a while
 	granted map[string]time.Duration // by node ID
 	heard   map[string]time.Duration // when it last asked, whatever it was answered
 	wired   map[string]time.Duration // when it last asked over the network
@@ -74,7 +76,7 @@ type grantor struct {
 func (g *grantor) enter(term uint64) bool {
 	if term > g.term {
 		g.term, g.since = term, g.now()
-		g.earlier, g.former = g.since, ""
+		g.earlier, g.former, g.looked, g.slept = g.since, "", g.since, false
 		g.forget()
 	}
 	return term == g.term
@@ -173,11 +175,12 @@ func (g *grantor) begin(term uint64) {
 	g.enter(term)
 }
 
-// credit notes what the voters remember of earlier leaders, heard now.
+// credit notes what the voters remember of the leader of before, heard now. If they do not
+// name it they know less than they might: one of them began anew, or nobody led.
 func (g *grantor) credit(term uint64, c configdb.Confirmed) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.enter(term) {
+	if !g.enter(term) || c.By == "" {
 		return
 	}
 	at := g.now() - (c.Ago - c.Ago*driftPerMille/1000)

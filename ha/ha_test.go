@@ -25,6 +25,14 @@ func chaosFree(t *testing.T) *world {
 	return w
 }
 
+// votedFor makes node i the leader of a term by the votes of these, of which nobody knows yet.
+func (w *world) votedFor(i int, term uint64, voters ...int) {
+	w.lead, w.term = i, term
+	for _, v := range voters {
+		w.nodes[v].voter = term
+	}
+}
+
 func (w *world) phase(i int) api.NodePhase {
 	n, err := configdb.Nodes.Get(w.mem.Local(), w.nodes[i].id)
 	must(w.t, err)
@@ -215,11 +223,15 @@ func TestGrantUnderWayWhileTheNodeIsDeclaredLostIsRefused(t *testing.T) {
 // A new leader may know that nobody was granted anything for a while before it led; of
 // the node that led, it may know that it was silent, too.
 func TestANewLeaderCountsFromWhatTheVotersRemember(t *testing.T) {
-	for name, x := range map[string]struct{ ago, sooner time.Duration }{
-		"nothing":                       {0, 0},
-		"what came after its beginning": {500 * time.Millisecond, 0},
-		"two seconds before it":         {3 * time.Second, 2*time.Second - 30*time.Millisecond}, // less the drift
-		"a long time":                   {time.Hour, maxCredit},
+	for name, x := range map[string]struct {
+		ago, sooner time.Duration
+		by          int
+	}{
+		"nothing":                       {0, 0, 3},
+		"what came after its beginning": {500 * time.Millisecond, 0, 3},
+		"two seconds before it":         {3 * time.Second, 2*time.Second - 30*time.Millisecond, 3}, // less the drift
+		"a long time":                   {time.Hour, maxCredit, 3},
+		"not who led":                   {time.Hour, 0, -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := chaosFree(t)
@@ -227,14 +239,27 @@ func TestANewLeaderCountsFromWhatTheVotersRemember(t *testing.T) {
 			former, other := w.nodes[3].id, w.nodes[4].id
 			both := []string{former, other}
 			g.begin(5)
-			w.now += time.Second
+			since := func(d time.Duration) {
+				for end := w.now + d - (g.now() - g.since); w.now < end; g.looks(5) {
+					w.now = min(end, w.now+detectEvery)
+				}
+			}
+			since(time.Second)
 			g.credit(4, configdb.Confirmed{Ago: time.Hour, By: other}) // of an earlier leadership
-			g.credit(5, configdb.Confirmed{Ago: x.ago, By: former})
-			since := func(d time.Duration) { w.now += d - (g.now() - g.since) }
+			c := configdb.Confirmed{Ago: x.ago}
+			if x.by >= 0 {
+				c.By = w.nodes[x.by].id
+			}
+			g.credit(5, c)
 			const bit = 50 * time.Millisecond
-			since(FenceAfter - x.sooner + bit)
+			sooner := min(x.sooner, maxFenceCredit) // a request that hangs, and the next, fit in
+			since(FenceAfter - sooner - bit)
+			if got := g.silentOf(5, both); len(got) != 0 {
+				t.Errorf("too soon silent: %v", got)
+			}
+			since(FenceAfter - sooner + bit)
 			want := []string{former}
-			if x.sooner == 0 {
+			if sooner == 0 {
 				want = both
 			}
 			if got := g.silentOf(5, both); !slices.Equal(got, want) {
@@ -253,6 +278,34 @@ func TestANewLeaderCountsFromWhatTheVotersRemember(t *testing.T) {
 	}
 }
 
+// A leader that stands still for seconds as soon as it is elected hears nobody, and the
+// node that led before is not sooner silent than the others by that.
+func TestALeaderThatWasAsleepShootsNoFormerLeader(t *testing.T) {
+	for _, early := range []bool{true, false} { // the voters' answer comes before, or after
+		w := chaosFree(t)
+		g := w.nodes[0].svc.grant
+		former := w.nodes[3].id
+		credit := func() { g.credit(5, configdb.Confirmed{Ago: time.Hour, By: former}) }
+		g.begin(5)
+		if early {
+			credit()
+		}
+		w.now += FenceAfter - 500*time.Millisecond
+		g.looks(5)
+		if !early {
+			credit()
+		}
+		if got := g.silentOf(5, []string{former}); len(got) != 0 {
+			t.Errorf("silent: %v", got)
+		}
+		w.now += time.Second
+		g.looks(5)
+		if got := g.silentOf(5, []string{former}); len(got) != 1 {
+			t.Error("it is never silent")
+		}
+	}
+}
+
 // It takes a majority of them: the last lease of an earlier leader may have been granted
 // with the voices of others than those who answer.
 func TestAMajorityOfTheVotersRemembers(t *testing.T) {
@@ -266,21 +319,22 @@ func TestAMajorityOfTheVotersRemembers(t *testing.T) {
 				o.cutOff = slices.Contains(nodes, o.i)
 			}
 		}
+		cut(1, 2)
+		must(t, former.Confirm(ctx, 1))
+		w.now += time.Minute
 		cut(3, 4)
 		sent := n.clock()
 		a, err := former.svc.grant.renew(ctx, n.id)
 		must(t, err)
 		must(t, n.keeper.extend(ctx, sent+LeaseDuration, a))
 		cut(0, 1)
-		w.term, w.lead, former.leads = 2, leader.i, false
-		for _, o := range w.nodes[2:] {
-			o.voter = w.term
-		}
+		w.votedFor(leader.i, 2, 2, 3, 4)
+		former.leads = false
 		leader.leads, leader.believes = true, configdb.Leadership{Term: w.term}
 		leader.svc.Begin(w.term)
 		must(t, leader.svc.learn(ctx, w.term))
 		for w.phase(n.i) != api.NodeLost {
-			if w.now += 100 * time.Millisecond; w.now > 2*time.Minute {
+			if w.now += 100 * time.Millisecond; w.now > 3*time.Minute {
 				t.Fatal("it is never lost")
 			}
 			leader.detect(impatient{ctx}, w.term)

@@ -254,7 +254,7 @@ func (h *simHeart) Abstain(_ context.Context, term uint64) (configdb.Abstention,
 	}
 	a := configdb.Abstention{Term: max(h.term, term), Voters: h.Voters()}
 	if h.n.w.off != whoAnsweredLeaves {
-		a.Term = max(a.Term, h.n.told.Asked()+1)
+		a.Term = max(a.Term, h.n.told.Answered()+1)
 	}
 	a.Voted = h.voted == a.Term && h.n.w.off != whoHasVotedDoesNotCount
 	if h.n.w.off != votersLeaveTheirTerms {

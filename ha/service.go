@@ -120,7 +120,7 @@ func (s *Service) Begin(term uint64) { s.grant.begin(term) }
 func (s *Service) Run(ctx context.Context, term uint64) error {
 	s.grant.begin(term)
 	group, ctx := contain.NewGroup(ctx)
-	group.Go(func() { s.askVoters(ctx, term) })
+	group.Go(func() { s.learnOfEarlier(ctx, term) })
 	group.Go(func() {
 		s.detect(ctx, term, func(attempt func(context.Context)) { group.Go(func() { attempt(ctx) }) })
 	})
@@ -151,8 +151,8 @@ func (s *Service) Run(ctx context.Context, term uint64) error {
 	return errors.Join(err, group.Stop())
 }
 
-// askVoters learns of earlier leaders, as soon as a majority of the voters answers.
-func (s *Service) askVoters(ctx context.Context, term uint64) {
+// learnOfEarlier learns of the leader of before, as soon as a majority of the voters answers.
+func (s *Service) learnOfEarlier(ctx context.Context, term uint64) {
 	for began := s.grant.now(); s.grant.now()-began < LostAfter; {
 		actx, cancel := context.WithTimeout(ctx, askTimeout)
 		err := s.learn(actx, term)
@@ -169,7 +169,7 @@ func (s *Service) askVoters(ctx context.Context, term uint64) {
 	}
 }
 
-// learn has the voters say since when no earlier leader granted anything. Without their
+// learn has the voters say since when no earlier leader granted anything. Without an
 // answer everything counts from the beginning of this leadership.
 func (s *Service) learn(ctx context.Context, term uint64) error {
 	c, err := s.grant.leader.LastConfirmed(ctx, term)
@@ -190,6 +190,7 @@ func (s *Service) detect(ctx context.Context, term uint64, run func(func(context
 				s.log.Warn("node not readmitted", "node", id, "err", err)
 			}
 		}
+		s.grant.looks(term)
 		for _, id := range s.grant.overdue(term, s.readyNodes()) {
 			s.declareLost(ctx, term, id)
 		}

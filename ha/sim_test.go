@@ -231,15 +231,27 @@ func (n *simNode) newKeeper() *Keeper {
 func (n *simNode) Leadership() (configdb.Leadership, bool) { return n.believes, n.leads }
 
 func (n *simNode) Confirm(_ context.Context, term uint64) error {
-	tell := n.w.telling(n)
-	n.w.meanwhile(100, 150) // the request waits its turn
+	voices := 0
+	for _, i := range append([]int{n.i}, n.w.rng.Perm(len(n.w.nodes))...) {
+		n.w.meanwhile(300, 150) // the request, or the question, waits its turn
+		o := n.w.nodes[i]
+		if n.cutOff || o == n && voices > 0 || o != n && (o.cutOff || o.frozen > n.w.now) {
+			continue
+		}
+		if o.told.Tell(term, n.id, o.voterTerm, o.clock) > term {
+			continue
+		}
+		if voices++; voices > len(n.w.nodes)/2 {
+			break
+		}
+	}
+	n.w.meanwhile(300, 150) // it concludes late
 	switch {
 	case n.w.off == leaderIsConfirmed:
 		return nil
-	case n.w.lead != n.i || n.w.term != term || n.cutOff || !n.w.followed():
+	case voices <= len(n.w.nodes)/2 || n.voterTerm() != term:
 		return errors.New("not confirmed")
 	}
-	tell()
 	return nil
 }
 
@@ -249,27 +261,6 @@ func (n *simNode) voterTerm() uint64 {
 		return n.heart.term
 	}
 	return n.voter
-}
-
-// telling has a majority tell their terms to a leader, at the moment of this call, as
-// soon as it is known that they did.
-func (w *world) telling(leader *simNode) func() {
-	at := make([]time.Duration, len(w.nodes))
-	for i, n := range w.nodes {
-		at[i] = n.clock()
-	}
-	return func() {
-		need := len(w.nodes)/2 + 1
-		for _, i := range append([]int{leader.i}, w.rng.Perm(len(w.nodes))...) {
-			o := w.nodes[i]
-			if need == 0 || o == leader && need <= len(w.nodes)/2 || o.cutOff || w.notes != nil && (o.frozen > w.now || o.heart.term > w.term) {
-				continue
-			}
-			need--
-			o.voter = max(o.voter, w.term)
-			o.told.Tell(o.voterTerm, func() time.Duration { return at[i] }, leader.id)
-		}
-	}
 }
 
 // LastConfirmed is as a majority of the voters remember it.
@@ -498,6 +489,9 @@ func (w *world) chaos() {
 		}
 		if !n.cutOff && n.frozen < w.now && w.rng.IntN(25) == 0 {
 			n.view = w.mem.Local() // replication
+			if w.lead >= 0 && !w.nodes[w.lead].cutOff {
+				n.voter = max(n.voter, w.term)
+			}
 		}
 	}
 }
@@ -622,6 +616,7 @@ func (impatient) Done() <-chan struct{} { return over }
 var over = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 func (n *simNode) detect(ctx context.Context, term uint64) {
+	n.svc.grant.looks(term)
 	for _, id := range n.svc.takeReturning() {
 		_ = n.svc.readmit(ctx, term, id)
 	}
@@ -637,11 +632,13 @@ func (n *simNode) detect(ctx context.Context, term uint64) {
 func (n *simNode) govern() {
 	ctx := impatient{context.Background()}
 	term := n.believes.Term
-	if n.answered != term && !n.asking && n.w.rng.IntN(4) == 0 {
+	if n.answered != term && n.w.off != newLeaderWaits && !n.asking && n.w.rng.IntN(4) == 0 {
 		n.asking = true
 		if n.svc.learn(ctx, term) == nil {
 			n.answered = term
-			n.w.credits++
+			if g := n.svc.grant; g.earlier < g.since {
+				n.w.credits++
+			}
 		}
 		n.asking = false
 	}

@@ -42,7 +42,7 @@ func (n *Node) Abstain(ctx context.Context, term uint64) (Abstention, error) {
 	}
 	n.abstains.Lock()
 	defer n.abstains.Unlock()
-	term = max(term, n.raft.CurrentTerm(), n.told.Asked()+1)
+	term = max(term, n.raft.CurrentTerm(), n.told.Answered()+1)
 	was, err := n.floor.raise(ctx, term)
 	if err != nil {
 		return Abstention{}, err

@@ -93,7 +93,6 @@ type Node struct {
 	abstains  sync.Mutex // one at a time
 	floor     floor
 	told      *Told
-	changed   atomic.Uint64 // the term of the newest membership that was stored in this life
 	// missed is since when no leader is known, by the clock, in nanoseconds; 0 while one is.
 	missed atomic.Int64
 	clock  func() time.Duration // of the boot
@@ -136,7 +135,7 @@ func Open(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, n.closeAfter(err)
 	}
-	log, err := newSnapLog(logs, d.snapshots, cfg.OnFatal, n.noteMembership)
+	log, err := newSnapLog(logs, d.snapshots, cfg.OnFatal, func(term uint64) { n.told.Mark(term, n.clock) })
 	if err != nil {
 		return nil, n.closeAfter(err)
 	}

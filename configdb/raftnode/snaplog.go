@@ -135,7 +135,7 @@ type snapStore struct {
 
 // Create implements raft.SnapshotStore.
 func (s snapStore) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, cIndex uint64, t raft.Transport) (raft.SnapshotSink, error) {
-	s.log.onMembership(0) // it brings one, if it is not this node's own
+	s.log.onMembership(term) // it brings one, if it is not this node's own
 	sink, err := s.SnapshotStore.Create(version, index, term, c, cIndex, t)
 	if err != nil {
 		return nil, err

@@ -17,7 +17,8 @@ type Told struct {
 	term   uint64  // the highest that was told
 	last   Telling // of that term
 	before Telling // of a lower one
-	asked  uint64  // the highest term whose leader was answered
+	// answered is the highest term whose leader was answered, or may have been.
+	answered uint64
 }
 
 // Telling is one such moment.
@@ -29,14 +30,18 @@ type Telling struct {
 // NewTold returns the memory of a node that begins in a term and may have told anything
 // until now.
 func NewTold(term uint64, now time.Duration) *Told {
-	return &Told{before: Telling{At: now}, asked: term}
+	return &Told{before: Telling{At: now}, answered: term}
 }
 
-// Tell returns the term, which is taken down with its moment.
-func (t *Told) Tell(term func() uint64, now func() time.Duration, by string) uint64 {
+// Tell returns the term, which is taken down with its moment, to a node that leads in the
+// one that it names.
+func (t *Told) Tell(leads uint64, by string, term func() uint64, now func() time.Duration) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	told := term()
+	if told != leads {
+		by = "" // it may lead no more
+	}
 	t.note(told, Telling{now(), by})
 	return told
 }
@@ -46,18 +51,21 @@ func (t *Told) Tell(term func() uint64, now func() time.Duration, by string) uin
 func (t *Told) Abstain(term uint64, now func() time.Duration, may func() bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if term <= t.asked || !may() {
+	if term <= t.answered || !may() {
 		return false
 	}
 	t.note(term-1, Telling{At: now()})
 	return true
 }
 
-// Mark takes down a moment that counts as one of an earlier term, whatever comes.
-func (t *Told) Mark(now func() time.Duration) {
+// Mark takes down that this node stores a membership of a term. Whom those of an earlier
+// one confirmed it cannot tell, so the moment counts as one of an earlier term, whatever
+// comes; and an earlier life of this node, as another member, may have answered the leader.
+func (t *Told) Mark(term uint64, now func() time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.before = later(t.before, Telling{At: now()})
+	t.answered = max(t.answered, term)
 }
 
 // Before returns the last moment of a term before that of the leader who asks, in whose
@@ -68,18 +76,18 @@ func (t *Told) Before(leads uint64, term func() uint64) (Telling, error) {
 	if now := term(); now != leads {
 		return Telling{}, fmt.Errorf("this node is in term %d, not in %d", now, leads)
 	}
-	t.asked = max(t.asked, leads)
+	t.answered = max(t.answered, leads)
 	if t.term < leads {
 		return later(t.before, t.last), nil
 	}
 	return t.before, nil
 }
 
-// Asked is the highest term of which this node does not say that nobody leads.
-func (t *Told) Asked() uint64 {
+// Answered is the highest term of which this node does not say that nobody leads.
+func (t *Told) Answered() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.asked
+	return t.answered
 }
 
 // note is called with the lock held.
@@ -101,8 +109,11 @@ func later(a, b Telling) Telling {
 	return a
 }
 
-// TellTerm returns this node's term to a leader that has itself confirmed.
-func (n *Node) TellTerm(by string) uint64 { return n.told.Tell(n.raft.CurrentTerm, n.clock, by) }
+// TellTerm returns this node's term to a node that leads in the one that it names, and has
+// itself confirmed.
+func (n *Node) TellTerm(leads uint64, by string) uint64 {
+	return n.told.Tell(leads, by, n.raft.CurrentTerm, n.clock)
+}
 
 // ToldBefore says how long ago this node last told a term before that of the leader who
 // asks, and whom.
@@ -112,25 +123,4 @@ func (n *Node) ToldBefore(term uint64) (ago time.Duration, by string, err error)
 		return 0, "", err
 	}
 	return max(0, n.clock()-t.At), t.By, nil
-}
-
-// Electors returns the membership by which the leader of a term was elected; an error
-// if it was changed since.
-func (n *Node) Electors(term uint64) ([]Member, error) {
-	members, err := n.Members()
-	if err != nil {
-		return nil, err
-	}
-	// Looked at later: an entry is in the log before Raft goes by it.
-	if n.changed.Load() >= term {
-		return nil, fmt.Errorf("the membership was changed in term %d", term)
-	}
-	return members, nil
-}
-
-// noteMembership is called before Raft goes by a new membership. Of how many came before
-// it this node cannot tell, so the moment counts as one in which it told its term.
-func (n *Node) noteMembership(term uint64) {
-	n.changed.Store(max(n.changed.Load(), term))
-	n.told.Mark(n.clock)
 }

@@ -6,6 +6,10 @@ package raftnode
 import (
 	"testing"
 	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/muster-vm/muster/internal/hostboot"
 )
 
 // voter is a memory with the term and the clock that it asks for.
@@ -37,12 +41,15 @@ func (v *voter) want(t *testing.T, leads uint64, at time.Duration, by string) {
 
 func TestAVoterRemembersWhomItTold(t *testing.T) {
 	v := newVoter(3, 100)
-	v.at(4, 110).Tell(v.current, v.clock, "a")
-	v.at(4, 120).Tell(v.current, v.clock, "a")
+	v.at(4, 110).Tell(4, "a", v.current, v.clock)
+	v.at(4, 120).Tell(4, "a", v.current, v.clock)
 	v.at(5, 130).want(t, 5, 120, "a")
-	v.at(5, 140).Tell(v.current, v.clock, "b")
+	v.at(5, 140).Tell(5, "b", v.current, v.clock)
 	v.want(t, 5, 120, "a") // what it told in that term itself does not count
 	v.at(7, 150).want(t, 7, 140, "b")
+	v.at(7, 160).Tell(5, "b", v.current, v.clock) // which leads no more
+	v.at(8, 170).want(t, 8, 160, "")
+	v.at(7, 170)
 	if _, err := v.Before(6, v.current); err == nil {
 		t.Error("the leader of an earlier term was answered")
 	}
@@ -54,7 +61,7 @@ func TestAVoterRemembersWhomItTold(t *testing.T) {
 func TestAVoterThatBeganAnewRemembersNothing(t *testing.T) {
 	v := newVoter(3, 100)
 	v.at(4, 110).want(t, 4, 100, "")
-	if v.Asked() != 4 || newVoter(3, 0).Asked() != 3 {
+	if v.Answered() != 4 || newVoter(3, 0).Answered() != 3 {
 		t.Error("it may have answered the leader of the term in which it began")
 	}
 }
@@ -84,7 +91,27 @@ func TestAVoterRemembersThatItSaidThatNobodyLeads(t *testing.T) {
 
 func TestANewMembershipCountsAsTold(t *testing.T) {
 	v := newVoter(3, 100)
-	v.at(4, 110).Tell(v.current, v.clock, "a")
-	v.at(4, 120).Mark(v.clock)
+	v.at(4, 110).Tell(4, "a", v.current, v.clock)
+	v.at(4, 120).Mark(6, v.clock)
 	v.at(5, 130).want(t, 5, 120, "")
+	if v.Answered() != 6 {
+		t.Error("an earlier life of it may have answered the leader who made it a voter")
+	}
+}
+
+// A node that is opened on what an earlier life left has forgotten what that one told.
+func TestANodeThatIsOpenedMayHaveToldItsTermUntilThen(t *testing.T) {
+	votes := &slowVotes{InmemStore: raft.NewInmemStore()}
+	before := hostboot.Clock()
+	n, _ := alone(t, votes)
+	if n.Term() != 1 {
+		t.Fatalf("term %d", n.Term())
+	}
+	ago, by, err := n.ToldBefore(1)
+	if most := hostboot.Clock() - before; err != nil || by != "" || ago > most {
+		t.Errorf("%v ago to %q, %v; it was opened within the last %v", ago, by, err, most)
+	}
+	if n.told.Answered() != 1 {
+		t.Errorf("it says of term %d that nobody leads, whose leader it may have answered", n.told.Answered()+1)
+	}
 }
