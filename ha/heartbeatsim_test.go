@@ -305,11 +305,11 @@ func (h *simHeart) Voters() (ids []string) {
 
 var heartRules = map[rule]ruleOff{
 	noteCountsFromQuestion:  {"by notes, too, a lease counts from the moment it was asked for", 1},
-	answerNamesQuestion:     {"an answer counts for the question that it names", 13},
-	onlyWhatRunsGoesOn:      {"by notes a lease that has lapsed does not begin anew", 4},
+	answerNamesQuestion:     {"an answer counts for the question that it names", 21},
+	onlyWhatRunsGoesOn:      {"by notes a lease that has lapsed does not begin anew", 5},
 	votersLeaveTheirTerms:   {"who says that nobody leads has left all earlier terms", 1},
 	whoHasVotedDoesNotCount: {"who has voted in a term does not say that nobody leads in it", 1},
-	majorityLeaves:          {"it takes a majority to say that nobody leads", 26},
+	majorityLeaves:          {"it takes a majority to say that nobody leads", 58},
 	oneTerm:                 {"the majority says so of one term", 1},
 	abstentionIsRemembered:  {"the voters remember that they have said so", 1},
 	whoAnsweredLeaves:       {"who has answered a leader says that nobody leads in a higher term alone", 1},

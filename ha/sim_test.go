@@ -809,20 +809,20 @@ type ruleOff struct {
 
 var rules = map[rule]ruleOff{
 	leaderIsConfirmed:      {"a lease is granted only after a majority has confirmed the leader", 29},
-	leaseCountsFromRequest: {"a lease counts from the moment it was asked for", 33},
-	leaderWaits:            {"a node is lost only after lease, drift, kill time and margin", 7},
+	leaseCountsFromRequest: {"a lease counts from the moment it was asked for", 36},
+	leaderWaits:            {"a node is lost only after lease, drift, kill time and margin", 14},
 	newLeaderWaits:         {"a new leader waits as if every node had just been granted a lease", 1},
-	overdueIsBarred:        {"a node that is being declared lost gets no lease", 53},
-	lostGetsNoLease:        {"a lost node gets no lease before it is readmitted", 87},
-	moveNeedsTerm:          {"a decision lands only in the term of its leader", 9},
-	moveNeedsLostMark:      {"a VM moves only while its node is marked lost", 41},
+	overdueIsBarred:        {"a node that is being declared lost gets no lease", 82},
+	lostGetsNoLease:        {"a lost node gets no lease before it is readmitted", 88},
+	moveNeedsTerm:          {"a decision lands only in the term of its leader", 20},
+	moveNeedsLostMark:      {"a VM moves only while its node is marked lost", 62},
 	lapseKills:             {"the guard kills when the lease has lapsed", 3},
 	lapseIsForGood:         {"a lapsed session is not taken up again", 1},
 	startNeedsSession:      {"the guard starts a VM only in the session of the decision", 2},
 	startNeedsRevision:     {"a decision waits for the revision of its lease", 4},
-	lastPettingInTime:      {"the watchdog of a guard that is stopped bites before the VMs move", 27},
+	lastPettingInTime:      {"the watchdog of a guard that is stopped bites before the VMs move", 38},
 	killInTime:             {"assumption: what is killed is dead after the kill time", 36},
-	clocksAgree:            {"assumption: clocks differ in rate by less than 1 %", 15},
+	clocksAgree:            {"assumption: clocks differ in rate by less than 1 %", 40},
 }
 
 // needed switches each rule off in turn: one of so many worlds, from the rule's seed

@@ -254,8 +254,8 @@ func (w *world) lockedAway(n *simNode, vm string) bool {
 
 // poolRules are those of the storage guard.
 var poolRules = map[rule]ruleOff{
-	promisedFirst:       {"a VM is spared by the guard only after its binding says so", 28},
+	promisedFirst:       {"a VM is spared by the guard only after its binding says so", 35},
 	lockedOutFirst:      {"a guarded VM moves only when its node is locked out", 1},
-	takeBackWaits:       {"a fence is taken back only when nothing is left that uses the pool", 10},
-	fencedStartsNothing: {"a node with a fence starts nothing that uses the pool", 104},
+	takeBackWaits:       {"a fence is taken back only when nothing is left that uses the pool", 14},
+	fencedStartsNothing: {"a node with a fence starts nothing that uses the pool", 197},
 }

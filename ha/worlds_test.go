@@ -73,9 +73,9 @@ func TestAVMThatIsPassedOnRunsOnce(t *testing.T) {
 func TestTheRulesOfPassingOnAreNeeded(t *testing.T) {
 	t.Parallel()
 	needed(t, map[rule]ruleOff{
-		statusIsCompared:  {"a change of the status requires the one that was read", 35},
-		startIsCommitted:  {"a start is committed before it begins", 10},
-		startNeedsBinding: {"that it begins requires the binding that was read", 5},
+		statusIsCompared:  {"a change of the status requires the one that was read", 39},
+		startIsCommitted:  {"a start is committed before it begins", 14},
+		startNeedsBinding: {"that it begins requires the binding that was read", 19},
 	}, 60, func(t *testing.T, seed uint64, off rule) *world {
 		w := newWorld(t, seed, 4, off)
 		w.stubborn = true
@@ -107,7 +107,7 @@ func TestADrilledVMRunsOnce(t *testing.T) {
 func TestTheRulesOfDrillsAreNeeded(t *testing.T) {
 	t.Parallel()
 	needed(t, map[rule]ruleOff{
-		drillEndsFirst: {"a VM is given up for a drill only when its process is reaped", 18},
+		drillEndsFirst: {"a VM is given up for a drill only when its process is reaped", 55},
 	}, 60, func(t *testing.T, seed uint64, off rule) *world {
 		w := newWorld(t, seed, 4, off)
 		w.stubborn, w.drilling = true, true
