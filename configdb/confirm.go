@@ -155,7 +155,7 @@ func (s *Store) callTold(ctx context.Context, m Member, term uint64) (Confirmed,
 	return decodeConfirmed(b)
 }
 
-// serveTold answers with how long ago it was, in nanoseconds, and the node's ID.
+// serveTold answers with how long ago it was, in nanoseconds (uvarint), and the node's ID.
 func (s *Store) serveTold(_ context.Context, request []byte) ([]byte, error) {
 	term, err := decodeNumber(methodTold, request)
 	if err != nil {
@@ -165,7 +165,11 @@ func (s *Store) serveTold(_ context.Context, request []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(binary.AppendUvarint(nil, uint64(c.Ago)), c.By...), nil //nolint:gosec // not negative
+	return encodeConfirmed(c), nil
+}
+
+func encodeConfirmed(c Confirmed) []byte {
+	return append(binary.AppendUvarint(nil, uint64(c.Ago)), c.By...) //nolint:gosec // not negative
 }
 
 func decodeConfirmed(b []byte) (Confirmed, error) {

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/muster-vm/muster/configdb/fsm"
 )
@@ -164,6 +165,22 @@ func FuzzNumber(f *testing.F) {
 		}
 		if again, err := decodeNumber(methodTerm, binary.AppendUvarint(nil, n)); err != nil || again != n {
 			t.Fatalf("%d came back as %d, %v", n, again, err)
+		}
+	})
+}
+
+// FuzzConfirmed: what a voter answers of earlier leaders.
+func FuzzConfirmed(f *testing.F) {
+	f.Add(append(binary.AppendUvarint(nil, uint64(time.Second)), "0190"...))
+	f.Add([]byte{})
+	f.Add(bytes.Repeat([]byte{0xff}, 11))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := decodeConfirmed(b)
+		if err != nil {
+			return
+		}
+		if again, err := decodeConfirmed(encodeConfirmed(c)); err != nil || again != c || c.Ago < 0 {
+			t.Fatalf("%+v came back as %+v, %v", c, again, err)
 		}
 	})
 }
