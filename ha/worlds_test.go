@@ -50,21 +50,28 @@ func TestEachRuleIsNeeded(t *testing.T) {
 
 func TestAVMThatIsPassedOnRunsOnce(t *testing.T) {
 	t.Parallel()
+	stubbornWorlds(t, false, (*world).moves, "moves of VMs that did not start or whose node was lost")
+}
+
+// stubbornWorlds runs some worlds in which starts fail, and VMs may be drilled, too. What is
+// counted in them shows that they were not too quiet.
+func stubbornWorlds(t *testing.T, drilling bool, count func(*world) uint64, what string) {
+	t.Helper()
 	const seeds, steps, vms = 6, 2000, 4
-	var moved uint64
+	var counted uint64
 	ran := 0
 	for seed := range uint64(seeds) {
 		w := newWorld(t, seed, vms, everyRule)
-		w.stubborn = true
+		w.stubborn, w.drilling = true, drilling
 		ran += w.run(steps)
 		if w.broken != "" {
 			t.Fatalf("world %d: %s", seed, w.broken)
 		}
-		moved += w.moves()
+		counted += count(w)
 		w.mem.Close()
 	}
-	t.Logf("%d worlds, %d moves of VMs that did not start or whose node was lost, VMs were running in %d %% of the looks, none twice", seeds, moved, 100*ran/(seeds*steps*vms))
-	if moved < 50 || ran < seeds*steps {
+	t.Logf("%d worlds, %d %s, VMs were running in %d %% of the looks, none twice", seeds, counted, what, 100*ran/(seeds*steps*vms))
+	if counted < 50 || ran < seeds*steps {
 		t.Error("the simulation is too quiet to prove anything")
 	}
 }
@@ -85,22 +92,8 @@ func TestTheRulesOfPassingOnAreNeeded(t *testing.T) {
 
 func TestADrilledVMRunsOnce(t *testing.T) {
 	t.Parallel()
-	const seeds, steps, vms = 6, 2000, 4
-	drills, ran := 0, 0
-	for seed := range uint64(seeds) {
-		w := newWorld(t, seed, vms, everyRule)
-		w.stubborn, w.drilling = true, true
-		ran += w.run(steps)
-		if w.broken != "" {
-			t.Fatalf("world %d: %s", seed, w.broken)
-		}
-		drills += w.drills
-		w.mem.Close()
-	}
-	t.Logf("%d worlds, %d drills beside starts that failed and hosts that were lost, VMs were running in %d %% of the looks, none twice", seeds, drills, 100*ran/(seeds*steps*vms))
-	if drills < 50 || ran < seeds*steps {
-		t.Error("the simulation is too quiet to prove anything")
-	}
+	drills := func(w *world) uint64 { return uint64(w.drills) }
+	stubbornWorlds(t, true, drills, "drills beside starts that failed and hosts that were lost")
 }
 
 // Without one of the rules a VM must be found that runs twice.

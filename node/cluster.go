@@ -290,10 +290,12 @@ func (m *member) RemoveNode(ctx context.Context, audit api.Event, name string, f
 		return err
 	}
 	var answer []byte
-	err = m.expel(ctx, n.Meta, func(ctx context.Context) error {
-		id, _, _ := m.store.Leader()
-		if err := oldHostsKnown(v, id, &n); force && err != nil {
-			return err
+	err = m.expel(ctx, n.Meta, func(ctx context.Context) (err error) {
+		if force {
+			id, _, _ := m.store.Leader()
+			if err := oldHostsKnown(v, id, &n); err != nil {
+				return err
+			}
 		}
 		answer, err = m.CallLeader(ctx, methodExpel, req)
 		return err

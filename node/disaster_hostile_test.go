@@ -124,6 +124,27 @@ func raise(t *testing.T, self string, r api.RestoreRequest) (*oldWorld, *resurre
 	return w, s, out, err
 }
 
+func (s *resurrection) host(t *testing.T, name string) api.Node {
+	t.Helper()
+	n, err := configdb.Nodes.Find(s.db.Local(), "", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// remove is the word that a host is switched off for good, as the leader carries it out.
+func (s *resurrection) remove(t *testing.T, name string) {
+	t.Helper()
+	r := expelRequest{NodeID: s.host(t, name).Meta.ID, Actor: "test", Force: true}
+	if err := takeOver(t.Context(), s.db, s.log, r, s.db.Term(), heirOf(r.NodeID)); err != nil {
+		t.Fatal(err)
+	}
+	if err := deleteNode(t.Context(), s.db, r, s.db.Term()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // The old cluster may be alive. Whatever the backup says, no VM of it may be
 // started, moved by ha, or taken for stopped.
 func TestRestoredVMsBelongToNobody(t *testing.T) {
@@ -273,22 +294,8 @@ func TestRemovedHostsOfAnOldClusterLeaveTheirVMsToTheOthers(t *testing.T) {
 		}
 		return vm, b.Spec
 	}
-	remove := func(name string) {
-		t.Helper()
-		n, err := configdb.Nodes.Find(s.db.Local(), "", name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r := expelRequest{NodeID: n.Meta.ID, Actor: "test", Force: true}
-		if err := takeOver(t.Context(), s.db, s.log, r, s.db.Term(), heirOf(n.Meta.ID)); err != nil {
-			t.Fatal(err)
-		}
-		if err := deleteNode(t.Context(), s.db, r, s.db.Term()); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for i, gone := range []string{"n1", "n2"} {
-		remove(gone)
+		s.remove(t, gone)
 		for _, name := range []string{"runs", "halted"} {
 			vm, b := at(name)
 			if vm.Status.Phase != api.VMUnknown || b.Node == gone || b.Node == "fresh" || b.Protected || vm.Status.Node != b.Node || vm.Status.Epoch != b.Epoch {
@@ -299,7 +306,7 @@ func TestRemovedHostsOfAnOldClusterLeaveTheirVMsToTheOthers(t *testing.T) {
 	if vm, _ := at("runs"); !strings.Contains(vm.Status.Message, "muster node remove n3 --force") {
 		t.Errorf("it does not say what it waits for: %q", vm.Status.Message)
 	}
-	remove("n3")
+	s.remove(t, "n3")
 	for _, name := range []string{"runs", "halted"} {
 		if vm, b := at(name); vm.Status.Phase != api.VMStopped || b.Node != "fresh" {
 			t.Errorf("%s is %+v, bound %+v", name, vm.Status, b)

@@ -23,31 +23,16 @@ func TestAHostThatWasLeavingInTheBackupMayRunVMsToo(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As if the mark had been in the backup: restore keeps it (haunt does not clear it).
-	find := func(name string) api.Node {
-		t.Helper()
-		n, err := configdb.Nodes.Find(s.db.Local(), "", name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	n3 := find("n3")
+	n3 := s.host(t, "n3")
 	now := time.Now().UTC()
 	n3.Meta.DeletingAt = &now
 	commit(t, s.db, func(tx *configdb.Txn) error { return configdb.Nodes.UpdateSpec(s.db.Local(), tx, &n3) })
 	a := &afterlife{db: s.db, term: s.db.Term(), actor: restoreActor, log: s.log}
-	if _, err := a.haunt(t.Context(), find("n3"), "as restore does it"); err != nil {
+	if _, err := a.haunt(t.Context(), s.host(t, "n3"), "as restore does it"); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"n1", "n2"} {
-		n := find(name)
-		r := expelRequest{NodeID: n.Meta.ID, Actor: "test", Force: true}
-		if err := takeOver(t.Context(), s.db, s.log, r, s.db.Term(), heirOf(n.Meta.ID)); err != nil {
-			t.Fatal(err)
-		}
-		if err := deleteNode(t.Context(), s.db, r, s.db.Term()); err != nil {
-			t.Fatal(err)
-		}
+		s.remove(t, name)
 	}
 	vm, err := configdb.VMs.Find(s.db.Local(), api.DefaultProject, "runs")
 	if err != nil {
@@ -72,10 +57,7 @@ func TestTheHeirIsStillThere(t *testing.T) {
 		}
 		return configdb.Nodes.Create(tx, &other)
 	})
-	n2, err := configdb.Nodes.Find(s.db.Local(), "", "n2")
-	if err != nil {
-		t.Fatal(err)
-	}
+	n2 := s.host(t, "n2")
 	removed := false
 	choose := func(v *configdb.View, vm api.VM) (heir, error) {
 		if _, err := configdb.Nodes.Get(v, other.Meta.ID); err != nil {
@@ -148,19 +130,11 @@ func TestTheHeirOfTheVMBeforeIsTakenOnlyWhileItWillDo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	node := func(name string) api.Node {
-		t.Helper()
-		n, err := configdb.Nodes.Find(s.db.Local(), "", name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
 	vm, err := configdb.VMs.Find(s.db.Local(), api.DefaultProject, "runs")
 	if err != nil {
 		t.Fatal(err)
 	}
-	choose := heirOf(node("n1").Meta.ID)
+	choose := heirOf(s.host(t, "n1").Meta.ID)
 	at := func() heir {
 		t.Helper()
 		h, err := choose(s.db.Local(), vm)
@@ -173,13 +147,7 @@ func TestTheHeirOfTheVMBeforeIsTakenOnlyWhileItWillDo(t *testing.T) {
 	if !first.ghost || first.node == "n1" || at() != first {
 		t.Fatalf("%+v, then %+v", first, at())
 	}
-	r := expelRequest{NodeID: first.nodeID, Actor: "test", Force: true}
-	if err := takeOver(t.Context(), s.db, s.log, r, s.db.Term(), heirOf(r.NodeID)); err != nil {
-		t.Fatal(err)
-	}
-	if err := deleteNode(t.Context(), s.db, r, s.db.Term()); err != nil {
-		t.Fatal(err)
-	}
+	s.remove(t, first.node)
 	if h := at(); !h.ghost || h.node == "n1" || h == first {
 		t.Errorf("after the removal of %s: %+v", first.node, h)
 	}
@@ -196,10 +164,7 @@ func TestAnOlderLeaderIsNotToldThatAHostOfTheOldClusterIsOff(t *testing.T) {
 	commit(t, s.db, func(tx *configdb.Txn) error { return configdb.Nodes.Create(tx, &leader) })
 	check := func(gone string) error {
 		t.Helper()
-		n, err := configdb.Nodes.Find(s.db.Local(), "", gone)
-		if err != nil {
-			t.Fatal(err)
-		}
+		n := s.host(t, gone)
 		return oldHostsKnown(s.db.Local(), leader.Meta.ID, &n)
 	}
 	if err := check("n1"); api.CodeOf(err) != api.CodeRefused || !strings.Contains(err.Error(), "node older leads with older software (version 0.0.9)") {
