@@ -72,7 +72,7 @@ func (m *member) closeToLeft(leaving map[string]bool) {
 	}
 	for id := range leaving {
 		if !still[id] {
-			m.identity.Drop(id, clusternet.Accepted|clusternet.Dialled)
+			m.identity.Drop(id, clusternet.Dialled)
 			delete(leaving, id)
 		}
 	}

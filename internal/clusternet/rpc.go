@@ -176,62 +176,38 @@ func (l plainListener) Accept() (net.Conn, error) {
 
 // RPCClient calls other nodes. Close it when done.
 type RPCClient struct {
-	id *Identity
-	mu sync.Mutex
-	// one transport per node and address, so that a changed address is dialled
+	id   *Identity
+	ctx  context.Context // of the connections being made
+	stop context.CancelFunc
+	mu   sync.Mutex
+	// by node and address, so that a changed address is dialled
 	peers map[string]*rpcPeer
-}
-
-// rpcPeer is the connection to one node. Until it stands, one call at a time
-// goes ahead: a hundred calls to a node that just became leader would
-// otherwise make a hundred handshakes.
-type rpcPeer struct {
-	*http.Transport
-	dialling chan struct{} // holds a token while the first call is under way
-	stands   atomic.Bool
-}
-
-// enter waits for its turn. The returned function ends it: with true when a
-// connection stands, with false when there is none.
-func (p *rpcPeer) enter(ctx context.Context) (leave func(stands bool), err error) {
-	if p.stands.Load() {
-		return func(stands bool) { p.stands.Store(stands) }, nil
-	}
-	select {
-	case p.dialling <- struct{}{}:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	var once sync.Once
-	return func(stands bool) {
-		p.stands.Store(stands)
-		once.Do(func() { <-p.dialling })
-	}, nil
 }
 
 // NewRPCClient returns a client without connections.
 func NewRPCClient(id *Identity) *RPCClient {
-	return &RPCClient{id: id, peers: map[string]*rpcPeer{}}
+	ctx, stop := context.WithCancel(context.Background())
+	return &RPCClient{id: id, ctx: ctx, stop: stop, peers: map[string]*rpcPeer{}}
 }
 
-// Close drops all connections.
+// Close ends all connections, with the calls under way. Later calls fail.
 func (c *RPCClient) Close() {
+	c.stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, t := range c.peers {
-		t.CloseIdleConnections()
+	for _, p := range c.peers {
+		p.close()
 	}
-	c.peers = map[string]*rpcPeer{}
 }
 
 func (c *RPCClient) peer(nodeID, address string) *rpcPeer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	key := nodeID + "@" + address
-	if t := c.peers[key]; t != nil {
-		return t
+	if p := c.peers[key]; p != nil {
+		return p
 	}
-	t := &rpcPeer{dialling: make(chan struct{}, 1), Transport: &http.Transport{
+	t := &http.Transport{
 		Protocols: h2only(),
 		HTTP2:     &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingWait},
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -242,29 +218,129 @@ func (c *RPCClient) peer(nodeID, address string) *rpcPeer {
 			return plainConn{conn}, nil
 		},
 		DisableCompression: true,
-	}}
-	c.peers[key] = t
-	return t
+	}
+	p := &rpcPeer{dial: func() (*http.ClientConn, error) { return t.NewClientConn(c.ctx, "http", nodeID+":0") }}
+	c.peers[key] = p
+	return p
+}
+
+// rpcPeer is the one connection to a node, for any number of calls: a hundred
+// calls to a node that just became leader make one handshake.
+type rpcPeer struct {
+	dial   func() (*http.ClientConn, error)
+	mu     sync.Mutex
+	conn   *http.ClientConn
+	making *making
+	closed bool
+}
+
+// making is an attempt to connect, which all calls wait for that want to. It
+// goes on when their deadlines end: on a slow line a later call has its result.
+type making struct {
+	done chan struct{}
+	conn *http.ClientConn
+	err  error
+}
+
+// connection returns the one that stands, or makes it.
+func (p *rpcPeer) connection(ctx context.Context) (*http.ClientConn, error) {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil, net.ErrClosed
+	}
+	if p.conn != nil && p.conn.Err() == nil {
+		defer p.mu.Unlock()
+		return p.conn, nil
+	}
+	m := p.making
+	if m == nil {
+		m = &making{done: make(chan struct{})}
+		p.making = m
+		go p.make(m)
+	}
+	p.mu.Unlock()
+	select {
+	case <-m.done:
+		return m.conn, m.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (p *rpcPeer) make(m *making) {
+	defer close(m.done)
+	conn, err := p.dial()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.making = nil
+	if err == nil && p.closed {
+		_ = conn.Close()
+		err = net.ErrClosed
+	}
+	if m.err = err; err == nil {
+		m.conn, p.conn = conn, conn
+	}
+}
+
+// retire has a connection that took no call used no more; calls that it has
+// under way end first.
+func (p *rpcPeer) retire(conn *http.ClientConn) {
+	p.mu.Lock()
+	if p.conn == conn {
+		p.conn = nil
+	}
+	p.mu.Unlock()
+	closeIdle := func(c *http.ClientConn) {
+		if c.InFlight() == 0 {
+			_ = c.Close()
+		}
+	}
+	conn.SetStateHook(closeIdle)
+	closeIdle(conn)
+}
+
+func (p *rpcPeer) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	if p.conn != nil {
+		_ = p.conn.Close()
+	}
+}
+
+// send carries a request over the connection. One that was closed before it took
+// any of the request says nothing about the node, which is then tried anew.
+func (p *rpcPeer) send(ctx context.Context, url string, body []byte) (*http.Response, error) {
+	for again := true; ; again = false {
+		conn, err := p.connection(ctx)
+		if err != nil {
+			return nil, err
+		}
+		var sent atomic.Bool
+		trace := &httptrace.ClientTrace{WroteHeaderField: func(string, []string) { sent.Store(true) }}
+		req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), http.MethodPost, url, bytes.NewReader(body))
+		if err != nil {
+			return nil, err
+		}
+		resp, err := conn.RoundTrip(req)
+		if err == nil {
+			return resp, nil
+		}
+		if sent.Load() || ctx.Err() != nil {
+			return nil, err
+		}
+		if p.retire(conn); !again {
+			return nil, err
+		}
+	}
 }
 
 // Call asks a node. The error is a *RemoteError when the node answered with
 // one, otherwise the call may or may not have reached it.
 func (c *RPCClient) Call(ctx context.Context, nodeID, address, method string, request []byte) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+nodeID+"/"+method, bytes.NewReader(request))
+	resp, err := c.peer(nodeID, address).send(ctx, "http://"+nodeID+"/"+method, request)
 	if err != nil {
-		return nil, err
-	}
-	p := c.peer(nodeID, address)
-	leave, err := p.enter(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("call %s on node %s: %w", method, nodeID, err)
-	}
-	// The others may go on as soon as there is a connection, however long this
-	// call takes.
-	got := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { leave(true) }}
-	resp, err := p.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, got)))
-	if err != nil {
-		leave(ctx.Err() != nil && p.stands.Load()) // a deadline says nothing about the connection
 		return nil, fmt.Errorf("call %s on node %s: %w", method, nodeID, err)
 	}
 	defer func() { _ = resp.Body.Close() }()

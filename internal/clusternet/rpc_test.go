@@ -219,6 +219,122 @@ func TestACrowdMakesOneConnection(t *testing.T) {
 	}
 }
 
+// A call that cannot wait for the handshake leaves the connection to the next.
+func TestAConnectionOutlastsTheCallThatWantedIt(t *testing.T) {
+	c := newCluster(t)
+	srv, id := c.identity(t, "server"), c.identity(t, "client")
+	p := startPeer(t, srv, "127.0.0.1:0", func(s *RPCServer) {
+		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
+	})
+	var dials atomic.Int64
+	slow := make(chan struct{})
+	id.DialTCP = func(ctx context.Context, address string) (net.Conn, error) {
+		dials.Add(1)
+		<-slow
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", address)
+	}
+	cli := newClient(t, id)
+	if _, err := cli.Call(timeout(t, 20*time.Millisecond), "server", p.addr, "echo", nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while it connects: %v", err)
+	}
+	close(slow)
+	if _, err := cli.Call(timeout(t, waitTimeout), "server", p.addr, "echo", nil); err != nil {
+		t.Error(err)
+	}
+	if n := dials.Load(); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// A connection that takes no further call is left to those under way, and closed
+// after them.
+func TestAConnectionRetires(t *testing.T) {
+	c := newCluster(t)
+	id := c.identity(t, "client")
+	began, release := make(chan struct{}), make(chan struct{})
+	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", func(s *RPCServer) {
+		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
+		s.Handle("hang", func(context.Context, []byte) ([]byte, error) {
+			close(began)
+			<-release
+			return []byte("done"), nil
+		})
+	})
+	cli := newClient(t, id)
+	hung := make(chan error, 1)
+	go func() {
+		got, err := cli.Call(timeout(t, waitTimeout), "server", p.addr, "hang", nil)
+		if err == nil && string(got) != "done" {
+			err = fmt.Errorf("answer %q", got)
+		}
+		hung <- err
+	}()
+	<-began
+	peer := cli.peer("server", p.addr)
+	old := peer.conn
+	peer.retire(old)
+	if _, err := cli.Call(timeout(t, waitTimeout), "server", p.addr, "echo", nil); err != nil {
+		t.Error(err)
+	}
+	if peer.conn == old || old.Err() != nil {
+		t.Errorf("the call went over the old connection, or that is closed (%v)", old.Err())
+	}
+	close(release)
+	if err := <-hung; err != nil {
+		t.Errorf("the call under way: %v", err)
+	}
+	eventually(t, func() error {
+		if old.Err() == nil {
+			return errors.New("the old connection is open")
+		}
+		if n := id.Connections("server"); n != 1 {
+			return fmt.Errorf("%d connections stand", n)
+		}
+		return nil
+	})
+}
+
+func TestAClosedClientCallsNobody(t *testing.T) {
+	c := newCluster(t)
+	id := c.identity(t, "client")
+	began := make(chan struct{})
+	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", func(s *RPCServer) {
+		s.Handle("hang", func(ctx context.Context, _ []byte) ([]byte, error) {
+			close(began)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+	})
+	cli := newClient(t, id)
+	hung := make(chan error, 1)
+	go func() {
+		_, err := cli.Call(timeout(t, 10*waitTimeout), "server", p.addr, "hang", nil)
+		hung <- err
+	}()
+	<-began
+	cli.Close()
+	select {
+	case err := <-hung:
+		if err == nil {
+			t.Error("answered")
+		}
+	case <-time.After(waitTimeout):
+		t.Error("the call under way goes on")
+	}
+	for _, node := range []string{"server", "other"} {
+		if _, err := cli.Call(timeout(t, waitTimeout), node, p.addr, "hang", nil); !errors.Is(err, net.ErrClosed) && !errors.Is(err, context.Canceled) {
+			t.Errorf("a call to %s after Close: %v", node, err)
+		}
+	}
+	eventually(t, func() error {
+		if n := id.Connections("server"); n != 0 {
+			return fmt.Errorf("%d connections stand", n)
+		}
+		return nil
+	})
+}
+
 func eventually(t *testing.T, try func() error) {
 	t.Helper()
 	deadline := time.Now().Add(waitTimeout)
