@@ -309,7 +309,11 @@ func TestALeaderThatWasAsleepShootsNoFormerLeader(t *testing.T) {
 // It takes a majority of them: the last lease of an earlier leader may have been granted
 // with the voices of others than those who answer.
 func TestAMajorityOfTheVotersRemembers(t *testing.T) {
-	for _, off := range []rule{everyRule, majorityRemembers} {
+	for _, c := range []struct {
+		off      rule
+		restarts bool // the daemon of the voter that both have asked
+	}{{everyRule, false}, {majorityRemembers, false}, {everyRule, true}, {whoBeginsAnewMayHaveTold, true}} {
+		off := c.off
 		w := chaosFree(t)
 		ctx := context.Background()
 		w.off, w.now = off, time.Minute
@@ -328,6 +332,10 @@ func TestAMajorityOfTheVotersRemembers(t *testing.T) {
 		must(t, err)
 		must(t, n.keeper.extend(ctx, sent+LeaseDuration, a))
 		cut(0, 1)
+		if c.restarts {
+			w.nodes[2].restartDaemon()
+			w.nodes[2].frozen = 0
+		}
 		w.votedFor(leader.i, 2, 2, 3, 4)
 		former.leads = false
 		leader.leads, leader.believes = true, configdb.Leadership{Term: w.term}
@@ -335,6 +343,57 @@ func TestAMajorityOfTheVotersRemembers(t *testing.T) {
 		must(t, leader.svc.learn(ctx, w.term))
 		for w.phase(n.i) != api.NodeLost {
 			if w.now += 100 * time.Millisecond; w.now > 3*time.Minute {
+				t.Fatal("it is never lost")
+			}
+			leader.detect(impatient{ctx}, w.term)
+		}
+		if early := n.clock() < n.deadline+KillTime; early != (off != everyRule) {
+			t.Errorf("lost before its guard is done: %v; the rule is off: %v", early, off != everyRule)
+		}
+	}
+}
+
+// The list of voters may change twice after a grant was asked for, and then nobody of the
+// majority that confirmed it is asked.
+func TestVotersRememberWhenTheirListChanged(t *testing.T) {
+	for _, off := range []rule{everyRule, listIsTakenDown} {
+		w := chaosFree(t)
+		ctx := context.Background()
+		w.off, w.now, w.changing = off, time.Minute, true
+		n, former, leader := w.nodes[1], w.nodes[0], w.nodes[2]
+		reach := func(nodes ...int) {
+			for _, o := range w.nodes {
+				o.cutOff = !slices.Contains(nodes, o.i)
+			}
+		}
+		list := func(index uint64, voters []int, storedBy ...int) {
+			for _, i := range storedBy {
+				w.nodes[i].keep(roster{1, 1, index, voters})
+			}
+		}
+		list(2, []int{0, 1, 2}, 0, 1, 2, 3)
+		w.now += time.Minute
+		reach(0, 2)
+		must(t, former.Confirm(ctx, 1))
+		w.now += time.Minute
+		reach(0, 1)
+		sent := n.clock()
+		a, err := former.svc.grant.renew(ctx, n.id)
+		must(t, err)
+		must(t, n.keeper.extend(ctx, sent+LeaseDuration, a))
+		reach(0, 2, 3)
+		list(3, []int{0, 1, 2, 3}, 0, 2, 3)
+		list(4, []int{0, 2, 3}, 0, 2)
+		reach(2, 3, 4)
+		w.elect()
+		if w.lead != leader.i {
+			t.Fatalf("node %d leads", w.lead)
+		}
+		former.leads = false
+		leader.svc.Begin(w.term)
+		must(t, leader.svc.learn(ctx, w.term))
+		for w.phase(n.i) != api.NodeLost {
+			if w.now += 100 * time.Millisecond; w.now > 5*time.Minute {
 				t.Fatal("it is never lost")
 			}
 			leader.detect(impatient{ctx}, w.term)

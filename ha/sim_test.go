@@ -58,8 +58,18 @@ type world struct {
 	notes    *simNotes // nil: there are no notes
 	carried  int       // calls that carried questions to a leader
 	credits  int       // times that voters remembered something
-	shot     int       // attempts to switch a node off that were confirmed
-	cuts     []string  // nodes that were switched off, without chance
+	// by term: when the last lease was asked for that was granted in it, and what its leader
+	// has learned of earlier ones
+	grants, earlier map[uint64]time.Duration
+	strict          bool // it is wrong already if a leader has learned what is not true
+	// restarting worlds restart daemons alone, too
+	restarting bool
+	restarts   int
+	// changing worlds change the list of voters, too
+	changing bool
+	changes  int
+	shot     int      // attempts to switch a node off that were confirmed
+	cuts     []string // nodes that were switched off, without chance
 	// power is what a device does for node by; nil: there is none
 	power func(by *simNode, nodeID string, before func() error) ([]api.PowerStep, error)
 }
@@ -94,6 +104,8 @@ type simNode struct {
 	stopped  time.Duration            // the guard does nothing until then
 	petted   time.Duration            // the watchdog, for the last time
 	life     int                      // counts the host's boots
+	daemon   int                      // and this its daemons
+	inside   int                      // its daemon is in the middle of something
 	tries    *tries                   // of VMs that do not start
 	drilled  map[string]int           // what was killed for a drill, by the life of the host: the guard keeps it
 	guests   *guest                   // of VMs with a storage guard
@@ -102,6 +114,7 @@ type simNode struct {
 	told     *raftnode.Told
 	asking   bool   // its voters, about earlier leaders
 	answered uint64 // the term of which they have said it
+	roster   roster
 }
 
 func (n *simNode) clock() time.Duration { return n.offset + time.Duration(float64(n.w.now)*n.rate) }
@@ -227,12 +240,43 @@ func (n *simNode) newKeeper() *Keeper {
 	return NewKeeper(KeeperConfig{NodeID: n.id, Guard: n, Log: slog.New(slog.DiscardHandler), Now: n.clock})
 }
 
+// beginDaemon gives the node what its daemon has in memory.
+func (n *simNode) beginDaemon() {
+	n.daemon++
+	n.keeper = n.newKeeper()
+	n.svc = NewService(ServiceConfig{
+		DB: n, Leader: n, Placer: n, Log: slog.New(slog.DiscardHandler), Now: n.leaderClock,
+		NodeID: n.id, NodeName: fmt.Sprintf("m%d", n.i), Fencer: n,
+	})
+	if n.w.off == lostGetsNoLease {
+		n.svc.grant.readmit = nil
+	}
+}
+
+// restartDaemon ends the node's daemon and begins another: guard and VMs know nothing of
+// it. What the node had asked for reaches nobody any more; starts on their way go on.
+func (n *simNode) restartDaemon() {
+	n.leads, n.answered, n.asking, n.detecting = false, 0, false, false
+	n.beginDaemon()
+	n.told = raftnode.NewTold(n.voterTerm(), n.clock())
+	if n.w.off == whoBeginsAnewMayHaveTold {
+		n.told = raftnode.NewTold(n.voterTerm(), 0)
+	}
+	n.frozen = max(n.frozen, n.w.now+1+n.w.upTo(time.Second))
+	if n.w.lead == n.i {
+		n.w.elect()
+	}
+}
+
 // The leader, as configdb promises.
 func (n *simNode) Leadership() (configdb.Leadership, bool) { return n.believes, n.leads }
 
 func (n *simNode) Confirm(_ context.Context, term uint64) error {
-	voices := 0
+	voices, list := 0, n.roster
 	for _, i := range append([]int{n.i}, n.w.rng.Perm(len(n.w.nodes))...) {
+		if !list.has(i) {
+			continue
+		}
 		n.w.meanwhile(300, 150) // the request, or the question, waits its turn
 		o := n.w.nodes[i]
 		if n.cutOff || o == n && voices > 0 || o != n && (o.cutOff || o.frozen > n.w.now) {
@@ -241,7 +285,7 @@ func (n *simNode) Confirm(_ context.Context, term uint64) error {
 		if o.told.Tell(term, n.id, o.voterTerm, o.clock) > term {
 			continue
 		}
-		if voices++; voices > len(n.w.nodes)/2 {
+		if voices++; list.majority(voices) {
 			break
 		}
 	}
@@ -249,7 +293,7 @@ func (n *simNode) Confirm(_ context.Context, term uint64) error {
 	switch {
 	case n.w.off == leaderIsConfirmed:
 		return nil
-	case voices <= len(n.w.nodes)/2 || n.voterTerm() != term:
+	case !list.majority(voices) || n.voterTerm() != term:
 		return errors.New("not confirmed")
 	}
 	return nil
@@ -265,8 +309,11 @@ func (n *simNode) voterTerm() uint64 {
 
 // LastConfirmed is as a majority of the voters remember it.
 func (n *simNode) LastConfirmed(_ context.Context, term uint64) (configdb.Confirmed, error) {
-	last, answers := configdb.Confirmed{Ago: time.Hour}, 0
+	last, answers, list := configdb.Confirmed{Ago: time.Hour}, 0, n.roster
 	for _, i := range append([]int{n.i}, n.w.rng.Perm(len(n.w.nodes))...) {
+		if !list.has(i) {
+			continue
+		}
 		n.w.meanwhile(100, 50)
 		o := n.w.nodes[i]
 		if o == n && answers > 0 || o != n && (o.cutOff || n.cutOff) || o.frozen > n.w.now {
@@ -279,7 +326,7 @@ func (n *simNode) LastConfirmed(_ context.Context, term uint64) (configdb.Confir
 		if c := (configdb.Confirmed{Ago: o.clock() - t.At, By: t.By}); c.Ago < last.Ago {
 			last = c
 		}
-		if answers++; answers > len(n.w.nodes)/2 || n.w.off == majorityRemembers {
+		if answers++; list.majority(answers) || n.w.off == majorityRemembers {
 			return last, nil
 		}
 	}
@@ -408,23 +455,19 @@ func (w *world) after(d time.Duration, do func()) { w.todo = append(w.todo, even
 func newWorld(t *testing.T, seed uint64, vms int, off rule) *world {
 	state := fsm.New()
 	w := &world{
-		t: t, off: off, busy: map[uint64]bool{}, rng: rand.New(rand.NewPCG(seed, 7)),
+		t: t, off: off, strict: off == everyRule, busy: map[uint64]bool{}, grants: map[uint64]time.Duration{}, earlier: map[uint64]time.Duration{}, rng: rand.New(rand.NewPCG(seed, 7)),
 		state: state, mem: configdb.NewOffline(state, 1), term: 1, lead: 0,
 	}
-	log := slog.New(slog.DiscardHandler)
 	tx := &configdb.Txn{}
 	for i := range 5 {
-		n := &simNode{w: w, i: i, id: simID(1, i), offset: w.upTo(time.Hour), rate: w.clockRate(), running: map[string]time.Duration{}, voter: 1}
+		n := &simNode{w: w, i: i, id: simID(1, i), offset: w.upTo(time.Hour), rate: w.clockRate(), running: map[string]time.Duration{}, voter: 1, roster: roster{1, 1, 1, []int{0, 1, 2, 3, 4}}}
 		n.told = raftnode.NewTold(0, n.clock())
 		w.nodes = append(w.nodes, n)
 		o := api.Node{Meta: api.NewMeta(api.KindNode, "", fmt.Sprintf("m%d", i)), Status: api.NodeStatus{Phase: api.NodeReady}}
 		o.Meta.ID = n.id
 		must(t, configdb.Nodes.Create(tx, &o))
-		n.svc = NewService(ServiceConfig{DB: n, Leader: n, Placer: n, Log: log, Now: n.leaderClock, NodeID: n.id, NodeName: o.Meta.Name, Fencer: n})
-		if off == lostGetsNoLease {
-			n.svc.grant.readmit = nil
-		}
-		n.petted, n.keeper = n.clock(), n.newKeeper()
+		n.beginDaemon()
+		n.petted = n.clock()
 	}
 	for i := range vms {
 		vm := api.VM{Meta: api.NewMeta(api.KindVM, "", fmt.Sprintf("v%d", i)), Spec: api.VMSpec{CPUs: 1, Memory: 64 * api.MiB, Power: api.PowerRunning, HA: api.HARestart}}
@@ -516,14 +559,29 @@ func (w *world) elect() {
 		w.lead = -1
 		return
 	}
-	n := can[w.rng.IntN(len(can))]
+	var n *simNode
+	var by []*simNode
+	if w.changing {
+		if n, by = w.candidate(can); n == nil {
+			w.lead = -1
+			return
+		}
+	} else {
+		n = can[w.rng.IntN(len(can))]
+	}
 	w.term++
 	w.lead = n.i
 	w.vote(n, can)
 	n.voter = w.term
-	for _, i := range w.rng.Perm(len(can))[:len(w.nodes)/2+1] {
-		can[i].voter = w.term
+	if !w.changing {
+		for _, i := range w.rng.Perm(len(can))[:len(w.nodes)/2+1] {
+			by = append(by, can[i])
+		}
 	}
+	for _, o := range by {
+		o.voter = w.term
+	}
+	n.roster.term = w.term // its first entry, without which no list is committed
 	n.view = w.mem.Local()
 	n.leads, n.believes = true, configdb.Leadership{Term: w.term}
 	if g := n.svc.grant; w.off == newLeaderWaits {
@@ -534,21 +592,30 @@ func (w *world) elect() {
 
 // renew is one request for a lease, with delays on the way there and back.
 func (n *simNode) renew() {
-	sent, life := n.clock(), n.life
+	sent, life, daemon, asked := n.clock(), n.life, n.daemon, n.w.now
 	n.w.after(n.w.upTo(2*time.Second), func() {
 		for _, l := range n.w.nodes {
 			if !l.leads || l.cutOff != n.cutOff || l.frozen > n.w.now {
 				continue
 			}
+			l.inside++
 			l.svc.grant.onWire(n.id)
 			a, err := l.svc.grant.renew(context.Background(), n.id)
+			l.inside--
+			if err == nil {
+				n.w.grantedAt(a.Term, asked)
+			}
 			if err != nil && n.w.off == lostGetsNoLease && l.i == n.w.lead && n.isLost(l.Local()) {
 				a, err = renewAnswer{Term: n.w.term, Revision: l.Local().Revision()}, nil
 			}
 			if err != nil {
 				continue
 			}
-			n.w.after(n.w.upTo(2*time.Second), func() { n.extend(life, sent, a) })
+			n.w.after(n.w.upTo(2*time.Second), func() {
+				if daemon == n.daemon {
+					n.extend(life, sent, a)
+				}
+			})
 			return
 		}
 	})
@@ -638,6 +705,7 @@ func (n *simNode) govern() {
 			n.answered = term
 			if g := n.svc.grant; g.earlier < g.since {
 				n.w.credits++
+				n.w.learned(term, time.Duration(float64(g.earlier-n.offset)/n.rate))
 			}
 		}
 		n.asking = false
@@ -687,6 +755,7 @@ func (w *world) step(d time.Duration) {
 		if n.frozen > w.now {
 			continue
 		}
+		n.inside++
 		if w.rng.IntN(5) == 0 {
 			n.renew()
 		}
@@ -696,6 +765,67 @@ func (w *world) step(d time.Duration) {
 		}
 		n.governPool()
 		n.beatHeart()
+		n.inside--
+	}
+	if w.restarting {
+		w.restartDaemons()
+	}
+	if w.changing {
+		w.changeVoters()
+	}
+}
+
+// grantedAt takes down that a lease was granted in a term, which was asked for at a time.
+func (w *world) grantedAt(term uint64, asked time.Duration) {
+	w.grants[term] = max(w.grants[term], asked)
+	for later, since := range w.earlier {
+		if term < later {
+			w.compare(term, later, since)
+		}
+	}
+}
+
+// learned takes down what a leader believes: that no earlier one has granted a lease
+// which was asked for later.
+func (w *world) learned(term uint64, since time.Duration) {
+	w.earlier[term] = since
+	for before := range w.grants {
+		if before < term {
+			w.compare(before, term, since)
+		}
+	}
+}
+
+func (w *world) compare(before, term uint64, since time.Duration) {
+	if asked := w.grants[before]; asked > since && w.broken == "" && w.strict {
+		w.broken = fmt.Sprintf("at %v: the leader of term %d believes that nothing was granted after %v, that of term %d granted what was asked for at %v", w.now, term, since, before, asked)
+	}
+}
+
+// restartDaemons restarts one now and then, and often several at once; none that is in the
+// middle of something, which it would go on with. Sometimes the leader is cut off as the
+// others begin anew, and those come back that it has not reached.
+func (w *world) restartDaemons() {
+	if w.rng.IntN(100) != 0 {
+		return
+	}
+	if w.lead >= 0 && w.countCut() == 2 && !w.nodes[w.lead].cutOff {
+		for _, n := range w.nodes {
+			switch {
+			case n.i == w.lead || n.cutOff:
+				n.cutOff = n.i == w.lead
+			case n.inside == 0:
+				n.restartDaemon()
+				w.restarts++
+			}
+		}
+		return
+	}
+	for _, i := range w.rng.Perm(len(w.nodes))[:1+w.rng.IntN(3)] {
+		if n := w.nodes[i]; n.inside == 0 {
+			n.restartDaemon()
+			w.restarts++
+		}
 	}
 }
 
@@ -768,6 +898,8 @@ const (
 	leaderWaits
 	newLeaderWaits
 	majorityRemembers // see TestAMajorityOfTheVotersRemembers
+	whoBeginsAnewMayHaveTold
+	listIsTakenDown
 	overdueIsBarred
 	lostGetsNoLease
 	moveNeedsTerm
