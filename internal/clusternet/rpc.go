@@ -12,9 +12,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -193,11 +195,17 @@ func NewRPCClient(id *Identity) *RPCClient {
 // Close ends all connections, with the calls under way. Later calls fail.
 func (c *RPCClient) Close() {
 	c.stop()
+	var conns []*http.ClientConn
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	for _, p := range c.peers {
-		p.close()
+		conns = append(conns, p.end()...)
 	}
+	c.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, conn := range conns { // one that takes nothing any more delays no other
+		wg.Go(func() { _ = conn.Close() })
+	}
+	wg.Wait()
 }
 
 func (c *RPCClient) peer(nodeID, address string) *rpcPeer {
@@ -219,67 +227,88 @@ func (c *RPCClient) peer(nodeID, address string) *rpcPeer {
 		},
 		DisableCompression: true,
 	}
-	p := &rpcPeer{dial: func() (*http.ClientConn, error) { return t.NewClientConn(c.ctx, "http", nodeID+":0") }}
+	p := &rpcPeer{
+		dial:    func() (*http.ClientConn, error) { return t.NewClientConn(c.ctx, "http", nodeID+":0") },
+		news:    make(chan struct{}),
+		retired: map[*http.ClientConn]struct{}{},
+	}
 	c.peers[key] = p
 	return p
 }
 
+// redialAfter is how old an attempt to connect may be for another call to join it: a peer
+// or a network that has come back since may never answer it.
+const redialAfter = time.Second
+
 // rpcPeer is the one connection to a node, for any number of calls: a hundred
 // calls to a node that just became leader make one handshake.
 type rpcPeer struct {
-	dial   func() (*http.ClientConn, error)
-	mu     sync.Mutex
-	conn   *http.ClientConn
-	making *making
-	closed bool
+	dial    func() (*http.ClientConn, error)
+	mu      sync.Mutex
+	conn    *http.ClientConn
+	latest  *attempt
+	news    chan struct{} // closed, and another made, when an attempt ends
+	retired map[*http.ClientConn]struct{}
+	closed  bool
 }
 
-// making is an attempt to connect, which all calls wait for that want to. It
-// goes on when their deadlines end: on a slow line a later call has its result.
-type making struct {
-	done chan struct{}
-	conn *http.ClientConn
-	err  error
+// attempt is one to connect, for all calls that want to. It goes on when their
+// deadlines end: on a slow line a later call has its result.
+type attempt struct {
+	began time.Time
+	over  bool
+	err   error
 }
 
-// connection returns the one that stands, or makes it.
+// connection returns the one that stands, or makes it. The error is that of the first
+// attempt that the call has waited for; an attempt that has begun later may help it.
 func (p *rpcPeer) connection(ctx context.Context) (*http.ClientConn, error) {
-	p.mu.Lock()
-	if p.closed {
+	var first *attempt
+	for {
+		p.mu.Lock()
+		switch {
+		case p.closed:
+			p.mu.Unlock()
+			return nil, net.ErrClosed
+		case p.conn != nil && p.conn.Err() == nil:
+			defer p.mu.Unlock()
+			return p.conn, nil
+		case first != nil && first.err != nil:
+			defer p.mu.Unlock()
+			return nil, first.err
+		}
+		if p.latest == nil || p.latest.over || time.Since(p.latest.began) >= redialAfter {
+			p.latest = &attempt{began: time.Now()}
+			go p.try(p.latest)
+		}
+		if first == nil {
+			first = p.latest
+		}
+		news, old := p.news, time.NewTimer(time.Until(p.latest.began.Add(redialAfter)))
 		p.mu.Unlock()
-		return nil, net.ErrClosed
-	}
-	if p.conn != nil && p.conn.Err() == nil {
-		defer p.mu.Unlock()
-		return p.conn, nil
-	}
-	m := p.making
-	if m == nil {
-		m = &making{done: make(chan struct{})}
-		p.making = m
-		go p.make(m)
-	}
-	p.mu.Unlock()
-	select {
-	case <-m.done:
-		return m.conn, m.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
+		select {
+		case <-news:
+		case <-old.C:
+		case <-ctx.Done():
+			old.Stop()
+			return nil, ctx.Err()
+		}
+		old.Stop()
 	}
 }
 
-func (p *rpcPeer) make(m *making) {
-	defer close(m.done)
+func (p *rpcPeer) try(a *attempt) {
 	conn, err := p.dial()
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.making = nil
-	if err == nil && p.closed {
-		_ = conn.Close()
-		err = net.ErrClosed
+	a.over, a.err = true, err
+	if err == nil && !p.closed && (p.conn == nil || p.conn.Err() != nil) {
+		p.conn, conn = conn, nil
 	}
-	if m.err = err; err == nil {
-		m.conn, p.conn = conn, conn
+	close(p.news)
+	p.news = make(chan struct{})
+	p.mu.Unlock()
+	if conn != nil { // another was faster
+		_ = conn.Close()
 	}
 }
 
@@ -290,23 +319,31 @@ func (p *rpcPeer) retire(conn *http.ClientConn) {
 	if p.conn == conn {
 		p.conn = nil
 	}
+	p.retired[conn] = struct{}{}
 	p.mu.Unlock()
 	closeIdle := func(c *http.ClientConn) {
-		if c.InFlight() == 0 {
-			_ = c.Close()
+		if c.InFlight() > 0 {
+			return
 		}
+		_ = c.Close()
+		p.mu.Lock()
+		delete(p.retired, c)
+		p.mu.Unlock()
 	}
 	conn.SetStateHook(closeIdle)
 	closeIdle(conn)
 }
 
-func (p *rpcPeer) close() {
+// end makes no connections any more, and returns those that stand.
+func (p *rpcPeer) end() []*http.ClientConn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
+	conns := slices.Collect(maps.Keys(p.retired))
 	if p.conn != nil {
-		_ = p.conn.Close()
+		conns = append(conns, p.conn)
 	}
+	return conns
 }
 
 // send carries a request over the connection. One that was closed before it took
