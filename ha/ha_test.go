@@ -366,12 +366,13 @@ func TestVotersRememberWhenTheirListChanged(t *testing.T) {
 				o.cutOff = !slices.Contains(nodes, o.i)
 			}
 		}
-		list := func(index uint64, voters []int, storedBy ...int) {
+		list := func(voters []int, storedBy ...int) {
+			next := former.roster.with(1, voters)
 			for _, i := range storedBy {
-				w.nodes[i].keep(roster{1, 1, index, voters})
+				w.nodes[i].keep(next)
 			}
 		}
-		list(2, []int{0, 1, 2}, 0, 1, 2, 3)
+		list([]int{0, 1, 2}, 0, 1, 2, 3)
 		w.now += time.Minute
 		reach(0, 2)
 		must(t, former.Confirm(ctx, 1))
@@ -382,8 +383,8 @@ func TestVotersRememberWhenTheirListChanged(t *testing.T) {
 		must(t, err)
 		must(t, n.keeper.extend(ctx, sent+LeaseDuration, a))
 		reach(0, 2, 3)
-		list(3, []int{0, 1, 2, 3}, 0, 2, 3)
-		list(4, []int{0, 2, 3}, 0, 2)
+		list([]int{0, 1, 2, 3}, 0, 2, 3)
+		list([]int{0, 2, 3}, 0, 2)
 		reach(2, 3, 4)
 		w.elect()
 		if w.lead != leader.i {
@@ -401,6 +402,40 @@ func TestVotersRememberWhenTheirListChanged(t *testing.T) {
 		if early := n.clock() < n.deadline+KillTime; early != (off != everyRule) {
 			t.Errorf("lost before its guard is done: %v; the rule is off: %v", early, off != everyRule)
 		}
+	}
+}
+
+// A start may be on its way from a daemon that has ended, to a guard that began after the
+// lease of that start: who comes after both begins no lease with its number.
+func TestASessionIsNeverUsedTwice(t *testing.T) {
+	w := chaosFree(t)
+	w.now = time.Minute
+	n := w.nodes[1]
+	begin := func() uint64 {
+		t.Helper()
+		sent := n.clock()
+		a, err := w.nodes[0].svc.grant.renew(context.Background(), n.id)
+		must(t, err)
+		must(t, n.keeper.extend(context.Background(), sent+LeaseDuration, a))
+		session, _, ok := n.keeper.Current()
+		if !ok || session != n.session {
+			t.Fatalf("session %d, of the guard %d, holds: %v", session, n.session, ok)
+		}
+		return session
+	}
+	first := begin()
+	n.session, n.deadline, n.lapsed = 0, 0, false // another guard
+	n.restartDaemon()
+	w.now += time.Second
+	second := begin()
+	w.now += time.Minute
+	n.enforce()
+	if third := begin(); first == second || second >= third {
+		t.Errorf("sessions %d, %d, %d", first, second, third)
+	}
+	n.start(first, "late")
+	if len(n.running) != 0 {
+		t.Error("a start of the first session is carried out in the third")
 	}
 }
 

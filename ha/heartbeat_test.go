@@ -135,7 +135,10 @@ func TestAllNodesKeepTheirLeasesWhileTheSwitchIsDead(t *testing.T) {
 	w := heartbeats(t)
 	w.beats(20*time.Second, nothing)
 	w.switchFails(true)
-	session := w.nodes[1].session
+	var sessions []uint64
+	for _, n := range w.nodes {
+		sessions = append(sessions, n.session)
+	}
 	w.beats(time.Minute, func() {
 		for _, n := range w.nodes {
 			if !n.holds() {
@@ -162,7 +165,7 @@ func TestAllNodesKeepTheirLeasesWhileTheSwitchIsDead(t *testing.T) {
 	}
 	w.beats(20*time.Second, nothing)
 	for _, n := range w.nodes {
-		if !n.holds() || n.session != session || w.phase(n.i) != api.NodeReady {
+		if !n.holds() || n.session != sessions[n.i] || w.phase(n.i) != api.NodeReady {
 			t.Errorf("node %d: lease %v, session %d, %s", n.i, n.holds(), n.session, w.phase(n.i))
 		}
 	}

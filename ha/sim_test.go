@@ -66,10 +66,10 @@ type world struct {
 	restarting bool
 	restarts   int
 	// changing worlds change the list of voters, too
-	changing bool
-	changes  int
-	shot     int      // attempts to switch a node off that were confirmed
-	cuts     []string // nodes that were switched off, without chance
+	changing           bool
+	changes, rollbacks int
+	shot               int      // attempts to switch a node off that were confirmed
+	cuts               []string // nodes that were switched off, without chance
 	// power is what a device does for node by; nil: there is none
 	power func(by *simNode, nodeID string, before func() error) ([]api.PowerStep, error)
 }
@@ -460,7 +460,7 @@ func newWorld(t *testing.T, seed uint64, vms int, off rule) *world {
 	}
 	tx := &configdb.Txn{}
 	for i := range 5 {
-		n := &simNode{w: w, i: i, id: simID(1, i), offset: w.upTo(time.Hour), rate: w.clockRate(), running: map[string]time.Duration{}, voter: 1, roster: roster{1, 1, 1, []int{0, 1, 2, 3, 4}}}
+		n := &simNode{w: w, i: i, id: simID(1, i), offset: w.upTo(time.Hour), rate: w.clockRate(), running: map[string]time.Duration{}, voter: 1, roster: roster{1, []list{{1, 1}}, []int{0, 1, 2, 3, 4}}}
 		n.told = raftnode.NewTold(0, n.clock())
 		w.nodes = append(w.nodes, n)
 		o := api.Node{Meta: api.NewMeta(api.KindNode, "", fmt.Sprintf("m%d", i)), Status: api.NodeStatus{Phase: api.NodeReady}}

@@ -10,9 +10,19 @@ import (
 // roster is the list of the voters that a node goes by: the last in its log, and the term
 // of what it has at the end of that.
 type roster struct {
-	term        uint64
-	made, index uint64 // the entry with the list: its term, and which it is
-	voters      []int
+	term   uint64
+	lists  []list // all in its log, the last of which counts
+	voters []int  // of that
+}
+
+// list is an entry with a list: its term, and which it is.
+type list struct{ term, index uint64 }
+
+func (r roster) last() list { return r.lists[len(r.lists)-1] }
+
+// with is the log after one more entry.
+func (r roster) with(term uint64, voters []int) roster {
+	return roster{term, append(slices.Clone(r.lists), list{term, r.last().index + 1}), voters}
 }
 
 func (r roster) has(i int) bool { return slices.Contains(r.voters, i) }
@@ -22,16 +32,20 @@ func (r roster) majority(of int) bool { return of > len(r.voters)/2 }
 // newerThan reports that a node with this list at the end of its log does not vote for one
 // with the other.
 func (r roster) newerThan(o roster) bool {
-	return r.term > o.term || r.term == o.term && r.index > o.index
+	return r.term > o.term || r.term == o.term && r.last().index > o.last().index
 }
 
-func (r roster) is(o roster) bool { return r.term == o.term && r.index == o.index }
+func (r roster) is(o roster) bool { return r.term == o.term && r.last() == o.last() }
 
 // keep stores what a leader has, as itself does that made it, and a follower that gets it.
+// One that goes back to a list that it has had all the time stores none.
 func (n *simNode) keep(r roster) {
-	fresh := r.made != n.roster.made || r.index != n.roster.index
+	fresh := !slices.Contains(n.roster.lists, r.last())
+	if !fresh && r.last() != n.roster.last() {
+		n.w.rollbacks++
+	}
 	if n.roster = r; fresh && n.w.off != listIsTakenDown {
-		n.told.Mark(r.made, n.clock)
+		n.told.Mark(r.last().term, n.clock)
 	}
 }
 
@@ -77,23 +91,28 @@ func (n *simNode) follow(l *simNode) {
 	n.voter = max(n.voter, n.w.term)
 }
 
-// changeVoter adds or removes one, and reports whether a majority has stored that.
+// changeVoter adds or removes one, and reports whether a majority has stored that. Now and
+// then nobody else gets to know of it.
 func (w *world) changeVoter(l *simNode) bool {
 	if !w.committed(l) {
 		return false
 	}
-	next := roster{w.term, w.term, l.roster.index + 1, slices.Clone(l.roster.voters)}
-	i := w.rng.IntN(len(w.nodes))
+	voters, i := slices.Clone(l.roster.voters), w.rng.IntN(len(w.nodes))
 	switch {
-	case i == l.i || next.has(i) && len(next.voters) == 3:
+	case i == l.i || l.roster.has(i) && len(voters) == 3:
 		return true
-	case next.has(i):
-		next.voters = slices.DeleteFunc(next.voters, func(v int) bool { return v == i })
+	case l.roster.has(i):
+		voters = slices.DeleteFunc(voters, func(v int) bool { return v == i })
 	default:
-		next.voters = append(next.voters, i)
+		voters = append(voters, i)
 	}
-	l.keep(next)
+	l.keep(l.roster.with(w.term, voters))
 	w.changes++
+	if w.countCut() < 2 && w.rng.IntN(8) == 0 {
+		l.cutOff = true
+		w.elect()
+		return false
+	}
 	return w.committed(l)
 }
 

@@ -50,7 +50,7 @@ func TestDaemonsThatBeginAnewAndVotersThatChange(t *testing.T) {
 	const each, vms = 2000, 4
 	wanted, seed := setting(t, envSteps, 4*each), setting(t, envSeed, 1)
 	var moved uint64
-	var steps, ran, looks, worlds, restarts, changes, credits int
+	var steps, ran, looks, worlds, restarts, changes, rollbacks, credits int
 	for ; steps < wanted; seed++ {
 		w := newWorld(t, uint64(seed), vms, everyRule)
 		w.restarting, w.changing = true, true
@@ -60,12 +60,12 @@ func TestDaemonsThatBeginAnewAndVotersThatChange(t *testing.T) {
 		}
 		moved += w.moves()
 		worlds, looks, steps = worlds+1, looks+each, steps+w.steps
-		restarts, changes, credits = restarts+w.restarts, changes+w.changes, credits+w.credits
+		restarts, changes, rollbacks, credits = restarts+w.restarts, changes+w.changes, rollbacks+w.rollbacks, credits+w.credits
 		w.mem.Close()
 	}
-	t.Logf("%d worlds, %d steps, %d moves, %d daemons begun anew, %d changes of the voters, %d leaders learned of earlier ones, VMs were running in %d %% of the looks, none twice",
-		worlds, steps, moved, restarts, changes, credits, 100*ran/(looks*vms))
-	if moved < uint64(worlds) || ran < looks || restarts < 10*worlds || changes < 10*worlds || credits < worlds {
+	t.Logf("%d worlds, %d steps, %d moves, %d daemons begun anew, %d changes of the voters (%d taken back by a later leader), %d leaders learned of earlier ones, VMs were running in %d %% of the looks, none twice",
+		worlds, steps, moved, restarts, changes, rollbacks, credits, 100*ran/(looks*vms))
+	if moved < uint64(worlds) || ran < looks || restarts < 10*worlds || changes < 10*worlds || rollbacks == 0 || credits < worlds {
 		t.Error("the simulation is too quiet to prove anything")
 	}
 }
@@ -77,7 +77,7 @@ func TestTheRulesOfWhatVotersRememberAreNeeded(t *testing.T) {
 	needed(t, map[rule]ruleOff{
 		majorityRemembers:        {"it takes a majority of the voters to say when an earlier leader was confirmed", 1},
 		whoBeginsAnewMayHaveTold: {"who begins anew may have told its term until then", 1},
-		listIsTakenDown:          {"a voter takes down when it stores a list of the voters", 37},
+		listIsTakenDown:          {"a voter takes down when it stores a list of the voters", 46},
 	}, 60, func(t *testing.T, seed uint64, off rule) *world {
 		w := newWorld(t, seed, 4, off)
 		w.restarting, w.changing, w.strict = true, true, true
