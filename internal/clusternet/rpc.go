@@ -257,11 +257,12 @@ type rpcPeer struct {
 type attempt struct {
 	began time.Time
 	over  bool
+	conn  *http.ClientConn
 	err   error
 }
 
-// connection returns the one that stands, or makes it. The error is that of the first
-// attempt that the call has waited for; an attempt that has begun later may help it.
+// connection returns the one that stands, or makes it. What comes of the first attempt
+// that the call has waited for is what it gets; one that has begun later may help it before.
 func (p *rpcPeer) connection(ctx context.Context) (*http.ClientConn, error) {
 	var first *attempt
 	for {
@@ -273,9 +274,9 @@ func (p *rpcPeer) connection(ctx context.Context) (*http.ClientConn, error) {
 		case p.conn != nil && p.conn.Err() == nil:
 			defer p.mu.Unlock()
 			return p.conn, nil
-		case first != nil && first.err != nil:
+		case first != nil && first.over: // it failed, or the connection has ended at once
 			defer p.mu.Unlock()
-			return nil, first.err
+			return first.conn, first.err
 		}
 		if p.latest == nil || p.latest.over || time.Since(p.latest.began) >= redialAfter {
 			p.latest = &attempt{began: time.Now()}
@@ -300,7 +301,7 @@ func (p *rpcPeer) connection(ctx context.Context) (*http.ClientConn, error) {
 func (p *rpcPeer) try(a *attempt) {
 	conn, err := p.dial()
 	p.mu.Lock()
-	a.over, a.err = true, err
+	a.over, a.conn, a.err = true, conn, err
 	if err == nil && !p.closed && (p.conn == nil || p.conn.Err() != nil) {
 		p.conn, conn = conn, nil
 	}

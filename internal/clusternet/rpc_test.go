@@ -291,6 +291,30 @@ func TestAStaleAttemptHoldsUpNobody(t *testing.T) {
 	}
 }
 
+// A peer that ends connections as soon as they stand is not asked without an end.
+func TestAPeerThatHangsUpIsNotBesieged(t *testing.T) {
+	c := newCluster(t)
+	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", func(*RPCServer) {})
+	cli := newClient(t, c.identity(t, "client"))
+	peer := cli.peer("server", p.addr)
+	dial := peer.dial
+	var dials atomic.Int64
+	peer.dial = func() (*http.ClientConn, error) {
+		dials.Add(1)
+		conn, err := dial()
+		if err == nil {
+			_ = conn.Close()
+		}
+		return conn, err
+	}
+	if _, err := cli.Call(timeout(t, waitTimeout), "server", p.addr, "echo", nil); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a peer that hangs up: %v", err)
+	}
+	if n := dials.Load(); n > 3 {
+		t.Errorf("%d attempts for one call", n)
+	}
+}
+
 // What was sent is not sent again: it may have been carried out.
 func TestACallIsCarriedOutOnce(t *testing.T) {
 	c := newCluster(t)

@@ -55,7 +55,8 @@
 //
 // # Sessions
 //
-// The daemon picks a session number >= 1, one per uninterrupted lease. The same
+// The daemon picks a session number >= 1, one per uninterrupted lease, and none
+// that an earlier daemon may have used since the host's boot. The same
 // session may only move its deadline forward, and only before it lapsed; a
 // higher one starts a new lease at any time (its deadline replaces the old one,
 // also when earlier); a lower one is refused.
