@@ -306,6 +306,36 @@ func TestALeaderThatWasAsleepShootsNoFormerLeader(t *testing.T) {
 	}
 }
 
+// reach cuts off all but some nodes.
+func (w *world) reach(nodes ...int) {
+	for _, o := range w.nodes {
+		o.cutOff = !slices.Contains(nodes, o.i)
+	}
+}
+
+// leased has a node get a lease of a leader, at once.
+func (n *simNode) leased(leader *simNode) {
+	n.w.t.Helper()
+	ctx, sent := context.Background(), n.clock()
+	a, err := leader.svc.grant.renew(ctx, n.id)
+	must(n.w.t, err)
+	must(n.w.t, n.keeper.extend(ctx, sent+LeaseDuration, a))
+}
+
+// loses has a new leader ask the voters, and then goes on until a silent node is lost.
+func (n *simNode) loses(silent *simNode) {
+	n.w.t.Helper()
+	ctx, end := context.Background(), n.w.now+time.Minute
+	n.svc.Begin(n.w.term)
+	must(n.w.t, n.svc.learn(ctx, n.w.term))
+	for n.w.phase(silent.i) != api.NodeLost {
+		if n.w.now += 100 * time.Millisecond; n.w.now > end {
+			n.w.t.Fatal("it is never lost")
+		}
+		n.detect(impatient{ctx}, n.w.term)
+	}
+}
+
 // It takes a majority of them: the last lease of an earlier leader may have been granted
 // with the voices of others than those who answer.
 func TestAMajorityOfTheVotersRemembers(t *testing.T) {
@@ -318,20 +348,12 @@ func TestAMajorityOfTheVotersRemembers(t *testing.T) {
 		ctx := context.Background()
 		w.off, w.now = off, time.Minute
 		n, former, leader := w.nodes[1], w.nodes[0], w.nodes[4]
-		cut := func(nodes ...int) {
-			for _, o := range w.nodes {
-				o.cutOff = slices.Contains(nodes, o.i)
-			}
-		}
-		cut(1, 2)
+		w.reach(0, 3, 4)
 		must(t, former.Confirm(ctx, 1))
 		w.now += time.Minute
-		cut(3, 4)
-		sent := n.clock()
-		a, err := former.svc.grant.renew(ctx, n.id)
-		must(t, err)
-		must(t, n.keeper.extend(ctx, sent+LeaseDuration, a))
-		cut(0, 1)
+		w.reach(0, 1, 2)
+		n.leased(former)
+		w.reach(2, 3, 4)
 		if c.restarts {
 			w.nodes[2].restartDaemon()
 			w.nodes[2].frozen = 0
@@ -339,14 +361,7 @@ func TestAMajorityOfTheVotersRemembers(t *testing.T) {
 		w.votedFor(leader.i, 2, 2, 3, 4)
 		former.leads = false
 		leader.leads, leader.believes = true, configdb.Leadership{Term: w.term}
-		leader.svc.Begin(w.term)
-		must(t, leader.svc.learn(ctx, w.term))
-		for w.phase(n.i) != api.NodeLost {
-			if w.now += 100 * time.Millisecond; w.now > 3*time.Minute {
-				t.Fatal("it is never lost")
-			}
-			leader.detect(impatient{ctx}, w.term)
-		}
+		leader.loses(n)
 		if early := n.clock() < n.deadline+KillTime; early != (off != everyRule) {
 			t.Errorf("lost before its guard is done: %v; the rule is off: %v", early, off != everyRule)
 		}
@@ -361,11 +376,6 @@ func TestVotersRememberWhenTheirListChanged(t *testing.T) {
 		ctx := context.Background()
 		w.off, w.now, w.changing = off, time.Minute, true
 		n, former, leader := w.nodes[1], w.nodes[0], w.nodes[2]
-		reach := func(nodes ...int) {
-			for _, o := range w.nodes {
-				o.cutOff = !slices.Contains(nodes, o.i)
-			}
-		}
 		list := func(voters []int, storedBy ...int) {
 			next := former.roster.with(1, voters)
 			for _, i := range storedBy {
@@ -374,31 +384,21 @@ func TestVotersRememberWhenTheirListChanged(t *testing.T) {
 		}
 		list([]int{0, 1, 2}, 0, 1, 2, 3)
 		w.now += time.Minute
-		reach(0, 2)
+		w.reach(0, 2)
 		must(t, former.Confirm(ctx, 1))
 		w.now += time.Minute
-		reach(0, 1)
-		sent := n.clock()
-		a, err := former.svc.grant.renew(ctx, n.id)
-		must(t, err)
-		must(t, n.keeper.extend(ctx, sent+LeaseDuration, a))
-		reach(0, 2, 3)
+		w.reach(0, 1)
+		n.leased(former)
+		w.reach(0, 2, 3)
 		list([]int{0, 1, 2, 3}, 0, 2, 3)
 		list([]int{0, 2, 3}, 0, 2)
-		reach(2, 3, 4)
+		w.reach(2, 3, 4)
 		w.elect()
 		if w.lead != leader.i {
 			t.Fatalf("node %d leads", w.lead)
 		}
 		former.leads = false
-		leader.svc.Begin(w.term)
-		must(t, leader.svc.learn(ctx, w.term))
-		for w.phase(n.i) != api.NodeLost {
-			if w.now += 100 * time.Millisecond; w.now > 5*time.Minute {
-				t.Fatal("it is never lost")
-			}
-			leader.detect(impatient{ctx}, w.term)
-		}
+		leader.loses(n)
 		if early := n.clock() < n.deadline+KillTime; early != (off != everyRule) {
 			t.Errorf("lost before its guard is done: %v; the rule is off: %v", early, off != everyRule)
 		}
@@ -413,10 +413,7 @@ func TestASessionIsNeverUsedTwice(t *testing.T) {
 	n := w.nodes[1]
 	begin := func() uint64 {
 		t.Helper()
-		sent := n.clock()
-		a, err := w.nodes[0].svc.grant.renew(context.Background(), n.id)
-		must(t, err)
-		must(t, n.keeper.extend(context.Background(), sent+LeaseDuration, a))
+		n.leased(w.nodes[0])
 		session, _, ok := n.keeper.Current()
 		if !ok || session != n.session {
 			t.Fatalf("session %d, of the guard %d, holds: %v", session, n.session, ok)

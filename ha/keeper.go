@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 )
@@ -170,13 +169,6 @@ func (k *Keeper) goOn(ctx context.Context, sent time.Duration) error {
 	return nil
 }
 
-// nextSession is later than those that the guard and this daemon know, and than those that
-// both have forgotten: a start in one of them may still be on its way from an earlier daemon.
-// They began earlier in the same life of the host, so the clock is above them.
-func (k *Keeper) nextSession(known ...uint64) uint64 {
-	return max(slices.Max(known)+1, uint64(k.now().Milliseconds())) //nolint:gosec // the time since the boot
-}
-
 // extend passes the deadline to the guard. A session that lapsed is never
 // taken up again: a new one begins, whose decisions need a view that contains
 // whatever was decided while this node had no lease.
@@ -201,7 +193,10 @@ func (k *Keeper) extend(ctx context.Context, deadline time.Duration, a renewAnsw
 	if err != nil {
 		return err
 	}
-	next := k.nextSession(seen, session)
+	// Later than those that the guard and this daemon know, and than those that both have
+	// forgotten: a start in one of them may still be on its way from an earlier daemon. They
+	// began earlier in the same life of the host, so the clock is above them.
+	next := max(seen+1, session+1, uint64(k.now().Milliseconds())) //nolint:gosec // the time since the boot
 	if err := k.guard.Extend(ctx, next, deadline); err != nil {
 		return err
 	}

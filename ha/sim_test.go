@@ -271,12 +271,15 @@ func (n *simNode) restartDaemon() {
 // The leader, as configdb promises.
 func (n *simNode) Leadership() (configdb.Leadership, bool) { return n.believes, n.leads }
 
+// voters are those of its list, itself first and perhaps once more.
+func (n *simNode) voters() []int {
+	order := append([]int{n.i}, n.w.rng.Perm(len(n.w.nodes))...)
+	return slices.DeleteFunc(order, func(i int) bool { return !n.roster.has(i) })
+}
+
 func (n *simNode) Confirm(_ context.Context, term uint64) error {
 	voices, list := 0, n.roster
-	for _, i := range append([]int{n.i}, n.w.rng.Perm(len(n.w.nodes))...) {
-		if !list.has(i) {
-			continue
-		}
+	for _, i := range n.voters() {
 		n.w.meanwhile(300, 150) // the request, or the question, waits its turn
 		o := n.w.nodes[i]
 		if n.cutOff || o == n && voices > 0 || o != n && (o.cutOff || o.frozen > n.w.now) {
@@ -310,10 +313,7 @@ func (n *simNode) voterTerm() uint64 {
 // LastConfirmed is as a majority of the voters remember it.
 func (n *simNode) LastConfirmed(_ context.Context, term uint64) (configdb.Confirmed, error) {
 	last, answers, list := configdb.Confirmed{Ago: time.Hour}, 0, n.roster
-	for _, i := range append([]int{n.i}, n.w.rng.Perm(len(n.w.nodes))...) {
-		if !list.has(i) {
-			continue
-		}
+	for _, i := range n.voters() {
 		n.w.meanwhile(100, 50)
 		o := n.w.nodes[i]
 		if o == n && answers > 0 || o != n && (o.cutOff || n.cutOff) || o.frozen > n.w.now {
@@ -559,15 +559,10 @@ func (w *world) elect() {
 		w.lead = -1
 		return
 	}
-	var n *simNode
-	var by []*simNode
-	if w.changing {
-		if n, by = w.candidate(can); n == nil {
-			w.lead = -1
-			return
-		}
-	} else {
-		n = can[w.rng.IntN(len(can))]
+	n, by := w.candidate(can)
+	if n == nil {
+		w.lead = -1
+		return
 	}
 	w.term++
 	w.lead = n.i

@@ -135,8 +135,11 @@ func (w *world) committed(l *simNode) bool {
 }
 
 // candidate returns one of the nodes that a majority of its voters among them elects, and
-// with it a majority that does.
+// with it a majority that does; where the list never changes, any of them.
 func (w *world) candidate(can []*simNode) (*simNode, []*simNode) {
+	if !w.changing {
+		return can[w.rng.IntN(len(can))], nil
+	}
 	for _, i := range w.rng.Perm(len(can)) {
 		n := can[i]
 		if !n.roster.has(n.i) {

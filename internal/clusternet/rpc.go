@@ -256,10 +256,11 @@ type rpcPeer struct {
 // deadlines end: on a slow line a later call has its result.
 type attempt struct {
 	began time.Time
-	over  bool
 	conn  *http.ClientConn
 	err   error
 }
+
+func (a *attempt) over() bool { return a.conn != nil || a.err != nil }
 
 // connection returns the one that stands, or makes it. What comes of the first attempt
 // that the call has waited for is what it gets; one that has begun later may help it before.
@@ -269,16 +270,16 @@ func (p *rpcPeer) connection(ctx context.Context) (*http.ClientConn, error) {
 		p.mu.Lock()
 		switch {
 		case p.closed:
-			p.mu.Unlock()
+			defer p.mu.Unlock()
 			return nil, net.ErrClosed
 		case p.conn != nil && p.conn.Err() == nil:
 			defer p.mu.Unlock()
 			return p.conn, nil
-		case first != nil && first.over: // it failed, or the connection has ended at once
+		case first != nil && first.over(): // it failed, or the connection has ended at once
 			defer p.mu.Unlock()
 			return first.conn, first.err
 		}
-		if p.latest == nil || p.latest.over || time.Since(p.latest.began) >= redialAfter {
+		if p.latest == nil || p.latest.over() || time.Since(p.latest.began) >= redialAfter {
 			p.latest = &attempt{began: time.Now()}
 			go p.try(p.latest)
 		}
@@ -301,14 +302,14 @@ func (p *rpcPeer) connection(ctx context.Context) (*http.ClientConn, error) {
 func (p *rpcPeer) try(a *attempt) {
 	conn, err := p.dial()
 	p.mu.Lock()
-	a.over, a.conn, a.err = true, conn, err
+	a.conn, a.err = conn, err
 	if err == nil && !p.closed && (p.conn == nil || p.conn.Err() != nil) {
 		p.conn, conn = conn, nil
 	}
 	close(p.news)
 	p.news = make(chan struct{})
 	p.mu.Unlock()
-	if conn != nil { // another was faster
+	if conn != nil { // another was faster, or nobody wants one any more
 		_ = conn.Close()
 	}
 }

@@ -61,6 +61,35 @@ func startPeer(t *testing.T, id *Identity, addr string, methods func(*RPCServer)
 	return p
 }
 
+// echoes registers what answers with the question.
+func echoes(s *RPCServer) {
+	s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
+}
+
+// countDials counts the attempts to connect; before may delay each, or have it fail.
+func countDials(id *Identity, before func(ctx context.Context, n int64) error) *atomic.Int64 {
+	var dials atomic.Int64
+	id.DialTCP = func(ctx context.Context, address string) (net.Conn, error) {
+		if err := before(ctx, dials.Add(1)); err != nil {
+			return nil, err
+		}
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", address)
+	}
+	return &dials
+}
+
+// stand waits until so many connections with the server stand.
+func stand(t *testing.T, id *Identity, want int) {
+	t.Helper()
+	eventually(t, func() error {
+		if n := id.Connections("server"); n != want {
+			return fmt.Errorf("%d connections stand, not %d", n, want)
+		}
+		return nil
+	})
+}
+
 func newClient(t *testing.T, id *Identity) *RPCClient {
 	t.Helper()
 	c := NewRPCClient(id)
@@ -78,7 +107,7 @@ func timeout(t *testing.T, d time.Duration) context.Context {
 func TestCalls(t *testing.T) {
 	c := newCluster(t)
 	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", func(s *RPCServer) {
-		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
+		echoes(s)
 		s.Handle("who", func(ctx context.Context, _ []byte) ([]byte, error) { return []byte(CallerOf(ctx)), nil })
 		s.Handle("fail", func(_ context.Context, b []byte) ([]byte, error) { return nil, errors.New(string(b)) })
 		s.Handle("busy", func(context.Context, []byte) ([]byte, error) {
@@ -142,16 +171,11 @@ func TestCalls(t *testing.T) {
 func TestManyCallsAtOnce(t *testing.T) {
 	c := newCluster(t)
 	srv, id := c.identity(t, "server"), c.identity(t, "client")
-	var dials atomic.Int64
-	id.DialTCP = func(ctx context.Context, address string) (net.Conn, error) {
-		dials.Add(1)
-		var d net.Dialer
-		return d.DialContext(ctx, "tcp", address)
-	}
+	dials := countDials(id, func(context.Context, int64) error { return nil })
 	release := make(chan struct{})
 	var inside atomic.Int64
 	p := startPeer(t, srv, "127.0.0.1:0", func(s *RPCServer) {
-		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
+		echoes(s)
 		s.Handle("meet", func(ctx context.Context, b []byte) ([]byte, error) {
 			inside.Add(1)
 			select {
@@ -165,6 +189,7 @@ func TestManyCallsAtOnce(t *testing.T) {
 	if _, err := cli.Call(timeout(t, waitTimeout), "server", p.addr, "echo", nil); err != nil {
 		t.Fatal(err)
 	}
+	first := dials.Load()
 	const many = 300
 	var wg sync.WaitGroup
 	for i := range many {
@@ -188,7 +213,10 @@ func TestManyCallsAtOnce(t *testing.T) {
 	}
 	close(release)
 	wg.Wait()
-	oneStands(t, id, dials.Load())
+	if n := dials.Load(); n != first {
+		t.Errorf("%d attempts to connect beside the connection that stood", n-first)
+	}
+	oneStands(t, id, first)
 }
 
 // oneStands checks that a client has one connection. On a machine that is slow enough it
@@ -198,26 +226,14 @@ func oneStands(t *testing.T, id *Identity, dials int64) {
 	if most := int64(DialTimeout / redialAfter); dials > most {
 		t.Errorf("%d attempts to connect", dials)
 	}
-	eventually(t, func() error {
-		if n := id.Connections("server"); n != 1 {
-			return fmt.Errorf("%d connections stand", n)
-		}
-		return nil
-	})
+	stand(t, id, 1)
 }
 
 func TestACrowdMakesOneConnection(t *testing.T) {
 	c := newCluster(t)
 	srv, id := c.identity(t, "server"), c.identity(t, "client")
-	p := startPeer(t, srv, "127.0.0.1:0", func(s *RPCServer) {
-		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
-	})
-	var dials atomic.Int64
-	id.DialTCP = func(ctx context.Context, address string) (net.Conn, error) {
-		dials.Add(1)
-		var d net.Dialer
-		return d.DialContext(ctx, "tcp", address)
-	}
+	p := startPeer(t, srv, "127.0.0.1:0", echoes)
+	dials := countDials(id, func(context.Context, int64) error { return nil })
 	client := newClient(t, id)
 	var wg sync.WaitGroup
 	const many = 300
@@ -236,17 +252,9 @@ func TestACrowdMakesOneConnection(t *testing.T) {
 func TestAConnectionOutlastsTheCallThatWantedIt(t *testing.T) {
 	c := newCluster(t)
 	srv, id := c.identity(t, "server"), c.identity(t, "client")
-	p := startPeer(t, srv, "127.0.0.1:0", func(s *RPCServer) {
-		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
-	})
-	var dials atomic.Int64
+	p := startPeer(t, srv, "127.0.0.1:0", echoes)
 	slow := make(chan struct{})
-	id.DialTCP = func(ctx context.Context, address string) (net.Conn, error) {
-		dials.Add(1)
-		<-slow
-		var d net.Dialer
-		return d.DialContext(ctx, "tcp", address)
-	}
+	dials := countDials(id, func(context.Context, int64) error { <-slow; return nil })
 	cli := newClient(t, id)
 	if _, err := cli.Call(timeout(t, 20*time.Millisecond), "server", p.addr, "echo", nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("while it connects: %v", err)
@@ -263,18 +271,14 @@ func TestAConnectionOutlastsTheCallThatWantedIt(t *testing.T) {
 func TestAStaleAttemptHoldsUpNobody(t *testing.T) {
 	c := newCluster(t)
 	srv, id := c.identity(t, "server"), c.identity(t, "client")
-	p := startPeer(t, srv, "127.0.0.1:0", func(s *RPCServer) {
-		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
-	})
-	var dials atomic.Int64
-	id.DialTCP = func(ctx context.Context, address string) (net.Conn, error) {
-		if dials.Add(1) == 1 {
-			<-ctx.Done()
-			return nil, ctx.Err()
+	p := startPeer(t, srv, "127.0.0.1:0", echoes)
+	countDials(id, func(ctx context.Context, n int64) error {
+		if n > 1 {
+			return nil
 		}
-		var d net.Dialer
-		return d.DialContext(ctx, "tcp", address)
-	}
+		<-ctx.Done()
+		return ctx.Err()
+	})
 	cli := newClient(t, id)
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -368,9 +372,7 @@ func goneAway(t *testing.T) *http.ClientConn {
 // What could not be sent is sent over another connection.
 func TestAConnectionThatTakesNothingIsReplaced(t *testing.T) {
 	c := newCluster(t)
-	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", func(s *RPCServer) {
-		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
-	})
+	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", echoes)
 	cli := newClient(t, c.identity(t, "client"))
 	peer, old := cli.peer("server", p.addr), goneAway(t)
 	if peer.conn = old; old.Err() != nil {
@@ -388,9 +390,7 @@ func TestAConnectionThatTakesNothingIsReplaced(t *testing.T) {
 func TestAnAttemptOutlastsItsClient(t *testing.T) {
 	c := newCluster(t)
 	id := c.identity(t, "client")
-	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", func(s *RPCServer) {
-		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
-	})
+	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", echoes)
 	cli := newClient(t, id)
 	peer := cli.peer("server", p.addr)
 	dial, made, release := peer.dial, make(chan struct{}), make(chan struct{})
@@ -411,12 +411,7 @@ func TestAnAttemptOutlastsItsClient(t *testing.T) {
 	if err := <-called; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("the call that waited for it: %v", err)
 	}
-	eventually(t, func() error {
-		if n := id.Connections("server"); n != 0 {
-			return fmt.Errorf("%d connections stand", n)
-		}
-		return nil
-	})
+	stand(t, id, 0)
 }
 
 // A connection that takes no further call is left to those under way, and closed
@@ -426,7 +421,7 @@ func TestAConnectionRetires(t *testing.T) {
 	id := c.identity(t, "client")
 	began, release := make(chan struct{}), make(chan struct{})
 	p := startPeer(t, c.identity(t, "server"), "127.0.0.1:0", func(s *RPCServer) {
-		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
+		echoes(s)
 		s.Handle("hang", func(context.Context, []byte) ([]byte, error) {
 			close(began)
 			<-release
@@ -460,11 +455,9 @@ func TestAConnectionRetires(t *testing.T) {
 		if old.Err() == nil {
 			return errors.New("the old connection is open")
 		}
-		if n := id.Connections("server"); n != 1 {
-			return fmt.Errorf("%d connections stand", n)
-		}
 		return nil
 	})
+	stand(t, id, 1)
 }
 
 func TestAClosedClientCallsNobody(t *testing.T) {
@@ -509,12 +502,7 @@ func closeWhileCalling(t *testing.T, retired bool) {
 			t.Errorf("a call to %s after Close: %v", node, err)
 		}
 	}
-	eventually(t, func() error {
-		if n := id.Connections("server"); n != 0 {
-			return fmt.Errorf("%d connections stand", n)
-		}
-		return nil
-	})
+	stand(t, id, 0)
 }
 
 func eventually(t *testing.T, try func() error) {
@@ -581,10 +569,7 @@ func TestCallsEndWithTheirContext(t *testing.T) {
 func TestAPeerThatRestartsIsFoundAgain(t *testing.T) {
 	c := newCluster(t)
 	srv := c.identity(t, "server")
-	methods := func(s *RPCServer) {
-		s.Handle("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
-	}
-	p := startPeer(t, srv, freeport.Loopback(t), methods)
+	p := startPeer(t, srv, freeport.Loopback(t), echoes)
 	cli := newClient(t, c.identity(t, "client"))
 	echo := func(d time.Duration) error {
 		_, err := cli.Call(timeout(t, d), "server", p.addr, "echo", []byte("x"))
@@ -598,7 +583,7 @@ func TestAPeerThatRestartsIsFoundAgain(t *testing.T) {
 		if err := echo(time.Second); err == nil {
 			t.Fatal("a peer that is gone answered")
 		}
-		p = startPeer(t, srv, p.addr, methods)
+		p = startPeer(t, srv, p.addr, echoes)
 		eventually(t, func() error { return echo(time.Second) })
 	}
 }
