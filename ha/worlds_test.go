@@ -16,28 +16,52 @@ import (
 // detector can find nothing, and with it they take several times as long. So they are not
 // built with it: scripts/test runs this package once with it, and once without.
 
-func TestNoTwoNodesRunOneVM(t *testing.T) {
-	t.Parallel()
-	const each, vms = 2000, 4 // seven minutes of cluster time in each world
-	wanted, seed := setting(t, envSteps, 8*each), setting(t, envSeed, 1)
-	var moved uint64
-	var steps, looks, ran, worlds, resets, shot, proved, credits int
-	for ; steps < wanted; seed++ {
-		w := newWorld(t, uint64(seed), vms, everyRule)
-		w.power = w.chancy
-		ran += w.run(each)
+// Of each world of a tour.
+const (
+	each = 2000 // looks: seven minutes of cluster time
+	vms  = 4
+)
+
+// tour is a walk through worlds with every rule kept.
+type tour struct{ worlds, steps, looks, ran int }
+
+// through makes worlds, each with the next number, until they have had so many steps, and
+// counts what else is wanted of each.
+func through(t *testing.T, wanted int, create func(seed uint64) *world, count func(*world)) (all tour) {
+	t.Helper()
+	wanted, seed := setting(t, envSteps, wanted), setting(t, envSeed, 1)
+	for ; all.steps < wanted; seed++ {
+		w := create(uint64(seed))
+		all.ran += w.run(each)
 		if w.broken != "" {
 			t.Fatalf("world %d: %s", seed, w.broken)
 		}
-		proved += w.prove()
-		moved += w.moves()
-		worlds, looks, steps, resets = worlds+1, looks+each, steps+w.steps, resets+w.resets
-		shot, credits = shot+w.shot, credits+w.credits
+		count(w)
+		all.worlds, all.looks, all.steps = all.worlds+1, all.looks+each, all.steps+w.steps
 		w.mem.Close()
 	}
+	return all
+}
+
+// percent is how many of the VMs were running in a look.
+func (a tour) percent() int { return 100 * a.ran / (a.looks * vms) }
+
+func TestNoTwoNodesRunOneVM(t *testing.T) {
+	t.Parallel()
+	var moved uint64
+	var resets, shot, proved, credits int
+	all := through(t, 8*each, func(seed uint64) *world {
+		w := newWorld(t, seed, vms, everyRule)
+		w.power = w.chancy
+		return w
+	}, func(w *world) {
+		proved += w.prove()
+		moved += w.moves()
+		resets, shot, credits = resets+w.resets, shot+w.shot, credits+w.credits
+	})
 	t.Logf("%d worlds, %d steps, %d moves, %d hosts reset by their watchdogs, %d switched off, %d losses proved, %d leaders learned of earlier ones, VMs were running in %d %% of the looks, none twice",
-		worlds, steps, moved, resets, shot, proved, credits, 100*ran/(looks*vms))
-	if moved < uint64(worlds) || ran < looks || resets == 0 || shot == 0 || proved == 0 || credits < worlds {
+		all.worlds, all.steps, moved, resets, shot, proved, credits, all.percent())
+	if moved < uint64(all.worlds) || all.ran < all.looks || resets == 0 || shot == 0 || proved == 0 || credits < all.worlds {
 		t.Error("the simulation is too quiet to prove anything")
 	}
 }
@@ -47,25 +71,19 @@ func TestNoTwoNodesRunOneVM(t *testing.T) {
 // changes.
 func TestDaemonsThatBeginAnewAndVotersThatChange(t *testing.T) {
 	t.Parallel()
-	const each, vms = 2000, 4
-	wanted, seed := setting(t, envSteps, 4*each), setting(t, envSeed, 1)
 	var moved uint64
-	var steps, ran, looks, worlds, restarts, changes, rollbacks, credits int
-	for ; steps < wanted; seed++ {
-		w := newWorld(t, uint64(seed), vms, everyRule)
+	var restarts, changes, rollbacks, credits int
+	all := through(t, 4*each, func(seed uint64) *world {
+		w := newWorld(t, seed, vms, everyRule)
 		w.restarting, w.changing = true, true
-		ran += w.run(each)
-		if w.broken != "" {
-			t.Fatalf("world %d: %s", seed, w.broken)
-		}
+		return w
+	}, func(w *world) {
 		moved += w.moves()
-		worlds, looks, steps = worlds+1, looks+each, steps+w.steps
 		restarts, changes, rollbacks, credits = restarts+w.restarts, changes+w.changes, rollbacks+w.rollbacks, credits+w.credits
-		w.mem.Close()
-	}
+	})
 	t.Logf("%d worlds, %d steps, %d moves, %d daemons begun anew, %d changes of the voters (%d taken back by a later leader), %d leaders learned of earlier ones, VMs were running in %d %% of the looks, none twice",
-		worlds, steps, moved, restarts, changes, rollbacks, credits, 100*ran/(looks*vms))
-	if moved < uint64(worlds) || ran < looks || restarts < 10*worlds || changes < 10*worlds || rollbacks == 0 || credits < worlds {
+		all.worlds, all.steps, moved, restarts, changes, rollbacks, credits, all.percent())
+	if moved < uint64(all.worlds) || all.ran < all.looks || restarts < 10*all.worlds || changes < 10*all.worlds || rollbacks == 0 || credits < all.worlds {
 		t.Error("the simulation is too quiet to prove anything")
 	}
 }
@@ -100,7 +118,7 @@ func TestAVMThatIsPassedOnRunsOnce(t *testing.T) {
 // counted in them shows that they were not too quiet.
 func stubbornWorlds(t *testing.T, drilling bool, count func(*world) uint64, what string) {
 	t.Helper()
-	const seeds, steps, vms = 6, 2000, 4
+	const seeds, steps = 6, each
 	var counted uint64
 	ran := 0
 	for seed := range uint64(seeds) {
@@ -153,17 +171,13 @@ func TestTheRulesOfDrillsAreNeeded(t *testing.T) {
 
 func TestNoTwoNodesWriteOneGuardedDisk(t *testing.T) {
 	t.Parallel()
-	const each, vms = 2000, 4
-	wanted, seed := setting(t, envSteps, 4*each), setting(t, envSeed, 1)
 	var moved uint64
-	var steps, looks, ran, worlds, fenced, outlived, proved int
-	for ; steps < wanted; seed++ {
-		w := newPoolWorld(t, uint64(seed), vms, everyRule)
+	var fenced, outlived, proved int
+	all := through(t, 4*each, func(seed uint64) *world {
+		w := newPoolWorld(t, seed, vms, everyRule)
 		w.power = w.chancy
-		ran += w.run(each)
-		if w.broken != "" {
-			t.Fatalf("world %d: %s", seed, w.broken)
-		}
+		return w
+	}, func(w *world) {
 		proved += w.prove()
 		bindings, err := configdb.Bindings.List(w.mem.Local())
 		must(t, err)
@@ -172,13 +186,11 @@ func TestNoTwoNodesWriteOneGuardedDisk(t *testing.T) {
 				moved += bindings[i].Spec.Epoch - 1
 			}
 		}
-		worlds, looks, steps = worlds+1, looks+each, steps+w.steps
 		fenced, outlived = fenced+w.pool.fenced, outlived+w.pool.outlived
-		w.mem.Close()
-	}
+	})
 	t.Logf("%d worlds, %d steps, %d moves of guarded VMs, %d times a host was locked out, %d looks at VMs that outlived their lease, %d losses proved, VMs were running in %d %% of the looks, no disk with two writers",
-		worlds, steps, moved, fenced, outlived, proved, 100*ran/(looks*vms))
-	if moved < uint64(worlds) || ran < looks || fenced < worlds || outlived == 0 || proved == 0 {
+		all.worlds, all.steps, moved, fenced, outlived, proved, all.percent())
+	if moved < uint64(all.worlds) || all.ran < all.looks || fenced < all.worlds || outlived == 0 || proved == 0 {
 		t.Error("the simulation is too quiet to prove anything")
 	}
 }
@@ -190,23 +202,14 @@ func TestEachRuleOfTheStorageGuardIsNeeded(t *testing.T) {
 
 func TestNoTwoNodesRunOneVMWithNotes(t *testing.T) {
 	t.Parallel()
-	const each, vms = 2000, 4
-	wanted, seed := setting(t, envSteps, 2*each), setting(t, envSeed, 1)
-	var steps, looks, ran, longer, worlds, carried int
+	var longer, carried int
 	var moved uint64
-	for ; steps < wanted; seed++ {
-		w := newHeartWorld(t, uint64(seed), vms, everyRule)
-		ran += w.run(each)
-		if w.broken != "" {
-			t.Fatalf("world %d: %s", seed, w.broken)
-		}
+	all := through(t, 2*each, func(seed uint64) *world { return newHeartWorld(t, seed, vms, everyRule) }, func(w *world) {
 		moved += w.moves()
-		worlds, looks, steps, longer = worlds+1, looks+each, steps+w.steps, longer+w.notes.longer
-		carried += w.carried
-		w.mem.Close()
-	}
-	t.Logf("%d worlds, %d steps with notes in a pool, %d moves, VMs were running in %d %% of the looks, %d looks at leases that lived by notes, none twice; %d calls carried questions", worlds, steps, moved, 100*ran/(looks*vms), longer, carried)
-	if moved == 0 || longer < looks/10 || carried == 0 {
+		longer, carried = longer+w.notes.longer, carried+w.carried
+	})
+	t.Logf("%d worlds, %d steps with notes in a pool, %d moves, VMs were running in %d %% of the looks, %d looks at leases that lived by notes, none twice; %d calls carried questions", all.worlds, all.steps, moved, all.percent(), longer, carried)
+	if moved == 0 || longer < all.looks/10 || carried == 0 {
 		t.Error("the simulation is too quiet to prove anything")
 	}
 }
