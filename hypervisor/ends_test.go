@@ -256,7 +256,9 @@ func TestWatchdogHeardLateOrAnsweredEarlyIsOneEnd(t *testing.T) {
 
 func TestASilentAgent(t *testing.T) {
 	e := newEnv(t, false)
-	id, _ := e.running(policy(api.EndPolicy{AgentSilenceSeconds: 60}))
+	// The clock goes on while the silence grows, so the pause before the reset is
+	// longer than all of that.
+	id, _ := e.running(policy(api.EndPolicy{AgentSilenceSeconds: 60, RestartDelaySeconds: 900}))
 	g := &guestProgram{}
 	var deaf atomic.Bool
 	var last atomic.Pointer[net.Conn]
