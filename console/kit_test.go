@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -19,7 +18,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -27,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/ptytest"
 )
 
 // patience is how long a test waits for what must come.
@@ -210,13 +209,10 @@ type screen struct {
 func (f *fixture) onScreen(l login, words ...string) *screen {
 	f.t.Helper()
 	cmd := f.ssh(l, words...)
-	master, slave := openPTY(f.t)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := cmd.Start(); err != nil {
+	master, err := ptytest.Start(cmd)
+	if err != nil {
 		f.t.Fatal(err)
 	}
-	_ = slave.Close()
 	s := &screen{t: f.t, pty: master, cmd: cmd, more: make(chan struct{}), done: make(chan struct{})}
 	go s.read()
 	f.t.Cleanup(func() {
@@ -226,27 +222,6 @@ func (f *fixture) onScreen(l login, words ...string) *screen {
 		_ = master.Close()
 	})
 	return s
-}
-
-func openPTY(t *testing.T) (master, slave *os.File) {
-	t.Helper()
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	master = os.NewFile(uintptr(fd), "ptmx")
-	if slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0); err != nil {
-		t.Fatal(err)
-	}
-	resize(t, master, 80, 24)
-	return master, slave
 }
 
 func resize(t *testing.T, pty *os.File, columns, rows uint16) {

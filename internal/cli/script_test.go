@@ -17,16 +17,17 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestMain lets the scripts run this binary as the command muster.
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
-		"muster": func() {
-			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-			defer stop()
-			os.Exit(Run(ctx, os.Args[1:], System("0.9-test")))
-		},
-	})
+// scriptPrograms are what the scripts can run besides the system's programs; each
+// is this binary under another name.
+var scriptPrograms = map[string]func(){
+	"muster": func() {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		os.Exit(Run(ctx, os.Args[1:], System("0.9-test")))
+	},
 }
+
+func TestMain(m *testing.M) { testscript.Main(m, scriptPrograms) }
 
 type clusterKey struct{}
 
