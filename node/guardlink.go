@@ -78,12 +78,22 @@ func (g *guardLink) session(ctx context.Context) error {
 	if hello.Protocol != guard.ProtocolVersion {
 		return fmt.Errorf("the running guard speaks protocol %d, this daemon %d; end its VMs and restart it", hello.Protocol, guard.ProtocolVersion)
 	}
-	if !slices.Contains(hello.Features, guard.FeatureUser) {
+	knows := func(feature string) bool { return slices.Contains(hello.Features, feature) }
+	if !knows(guard.FeatureUser) || !knows(guard.FeatureControl) {
 		// It began with an earlier version and stays as long as its VMs do.
 		if err := c.Stop(ctx); err == nil {
 			return errors.New("the guard of an earlier version ran no VM and was ended")
 		}
+	}
+	if !knows(guard.FeatureUser) {
 		g.log.Warn("the running guard is of an earlier version and cannot give VMs users of their own; no VM starts until those that run are stopped", "pid", hello.PID)
+	}
+	if knows(guard.FeatureControl) {
+		// Before anybody asks what runs: no start that this daemon, or the one before,
+		// sent over an earlier connection may follow the answer.
+		if err := c.Control(ctx); err != nil {
+			return err
+		}
 	}
 	g.set(c, hello)
 	defer g.set(nil, guard.Hello{})

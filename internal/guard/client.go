@@ -145,6 +145,14 @@ func (c *Client) Watch(ctx context.Context) error {
 	return c.call(ctx, opWatch, nil, nil)
 }
 
+// Control takes control. The connection that had it is ended, and what came over it
+// and was not begun yet never will be: what List and Kill say of a VM from now on is
+// not overtaken by a start that was sent before. A guard without FeatureControl does
+// not know it.
+func (c *Client) Control(ctx context.Context) error {
+	return c.call(ctx, opControl, nil, nil)
+}
+
 // Stop ends a guard that runs no VM (ErrBusy otherwise).
 func (c *Client) Stop(ctx context.Context) error {
 	return c.call(ctx, opStop, nil, nil)

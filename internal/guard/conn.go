@@ -24,12 +24,14 @@ const (
 
 // conn is one client connection: one reader, one writer, a bounded queue.
 type conn struct {
-	s        *Server
-	c        *net.UnixConn
-	out      *outQueue
-	slots    chan struct{} // waiting requests
-	waiting  sync.WaitGroup
-	watching bool // under Server.mu
+	s       *Server
+	c       *net.UnixConn
+	out     *outQueue
+	slots   chan struct{} // waiting requests
+	waiting sync.WaitGroup
+	// Under Server.mu:
+	watching   bool
+	superseded bool // it had control
 }
 
 // serveConn takes over an accepted connection and returns at once.
@@ -62,6 +64,9 @@ func (cn *conn) run() {
 	cn.waiting.Wait() // answers of waiting requests are still written
 	cn.s.mu.Lock()
 	delete(cn.s.conns, cn)
+	if cn.s.control == cn {
+		cn.s.control = nil
+	}
 	cn.s.mu.Unlock()
 	_ = cn.c.SetWriteDeadline(time.Now().Add(flushWait))
 	cn.out.finish()
@@ -130,7 +135,7 @@ func (cn *conn) handle(line []byte) {
 	}
 	carryOut := func() []byte { return cn.s.answer(cn, req) }
 	if b, ok := req.body.(StartRequest); ok {
-		in, e := cn.s.reserve(b)
+		in, e := cn.s.reserve(cn, b)
 		if e != nil {
 			<-cn.slots
 			cn.send(cn.s.reply(req, nil, e))

@@ -24,6 +24,7 @@ const (
 	opList    op = "list"
 	opForget  op = "forget"
 	opWatch   op = "watch"
+	opControl op = "control"
 	opStop    op = "stop"
 )
 
@@ -134,7 +135,7 @@ type member struct {
 
 func decodeBody(o op, fields map[string]json.RawMessage) (any, *Error) {
 	switch o {
-	case opHello, opList, opWatch, opStop:
+	case opHello, opList, opWatch, opControl, opStop:
 		return nil, fill(fields)
 	case opExtend:
 		var b extendBody

@@ -66,6 +66,16 @@
 // has just lost the right to decide about it. It stays unprotected and alive,
 // and the refusal tells the daemon to start a new session before asking again.
 //
+// # Control
+//
+// A daemon lists what runs and acts on it: it says that a VM is stopped, which lets
+// the VM run elsewhere. A start that an earlier connection still has on its way, its
+// own or that of the daemon before, would make that wrong, and the session that it
+// names may go on. So one connection has control ([Client.Control]), and is what a
+// daemon asks by. Whoever takes it ends the connection that had it; of what came over
+// that one, no request is carried out any more, and what was begun (a VM of state
+// starting counts) is in the list. Connections that never took control are left alone.
+//
 // # Goroutines
 //
 // A [Server] owns: one enforcer (deadline, kills, reaping, petting), one forker

@@ -43,26 +43,24 @@ func (s *Server) reply(req request, body any, e *Error) []byte {
 	return replyLine(req.id, body)
 }
 
+// do carries out what is not a start, of which handle takes care.
 func (s *Server) do(cn *conn, req request) (any, *Error) {
+	if b, ok := req.body.(vmBody); ok && req.op == opKill {
+		return s.kill(cn, b.VM)
+	}
+	now, e := s.lockFor(cn)
+	if e != nil {
+		return nil, e
+	}
+	defer s.mu.Unlock()
 	switch b := req.body.(type) {
 	case extendBody:
-		return s.extend(b)
-	case StartRequest:
-		return s.start(b)
+		return s.extend(now, b)
 	case protectBody:
-		now := s.lockNow()
-		defer s.mu.Unlock()
 		return nil, s.tab.protect(now, b.VM, b.On)
 	case vmBody:
-		if req.op == opKill {
-			return s.kill(b.VM)
-		}
-		s.lockNow()
-		defer s.mu.Unlock()
 		return nil, s.tab.forget(b.VM)
 	}
-	now := s.lockNow()
-	defer s.mu.Unlock()
 	switch req.op {
 	case opHello:
 		return s.hello(now), nil
@@ -71,17 +69,43 @@ func (s *Server) do(cn *conn, req request) (any, *Error) {
 	case opWatch:
 		cn.watching = true
 		return nil, nil
+	case opControl:
+		s.takeControl(cn)
+		return nil, nil
 	case opStop:
 		return nil, s.tab.stop()
 	}
 	return nil, refuse(CodeInternal, "op %q is not implemented", string(req.op))
 }
 
+// lockFor is lockNow for a request. It is refused, without the lock, if its
+// connection had control and another one has taken it: who has taken it must be
+// able to rely on what it is told, so nothing that was sent before may follow.
+func (s *Server) lockFor(cn *conn) (now int64, e *Error) {
+	now = s.lockNow()
+	if cn.superseded {
+		s.mu.Unlock()
+		return 0, refuse(CodeSuperseded, "a later connection has taken control")
+	}
+	return now, nil
+}
+
+// takeControl needs mu. Who had control is disconnected: if it is alive after all, it
+// takes control again, and asks again what runs.
+func (s *Server) takeControl(cn *conn) {
+	if had := s.control; had != nil && had != cn {
+		had.superseded = true
+		had.drop()
+		s.log.Info("a later connection takes control before the earlier one has ended")
+	}
+	s.control = cn
+}
+
 // hello needs mu.
 func (s *Server) hello(now int64) Hello {
 	h := Hello{
 		Protocol: ProtocolVersion, PID: os.Getpid(), Level: s.level, Hardening: s.hard,
-		NowNS: now, Features: []string{FeatureUser}, Session: s.tab.session, DeadlineNS: s.tab.deadlineNS, Lapsed: s.tab.lapsed,
+		NowNS: now, Features: []string{FeatureUser, FeatureControl}, Session: s.tab.session, DeadlineNS: s.tab.deadlineNS, Lapsed: s.tab.lapsed,
 	}
 	for vm := range s.tab.strangers {
 		h.Strangers = append(h.Strangers, vm)
@@ -90,9 +114,8 @@ func (s *Server) hello(now int64) Hello {
 	return h
 }
 
-func (s *Server) extend(b extendBody) (any, *Error) {
-	now := s.lockNow()
-	defer s.mu.Unlock()
+// extend needs mu.
+func (s *Server) extend(now int64, b extendBody) (any, *Error) {
 	before := s.tab.session
 	deadline, e := s.tab.extend(now, b.Session, b.DeadlineNS)
 	if e != nil {
@@ -108,18 +131,13 @@ func (s *Server) extend(b extendBody) (any, *Error) {
 	return extendReply{DeadlineNS: deadline}, nil
 }
 
-func (s *Server) start(req StartRequest) (any, *Error) {
-	in, e := s.reserve(req)
+// reserve takes the VM's id. It is done in the order of the requests: a list or
+// a kill that follows a start has to see it.
+func (s *Server) reserve(cn *conn, req StartRequest) (*instance, *Error) {
+	now, e := s.lockFor(cn)
 	if e != nil {
 		return nil, e
 	}
-	return s.fork(req, in)
-}
-
-// reserve takes the VM's id. It is done in the order of the requests: a list or
-// a kill that follows a start has to see it.
-func (s *Server) reserve(req StartRequest) (*instance, *Error) {
-	now := s.lockNow()
 	defer s.mu.Unlock()
 	return s.tab.beginStart(now, req)
 }
@@ -156,8 +174,11 @@ func (s *Server) fork(req StartRequest, in *instance) (any, *Error) {
 	return Started{PID: p.pid, StartTicks: p.startTicks}, nil
 }
 
-func (s *Server) kill(vm string) (any, *Error) {
-	now := s.lockNow()
+func (s *Server) kill(cn *conn, vm string) (any, *Error) {
+	now, e := s.lockFor(cn)
+	if e != nil {
+		return nil, e
+	}
 	in, outcome, e := s.tab.kill(now, vm)
 	if e == nil && in != nil && in.proc != nil {
 		s.procs.signal(in.proc, unix.SIGKILL)

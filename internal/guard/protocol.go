@@ -86,6 +86,7 @@ const (
 	CodeNotRunning   Code = "not_running"   // unknown VM, or not in state running
 	CodeBusy         Code = "busy"          // VMs are running, or too many requests wait
 	CodeStopping     Code = "stopping"      // the guard is going away
+	CodeSuperseded   Code = "superseded"    // a later connection has taken control
 	CodeInternal     Code = "internal"      // a defect of the guard
 )
 
@@ -104,6 +105,7 @@ var (
 	ErrNotRunning   = errors.New("guard: vm not running")
 	ErrBusy         = errors.New("guard: busy")
 	ErrStopping     = errors.New("guard: stopping")
+	ErrSuperseded   = errors.New("guard: a later connection has control")
 	ErrInternal     = errors.New("guard: internal error")
 
 	// ErrLocked means that another guard serves the run directory.
@@ -141,6 +143,8 @@ func (c Code) sentinel() error {
 		return ErrBusy
 	case CodeStopping:
 		return ErrStopping
+	case CodeSuperseded:
+		return ErrSuperseded
 	}
 	return ErrInternal
 }
@@ -184,6 +188,8 @@ type Hardening struct {
 const (
 	// FeatureUser: a start may name the user that the VM runs as.
 	FeatureUser = "user"
+	// FeatureControl: one connection has control.
+	FeatureControl = "control"
 )
 
 // Hello is what the guard says about itself. Times are CLOCK_BOOTTIME ns.

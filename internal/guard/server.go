@@ -71,6 +71,7 @@ type Server struct {
 	mu        sync.Mutex
 	tab       *table
 	conns     map[*conn]struct{}
+	control   *conn // the one that has it, if any
 	strangers []leftover
 	dogIdle   bool // petting has stopped; logged once
 }
