@@ -27,6 +27,7 @@ const (
 type lane struct {
 	what  string // for the error, such as: pool "nfs" at /srv/vm
 	slots chan struct{}
+	began atomic.Pointer[time.Time] // the newest call, unless one has ended since
 }
 
 func newLane(what string, slots int) *lane {
@@ -55,10 +56,13 @@ func call[T any](ctx context.Context, l *lane, deadline time.Duration, f func() 
 	case <-ctx.Done():
 		return none, context.Cause(ctx)
 	}
+	now := time.Now()
+	l.began.Store(&now)
 	done := make(chan result, 1)
 	go func() {
 		var v T
 		err := contain.Call(func() (err error) { v, err = f(); return err })
+		l.began.Store(nil)
 		<-l.slots // before the result: who has it must not find the lane busy
 		done <- result{v, err}
 	}()
@@ -93,5 +97,9 @@ func (l *lane) attempt(ctx context.Context, deadline time.Duration, f func(wante
 	})
 }
 
-// busy reports whether every slot is taken.
-func (l *lane) busy() bool { return len(l.slots) == cap(l.slots) }
+// hangs reports whether every slot is taken by a call that has had the deadline. One
+// that was given up before, by the end of its context, may be about to end.
+func (l *lane) hangs(deadline time.Duration) bool {
+	began := l.began.Load()
+	return len(l.slots) == cap(l.slots) && began != nil && time.Since(*began) >= deadline
+}

@@ -224,7 +224,7 @@ func (s *Service) checkPool(ctx context.Context, v *configdb.View, pool api.Pool
 	if err != nil {
 		return verdict{}, err
 	}
-	if lp.check.busy() {
+	if lp.check.hangs(checkDeadline) {
 		return verdict{reason: lp.check.hung(checkDeadline).Error(), again: checkInterval}, nil
 	}
 	return s.driver(pool).check(ctx, v, &pool, st)

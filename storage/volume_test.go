@@ -264,12 +264,18 @@ func TestHungCallsHaveDeadlinesAndBounds(t *testing.T) {
 	}
 	err := l.do(t.Context(), time.Millisecond, func() error { t.Error("a third call was let in"); return nil })
 	wantCode(t, err, api.CodeTimeout)
-	if !l.busy() {
+	if !l.hangs(time.Millisecond) {
 		t.Error("the lane is free though both calls hang")
+	}
+	if l.hangs(time.Minute) {
+		t.Error("calls that have not had a minute hang for one")
 	}
 	close(stuck)
 	if err := l.do(t.Context(), patience, func() error { return errors.New("mine") }); err == nil || err.Error() != "mine" {
 		t.Errorf("after the hang: %v", err)
+	}
+	if l.hangs(0) {
+		t.Error("the lane hangs though its calls have ended")
 	}
 }
 
