@@ -6,6 +6,7 @@ package ha
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -107,5 +108,42 @@ func TestAPoolWithoutAddressesKeepsNoOtherFromBeingLocked(t *testing.T) {
 	_, marked := st.FenceOf(w.pool.id)
 	if _, blind := st.FenceOf(other.Meta.ID); !marked || blind || p.asked == 0 {
 		t.Fatalf("asked %d times, fences %+v", p.asked, st.StorageFences)
+	}
+}
+
+// latePool has another attempt win while this one is under way.
+type latePool struct {
+	w   *world
+	err error
+}
+
+func (p *latePool) LockOut(ctx context.Context, f *api.StorageFence, _ []string, before func(context.Context) error) error {
+	p.w.change(func(v *configdb.View, tx *configdb.Txn) error {
+		n, err := configdb.Nodes.Get(v, p.w.nodes[2].id)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		n.Status.StorageFences = slices.Clone(n.Status.StorageFences)
+		for i := range n.Status.StorageFences {
+			n.Status.StorageFences[i].InForceAt = &now
+		}
+		return configdb.Nodes.UpdateStatus(v, tx, &n)
+	})
+	p.w.nodes[0].Local()
+	p.err = before(ctx)
+	return p.err
+}
+
+// Once a fence is in force the VMs start elsewhere: carried out late, it would lock out
+// who has their volumes then.
+func TestALockOutIsNotCarriedOutTwice(t *testing.T) {
+	w, _ := guardedWorld(t)
+	p := &latePool{w: w}
+	w.nodes[0].svc.storage = p
+	w.pass(FenceAfter+time.Second, 2)
+	w.nodes[0].svc.lockOutSilent(1, inline)
+	if !errors.Is(p.err, errNotMarked) {
+		t.Errorf("a lock-out that is late may go on: %v", p.err)
 	}
 }

@@ -29,6 +29,8 @@ const (
 	// unlockTime is how long the disks of a QEMU that just ended may be locked.
 	unlockTime  = 15 * time.Second
 	unlockRetry = 200 * time.Millisecond
+	// catchUpTime is how long work on disks waits for the view that a new lease needs.
+	catchUpTime = 15 * time.Second
 	// freezeMost is how long a guest's file systems stay frozen at most for a
 	// snapshot; it is over in milliseconds, or it is not a snapshot of them.
 	freezeMost = 30 * time.Second
@@ -61,22 +63,23 @@ var errNoSnapshots = api.Errorf(api.CodeUnsupported, "this node cannot change sn
 type diskSet struct {
 	h       *Hypervisor
 	in      *instance
+	epoch   uint64 // of the binding under which the work began
 	project string
 	disks   []api.SnapshotDisk
 }
 
-// offline does something to each disk under a lease: no QEMU may have it open. The
-// images' locks say so, too, but not on every file system, and a QEMU that was taken
-// over may let go of them.
+// offline does something to each disk while the VM is this node's: no QEMU may have it
+// open. The images' locks say so, too, but not on every file system, and a QEMU that was
+// taken over may let go of them.
 func (d *diskSet) offline(ctx context.Context, disks []api.SnapshotDisk, do func(v *configdb.View, volume string) error) error {
 	if d.h.cfg.Snapshots == nil {
 		return errNoSnapshots
 	}
 	for _, disk := range disks {
-		if _, _, ok := d.h.cfg.Lease.Current(); !ok {
-			return api.Errorf(api.CodeRefused, "node %s has no lease now, so it must not touch volume %s", d.h.cfg.NodeName, disk.Volume)
+		v, err := d.ours(ctx, disk.Volume)
+		if err != nil {
+			return err
 		}
-		v := d.h.cfg.DB.Local()
 		if err := unlocked(ctx, func() error { return d.nobodyHas(ctx, v, disk) }); err != nil {
 			return err
 		}
@@ -88,6 +91,31 @@ func (d *diskSet) offline(ctx context.Context, disks []api.SnapshotDisk, do func
 		}
 	}
 	return nil
+}
+
+// ours returns a view by which the VM is this node's now, as it was when the work began.
+// The lease may be another one than then: between the two the VM may have run elsewhere,
+// which a view that is older than the lease does not show.
+func (d *diskSet) ours(ctx context.Context, volume string) (*configdb.View, error) {
+	for end := time.Now().Add(catchUpTime); ; {
+		_, revision, lease := d.h.cfg.Lease.Current()
+		v := d.h.cfg.DB.Local()
+		switch {
+		case !lease:
+			return nil, api.Errorf(api.CodeRefused, "node %s has no lease now, so it must not touch volume %s", d.h.cfg.NodeName, volume)
+		case v.Revision() >= revision:
+			b, err := configdb.Bindings.Get(v, d.in.id)
+			if err != nil || b.Spec.NodeID != d.h.cfg.NodeID || b.Spec.Epoch != d.epoch {
+				return nil, errors.Join(errTaken, api.IgnoreNotFound(err))
+			}
+			return v, nil
+		case time.Now().After(end):
+			return nil, api.Errorf(api.CodeRefused, "node %s has not caught up with the cluster yet, so it must not touch volume %s", d.h.cfg.NodeName, volume)
+		}
+		if err := pause(ctx, unlockRetry); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // nobodyHas refuses a disk that a guest may be using: this VM's, whose QEMU runs and

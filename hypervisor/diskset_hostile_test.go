@@ -38,7 +38,7 @@ func TestDisksInUseAreNotTouched(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			touched := false
-			err := (&diskSet{h: e.h, in: c.in, disks: disks}).offline(ctx, disks, func(*configdb.View, string) error { touched = true; return nil })
+			err := (&diskSet{h: e.h, in: c.in, epoch: e.binding(c.in.id).Spec.Epoch, disks: disks}).offline(ctx, disks, func(*configdb.View, string) error { touched = true; return nil })
 			if touched != c.touched || (err == nil) != c.touched {
 				t.Errorf("touched %v, %v", touched, err)
 			}

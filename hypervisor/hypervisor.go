@@ -255,7 +255,9 @@ type Hypervisor struct {
 	starting  map[string]api.Size // VM that waits for room → what it needs
 	waiting   map[string]string   // volume being deleted → VM that waits for it
 	caughtUp  bool
-	awaiting  map[string]bool // VMs whose start waits for others
+	// caughtUpAt is the first revision of which this daemon knew that it was not late.
+	caughtUpAt uint64
+	awaiting   map[string]bool // VMs whose start waits for others
 	// leaseSince is when the session began, as far as this daemon knows.
 	leaseSession uint64
 	leaseSince   time.Time

@@ -35,6 +35,7 @@ type instance struct {
 	failures    int       // unexpected ends in a row
 	notBefore   time.Time // of the next start
 	quietUntil  time.Time // no QMP before, because QEMU did not answer
+	promised    uint64    // revision of the binding that a promise needs whose outcome is not known
 	drillPID    int       // what this life has said it ends for a drill
 	drillAt     time.Time
 	buttonAt    time.Time   // last press of the power button

@@ -35,12 +35,13 @@ type testGuard struct {
 	launch launcher
 	event  func(vm string)
 
-	mu      sync.Mutex
-	session uint64 // the one whose lease is valid; 0: none
-	procs   map[string]*testProc
-	starts  []StartRequest
-	refuse  error // what Protect answers
-	calls   []string
+	mu       sync.Mutex
+	session  uint64 // the one whose lease is valid; 0: none
+	revision uint64 // what a decision needs in it
+	procs    map[string]*testProc
+	starts   []StartRequest
+	refuse   error // what Protect answers
+	calls    []string
 }
 
 type testProc struct {
@@ -145,7 +146,14 @@ func (g *testGuard) Forget(_ context.Context, vm string) error {
 func (g *testGuard) Current() (session, revision uint64, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.session, 0, g.session != 0
+	return g.session, g.revision, g.session != 0
+}
+
+// needs sets the revision that a decision's view must have reached.
+func (g *testGuard) needs(revision uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.revision = revision
 }
 
 // lease begins a session, or ends it with 0 and kills the protected VMs.
@@ -380,6 +388,7 @@ type env struct {
 	users   Users
 	limits  Limits
 	halts   func(api.Accelerator, int) bool
+	adapt   func(*Config) // of the daemons that begin later
 }
 
 // clock is a real clock that can be moved on.
@@ -430,12 +439,16 @@ func newEnv(t *testing.T, real bool) *env {
 // begin starts a daemon's life.
 func (e *env) begin() {
 	e.t.Helper()
-	h, err := New(Config{
+	c := Config{
 		DB: e.db, NodeID: e.node, NodeName: e.name, Streams: e.streams, RunDir: e.runDir, Guard: e.guard, Lease: e.guard, Volumes: e.vols, Copies: e.vols, Ports: e.ports, Snapshots: e.snaps, Users: e.users, Limits: e.limits, halts: e.halts,
 		Log: slog.New(slog.NewTextHandler(e.t.Output(), nil)), Now: e.clock.now,
 		HostMemory:   func() (total, available api.Size) { return 64 * api.GiB, 60 * api.GiB },
 		HostPressure: func() (float64, bool) { return 0, true },
-	})
+	}
+	if e.adapt != nil {
+		e.adapt(&c)
+	}
+	h, err := New(c)
 	must(e.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

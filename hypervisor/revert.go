@@ -26,7 +26,7 @@ func (o *operation) revert(ctx context.Context) error {
 	if err != nil {
 		return o.failed(ctx, err, nil)
 	}
-	set := &diskSet{h: o.h, in: o.in, project: o.vm.Meta.Project, disks: snap.Status.Disks}
+	set := &diskSet{h: o.h, in: o.in, epoch: o.op.Spec.Epoch, project: o.vm.Meta.Project, disks: snap.Status.Disks}
 	if snap.Status.Phase != api.SnapshotReverting {
 		if err := o.prepareRevert(ctx, v, &snap, set); err != nil {
 			if ctx.Err() != nil {
@@ -201,7 +201,7 @@ func (s *step) leftUndo(all []api.Snapshot) bool {
 		if !snap.Status.Undo || snap.Status.Phase != api.SnapshotReady {
 			continue
 		}
-		set := &diskSet{h: s.h, in: s.in, project: s.vm.Meta.Project, disks: snap.Status.Disks}
+		set := &diskSet{h: s.h, in: s.in, epoch: s.b.Spec.Epoch, project: s.vm.Meta.Project, disks: snap.Status.Disks}
 		vm, epoch, id := s.vm, s.b.Spec.Epoch, snap.Meta.ID
 		s.silent = true
 		s.begin(func(ctx context.Context) {

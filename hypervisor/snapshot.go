@@ -23,7 +23,7 @@ func isFull(text string) bool {
 
 // set returns the disks of hardware.
 func (o *operation) set(v *configdb.View, hw *api.VMSpec) (*diskSet, error) {
-	d := &diskSet{h: o.h, in: o.in, project: o.vm.Meta.Project}
+	d := &diskSet{h: o.h, in: o.in, epoch: o.op.Spec.Epoch, project: o.vm.Meta.Project}
 	spec := o.vm.Spec.WithHardware(hw)
 	spec.AssignSlots(nil)
 	add := func(volume string, slot int) error {
@@ -295,7 +295,7 @@ func (o *operation) forget(ctx context.Context) error {
 		return o.failed(ctx, err, nil)
 	}
 	tag := api.SnapshotTag(snap.Meta.ID)
-	set := &diskSet{h: o.h, in: o.in, project: o.vm.Meta.Project, disks: snap.Status.Disks}
+	set := &diskSet{h: o.h, in: o.in, epoch: o.op.Spec.Epoch, project: o.vm.Meta.Project, disks: snap.Status.Disks}
 	if len(set.disks) == 0 { // its making was never finished
 		if s, err := o.set(v, o.vm.Spec.Hardware()); err == nil {
 			set.disks = s.disks

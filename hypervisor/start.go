@@ -116,6 +116,9 @@ func (s *step) start(ctx context.Context) error {
 	if err := s.protect(ctx, false); err != nil {
 		return err
 	}
+	if err := s.settlePromise(ctx); err != nil {
+		return err
+	}
 	p := s.h.pathsOf(s.vm.Meta.ID)
 	if err := errors.Join(s.prepare(p, user), s.writeKeys(m.Keys()), s.noteHardware(p, hw)); err != nil {
 		s.fail(err.Error())

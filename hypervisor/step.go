@@ -100,8 +100,8 @@ func (h *Hypervisor) catchUp(v *configdb.View) bool {
 	if ok {
 		h.noteLease(session)
 	}
-	if ok && v.Revision() >= rev {
-		h.caughtUp = true
+	if ok && v.Revision() >= rev && !h.caughtUp {
+		h.caughtUp, h.caughtUpAt = true, v.Revision()
 	}
 	return h.caughtUp
 }
@@ -377,10 +377,26 @@ func (s *step) promise(ctx context.Context, protected bool, pools []string) erro
 	wctx, cancel := context.WithTimeout(ctx, WriteDeadline)
 	defer cancel()
 	rev, err := s.h.cfg.DB.Txn(wctx, tx)
-	if err == nil {
-		s.b.Meta.Revision = rev
+	if err != nil {
+		s.in.promised = was
+		return err
 	}
-	return err
+	s.b.Meta.Revision = rev
+	return nil
+}
+
+// settlePromise is for a process that is about to be started under what the binding
+// promises: a promise of before, of which nobody knows what became, must not land on
+// it. Such a one needs the binding as it was then. This daemon remembers its own; the
+// one before knew nothing that was committed after this one had its first lease.
+func (s *step) settlePromise(ctx context.Context) error {
+	s.h.mu.Lock()
+	caughtUpAt := s.h.caughtUpAt
+	s.h.mu.Unlock()
+	if s.b.Meta.Revision > max(caughtUpAt, s.in.promised) {
+		return nil
+	}
+	return s.promise(ctx, s.b.Spec.Protected, s.b.Spec.Guarding())
 }
 
 func (s *step) guardProtect(ctx context.Context, on bool) error {

@@ -61,9 +61,10 @@ func (s *step) release(ctx context.Context) bool {
 // stillOurs reports that this node may start the VM as far as it knows at this
 // moment: whoever has it since would be locked out of its volumes.
 func (s *step) stillOurs() bool {
-	b, err := configdb.Bindings.Get(s.h.cfg.DB.Local(), s.vm.Meta.ID)
-	_, _, lease := s.h.cfg.Lease.Current()
-	return lease && err == nil && b.Spec.NodeID == s.h.cfg.NodeID && b.Spec.Epoch == s.b.Spec.Epoch
+	_, revision, lease := s.h.cfg.Lease.Current()
+	v := s.h.cfg.DB.Local()
+	b, err := configdb.Bindings.Get(v, s.vm.Meta.ID)
+	return lease && v.Revision() >= revision && err == nil && b.Spec.NodeID == s.h.cfg.NodeID && b.Spec.Epoch == s.b.Spec.Epoch
 }
 
 // lockedOut returns why this node may not use a pool of the VM.

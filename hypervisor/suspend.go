@@ -205,7 +205,7 @@ func (in *instance) noteLoad(s *step) {
 // load loads saved memory into a QEMU that has not run its guest, and commits
 // that it is used up before anything lets the guest go on.
 func (h *Hypervisor) load(ctx context.Context, in *instance, vm api.VM, epoch uint64, st api.SavedState) {
-	set := &diskSet{h: h, in: in, project: vm.Meta.Project, disks: st.Spec.Disks}
+	set := &diskSet{h: h, in: in, epoch: epoch, project: vm.Meta.Project, disks: st.Spec.Disks}
 	err := func() error {
 		names, err := set.names(ctx)
 		if err != nil {
@@ -297,7 +297,7 @@ func (h *Hypervisor) notLoaded(ctx context.Context, vm *api.VM, epoch uint64, st
 
 // discard removes saved memory that its VM's user does not want any more.
 func (h *Hypervisor) discard(ctx context.Context, in *instance, vm api.VM, epoch uint64, st api.SavedState) {
-	set := &diskSet{h: h, in: in, project: vm.Meta.Project, disks: st.Spec.Disks}
+	set := &diskSet{h: h, in: in, epoch: epoch, project: vm.Meta.Project, disks: st.Spec.Disks}
 	var err error
 	if st.Spec.SnapshotID == "" {
 		err = set.drop(ctx, "muster-load", st.Spec.Tag)

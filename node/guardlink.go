@@ -21,6 +21,10 @@ import (
 // guardRetry is the pause between two attempts to reach or launch the guard.
 const guardRetry = 500 * time.Millisecond
 
+// guardOldLook is the pause between two looks whether a guard of an earlier version
+// can be ended, if nothing that happens gives an earlier reason.
+const guardOldLook = time.Minute
+
 // guardLink keeps a connection to the guard of this host, launching one if none
 // answers. It supplies the guard to ha and hypervisor.
 type guardLink struct {
@@ -28,6 +32,8 @@ type guardLink struct {
 	log                               *slog.Logger
 	onExit                            func(vm string) // a VM's process ended
 	onNew                             func()          // a connection was made
+	oldLook                           time.Duration   // guardOldLook, less in tests
+	forgot                            chan struct{}   // a record was forgotten
 
 	mu     sync.Mutex
 	client *guard.Client
@@ -39,6 +45,7 @@ func newGuardLink(c *Config, log *slog.Logger) *guardLink {
 	return &guardLink{
 		binary: c.Guard, runDir: c.RunDir, logPath: filepath.Join(c.DataDir, "guard.log"), watchdog: c.Watchdog,
 		log: log, ready: make(chan struct{}), onExit: func(string) {}, onNew: func() {},
+		oldLook: guardOldLook, forgot: make(chan struct{}, 1),
 	}
 }
 
@@ -79,11 +86,9 @@ func (g *guardLink) session(ctx context.Context) error {
 		return fmt.Errorf("the running guard speaks protocol %d, this daemon %d; end its VMs and restart it", hello.Protocol, guard.ProtocolVersion)
 	}
 	knows := func(feature string) bool { return slices.Contains(hello.Features, feature) }
-	if !knows(guard.FeatureUser) || !knows(guard.FeatureControl) {
-		// It began with an earlier version and stays as long as its VMs do.
-		if err := c.Stop(ctx); err == nil {
-			return errors.New("the guard of an earlier version ran no VM and was ended")
-		}
+	old := !knows(guard.FeatureUser) || !knows(guard.FeatureControl)
+	if old && endUnused(ctx, c) {
+		return errOldEnded
 	}
 	if !knows(guard.FeatureUser) {
 		g.log.Warn("the running guard is of an earlier version and cannot give VMs users of their own; no VM starts until those that run are stopped", "pid", hello.PID)
@@ -99,6 +104,12 @@ func (g *guardLink) session(ctx context.Context) error {
 	defer g.set(nil, guard.Hello{})
 	g.log.Info("guard connected", "pid", hello.PID, "level", hello.Level)
 	g.onNew()
+	var look <-chan time.Time
+	if old {
+		ticker := time.NewTicker(g.oldLook)
+		defer ticker.Stop()
+		look = ticker.C
+	}
 	for {
 		select {
 		case e, ok := <-c.Events():
@@ -110,10 +121,25 @@ func (g *guardLink) session(ctx context.Context) error {
 			} else {
 				g.onNew() // the lease lapsed: look at everything
 			}
+		case <-look:
+		case <-g.forgot:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		if old && endUnused(ctx, c) {
+			return errOldEnded
+		}
 	}
+}
+
+var errOldEnded = errors.New("the guard of an earlier version ran no VM and was ended")
+
+// endUnused ends a guard of an earlier version, so that a new one is launched, and says
+// whether it did. It stays as long as its VMs do, and as long as there is a record of one
+// that has exited: the hypervisor has not judged that yet, and the record is all there is.
+func endUnused(ctx context.Context, c *guard.Client) bool {
+	records, err := c.List(ctx)
+	return err == nil && len(records) == 0 && c.Stop(ctx) == nil
 }
 
 func (g *guardLink) set(c *guard.Client, h guard.Hello) {
@@ -245,7 +271,14 @@ func (g vmGuard) Forget(ctx context.Context, vm string) error {
 	if err != nil {
 		return err
 	}
-	return c.Forget(ctx, vm)
+	if err := c.Forget(ctx, vm); err != nil {
+		return err
+	}
+	select {
+	case g.forgot <- struct{}{}: // it may have been the last record of an old guard
+	default:
+	}
+	return nil
 }
 
 // List implements hypervisor.Guard.

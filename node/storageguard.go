@@ -96,12 +96,12 @@ func (g poolGuard) serve(ctx context.Context, request []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, ok := fenceNamed(v, r.PoolID, r.Fence)
+	f, ok := fenceToCome(v, r.PoolID, r.Fence)
 	if !ok {
 		return nil, errNoFence
 	}
 	done, err := g.fence(ctx, v, &f, r.Volumes, func(context.Context) error {
-		if _, ok := fenceNamed(g.m.store.Local(), r.PoolID, r.Fence); !ok {
+		if _, ok := fenceToCome(g.m.store.Local(), r.PoolID, r.Fence); !ok {
 			return errNoFence
 		}
 		return nil
@@ -114,11 +114,12 @@ func (g poolGuard) serve(ctx context.Context, request []byte) ([]byte, error) {
 
 var errNoFence = errors.New("the database does not say that a node is to be locked out")
 
-// fenceNamed returns the fence with an ID.
-func fenceNamed(v *configdb.View, poolID, id string) (f api.StorageFence, ok bool) {
+// fenceToCome returns the fence with an ID that is not in force yet. One that is has let
+// its VMs start elsewhere: carried out late, it would lock out who has their volumes now.
+func fenceToCome(v *configdb.View, poolID, id string) (f api.StorageFence, ok bool) {
 	nodes, _ := configdb.Nodes.List(v) // what cannot be read has no fence that counts
 	for i := range nodes {
-		if f, ok := nodes[i].Status.FenceOf(poolID); ok && f.ID == id {
+		if f, ok := nodes[i].Status.FenceOf(poolID); ok && f.ID == id && f.InForceAt == nil {
 			return f, true
 		}
 	}

@@ -6,6 +6,7 @@ package node
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -65,7 +66,26 @@ func TestALeaderWithoutThePoolAsksANodeThatHasIt(t *testing.T) {
 	if canUse(v, ids["n3"], "p") || !canUse(v, ids["n1"], "p") {
 		t.Error("who can use the pool")
 	}
-	if _, ok := fenceNamed(v, "p", "another"); ok {
+	if _, ok := fenceToCome(v, "p", "another"); ok {
 		t.Error("a fence that nobody marked is carried out")
+	}
+	if _, ok := fenceToCome(v, "p", "f"); !ok {
+		t.Error("a fence that is marked is not carried out")
+	}
+	// A request that was held up is read when the fence has long been in force.
+	n, err := configdb.Nodes.Get(v, ids["n2"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, tx, now := storetest.New(t), &configdb.Txn{}, time.Now()
+	n.Status.StorageFences[0].InForceAt = &now
+	if err := configdb.Nodes.Create(tx, &n); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Txn(t.Context(), tx); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := fenceToCome(db.Local(), "p", "f"); ok {
+		t.Error("a fence in force is carried out once more")
 	}
 }

@@ -140,7 +140,18 @@ func unreadable(lp *localPool, err error) error {
 
 // tool runs qemu-img in the pool's lane: a process that waits for a hung file
 // system cannot be killed, so we must be able to walk away from it. The
-// deadline is the program's own plus time to die.
+// deadline is the program's own plus time to die. When the context ends it is killed and
+// has toolDeath to be gone: by then somebody else may get the volume.
 func (s *Service) tool(ctx context.Context, lp *localPool, deadline time.Duration, f func(context.Context) error) error {
-	return lp.work.do(ctx, deadline+callDeadline, func() error { return f(ctx) })
+	run, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(toolDeath, giveUp) })()
+	err := lp.work.do(run, deadline+callDeadline, func() error { return f(ctx) })
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
+
+// toolDeath is how long a program that was killed may take to be gone.
+const toolDeath = 2 * time.Second

@@ -5,12 +5,14 @@ package storage
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -276,6 +278,35 @@ func TestHungCallsHaveDeadlinesAndBounds(t *testing.T) {
 	}
 	if l.hangs(0) {
 		t.Error("the lane hangs though its calls have ended")
+	}
+}
+
+// Work whose context has ended is over for its caller, who may give the volume away: so is
+// the program, unless it cannot be killed.
+func TestAProgramIsGoneWhenItsWorkIs(t *testing.T) {
+	s, lp := &Service{}, &localPool{work: newLane("p", 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	var gone atomic.Bool
+	err := s.tool(ctx, lp, time.Minute, func(ctx context.Context) error {
+		cancel()
+		<-ctx.Done()
+		time.Sleep(50 * time.Millisecond) // it is killed, and dies
+		gone.Store(true)
+		return errors.New("signal: killed")
+	})
+	if !gone.Load() || !errors.Is(err, context.Canceled) {
+		t.Errorf("gone %v, %v", gone.Load(), err)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	stuck := make(chan struct{})
+	defer close(stuck)
+	err = s.tool(ctx, lp, time.Minute, func(context.Context) error {
+		cancel()
+		<-stuck
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("one that cannot be killed: %v", err)
 	}
 }
 

@@ -75,7 +75,8 @@ func (c *Client) Close() error {
 // Done is closed when the connection has ended; Err says why.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// Err returns nil while the connection lives; its errors unwrap to ErrClosed.
+// Err returns nil while the connection lives; its errors unwrap to ErrClosed, never
+// to an Error: a connection that ended is no answer to any request.
 func (c *Client) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -310,8 +311,11 @@ func (c *Client) take(line []byte) error {
 		default:
 			return fmt.Errorf("%d events were not taken", eventBuffer)
 		}
-	case h.ID == 0: // no request of ours: the guard turned the connection away
-		return &Error{Code: h.Code, Msg: h.Error}
+	case h.ID == 0:
+		// No request of ours: the guard turned the connection away. Only the text goes on.
+		// As an Error it would count as the refusal of every request that still waits.
+		e := Error{Code: h.Code, Msg: h.Error}
+		return errors.New(e.Error())
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
