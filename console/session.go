@@ -143,8 +143,12 @@ func (s *session) run(ctx context.Context, command string, shell bool) {
 	s.finish(code)
 }
 
-// finish tells the exit code and closes the channel.
+// finish tells the exit code and closes the channel. Nobody takes what is typed
+// any more, so what reads it must not wait for room.
 func (s *session) finish(code int) {
+	if t := s.terminal(); t != nil {
+		t.stop(io.EOF)
+	}
 	_, _ = s.ch.SendRequest("exit-status", false, ssh.Marshal(exitStatus{uint32(code)}))
 	_ = s.ch.Close()
 }

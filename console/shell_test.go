@@ -260,6 +260,65 @@ func TestAPasteOfTenMegabytes(t *testing.T) {
 	s.exit()
 }
 
+// Of more than the shell keeps typed ahead, the rest waits; when nobody will take
+// it any more the connection ends all the same, and with it the server.
+func TestMuchTypedThatNobodyTakes(t *testing.T) {
+	much := strings.Repeat("x", 16*maxTypeAhead)
+	gone := func(t *testing.T, f *fixture) {
+		t.Helper()
+		await(t, "the connection is over", func() bool {
+			f.srv.mu.Lock()
+			defer f.srv.mu.Unlock()
+			return len(f.srv.conns) == 0
+		})
+	}
+	for name, words := range map[string][]string{"shell": nil, "command": {"watch", "vm"}} {
+		t.Run("the client is lost in a "+name, func(t *testing.T) {
+			f := newFixture(t)
+			s := f.onScreen(login{options: []string{"-tt"}}, words...)
+			if words == nil {
+				s.expect(prompt)
+				s.send("watch vm\r")
+			}
+			s.expect("web1")
+			s.send(much)
+			await(t, "no more is taken", func() bool {
+				f.srv.mu.Lock()
+				defer f.srv.mu.Unlock()
+				for c := range f.srv.conns {
+					c.mu.Lock()
+					defer c.mu.Unlock()
+					for term := range c.screen {
+						term.mu.Lock()
+						defer term.mu.Unlock()
+						return len(term.buf) == maxTypeAhead
+					}
+				}
+				return false
+			})
+			_ = s.cmd.Process.Kill()
+			gone(t, f)
+		})
+	}
+	t.Run("behind exit", func(t *testing.T) {
+		f := newFixture(t)
+		s := f.shell(login{})
+		go func() { _, _ = s.pty.WriteString("exit\r" + much) }()
+		if code := s.exit(); code != 0 {
+			t.Errorf("code %d", code)
+		}
+		gone(t, f)
+	})
+	t.Run("the input of a command that takes none", func(t *testing.T) {
+		f := newFixture(t)
+		out, errOut, code := f.run(login{options: []string{"-tt"}, stdin: strings.NewReader(much)}, "vm", "show", "web1", "-o", "name")
+		if code != 0 || out != "vm/web1\r\n" {
+			t.Errorf("code %d, %q, stderr %q", code, out, errOut)
+		}
+		gone(t, f)
+	})
+}
+
 // Many lines at once wait in the client; Ctrl-C ends a command in between.
 func TestAPasteOfManyLines(t *testing.T) {
 	f := newFixture(t)
