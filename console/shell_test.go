@@ -5,6 +5,8 @@ package console
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"runtime"
 	"strings"
 	"testing"
@@ -317,6 +319,21 @@ func TestMuchTypedThatNobodyTakes(t *testing.T) {
 		}
 		gone(t, f)
 	})
+}
+
+// A paste takes a while to be worked off, which is of no use to a client that is
+// gone, nor to a node that stops.
+func TestWhatIsTypedEndsWithTheSession(t *testing.T) {
+	term := newTerminal(nil, 80, 24, nil, nil)
+	term.accept([]byte("xyz"))
+	ctx, cancel := context.WithCancel(context.Background())
+	if b, more, err := term.next(ctx); b != 'x' || !more || err != nil {
+		t.Errorf("%q, %v, %v", b, more, err)
+	}
+	cancel()
+	if b, _, err := term.next(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("%q, %v", b, err)
+	}
 }
 
 // Many lines at once wait in the client; Ctrl-C ends a command in between.

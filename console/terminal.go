@@ -150,19 +150,19 @@ func (t *terminal) signal() {
 }
 
 // next returns the next byte for the editor; more says that others wait
-// behind it.
+// behind it. When the context is over it is the end, whatever waits.
 func (t *terminal) next(ctx context.Context) (b byte, more bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.buf) == 0 { // not for each byte of a paste
 		defer context.AfterFunc(ctx, t.nudge)()
 	}
-	for len(t.buf) == 0 {
+	for len(t.buf) == 0 || ctx.Err() != nil {
 		switch {
-		case t.err != nil:
-			return 0, false, t.err
 		case ctx.Err() != nil:
 			return 0, false, ctx.Err()
+		case t.err != nil:
+			return 0, false, t.err
 		case t.resized:
 			t.resized = false
 			return 0, false, errResized
