@@ -153,7 +153,7 @@ type login struct {
 }
 
 // ssh is the real client, with nothing of the machine's own configuration.
-func (f *fixture) ssh(l login, words ...string) *exec.Cmd {
+func (f *fixture) ssh(ctx context.Context, l login, words ...string) *exec.Cmd {
 	f.t.Helper()
 	if l.user == "" {
 		l.user = "admin"
@@ -168,8 +168,6 @@ func (f *fixture) ssh(l login, words ...string) *exec.Cmd {
 		"-F", "none", "-o", "UserKnownHostsFile="+filepath.Join(f.dir, "known_hosts"), "-o", "StrictHostKeyChecking=accept-new",
 		"-o", "HostKeyAlias=cluster", "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR", "-o", "PreferredAuthentications=publickey,password,keyboard-interactive",
 		"-o", "BatchMode=yes", "-i", filepath.Join(f.dir, l.key), "-p", l.port, l.user+"@127.0.0.1")
-	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
-	f.t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, "ssh", append(args, words...)...)
 	cmd.Env = []string{"HOME=" + f.dir, "TERM=xterm", "PATH=" + os.Getenv("PATH")}
 	cmd.Stdin = l.stdin
@@ -179,7 +177,9 @@ func (f *fixture) ssh(l login, words ...string) *exec.Cmd {
 // run runs a command without a terminal.
 func (f *fixture) run(l login, words ...string) (stdout, stderr string, code int) {
 	f.t.Helper()
-	cmd := f.ssh(l, words...)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 3*patience)
+	defer cancel()
+	cmd := f.ssh(ctx, l, words...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -205,10 +205,11 @@ type screen struct {
 	ended bool
 }
 
-// onScreen starts a client on a terminal of 80 by 24.
+// onScreen starts a client on a terminal of 80 by 24. It has all the time that
+// the test takes: each of the screen's steps has its own.
 func (f *fixture) onScreen(l login, words ...string) *screen {
 	f.t.Helper()
-	cmd := f.ssh(l, words...)
+	cmd := f.ssh(f.t.Context(), l, words...)
 	master, err := ptytest.Start(cmd)
 	if err != nil {
 		f.t.Fatal(err)
@@ -258,7 +259,9 @@ func (s *screen) send(text string) {
 		s.t.Fatal(err)
 	}
 	if _, err := s.pty.WriteString(text); err != nil {
-		s.t.Fatalf("type %q: %v", text[:min(len(text), 40)], err)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.t.Fatalf("type %q: %v; the client has ended: %t", text[:min(len(text), 40)], err, s.ended)
 	}
 }
 

@@ -98,7 +98,7 @@ func TestALostClientIsNotTheEndOfAnUpload(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	cmd := f.ssh(login{stdin: r}, "image", "create", "disk", "--file", "-")
+	cmd := f.ssh(t.Context(), login{stdin: r}, "image", "create", "disk", "--file", "-")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
