@@ -54,14 +54,15 @@ type instance struct {
 	quitAt      time.Time
 	summaryAt   time.Time // when the guest's own words in the status changed last
 
-	verified    bool                // status.hardware is what QEMU has
-	unplugging  map[string]*unplug  // devices that the guest was asked to let go of
-	growing     bool                // the guest's memory is on its way
-	memorySince time.Time           // when the guest was asked for another size of memory
-	memorySaid  memorySaid          // what was said of it
-	grown       map[string]api.Size // disks that QEMU was told to enlarge, by volume
-	linkDown    time.Time           // when a cable was taken out to change a network
-	trays       map[int]*askedTray  // trays that the guest was asked to open, by drive
+	verified     bool                  // status.hardware is what QEMU has
+	unplugging   map[string]*unplug    // devices that the guest was asked to let go of
+	growing      bool                  // the guest's memory is on its way
+	memorySince  time.Time             // when the guest was asked for another size of memory
+	memorySaid   memorySaid            // what was said of it
+	grown        map[string]api.Size   // disks that QEMU was told to enlarge, by volume
+	linkDown     time.Time             // when a cable was taken out to change a network
+	refusedMedia map[int]refusedMedium // media that QEMU did not take, by drive
+	trays        map[int]*askedTray    // trays that the guest was asked to open, by drive
 
 	balloon *balloon // under the hypervisor's mu
 
@@ -205,7 +206,7 @@ func (in *instance) begin(pid int, now time.Time) {
 	in.cleanEnd = false
 	in.pid, in.startedAt, in.wasUp, in.loadPID, in.strayAsked = pid, now, false, 0, false
 	in.quietUntil, in.buttonAt, in.stopSince, in.askedOff = time.Time{}, time.Time{}, time.Time{}, false
-	in.grown, in.trays = nil, nil
+	in.grown, in.trays, in.refusedMedia = nil, nil, nil
 	in.verified, in.growing, in.unplugging, in.linkDown, in.memorySince, in.memorySaid = false, false, nil, time.Time{}, time.Time{}, memorySaid{}
 	in.mu.Lock()
 	in.shutdown, in.panicked, in.panickedAt, in.followed, in.ioReason = nil, false, time.Time{}, nil, ""

@@ -27,6 +27,13 @@ type tray struct {
 // askedTray is a request to the guest to open a tray that it has locked.
 type askedTray struct{ since, asked time.Time }
 
+// refusedMedium is one that QEMU did not take.
+type refusedMedium struct {
+	image string
+	at    time.Time
+	err   *qmp.CommandError
+}
+
 // drives changes what is in the CD-ROM drives. The drives themselves are those of
 // the start: if the wish has fewer of them, or another kind in a place, that waits
 // for the next one.
@@ -187,7 +194,13 @@ func (l *live) closeTray(ctx context.Context, n int) error {
 // insert puts an image into an empty drive. What QEMU refuses leaves nothing
 // behind.
 func (l *live) insert(ctx context.Context, n int, c argv.CDROM) error {
-	want := l.want.CDROMs[n].Image
+	want, in := l.want.CDROMs[n].Image, l.s.in
+	// Each attempt moves the tray, which QEMU tells, so that somebody looks again at once.
+	if r, ok := in.refusedMedia[n]; ok && r.image == want && l.s.now.Sub(r.at) < HotplugRetry {
+		l.s.lookAgain(HotplugRetry - l.s.now.Sub(r.at))
+		return r.err
+	}
+	delete(in.refusedMedia, n)
 	if err := l.s.grantImage(ctx, want); err != nil {
 		l.waits = append(l.waits, fmt.Sprintf("image %s: %v", want, err))
 		l.s.lookAgain(waitLook)
@@ -217,7 +230,12 @@ func (l *live) insert(ctx context.Context, n int, c argv.CDROM) error {
 		if undo := errors.Join(l.dropNodes(ctx, argv.CDROMNode(n), argv.CDROMFileNode(n)), l.closeTray(ctx, n)); undo != nil {
 			return errors.Join(err, undo)
 		}
-		return &qmp.CommandError{Command: refused.Command, Class: refused.Class, Desc: fmt.Sprintf("image %s in %s: %s", want, driveName(n), refused.Desc)}
+		told := &qmp.CommandError{Command: refused.Command, Class: refused.Class, Desc: fmt.Sprintf("image %s in %s: %s", want, driveName(n), refused.Desc)}
+		if in.refusedMedia == nil {
+			in.refusedMedia = map[int]refusedMedium{}
+		}
+		in.refusedMedia[n] = refusedMedium{want, l.s.now, told}
+		return told
 	}
 	if err != nil {
 		return err
