@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
@@ -533,20 +534,35 @@ func TestHandedOverGuestGivesWayToALaterEpoch(t *testing.T) {
 // loaded guest: that is older than the disk, and must not run.
 func TestLoadedGuestIsNotRunAfterALaterMove(t *testing.T) {
 	p := newPair(t, false)
+	late := &lateDB{DB: p.other.db}
+	p.other.stop()
+	p.other.adapt = func(c *Config) { c.DB = late }
+	p.other.begin()
 	id := p.begun(api.VMSpec{})
 	q := p.fakes.qemu()
 	q.Hold()
 	p.migrate(id, nil)
 	p.atStep("active")
-	q.On("migrate-continue", func() { p.guard.lease(0) }) // too late for QEMU, in time for the commit
+	loadedThere := func() bool { o := p.other.fakes.qemu(); return o != nil && o.Migration() == "completed" }
+	q.OnSent(func() {
+		for range 2000 { // what is on the line would be lost with the line
+			if loadedThere() {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		late.standStill() // its daemon does not see the end
+		p.guard.lease(0)  // too late for QEMU, in time for the commit
+	})
 	q.Release()
-	p.until("loaded there", func() bool { o := p.other.fakes.qemu(); return o != nil && o.Migration() == "completed" }, nothing)
+	p.until("loaded there", loadedThere, nothing)
 	loaded := p.other.fakes.qemu()
-	p.other.stop() // its daemon does not see the end
+	p.other.stop()
 	p.over(id, "failed")
 	p.stop()
 	p.guard.killAll() // the source is lost
 	p.rebind(id, "node-2", 2)
+	late.goOn()
 	p.other.begin()
 	p.until("started anew", func() bool {
 		pr, ok := p.other.guard.get(id)

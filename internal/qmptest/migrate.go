@@ -144,6 +144,13 @@ func (q *QEMU) Migration() string {
 	return q.mig.status
 }
 
+// OnSent calls f when the source has sent everything, before it says that it has. f
+// must not call q.
+func (q *QEMU) OnSent(f func()) { q.On(sentAll, f) }
+
+// sentAll is no command of QEMU's.
+const sentAll = "(sent)"
+
 // On calls f, once, when a command arrives, before it is carried out. f must not
 // call q.
 func (q *QEMU) On(cmd string, f func()) {
@@ -311,6 +318,9 @@ func (q *QEMU) send(path string) {
 			err = io.ErrUnexpectedEOF
 		default:
 			_, err = io.WriteString(c, last)
+			if f := q.on[sentAll]; f != nil {
+				f()
+			}
 		}
 	}
 	if divided && err == nil && !q.mig.cancel && !q.ended {
