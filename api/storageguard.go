@@ -41,6 +41,14 @@ func (s *NodeStatus) FenceOf(poolID string) (StorageFence, bool) {
 	return s.StorageFences[i], true
 }
 
+// FenceToCome returns the fence of a pool if it has that ID and is not in force yet. One
+// that is has let VMs start elsewhere: carried out late, it would lock out who has their
+// volumes now.
+func (s *NodeStatus) FenceToCome(poolID, id string) (StorageFence, bool) {
+	f, ok := s.FenceOf(poolID)
+	return f, ok && f.ID == id && f.InForceAt == nil
+}
+
 // LockedOut reports whether the node is certainly locked out of all these pools.
 func (s *NodeStatus) LockedOut(pools []string) bool {
 	return !slices.ContainsFunc(pools, func(id string) bool {

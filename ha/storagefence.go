@@ -205,8 +205,8 @@ func (s *Service) enforce(ctx context.Context, term uint64, t target, f *api.Sto
 		if err != nil {
 			return err
 		}
-		if own, ok := n.Status.FenceOf(f.PoolID); !ok || own.ID != f.ID || own.InForceAt != nil {
-			return errNotMarked // or in force already: its volumes may have others by now
+		if _, ok := n.Status.FenceToCome(f.PoolID, f.ID); !ok {
+			return errNotMarked
 		}
 		return nil
 	})

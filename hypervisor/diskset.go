@@ -104,11 +104,8 @@ func (d *diskSet) ours(ctx context.Context, volume string) (*configdb.View, erro
 		case !lease:
 			return nil, api.Errorf(api.CodeRefused, "node %s has no lease now, so it must not touch volume %s", d.h.cfg.NodeName, volume)
 		case v.Revision() >= revision:
-			b, err := configdb.Bindings.Get(v, d.in.id)
-			if err != nil || b.Spec.NodeID != d.h.cfg.NodeID || b.Spec.Epoch != d.epoch {
-				return nil, errors.Join(errTaken, api.IgnoreNotFound(err))
-			}
-			return v, nil
+			_, err := d.h.boundHere(v, d.in.id, d.epoch)
+			return v, err
 		case time.Now().After(end):
 			return nil, api.Errorf(api.CodeRefused, "node %s has not caught up with the cluster yet, so it must not touch volume %s", d.h.cfg.NodeName, volume)
 		}

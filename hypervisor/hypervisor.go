@@ -254,8 +254,7 @@ type Hypervisor struct {
 	strangers map[string]Process
 	starting  map[string]api.Size // VM that waits for room → what it needs
 	waiting   map[string]string   // volume being deleted → VM that waits for it
-	caughtUp  bool
-	// caughtUpAt is the first revision of which this daemon knew that it was not late.
+	// caughtUpAt is the first revision of which this daemon knew that it was not late; 0: not yet.
 	caughtUpAt uint64
 	awaiting   map[string]bool // VMs whose start waits for others
 	// leaseSince is when the session began, as far as this daemon knows.

@@ -100,10 +100,10 @@ func (h *Hypervisor) catchUp(v *configdb.View) bool {
 	if ok {
 		h.noteLease(session)
 	}
-	if ok && v.Revision() >= rev && !h.caughtUp {
-		h.caughtUp, h.caughtUpAt = true, v.Revision()
+	if ok && v.Revision() >= rev && h.caughtUpAt == 0 {
+		h.caughtUpAt = v.Revision()
 	}
-	return h.caughtUp
+	return h.caughtUpAt != 0
 }
 
 // unknown handles a process whose VM is not in the database: it is reported.

@@ -63,8 +63,8 @@ func (s *step) release(ctx context.Context) bool {
 func (s *step) stillOurs() bool {
 	_, revision, lease := s.h.cfg.Lease.Current()
 	v := s.h.cfg.DB.Local()
-	b, err := configdb.Bindings.Get(v, s.vm.Meta.ID)
-	return lease && v.Revision() >= revision && err == nil && b.Spec.NodeID == s.h.cfg.NodeID && b.Spec.Epoch == s.b.Spec.Epoch
+	_, err := s.h.boundHere(v, s.vm.Meta.ID, s.b.Spec.Epoch)
+	return lease && v.Revision() >= revision && err == nil
 }
 
 // lockedOut returns why this node may not use a pool of the VM.

@@ -220,12 +220,22 @@ func (h *Hypervisor) transact(ctx context.Context, f func(v *configdb.View, tx *
 }
 
 func (h *Hypervisor) stillBound(v *configdb.View, tx *configdb.Txn, id string, epoch uint64) error {
-	b, err := configdb.Bindings.Get(v, id)
-	if err != nil || b.Spec.NodeID != h.cfg.NodeID || b.Spec.Epoch != epoch {
-		return errors.Join(errTaken, api.IgnoreNotFound(err))
+	b, err := h.boundHere(v, id, epoch)
+	if err != nil {
+		return err
 	}
 	tx.RequireRevision(configdb.Bindings.SpecKey(id), b.Meta.Revision)
 	return nil
+}
+
+// boundHere returns the binding of a VM, or errTaken if it is not this node's any more,
+// or is another one than that of the epoch.
+func (h *Hypervisor) boundHere(v *configdb.View, id string, epoch uint64) (api.Binding, error) {
+	b, err := configdb.Bindings.Get(v, id)
+	if err != nil || b.Spec.NodeID != h.cfg.NodeID || b.Spec.Epoch != epoch {
+		return b, errors.Join(errTaken, api.IgnoreNotFound(err))
+	}
+	return b, nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {

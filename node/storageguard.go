@@ -114,12 +114,11 @@ func (g poolGuard) serve(ctx context.Context, request []byte) ([]byte, error) {
 
 var errNoFence = errors.New("the database does not say that a node is to be locked out")
 
-// fenceToCome returns the fence with an ID that is not in force yet. One that is has let
-// its VMs start elsewhere: carried out late, it would lock out who has their volumes now.
+// fenceToCome returns the fence with an ID, whichever node it is of.
 func fenceToCome(v *configdb.View, poolID, id string) (f api.StorageFence, ok bool) {
 	nodes, _ := configdb.Nodes.List(v) // what cannot be read has no fence that counts
 	for i := range nodes {
-		if f, ok := nodes[i].Status.FenceOf(poolID); ok && f.ID == id && f.InForceAt == nil {
+		if f, ok := nodes[i].Status.FenceToCome(poolID, id); ok {
 			return f, true
 		}
 	}

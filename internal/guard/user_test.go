@@ -72,7 +72,7 @@ func TestUserHasItsIdsAndNothingElse(t *testing.T) {
 	if rec := record(t, c, "a"); rec.UID != 70001 {
 		t.Errorf("the record says uid %d", rec.UID)
 	}
-	if h, err := c.Hello(testCtx(t)); err != nil || !slices.Contains(h.Features, FeatureUser) {
+	if h, err := c.Hello(testCtx(t)); err != nil || !slices.Equal(h.Features, []string{FeatureUser, FeatureControl}) {
 		t.Errorf("%+v, %v", h, err)
 	}
 	// The guard itself goes on as root, and so does a VM without a user.

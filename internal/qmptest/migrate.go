@@ -144,7 +144,7 @@ func (q *QEMU) Migration() string {
 	return q.mig.status
 }
 
-// OnSent calls f when the source has sent everything, before it says that it has. f
+// OnSent calls f, once, when the source has sent everything, before it says that it has. f
 // must not call q.
 func (q *QEMU) OnSent(f func()) { q.On(sentAll, f) }
 
@@ -160,6 +160,14 @@ func (q *QEMU) On(cmd string, f func()) {
 		q.on = map[string]func(){}
 	}
 	q.on[cmd] = f
+}
+
+// happened calls, under mu, what On or OnSent has asked for.
+func (q *QEMU) happened(what string) {
+	if f := q.on[what]; f != nil {
+		delete(q.on, what)
+		f()
+	}
 }
 
 func (q *QEMU) setMigration(status string) {
@@ -318,9 +326,7 @@ func (q *QEMU) send(path string) {
 			err = io.ErrUnexpectedEOF
 		default:
 			_, err = io.WriteString(c, last)
-			if f := q.on[sentAll]; f != nil {
-				f()
-			}
+			q.happened(sentAll)
 		}
 	}
 	if divided && err == nil && !q.mig.cancel && !q.ended {

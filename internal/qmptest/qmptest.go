@@ -270,10 +270,7 @@ func (q *QEMU) monitor(c net.Conn) {
 			continue
 		}
 		q.commands = append(q.commands, cmd.Execute)
-		if f := q.on[cmd.Execute]; f != nil {
-			delete(q.on, cmd.Execute)
-			f()
-		}
+		q.happened(cmd.Execute)
 		if q.ended {
 			q.mu.Unlock()
 			return
