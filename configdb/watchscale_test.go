@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"strconv"
@@ -196,9 +197,11 @@ func TestAWaitingWatcherNeedsLittleMemory(t *testing.T) {
 	crowd.disperse()
 }
 
-// Writes go on as they did: with watchers and without, in turns.
+// Writes go on as they did: with watchers and without, in turns. What else the machine does
+// makes turns longer, never shorter, so the best of each are compared, and turns are added
+// until those are alike: writes that do wait for watchers do so in all of them.
 func TestWritersDoNotFeelAThousandWatchers(t *testing.T) {
-	const turns, writes = 5, 1500
+	const leastTurns, mostTurns, writes = 5, 40, 500
 	c := storetest.NewCluster(t, 3)
 	leader := c.Leader()
 	measure := func() time.Duration {
@@ -210,13 +213,14 @@ func TestWritersDoNotFeelAThousandWatchers(t *testing.T) {
 	}
 	measure() // connections stand, files are there
 	var with, without []time.Duration
-	for range turns {
+	ratio := math.Inf(1)
+	for turn := 0; turn < leastTurns || turn < mostTurns && ratio > slowdownMost; turn++ {
 		without = append(without, measure())
 		crowd := gather(t, leader, manyWatchers)
 		with = append(with, measure())
 		crowd.disperse()
+		ratio = float64(slices.Min(with)) / float64(slices.Min(without))
 	}
-	ratio := float64(slices.Min(with)) / float64(slices.Min(without))
 	t.Logf("%d writes by %d writers: without watchers %v, with %d on the leader %v; ratio of the best %.2f, of the medians %.2f",
 		writes, watchWriters, without, manyWatchers, with, ratio, float64(quantile(with, 0.5))/float64(quantile(without, 0.5)))
 	if ratio > slowdownMost {
