@@ -137,17 +137,26 @@ func (s *suspicion) stand(leader raft.ServerID, asked *sync.WaitGroup) {
 	if rank < 0 || !s.pause(time.Duration(rank)*standPause) {
 		return
 	}
-	for range standTries {
+	follows := func() bool {
 		_, id := s.n.raft.LeaderWithID()
-		full, _ := s.n.disk.Full()
-		if id != leader || s.n.raft.State() != raft.Follower || s.n.raft.CurrentTerm() != term || full != nil || !s.gone() {
+		return id == leader && s.n.raft.State() == raft.Follower && s.n.raft.CurrentTerm() == term
+	}
+	for range standTries {
+		if full, _ := s.n.disk.Full(); full != nil || !follows() {
 			return
 		}
-		// The one that is gone counts as a voter, too.
-		if s.granted(voters, term+1, asked)+1 > (len(voters)+1)/2 {
-			s.n.log.Info("the leader is gone: standing for election", "leader", leader, "term", term+1)
-			_ = s.n.tell(context.Background(), &raft.TimeoutNowRequest{RPCHeader: s.n.header()}) // fails only when the node closes
-			return
+		if s.gone() {
+			// The one that is gone counts as a voter, too.
+			if s.granted(voters, term+1, asked)+1 > (len(voters)+1)/2 {
+				if !follows() {
+					return // it has voted for another one while it asked
+				}
+				s.n.log.Info("the leader is gone: standing for election", "leader", leader, "term", term+1)
+				_ = s.n.tell(context.Background(), &raft.TimeoutNowRequest{RPCHeader: s.n.header()}) // fails only when the node closes
+				return
+			}
+		} else if !s.refuses(string(leader)) {
+			return // it is heard again; what it sent before it ended, and is stored only now, counts so, too
 		}
 		if !s.pause(standAgain) {
 			return

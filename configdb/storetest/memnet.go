@@ -28,6 +28,7 @@ type memNet struct {
 	rng       *rand.Rand
 	listeners map[string]*memListener
 	silent    map[[2]int]bool // from, to
+	refused   map[[2]int]bool // from, to
 	conns     map[*memConn]bool
 	breaks    float64 // chance that a write breaks its connection
 	slowest   time.Duration
@@ -41,7 +42,7 @@ const (
 
 func newMemNet(rng *rand.Rand) *memNet {
 	return &memNet{
-		rng: rng, listeners: map[string]*memListener{}, silent: map[[2]int]bool{}, conns: map[*memConn]bool{}, slowest: slowestChunk,
+		rng: rng, listeners: map[string]*memListener{}, silent: map[[2]int]bool{}, refused: map[[2]int]bool{}, conns: map[*memConn]bool{}, slowest: slowestChunk,
 	}
 }
 
@@ -93,7 +94,7 @@ func (n *memNet) dial(ctx context.Context, from int, address string) (net.Conn, 
 	for {
 		n.mu.Lock()
 		l := n.listeners[address]
-		if l == nil {
+		if l == nil || n.refused[[2]int{from, l.node}] {
 			n.mu.Unlock()
 			return nil, fmt.Errorf("dial %s: %w", address, syscall.ECONNREFUSED)
 		}
@@ -304,11 +305,25 @@ func (n *memNet) setSilent(from, to int, silent bool) {
 	}
 }
 
+// refuse breaks what two nodes have open to each other, and each hears that nobody
+// listens at the other.
+func (n *memNet) refuse(a, b int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.refused[[2]int{a, b}], n.refused[[2]int{b, a}] = true, true
+	for c := range n.conns {
+		if c.node == a && c.peer == b || c.node == b && c.peer == a {
+			c.snap()
+		}
+	}
+}
+
 // heal makes all links whole.
 func (n *memNet) heal() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.silent)
+	clear(n.refused)
 	n.breaks, n.slowest = 0, slowestChunk
 	for c := range n.conns {
 		c.rouse()
