@@ -17,14 +17,19 @@ import (
 func TestVotersLeaveTheirTermsWhileNobodyLeads(t *testing.T) {
 	c := storetest.NewCluster(t, 3)
 	leader := c.Leader()
-	set(t, leader, "k", "1")
+	for _, n := range c.Nodes { // it has the list of voters
+		set(t, n, "k", "1")
+	}
 	rest := c.Followers(leader)
 	was := leader.Term()
+	c.Eventually("a follower knows its leader", func() error {
+		if d := rest[0].Leaderless(); d != 0 {
+			return fmt.Errorf("leaderless for %v", d)
+		}
+		return nil
+	})
 	if a, err := rest[0].Abstain(t.Context(), was+5); err == nil {
 		t.Errorf("with a leader: %+v", a)
-	}
-	if d := rest[0].Leaderless(); d != 0 {
-		t.Errorf("without a leader for %v", d)
 	}
 	for _, n := range c.Nodes {
 		c.Isolate(n)
@@ -74,9 +79,7 @@ func TestAbstentionSaysThatItHasVoted(t *testing.T) {
 	for _, f := range three.Followers(leader) {
 		set(t, f, "k", "1")
 	}
-	if err := leader.TransferLeadership(); err != nil { // the first leader was elected by nobody else
-		t.Fatal(err)
-	}
+	handOver(t, three, leader) // the first leader was elected by nobody else
 	set(t, leader, "k", "2")
 	leader = three.Leader()
 	voters := 0
