@@ -24,14 +24,17 @@ func TestLeaseExpiryKillsProtectedOnly(t *testing.T) {
 	dir := shortDir(t)
 	_, c := newGuard(t, dir)
 	wantErr(t, c.Watch(testCtx(t)), nil)
-	extendFor(t, c, 1, 2*time.Second)
+	extendFor(t, c, 1, time.Minute) // however long the starts take
 	stubborn := sleeper(dir, "stubborn", 1, true)
 	stubborn.Argv = []string{self(t), roleStubborn, "x"}
 	p, s := start(t, c, sleeper(dir, "p", 1, true)), start(t, c, stubborn)
 	u, late := start(t, c, sleeper(dir, "u", 1, false)), start(t, c, sleeper(dir, "late", 1, false))
 	wantErr(t, c.Protect(testCtx(t), "late", true), nil)
-	deadline := extendFor(t, c, 1, 500*time.Millisecond) // no shorter than before
-	if ev := nextEvent(t, c); ev.Kind != EventLapsed || ev.Session != 1 {
+	deadline := extendFor(t, c, 2, 2*time.Second)
+	if same := extendFor(t, c, 2, 500*time.Millisecond); same != deadline { // no shorter than before
+		t.Fatalf("the deadline went from %d to %d", deadline, same)
+	}
+	if ev := nextEvent(t, c); ev.Kind != EventLapsed || ev.Session != 2 {
 		t.Fatalf("%+v", ev)
 	}
 	seen := make(map[string]bool)
@@ -40,18 +43,54 @@ func TestLeaseExpiryKillsProtectedOnly(t *testing.T) {
 		if ev.Kind != EventExit || ev.Reason != ReasonLease || ev.Signal != int(unix.SIGKILL) || ev.ExitCode != -1 || ev.ExitedNS < deadline {
 			t.Fatalf("%+v, deadline %d", ev, deadline)
 		}
-		if over := time.Duration(ev.ExitedNS - deadline); over > time.Second {
-			t.Fatalf("%s ran %v past its deadline", ev.VM, over)
-		}
 		seen[ev.VM] = true
 	}
 	if !seen["p"] || !seen["stubborn"] || !seen["late"] || !p.gone() || !s.gone() || !late.gone() || u.gone() {
 		t.Fatalf("seen %v, u gone: %v", seen, u.gone())
 	}
-	_, err := c.Start(testCtx(t), sleeper(dir, "p", 1, true))
+	_, err := c.Start(testCtx(t), sleeper(dir, "p", 2, true))
 	wantErr(t, err, ErrLapsed)
-	extendFor(t, c, 2, time.Minute)
-	start(t, c, sleeper(dir, "p", 2, true))
+	extendFor(t, c, 3, time.Minute)
+	start(t, c, sleeper(dir, "p", 3, true))
+}
+
+// goodTurn takes turns of what has a bound on time, until one keeps it: a machine that
+// stands still makes some late, and a guard that is late is so in all of them.
+func goodTurn(t *testing.T, turn func(n int) error) {
+	t.Helper()
+	const most = 10
+	var err error
+	for n := range most {
+		if err = turn(n + 1); err == nil {
+			return
+		}
+		t.Logf("turn %d: %v", n+1, err)
+	}
+	t.Fatalf("%d turns: %v", most, err)
+}
+
+func TestAVMDoesNotOutliveItsLeaseForLong(t *testing.T) {
+	dir := shortDir(t)
+	_, c := newGuard(t, dir)
+	wantErr(t, c.Watch(testCtx(t)), nil)
+	goodTurn(t, func(n int) error {
+		vm, session := fmt.Sprint("vm", n), uint64(2*n)
+		extendFor(t, c, session, time.Minute)
+		start(t, c, sleeper(dir, vm, session, true))
+		deadline := extendFor(t, c, session+1, 300*time.Millisecond)
+		for {
+			ev := nextEvent(t, c)
+			if ev.Kind != EventExit {
+				continue
+			}
+			if over := time.Duration(ev.ExitedNS - deadline); ev.VM != vm || over < 0 {
+				t.Fatalf("%+v, deadline %d", ev, deadline)
+			} else if over > 500*time.Millisecond {
+				return fmt.Errorf("%s ran %v past its deadline", vm, over)
+			}
+			return nil
+		}
+	})
 }
 
 func TestGuardDeathTakesTheChildrenAndANewGuardBegins(t *testing.T) {
@@ -97,34 +136,50 @@ func TestNewGuardKillsLeftovers(t *testing.T) {
 }
 
 func TestStoppedClientDoesNotDelayTheKill(t *testing.T) {
-	dir := shortDir(t)
-	_, c := newGuard(t, dir)
-	wantErr(t, c.Watch(testCtx(t)), nil)
-	client := spawnSelf(t, roleClient, dir)
-	eventually(t, "p runs", func() bool { return record(t, c, "p").State == StateRunning })
-	time.Sleep(time.Second) // longer than one lease: it is being extended
-	if st := record(t, c, "p").State; st != StateRunning {
-		t.Fatalf("p is %s although its lease is extended", st)
-	}
-	wantErr(t, client.Process.Signal(unix.SIGSTOP), nil)
-	stopped := BootClock{}.NowNS()
-	if ev := nextEvent(t, c); ev.Kind != EventLapsed {
-		t.Fatalf("%+v", ev)
-	}
-	ev := nextEvent(t, c)
-	if ev.Kind != EventExit || ev.VM != "p" || ev.Reason != ReasonLease || time.Duration(ev.ExitedNS-stopped) > 2*time.Second {
-		t.Fatalf("%+v, %v after the stop", ev, time.Duration(ev.ExitedNS-stopped))
-	}
-	wantErr(t, client.Process.Signal(unix.SIGCONT), nil)
-	force := time.AfterFunc(10*time.Second, func() { _ = client.Process.Kill() })
-	_ = client.Wait() // its next extend is refused, and it ends
-	if !force.Stop() {
-		t.Fatal("the client was not refused")
-	}
-	h, err := c.Hello(testCtx(t))
-	if err != nil || !h.Lapsed || h.Session != 1 {
-		t.Fatalf("the lapsed session came back: %+v, %v", h, err)
-	}
+	goodTurn(t, func(int) error {
+		dir := shortDir(t)
+		_, c := newGuard(t, dir)
+		wantErr(t, c.Watch(testCtx(t)), nil)
+		client := spawnSelf(t, roleClient, dir)
+		early := errors.New("the client has not extended its lease in time")
+		eventually(t, "p runs, or did", func() bool { return record(t, c, "p").State != "" || exited(client) })
+		time.Sleep(time.Second) // longer than one lease: it is being extended
+		if record(t, c, "p").State != StateRunning {
+			return early
+		}
+		wantErr(t, client.Process.Signal(unix.SIGSTOP), nil)
+		stopped := BootClock{}.NowNS()
+		if ev := nextEvent(t, c); ev.Kind != EventLapsed {
+			t.Fatalf("%+v", ev)
+		}
+		ev := nextEvent(t, c)
+		if ev.Kind != EventExit || ev.VM != "p" || ev.Reason != ReasonLease {
+			t.Fatalf("%+v", ev)
+		}
+		wantErr(t, client.Process.Signal(unix.SIGCONT), nil)
+		force := time.AfterFunc(time.Minute, func() { _ = client.Process.Kill() })
+		_ = client.Wait() // its next extend is refused, and it ends
+		if !force.Stop() {
+			t.Fatal("the client was not refused")
+		}
+		h, err := c.Hello(testCtx(t))
+		if err != nil || !h.Lapsed || h.Session != 1 {
+			t.Fatalf("the lapsed session came back: %+v, %v", h, err)
+		}
+		switch after := time.Duration(ev.ExitedNS - stopped); {
+		case after < 0:
+			return early
+		case after > 2*time.Second:
+			return fmt.Errorf("killed %v after the stop", after)
+		}
+		return nil
+	})
+}
+
+// exited tells whether a process that nobody has waited for has ended.
+func exited(cmd *exec.Cmd) bool {
+	st, err := readProcStat(cmd.Process.Pid)
+	return err != nil || st.gone()
 }
 
 func TestExitEventsAndRecords(t *testing.T) {

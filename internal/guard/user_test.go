@@ -61,10 +61,10 @@ func TestUserHasItsIdsAndNothingElse(t *testing.T) {
 	if want := "PATH=/usr/bin\x00" + EnvGuardDir + "=" + dir + "\x00" + EnvVM + "=a\x00"; err != nil || string(env) != want {
 		t.Errorf("environment %q, %v", env, err)
 	}
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", l.pid))
-	if err != nil || len(fds) != 3 {
-		t.Errorf("descriptors %v, %v", fds, err)
-	}
+	eventually(t, "only stdio is open", func() bool { // the loader opens libraries first
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", l.pid))
+		return err == nil && len(fds) == 3
+	})
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", l.pid))
 	if err != nil || !strings.Contains(strings.Join(strings.Fields(string(limits)), " "), "Max core file size 0 0 bytes") {
 		t.Errorf("limits %s, %v", limits, err)
@@ -119,11 +119,12 @@ func TestLeaseAndKillReachOtherUsers(t *testing.T) {
 	dir := shortDir(t)
 	_, c := newGuard(t, dir)
 	wantErr(t, c.Watch(testCtx(t)), nil)
-	extendFor(t, c, 1, time.Second)
+	extendFor(t, c, 1, time.Minute) // however long the starts take
 	killed, lapsed := start(t, c, asUser(dir, "k", 70001)), start(t, c, asUser(dir, "l", 70002))
 	if got, err := c.Kill(testCtx(t), "k"); err != nil || got != OutcomeKilled || !killed.gone() {
 		t.Fatalf("%q, %v", got, err)
 	}
+	extendFor(t, c, 2, 300*time.Millisecond)
 	eventually(t, "the lease ends the other", lapsed.gone)
 }
 
