@@ -16,6 +16,10 @@ import (
 	"github.com/muster-vm/muster/internal/contain"
 )
 
+// patience bounds the waits on the real network. How soon things are seen is looked at in
+// bubbles, whose clocks go on only when all have done what there is to do.
+const patience = time.Minute
+
 func TestMembersSeeEachOtherAndTheirLoad(t *testing.T) {
 	t.Parallel()
 	f := newFlock(t, 3)
@@ -25,7 +29,7 @@ func TestMembersSeeEachOtherAndTheirLoad(t *testing.T) {
 	f.up()
 	for _, m := range f.nodes {
 		for _, o := range f.nodes {
-			f.eventually(15*time.Second, "the load of "+o.id+" is known at "+m.id, func() error {
+			f.eventually(patience, "the load of "+o.id+" is known at "+m.id, func() error {
 				p := m.peer(o)
 				if !p.Known || p.Summary.VMs != o.load.Load() || p.Summary.Version != "0.1" || p.Summary.CPUPercent != 1.5 {
 					return fmt.Errorf("it is %+v", p)
@@ -42,7 +46,7 @@ func TestMembersSeeEachOtherAndTheirLoad(t *testing.T) {
 	}
 	// A newer summary replaces the older one.
 	f.nodes[0].load.Store(99)
-	f.eventually(2*summaryInterval+2*time.Second, "the newer load of node-1 is known", func() error {
+	f.eventually(patience, "the newer load of node-1 is known", func() error {
 		if got := f.nodes[2].peer(f.nodes[0]).Summary.VMs; got != 99 {
 			return fmt.Errorf("it is %d", got)
 		}
@@ -59,16 +63,16 @@ func TestSuspectIsSeen(t *testing.T) {
 	changed := f.nodes[0].Changed()
 	began := time.Now()
 	f.split(f.nodes[2:], rest)
-	f.nodes[0].waits(6*time.Second, gone, api.GossipSuspect)
+	f.nodes[0].waits(patience, gone, api.GossipSuspect)
 	t.Logf("suspect after %v", time.Since(began))
 	select {
 	case <-changed:
 	default:
 		t.Error("the change was not told")
 	}
-	f.nodes[1].waits(3*time.Second, gone, api.GossipSuspect, api.GossipDead)
+	f.nodes[1].waits(patience, gone, api.GossipSuspect, api.GossipDead)
 	for _, m := range rest {
-		m.waits(12*time.Second, gone, api.GossipDead)
+		m.waits(patience, gone, api.GossipDead)
 	}
 	t.Logf("dead after %v", time.Since(began))
 	if p := f.nodes[0].peer(gone); p.Since.Before(began) || !p.Known {
@@ -76,97 +80,100 @@ func TestSuspectIsSeen(t *testing.T) {
 	}
 	f.mend()
 	for _, m := range rest {
-		m.waits(15*time.Second, gone, api.GossipAlive)
-		gone.waits(15*time.Second, m, api.GossipAlive)
+		m.waits(patience, gone, api.GossipAlive)
+		gone.waits(patience, m, api.GossipAlive)
 	}
 }
 
 // Who objects in time is never called dead.
 func TestSuspectThatObjectsIsAliveAgain(t *testing.T) {
 	t.Parallel()
-	f := newFlock(t, 3)
-	f.up()
-	gone, rest := f.nodes[2], f.nodes[:2]
-	f.split(f.nodes[2:], rest)
-	f.nodes[0].waits(6*time.Second, gone, api.GossipSuspect)
-	f.mend()
-	for _, m := range rest {
-		t.Logf("alive after %v", m.waits(10*time.Second, gone, api.GossipAlive))
-		if p := m.peer(gone); p.Since.IsZero() {
-			t.Errorf("%+v", p)
+	inBubble(t, 3, func(t *testing.T, f *flock) {
+		f.up()
+		gone, rest := f.nodes[2], f.nodes[:2]
+		f.split(f.nodes[2:], rest)
+		f.nodes[0].waits(6*time.Second, gone, api.GossipSuspect)
+		f.mend()
+		for _, m := range rest {
+			t.Logf("alive after %v", m.waits(10*time.Second, gone, api.GossipAlive))
+			if p := m.peer(gone); p.Since.IsZero() {
+				t.Errorf("%+v", p)
+			}
 		}
-	}
+	})
 }
 
 func TestPartitionHeals(t *testing.T) {
 	t.Parallel()
-	f := newFlock(t, 5)
-	f.up()
-	a, b := f.nodes[:2], f.nodes[2:]
-	f.split(a, b)
-	for _, x := range a {
-		for _, y := range b {
-			x.waits(20*time.Second, y, api.GossipDead)
-			y.waits(20*time.Second, x, api.GossipDead)
+	inBubble(t, 5, func(t *testing.T, f *flock) {
+		f.up()
+		a, b := f.nodes[:2], f.nodes[2:]
+		f.split(a, b)
+		for _, x := range a {
+			for _, y := range b {
+				x.waits(20*time.Second, y, api.GossipDead)
+				y.waits(20*time.Second, x, api.GossipDead)
+			}
 		}
-	}
-	for _, side := range [][]*member{a, b} {
-		for _, x := range side {
-			for _, y := range side {
-				if s := x.peer(y).State; s != api.GossipAlive {
-					t.Errorf("%s has %s of its own side as %s", x.id, y.id, s)
+		for _, side := range [][]*member{a, b} {
+			for _, x := range side {
+				for _, y := range side {
+					if s := x.peer(y).State; s != api.GossipAlive {
+						t.Errorf("%s has %s of its own side as %s", x.id, y.id, s)
+					}
 				}
 			}
 		}
-	}
-	f.mend()
-	for _, x := range a {
-		for _, y := range b {
-			x.waits(20*time.Second, y, api.GossipAlive)
-			y.waits(20*time.Second, x, api.GossipAlive)
+		f.mend()
+		for _, x := range a {
+			for _, y := range b {
+				x.waits(20*time.Second, y, api.GossipAlive)
+				y.waits(20*time.Second, x, api.GossipAlive)
+			}
 		}
-	}
+	})
 }
 
 func TestLeaveAndReturn(t *testing.T) {
 	t.Parallel()
-	f := newFlock(t, 3)
-	f.up()
-	gone := f.nodes[2]
-	before := gone.nextNumber(0)
-	gone.stop()
-	for _, m := range f.nodes[:2] {
-		m.waits(3*time.Second, gone, api.GossipLeft)
-	}
-	// The same process runs it again, as its supervisor does, and it leaves again.
-	gone.start()
-	for _, m := range f.nodes[:2] {
-		m.waits(10*time.Second, gone, api.GossipAlive)
-		gone.waits(10*time.Second, m, api.GossipAlive)
-	}
-	gone.stop()
-	for _, m := range f.nodes[:2] {
-		m.waits(3*time.Second, gone, api.GossipLeft)
-	}
-	// A daemon that begins anew counts from one, and its clock went back: it is
-	// believed all the same.
-	gone.Service = gone.newService()
-	gone.last = before - 1000
-	gone.load.Store(55)
-	gone.SetMembers(f.members())
-	if err := gone.SetKeys(Keys{Primary: secret(1)}); err != nil {
-		t.Fatal(err)
-	}
-	gone.start()
-	for _, m := range f.nodes[:2] {
-		m.waits(10*time.Second, gone, api.GossipAlive)
-		f.eventually(3*summaryInterval, "the new load is known", func() error {
-			if got := m.peer(gone).Summary.VMs; got != 55 {
-				return fmt.Errorf("it is %d", got)
-			}
-			return nil
-		})
-	}
+	inBubble(t, 3, func(t *testing.T, f *flock) {
+		f.up()
+		gone := f.nodes[2]
+		before := gone.nextNumber(0)
+		gone.stop()
+		for _, m := range f.nodes[:2] {
+			m.waits(3*time.Second, gone, api.GossipLeft)
+		}
+		// The same process runs it again, as its supervisor does, and it leaves again.
+		gone.start()
+		for _, m := range f.nodes[:2] {
+			m.waits(10*time.Second, gone, api.GossipAlive)
+			gone.waits(10*time.Second, m, api.GossipAlive)
+		}
+		gone.stop()
+		for _, m := range f.nodes[:2] {
+			m.waits(3*time.Second, gone, api.GossipLeft)
+		}
+		// A daemon that begins anew counts from one, and its clock went back: it is
+		// believed all the same.
+		gone.Service = gone.newService()
+		gone.last = before - 1000
+		gone.load.Store(55)
+		gone.SetMembers(f.members())
+		if err := gone.SetKeys(Keys{Primary: secret(1)}); err != nil {
+			t.Fatal(err)
+		}
+		gone.start()
+		for _, m := range f.nodes[:2] {
+			m.waits(10*time.Second, gone, api.GossipAlive)
+			f.eventually(3*summaryInterval, "the new load is known", func() error {
+				if got := m.peer(gone).Summary.VMs; got != 55 {
+					return fmt.Errorf("it is %d", got)
+				}
+				return nil
+			})
+		}
+	})
 }
 
 // A key is needed besides the certificate.
@@ -180,10 +187,10 @@ func TestWrongKey(t *testing.T) {
 	for _, m := range f.nodes {
 		m.start()
 	}
-	f.nodes[0].waits(10*time.Second, f.nodes[1], api.GossipAlive)
-	f.nodes[1].waits(10*time.Second, f.nodes[0], api.GossipAlive)
+	f.nodes[0].waits(patience, f.nodes[1], api.GossipAlive)
+	f.nodes[1].waits(patience, f.nodes[0], api.GossipAlive)
 	sent := stranger.tlsBytes.Load()
-	f.eventually(10*time.Second, "the stranger tried", func() error {
+	f.eventually(patience, "the stranger tried", func() error {
 		if stranger.tlsBytes.Load() < sent+2000 {
 			return fmt.Errorf("it sent %d bytes", stranger.tlsBytes.Load())
 		}
@@ -202,58 +209,59 @@ func TestWrongKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range f.nodes[:2] {
-		m.waits(40*time.Second, stranger, api.GossipAlive)
+		m.waits(patience, stranger, api.GossipAlive)
 	}
 }
 
 // A removed node has a good certificate and, for a while, the key.
 func TestRemovedNode(t *testing.T) {
 	t.Parallel()
-	f := newFlock(t, 4)
-	f.up()
-	gone, rest := f.nodes[3], f.nodes[:3]
-	for _, m := range rest {
-		m.SetMembers(f.members()[:3])
-		if p := m.peer(gone); p.ID != "" {
-			t.Errorf("%s still lists %+v", m.id, p)
-		}
-	}
-	for _, m := range rest {
-		gone.waits(20*time.Second, m, api.GossipDead)
-	}
-	// It goes on trying, and nobody believes it.
-	tried := gone.tlsBytes.Load()
-	f.eventually(20*time.Second, "the removed node tried", func() error {
-		if gone.tlsBytes.Load() < tried+2000 {
-			return fmt.Errorf("it sent %d bytes", gone.tlsBytes.Load()-tried)
-		}
-		return nil
-	})
-	for _, m := range rest {
-		if len(m.Peers()) != 3 {
-			t.Errorf("%s lists %v", m.id, m.Peers())
-		}
-		for _, o := range rest {
-			if s := m.peer(o).State; s != api.GossipAlive {
-				t.Errorf("%s has %s as %s", m.id, o.id, s)
+	inBubble(t, 4, func(t *testing.T, f *flock) {
+		f.up()
+		gone, rest := f.nodes[3], f.nodes[:3]
+		for _, m := range rest {
+			m.SetMembers(f.members()[:3])
+			if p := m.peer(gone); p.ID != "" {
+				t.Errorf("%s still lists %+v", m.id, p)
 			}
 		}
-		f.eventually(20*time.Second, m.id+" has forgotten it", func() error {
-			m.table.mu.Lock()
-			defer m.table.mu.Unlock()
-			if p := m.table.peers[gone.id]; p != nil {
-				return fmt.Errorf("it has %+v", p)
+		for _, m := range rest {
+			gone.waits(20*time.Second, m, api.GossipDead)
+		}
+		// It goes on trying, and nobody believes it.
+		tried := gone.tlsBytes.Load()
+		f.eventually(20*time.Second, "the removed node tried", func() error {
+			if gone.tlsBytes.Load() < tried+2000 {
+				return fmt.Errorf("it sent %d bytes", gone.tlsBytes.Load()-tried)
 			}
 			return nil
 		})
-	}
-	// Named again, it is back.
-	for _, m := range rest {
-		m.SetMembers(f.members())
-	}
-	for _, m := range rest {
-		m.waits(40*time.Second, gone, api.GossipAlive)
-	}
+		for _, m := range rest {
+			if len(m.Peers()) != 3 {
+				t.Errorf("%s lists %v", m.id, m.Peers())
+			}
+			for _, o := range rest {
+				if s := m.peer(o).State; s != api.GossipAlive {
+					t.Errorf("%s has %s as %s", m.id, o.id, s)
+				}
+			}
+			f.eventually(20*time.Second, m.id+" has forgotten it", func() error {
+				m.table.mu.Lock()
+				defer m.table.mu.Unlock()
+				if p := m.table.peers[gone.id]; p != nil {
+					return fmt.Errorf("it has %+v", p)
+				}
+				return nil
+			})
+		}
+		// Named again, it is back.
+		for _, m := range rest {
+			m.SetMembers(f.members())
+		}
+		for _, m := range rest {
+			m.waits(40*time.Second, gone, api.GossipAlive)
+		}
+	})
 }
 
 // On a machine that is short of CPU somebody may be suspect for a moment; in a
@@ -297,7 +305,7 @@ func changeKeys(f *flock, allowed ...api.GossipState) {
 			for _, o := range f.nodes {
 				// A few words in a thousand miss somebody, and the next ones come
 				// every 5 s.
-				f.eventually(6*summaryInterval, fmt.Sprintf("%s hears round %d of %s", m.id, round, o.id), func() error {
+				f.eventually(patience, fmt.Sprintf("%s hears round %d of %s", m.id, round, o.id), func() error {
 					if got := m.peer(o).Summary.VMs; got != round {
 						return fmt.Errorf("it has %d", got)
 					}
@@ -333,7 +341,7 @@ func changeKeys(f *flock, allowed ...api.GossipState) {
 		f.tb.Fatal(err)
 	}
 	for _, m := range f.nodes[:len(f.nodes)-1] {
-		m.waits(20*time.Second, out, api.GossipDead)
+		m.waits(patience, out, api.GossipDead)
 	}
 }
 
@@ -369,7 +377,7 @@ func TestWithoutKeysNothingRuns(t *testing.T) {
 	late.SetMembers(f.members())
 	f.nodes[0].start()
 	late.start()
-	f.eventually(5*time.Second, "the other tried", func() error {
+	f.eventually(patience, "the other tried", func() error {
 		if f.nodes[0].tlsBytes.Load() == 0 {
 			return fmt.Errorf("not yet")
 		}
@@ -381,7 +389,7 @@ func TestWithoutKeysNothingRuns(t *testing.T) {
 	if err := late.SetKeys(Keys{Primary: secret(1)}); err != nil {
 		t.Fatal(err)
 	}
-	f.nodes[0].waits(10*time.Second, late, api.GossipAlive)
+	f.nodes[0].waits(patience, late, api.GossipAlive)
 	third := f.newMember("node-3")
 	third.start()
 	third.stop() // must not hang
@@ -390,19 +398,20 @@ func TestWithoutKeysNothingRuns(t *testing.T) {
 // A panic ends the run with an error, and the next run works.
 func TestPanicEndsTheRunOnly(t *testing.T) {
 	t.Parallel()
-	f := newFlock(t, 2)
-	m := f.nodes[0]
-	ended := make(chan error, 1)
-	go func() { ended <- m.Run(context.Background()) }()
-	f.nodes[1].start()
-	m.waits(10*time.Second, f.nodes[1], api.GossipAlive)
-	m.contained(func() { panic("a bug") })
-	var p *contain.Panic
-	if err := <-ended; !errors.As(err, &p) || p.Value != "a bug" {
-		t.Errorf("the run ended with %v", err)
-	}
-	f.nodes[1].waits(10*time.Second, m, api.GossipLeft)
-	m.start()
-	m.waits(10*time.Second, f.nodes[1], api.GossipAlive)
-	f.nodes[1].waits(10*time.Second, m, api.GossipAlive)
+	inBubble(t, 2, func(t *testing.T, f *flock) {
+		m := f.nodes[0]
+		ended := make(chan error, 1)
+		go func() { ended <- m.Run(context.Background()) }()
+		f.nodes[1].start()
+		m.waits(10*time.Second, f.nodes[1], api.GossipAlive)
+		m.contained(func() { panic("a bug") })
+		var p *contain.Panic
+		if err := <-ended; !errors.As(err, &p) || p.Value != "a bug" {
+			t.Errorf("the run ended with %v", err)
+		}
+		f.nodes[1].waits(10*time.Second, m, api.GossipLeft)
+		m.start()
+		m.waits(10*time.Second, f.nodes[1], api.GossipAlive)
+		f.nodes[1].waits(10*time.Second, m, api.GossipAlive)
+	})
 }

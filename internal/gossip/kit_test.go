@@ -201,7 +201,7 @@ func (f *flock) up() {
 	}
 	for _, m := range f.nodes {
 		for _, o := range f.nodes {
-			m.waits(10*time.Second, o, api.GossipAlive)
+			m.waits(patience, o, api.GossipAlive)
 		}
 	}
 }
