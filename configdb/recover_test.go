@@ -51,7 +51,7 @@ func TestOneOfThreeGoesOnAlone(t *testing.T) {
 		rev = set(t, c.Leader(), fmt.Sprintf("k%02d", i), fmt.Sprint(i))
 	}
 	survivor := c.Followers(c.Leader())[0]
-	if _, err := survivor.WaitRevision(ctx(t, 10*time.Second), rev); err != nil {
+	if _, err := survivor.WaitRevision(ctx(t, time.Minute), rev); err != nil {
 		t.Fatal(err)
 	}
 	term := survivor.Term()
@@ -85,7 +85,7 @@ func TestTheOldMajorityDoesNotReachTheNewLife(t *testing.T) {
 	survivor := c.Nodes[0]
 	rest := c.Nodes[1:]
 	rev := set(t, c.Leader(), "k", "shared")
-	if _, err := survivor.WaitRevision(ctx(t, 10*time.Second), rev); err != nil {
+	if _, err := survivor.WaitRevision(ctx(t, time.Minute), rev); err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range c.Nodes {
@@ -110,7 +110,7 @@ func TestTheOldMajorityDoesNotReachTheNewLife(t *testing.T) {
 		set(t, survivor, "k", fmt.Sprint("new life ", i))
 	}
 	for _, n := range rest {
-		if v, err := n.View(ctx(t, 10*time.Second)); err != nil {
+		if v, err := n.View(ctx(t, time.Minute)); err != nil {
 			t.Error(err)
 		} else if e, _ := v.Get("k"); string(e.Value) != "old life 19" {
 			t.Errorf("node %d of the old life has %q", n.Index, e.Value)
@@ -119,7 +119,7 @@ func TestTheOldMajorityDoesNotReachTheNewLife(t *testing.T) {
 			t.Errorf("node %d of the old life has what the new one wrote", n.Index)
 		}
 	}
-	v, err := survivor.View(ctx(t, 10*time.Second))
+	v, err := survivor.View(ctx(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func TestRecoveryCanBeRepeated(t *testing.T) {
 	c := storetest.NewCluster(t, 2)
 	n := c.Nodes[1]
 	rev := set(t, c.Leader(), "k", "v")
-	if _, err := n.WaitRevision(ctx(t, 10*time.Second), rev); err != nil {
+	if _, err := n.WaitRevision(ctx(t, time.Minute), rev); err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range c.Nodes {
@@ -227,7 +227,7 @@ func TestRecoveryKnowsBothLogStores(t *testing.T) {
 	c := storetest.NewCluster(t, 2)
 	n := c.Nodes[0]
 	rev := set(t, c.Leader(), "k", "v")
-	if _, err := n.WaitRevision(ctx(t, 10*time.Second), rev); err != nil {
+	if _, err := n.WaitRevision(ctx(t, time.Minute), rev); err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range c.Nodes {
@@ -257,7 +257,7 @@ func TestWithoutAQuorumTheWholeLogIsReadable(t *testing.T) {
 	c := storetest.NewCluster(t, 3)
 	n := c.Followers(c.Leader())[0]
 	rev := set(t, c.Leader(), "k", "v")
-	if _, err := n.WaitRevision(ctx(t, 10*time.Second), rev); err != nil {
+	if _, err := n.WaitRevision(ctx(t, time.Minute), rev); err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range c.Nodes {
@@ -271,7 +271,7 @@ func TestWithoutAQuorumTheWholeLogIsReadable(t *testing.T) {
 	if _, ok := n.Local().Get("k"); ok {
 		t.Fatal("the state has it by itself: this test tests nothing")
 	}
-	s, err := n.Newest(ctx(t, 10*time.Second))
+	s, err := n.Newest(ctx(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func set(t *testing.T, db configdb.DB, key, value string) uint64 {
 	t.Helper()
 	tx := &configdb.Txn{}
 	tx.Put(key, []byte(value))
-	rev, err := db.Txn(ctx(t, 20*time.Second), tx)
+	rev, err := db.Txn(ctx(t, time.Minute), tx)
 	if err != nil {
 		t.Fatalf("set %s: %v", key, err)
 	}
@@ -112,7 +112,7 @@ func TestStateSurvivesRestartOfAll(t *testing.T) {
 	for _, n := range c.Nodes {
 		n.Start()
 	}
-	v, err := c.Nodes[1].View(ctx(t, 20*time.Second))
+	v, err := c.Nodes[1].View(ctx(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +164,7 @@ func TestRetriedRequestsApplyOnce(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	v, err := c.Nodes[0].View(ctx(t, 20*time.Second))
+	v, err := c.Nodes[0].View(ctx(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestALeaderWhoseProcessEndedIsReplacedAtOnce(t *testing.T) {
 		took = append(took, time.Since(began))
 		old.Start()
 		for _, n := range c.Nodes {
-			if _, err := n.View(ctx(t, 20*time.Second)); err != nil {
+			if _, err := n.View(ctx(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -221,7 +221,7 @@ func TestTermPreconditionStopsADeposedLeader(t *testing.T) {
 	tx := &configdb.Txn{}
 	tx.RequireTerm(l.Term)
 	tx.Put("late", []byte("decision"))
-	if _, err := leader.Txn(ctx(t, 10*time.Second), tx); !errors.Is(err, configdb.ErrConflict) {
+	if _, err := leader.Txn(ctx(t, time.Minute), tx); !errors.Is(err, configdb.ErrConflict) {
 		t.Errorf("late decision: %v", err)
 	}
 }
@@ -233,7 +233,7 @@ func TestANodeThatStartsAloneShowsWhatWasCommitted(t *testing.T) {
 	c := storetest.NewClusterIn(t, dirs...)
 	rev := set(t, c.Leader(), "x", "1")
 	for _, n := range c.Nodes {
-		if _, err := n.WaitRevision(ctx(t, 10*time.Second), rev); err != nil {
+		if _, err := n.WaitRevision(ctx(t, time.Minute), rev); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -298,7 +298,7 @@ func TestWhileLeaderEndsWithTheLeadership(t *testing.T) {
 		if got != term {
 			t.Errorf("term %d ended, want %d", got, term)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("a leader that is cut off goes on")
 	}
 }

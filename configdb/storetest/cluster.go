@@ -273,10 +273,10 @@ func (c *Cluster) Followers(of *Node) []*Node {
 	return out
 }
 
-// Eventually tries until it works or 20 s have passed.
+// Eventually tries until it works or a minute has passed.
 func (c *Cluster) Eventually(what string, try func() error) {
 	c.tb.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := try()
 		if err == nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/configdb/fsm"
 	"github.com/muster-vm/muster/internal/smalldisk"
 )
 
@@ -30,20 +31,18 @@ func write(db configdb.DB, key, value string) (uint64, error) {
 	return db.Txn(ctx, t)
 }
 
-// fillUntil writes through a node until another one has no space.
-func fillUntil(t *testing.T, c *Cluster, through, full *Node) (keys int) {
+// fillUntil writes through a node until another one has no space, however long that takes.
+func fillUntil(t *testing.T, through, full *Node) (keys int) {
 	t.Helper()
-	big := strings.Repeat("x", 512<<10)
-	c.Eventually("its disk is full", func() error {
-		if err := full.DiskFull(); err != nil {
-			return nil
+	big := strings.Repeat("x", fsm.MaxValueBytes)
+	for ; full.DiskFull() == nil; keys++ {
+		if keys > 2*diskBytes/fsm.MaxValueBytes {
+			t.Fatalf("its disk has space for %d values", keys)
 		}
 		if _, err := write(through, fmt.Sprintf("k%d", keys), big); err != nil {
 			t.Fatal(err)
 		}
-		keys++
-		return errors.New("there is space left")
-	})
+	}
 	return keys
 }
 
@@ -66,7 +65,7 @@ func TestAFollowerWithAFullDiskComesBack(t *testing.T) {
 		c.Eventually("it hands over", n.TransferLeadership)
 	}
 	giveBack := smalldisk.Fill(t, small)
-	fillUntil(t, c, c.Nodes[0], n)
+	fillUntil(t, c.Nodes[0], n)
 	checkFull(t, n)
 	for i := range 20 {
 		if _, err := write(c.Nodes[0], fmt.Sprintf("meanwhile%d", i), "v"); err != nil {
@@ -99,7 +98,7 @@ func TestALeaderWithAFullDiskStepsDown(t *testing.T) {
 	})
 	giveBack := smalldisk.Fill(t, small)
 	other := c.Nodes[1]
-	keys := fillUntil(t, c, other, n)
+	keys := fillUntil(t, other, n)
 	checkFull(t, n)
 	c.Eventually("another one leads", func() error { // it notes that it has stepped down
 		if c.Leader() == n {

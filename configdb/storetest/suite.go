@@ -18,7 +18,7 @@ import (
 )
 
 // suiteTimeout bounds each case.
-const suiteTimeout = 30 * time.Second
+const suiteTimeout = 2 * time.Minute
 
 // Run checks what every DB promises. pick returns some handle of one and the
 // same database: for a cluster, each call may return another node.

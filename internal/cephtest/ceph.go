@@ -79,7 +79,7 @@ func run(ctx context.Context, within time.Duration, args ...string) (string, err
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	// What stays when the command is killed is bounded by the commands' own times.
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second
 	err := cmd.Run()
 	return out.String(), err
 }
