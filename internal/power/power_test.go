@@ -87,7 +87,7 @@ func TestOffIsConfirmedByTwoReadings(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := powersim.NewHost(nil)
-			h.Behave(powersim.Mood{GoesOffAfter: 400 * time.Millisecond})
+			h.Behave(powersim.Mood{SeenOnFor: 2})
 			tg := make(t, h)
 			asked := 0
 			r := SwitchOff(t.Context(), []Target{tg}, func(context.Context) error { asked++; return nil })
@@ -95,8 +95,7 @@ func TestOffIsConfirmedByTwoReadings(t *testing.T) {
 				t.Fatalf("done %v, err %v, on %v, asked %d times\n%v", r.Done, r.Err, h.On(), asked, verbs(r.Steps))
 			}
 			got := verbs(r.Steps)
-			n := len(got)
-			if got[1] != "read=on" || got[2] != "off=accepted" || got[3] != "read=on" || got[n-2] != "read=off" || got[n-1] != "read=off" {
+			if want := []string{"read=on", "off=accepted", "read=on", "read=on", "read=off", "read=off"}; !slices.Equal(got[1:], want) {
 				t.Errorf("steps: %v", got)
 			}
 			if r := SwitchOff(t.Context(), []Target{tg}, nil); !r.Done {
@@ -134,22 +133,41 @@ func TestOffIsNotConfirmed(t *testing.T) {
 		for name, c := range cases {
 			t.Run(driver+"/"+name, func(t *testing.T) {
 				t.Parallel()
-				h := powersim.NewHost(nil)
-				tg := make(t, h)
-				h.Behave(c.mood)
-				ctx, cancel := context.WithTimeout(t.Context(), c.within)
-				defer cancel()
-				began := time.Now()
-				r := SwitchOff(ctx, []Target{tg}, nil)
-				if r.Done || r.Err == nil || !strings.Contains(r.Err.Error(), c.words) {
-					t.Errorf("done %v, err %v\n%v", r.Done, r.Err, verbs(r.Steps))
-				}
-				if took := time.Since(began); took > c.within+time.Second {
-					t.Errorf("it took %v", took)
-				}
+				goodTurn(t, func() error {
+					h := powersim.NewHost(nil)
+					tg := make(t, h)
+					h.Behave(c.mood)
+					ctx, cancel := context.WithTimeout(t.Context(), c.within)
+					defer cancel()
+					began := time.Now()
+					r := SwitchOff(ctx, []Target{tg}, nil)
+					took := time.Since(began)
+					if r.Done || r.Err == nil {
+						t.Fatalf("done %v, err %v\n%v", r.Done, r.Err, verbs(r.Steps))
+					}
+					if took > c.within+time.Second || !strings.Contains(r.Err.Error(), c.words) {
+						return fmt.Errorf("err %w after %v\n%v", r.Err, took, verbs(r.Steps))
+					}
+					return nil
+				})
 			})
 		}
 	}
+}
+
+// goodTurn takes turns of what has a bound on time, until one keeps it: a machine that
+// stands still spoils some, and what takes too long does so in all of them.
+func goodTurn(t *testing.T, turn func() error) {
+	t.Helper()
+	const most = 10
+	var err error
+	for n := range most {
+		if err = turn(); err == nil {
+			return
+		}
+		t.Logf("turn %d: %v", n+1, err)
+	}
+	t.Fatalf("%d turns: %v", most, err)
 }
 
 func TestLateAnswersAreWaitedFor(t *testing.T) {
@@ -167,20 +185,25 @@ func TestLateAnswersAreWaitedFor(t *testing.T) {
 }
 
 func TestDevicesAreTriedInOrderEachWithItsShare(t *testing.T) {
-	h := powersim.NewHost(nil)
-	dead := powersim.NewHost(nil)
-	first, second := controllers["ipmi"](t, dead), controllers["redfish"](t, h)
-	dead.Behave(powersim.Mood{Deaf: true})
-	first.Name, second.Name = "first", "second"
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
-	defer cancel()
-	r := SwitchOff(ctx, []Target{first, second}, nil)
-	if !r.Done || h.On() || !dead.On() {
-		t.Fatalf("done %v, %v\n%v", r.Done, r.Err, verbs(r.Steps))
-	}
-	if s := r.Steps[0]; s.Device != "first" || s.OK || s.Milliseconds < 1500 || s.Milliseconds > 2500 {
-		t.Errorf("the first device had not its half of the time: %+v", s)
-	}
+	goodTurn(t, func() error {
+		h, dead := powersim.NewHost(nil), powersim.NewHost(nil)
+		first, second := controllers["ipmi"](t, dead), controllers["redfish"](t, h)
+		dead.Behave(powersim.Mood{Deaf: true})
+		first.Name, second.Name = "first", "second"
+		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+		defer cancel()
+		r := SwitchOff(ctx, []Target{first, second}, nil)
+		if !dead.On() {
+			t.Fatalf("the other host was switched off: %v", verbs(r.Steps))
+		}
+		if !r.Done || h.On() {
+			return fmt.Errorf("done %v, %w\n%v", r.Done, r.Err, verbs(r.Steps))
+		}
+		if s := r.Steps[0]; s.Device != "first" || s.OK || s.Milliseconds < 1500 || s.Milliseconds > 2500 {
+			return fmt.Errorf("the first device had not its half of the time: %+v", s)
+		}
+		return nil
+	})
 	if r := SwitchOff(t.Context(), nil, nil); r.Done || r.Err == nil {
 		t.Error("a node without devices was switched off")
 	}

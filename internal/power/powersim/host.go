@@ -15,6 +15,7 @@ type Host struct {
 	commands []string
 	mood     Mood
 	cut      func()
+	dying    int // readings until it goes off; 0: it stays as it is
 }
 
 // Mood is how a controller behaves.
@@ -27,8 +28,8 @@ type Mood struct {
 	Refuses bool
 	// Late delays each answer.
 	Late time.Duration
-	// GoesOffAfter is how long the host takes to go off.
-	GoesOffAfter time.Duration
+	// SeenOnFor is how many readings after the command still find the host on.
+	SeenOnFor int
 	// ComesBack: the host is on again after it was seen off once, as one with
 	// "power restore: always on" or an eager person beside it.
 	ComesBack bool
@@ -69,10 +70,15 @@ func (h *Host) Commands() []string {
 // read is what the controller says of the state.
 func (h *Host) read() bool {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	on := h.on
 	if !on && h.mood.ComesBack {
 		h.on = true
+	}
+	goes := h.dying == 1
+	h.dying = max(0, h.dying-1)
+	h.mu.Unlock()
+	if goes {
+		h.Switch(false)
 	}
 	return on
 }
@@ -90,8 +96,10 @@ func (h *Host) command(want string) bool {
 		return true
 	case want == "on":
 		h.Switch(true)
-	case m.GoesOffAfter > 0:
-		time.AfterFunc(m.GoesOffAfter, func() { h.Switch(false) })
+	case m.SeenOnFor > 0:
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.dying = m.SeenOnFor
 	default:
 		h.Switch(false)
 	}
@@ -102,7 +110,7 @@ func (h *Host) command(want string) bool {
 func (h *Host) Switch(on bool) {
 	h.mu.Lock()
 	was := h.on
-	h.on = on
+	h.on, h.dying = on, 0
 	cut := h.cut
 	h.mu.Unlock()
 	if was && !on && cut != nil {
