@@ -361,7 +361,7 @@ func TestGoroutinesEnd(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for runtime.NumGoroutine() > before && time.Now().Before(deadline) {
 		runtime.Gosched()
 	}

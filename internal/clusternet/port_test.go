@@ -6,6 +6,7 @@ package clusternet
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,7 +22,7 @@ import (
 )
 
 // waitTimeout bounds every wait of these tests.
-const waitTimeout = 10 * time.Second
+const waitTimeout = 30 * time.Second
 
 // cluster issues identities of one authority.
 type cluster struct{ caCert, caKey []byte }
@@ -280,11 +281,10 @@ func TestDialEndsWithItsContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = ln.Close() }()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
-	defer cancel()
-	begin := time.Now()
-	if _, err := cli.Dial(ctx, "server", ln.Addr().String(), ProtoRPC); err == nil || time.Since(begin) > DialTimeout/2 {
-		t.Errorf("%v after %v", err, time.Since(begin))
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(30*time.Millisecond, cancel)
+	if _, err := cli.Dial(ctx, "server", ln.Addr().String(), ProtoRPC); !errors.Is(err, context.Canceled) { // not by its own deadline
+		t.Errorf("%v", err)
 	}
 }
 
