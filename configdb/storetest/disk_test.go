@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/muster-vm/muster/configdb"
-	"github.com/muster-vm/muster/configdb/fsm"
 	"github.com/muster-vm/muster/internal/smalldisk"
 )
 
@@ -31,18 +30,27 @@ func write(db configdb.DB, key, value string) (uint64, error) {
 	return db.Txn(ctx, t)
 }
 
-// fillUntil writes through a node until another one has no space, however long that takes.
-func fillUntil(t *testing.T, through, full *Node) (keys int) {
+// fillUntil writes through a node until another one has no space, however long that takes
+// and however often there is another leader. It returns how many keys were acknowledged.
+func fillUntil(t *testing.T, c *Cluster, through, full *Node) (keys int) {
 	t.Helper()
-	big := strings.Repeat("x", fsm.MaxValueBytes)
-	for ; full.DiskFull() == nil; keys++ {
-		if keys > 2*diskBytes/fsm.MaxValueBytes {
-			t.Fatalf("its disk has space for %d values", keys)
-		}
-		if _, err := write(through, fmt.Sprintf("k%d", keys), big); err != nil {
-			t.Fatal(err)
+	const size = 512 << 10
+	big := strings.Repeat("x", size)
+	for ; keys <= 2*diskBytes/size; keys++ {
+		acknowledged := false
+		c.Eventually("a write", func() error {
+			if full.DiskFull() != nil {
+				return nil
+			}
+			_, err := write(through, fmt.Sprintf("k%d", keys), big)
+			acknowledged = err == nil
+			return err
+		})
+		if !acknowledged {
+			return keys
 		}
 	}
+	t.Fatalf("its disk has space for %d writes", keys)
 	return keys
 }
 
@@ -65,7 +73,7 @@ func TestAFollowerWithAFullDiskComesBack(t *testing.T) {
 		c.Eventually("it hands over", n.TransferLeadership)
 	}
 	giveBack := smalldisk.Fill(t, small)
-	fillUntil(t, c.Nodes[0], n)
+	fillUntil(t, c, c.Nodes[0], n)
 	checkFull(t, n)
 	for i := range 20 {
 		if _, err := write(c.Nodes[0], fmt.Sprintf("meanwhile%d", i), "v"); err != nil {
@@ -98,7 +106,7 @@ func TestALeaderWithAFullDiskStepsDown(t *testing.T) {
 	})
 	giveBack := smalldisk.Fill(t, small)
 	other := c.Nodes[1]
-	keys := fillUntil(t, other, n)
+	keys := fillUntil(t, c, other, n)
 	checkFull(t, n)
 	c.Eventually("another one leads", func() error { // it notes that it has stepped down
 		if c.Leader() == n {
