@@ -278,25 +278,30 @@ func TestANodeThatStartsAloneShowsWhatWasCommitted(t *testing.T) {
 
 func TestWhileLeaderEndsWithTheLeadership(t *testing.T) {
 	c := storetest.NewCluster(t, 3)
-	leader := c.Leader()
-	run, end := make(chan uint64, 8), make(chan uint64, 8)
+	type leads struct {
+		node *storetest.Node
+		term uint64
+	}
+	run, end := make(chan leads, 100), make(chan leads, 100)
 	rctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		_ = leader.WhileLeader(rctx, func(ctx context.Context, l configdb.Leadership) {
-			run <- l.Term
-			<-ctx.Done()
-			end <- l.Term
+	for _, n := range c.Nodes { // whoever leads
+		wg.Go(func() {
+			_ = n.WhileLeader(rctx, func(ctx context.Context, l configdb.Leadership) {
+				run <- leads{n, l.Term}
+				<-ctx.Done()
+				end <- leads{n, l.Term}
+			})
 		})
-	})
+	}
 	defer wg.Wait()
 	defer cancel()
-	term := <-run
-	c.Isolate(leader)
+	first := <-run
+	c.Isolate(first.node)
 	select {
 	case got := <-end:
-		if got != term {
-			t.Errorf("term %d ended, want %d", got, term)
+		if got != first {
+			t.Errorf("term %d of node %d ended, want term %d of node %d", got.term, got.node.Index, first.term, first.node.Index)
 		}
 	case <-time.After(time.Minute):
 		t.Fatal("a leader that is cut off goes on")

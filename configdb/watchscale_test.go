@@ -111,7 +111,9 @@ func writeKeys(t *testing.T, db configdb.DB, keys ...string) {
 	for _, k := range keys {
 		tx.Put(k, []byte("v"))
 	}
-	if _, err := db.Txn(t.Context(), tx); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), watchPatience)
+	defer cancel()
+	if _, err := db.Txn(ctx, tx); err != nil {
 		t.Errorf("write %s: %v", keys[0], err)
 	}
 }
