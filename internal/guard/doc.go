@@ -48,7 +48,9 @@
 //     [User] is not concerned: its ids are set before PDEATHSIG, and it has no
 //     right to change them again. A program that runs as the guard's own user and
 //     drops its privileges by itself survives a SIGKILLed guard until the next
-//     guard on this run directory sweeps it up by environment or by cgroup.
+//     guard on this run directory sweeps it up by environment or by cgroup. A process
+//     that does not show its environment, since it is stuck or the guard itself stood
+//     still, is waited for as long as for those that are killed ([LeftoverWait]).
 //   - Only the started process, its process group and its cgroup are killed.
 //   - Exited records live in memory: a new guard knows nothing of earlier VMs.
 //   - The epoch and the extra value are stored and returned, never interpreted.

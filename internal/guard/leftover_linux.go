@@ -5,8 +5,11 @@ package guard
 
 import (
 	"bytes"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -50,33 +53,55 @@ func (l leftover) kill() {
 // sweeper finds and kills what an earlier guard of the run directory left.
 type sweeper struct {
 	guardDir string
-	tree     *cgroupTree  // may be nil
-	hung     map[int]bool // processes whose environ cannot be read
+	tree     *cgroupTree // may be nil
+	read     func(name string) ([]byte, error)
+	open     map[int]question // by pid
 }
 
-// environ reads the environment of a process. One that hangs is given up and
-// never asked again; its cgroup may still tell whose it is.
+// question is a reading of an environ that has not ended in environWait.
+type question struct {
+	answer     chan []byte
+	startTicks uint64 // whose it is
+}
+
+// environ reads the environment of a process. It waits for environWait once: a process
+// may be stuck, and its cgroup may still tell whose it is. But this process may also
+// have stood still, so that an answer counts whenever it comes.
 func (s *sweeper) environ(dir string, pid int) []byte {
-	if s.hung[pid] {
-		return nil
-	}
-	read := make(chan []byte, 1)
-	go func() {
-		env, err := os.ReadFile(filepath.Join(dir, "environ"))
-		if err != nil {
-			env = nil // gone, or not ours to read
+	q, asked := s.open[pid]
+	if !asked {
+		q.answer = make(chan []byte, 1)
+		go func() {
+			env, err := s.read(filepath.Join(dir, "environ"))
+			if err != nil {
+				env = nil // gone, or not ours to read
+			}
+			q.answer <- env
+		}()
+		select {
+		case env := <-q.answer:
+			return env
+		case <-time.After(environWait):
 		}
-		read <- env
-	}()
-	timer := time.NewTimer(environWait)
-	defer timer.Stop()
+	}
+	st, err := readProcStat(pid)
+	if same := err == nil && (!asked || st.startTicks == q.startTicks); !same {
+		delete(s.open, pid)
+		return nil // it ended; another one of its number is asked by the next look
+	}
 	select {
-	case env := <-read:
+	case env := <-q.answer:
+		delete(s.open, pid)
 		return env
-	case <-timer.C:
-		s.hung[pid] = true
+	default:
+		q.startTicks = st.startTicks
+		s.open[pid] = q
 		return nil
 	}
+}
+
+func newSweeper(guardDir string, tree *cgroupTree) *sweeper {
+	return &sweeper{guardDir: guardDir, tree: tree, read: os.ReadFile, open: map[int]question{}}
 }
 
 // find looks for processes whose environment names the run directory and for
@@ -91,6 +116,7 @@ func (s *sweeper) find() []leftover {
 		found[pid] = leftover{vm: vm, pid: pid, startTicks: st.startTicks}
 	}
 	procs, _ := filepath.Glob("/proc/[0-9]*")
+	maps.DeleteFunc(s.open, func(pid int, _ question) bool { return !slices.Contains(procs, fmt.Sprint("/proc/", pid)) })
 	for _, dir := range procs {
 		pid, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil {
@@ -132,20 +158,24 @@ func parseEnviron(env []byte, guardDir string) (vm string, ok bool) {
 	return vm, ok
 }
 
-// sweep kills what is found until nothing is, or wait has passed, and returns
-// those that would not go. It calls tick (petting) all the while.
+// sweep kills what is found until nothing is and all processes have said whose they are,
+// or wait has passed, and returns those that would not go. It calls tick (petting) all
+// the while.
 func (s *sweeper) sweep(wait time.Duration, tick func()) []leftover {
 	end := time.Now().Add(wait)
 	for {
 		// Look anew each time: a leftover may have forked.
 		ls := s.find()
-		if len(ls) == 0 {
+		if len(ls) == 0 && len(s.open) == 0 {
 			break
 		}
 		for _, l := range ls {
 			l.kill()
 		}
 		if time.Now().After(end) {
+			if len(ls) == 0 {
+				break
+			}
 			return ls
 		}
 		tick()

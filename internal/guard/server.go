@@ -155,8 +155,7 @@ func (s *Server) openCgroups() *cgroupTree {
 }
 
 func (s *Server) sweepLeftovers(tree *cgroupTree) {
-	sw := &sweeper{guardDir: s.dir, tree: tree, hung: make(map[int]bool)}
-	s.strangers = sw.sweep(LeftoverWait, func() { _ = s.dog.pet() })
+	s.strangers = newSweeper(s.dir, tree).sweep(LeftoverWait, func() { _ = s.dog.pet() })
 	for _, l := range s.strangers {
 		s.tab.strangers[l.vm] = l.pid
 		s.log.Error("a process of an earlier guard cannot be killed", "vm", l.vm, "pid", l.pid)

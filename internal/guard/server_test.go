@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -527,7 +528,7 @@ func TestSweepReturnsWhatWillNotGo(t *testing.T) {
 	cmd.Env = []string{EnvGuardDir + "=" + dir, EnvVM + "=old"}
 	wantErr(t, cmd.Start(), nil)
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	sw := &sweeper{guardDir: dir, hung: map[int]bool{}}
+	sw := newSweeper(dir, nil)
 	ls := sw.sweep(-time.Second, func() {})
 	if len(ls) != 1 || ls[0].vm != "old" || ls[0].pid != cmd.Process.Pid {
 		t.Fatalf("%+v", ls)
@@ -535,6 +536,42 @@ func TestSweepReturnsWhatWillNotGo(t *testing.T) {
 	if ls := sw.sweep(LeftoverWait, func() {}); len(ls) != 0 {
 		t.Fatalf("%+v", ls)
 	}
+}
+
+// A process that is asked whose it is answers late: it is stuck for a while, or the guard
+// stood still.
+func TestSweepTakesLateAnswers(t *testing.T) {
+	dir := shortDir(t)
+	cmd := exec.Command(sleepPath(), "1000")
+	cmd.Env = []string{EnvGuardDir + "=" + dir, EnvVM + "=old"}
+	wantErr(t, cmd.Start(), nil)
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	mine, late, never := fmt.Sprintf("/proc/%d/environ", cmd.Process.Pid), make(chan struct{}), fmt.Sprintf("/proc/%d/environ", os.Getpid())
+	sw := newSweeper(dir, nil)
+	var asked atomic.Int32
+	sw.read = func(name string) ([]byte, error) {
+		switch name {
+		case mine:
+			asked.Add(1)
+			<-late
+		case never:
+			<-t.Context().Done()
+		}
+		return os.ReadFile(name)
+	}
+	if ls := sw.sweep(-time.Second, func() {}); len(ls) != 0 {
+		t.Fatalf("%+v before it answered", ls)
+	}
+	if ls := sw.find(); len(ls) != 0 || asked.Load() != 1 {
+		t.Fatalf("%+v, asked %d times", ls, asked.Load())
+	}
+	close(late)
+	eventually(t, "it is killed", func() bool {
+		if ls := sw.sweep(-time.Second, func() {}); len(ls) == 1 && ls[0].pid != cmd.Process.Pid {
+			t.Fatalf("%+v", ls)
+		}
+		return exited(cmd)
+	})
 }
 
 func TestLongRunDir(t *testing.T) {
