@@ -153,8 +153,9 @@ func (f fencer) Off(ctx context.Context, nodeID string, before func(context.Cont
 	return r.Steps, r.Err
 }
 
-// stopWithin bounds how long a daemon that is told to end says so.
-const stopWithin = time.Second
+// stopWithin bounds how long a daemon that is told to end says so: a disk may take a
+// second for one write, and who has not said it may be switched off.
+const stopWithin = 3 * time.Second
 
 // sayStopping tells the others that this node's silence is in order. It matters
 // only where somebody would switch the node off.
