@@ -92,7 +92,7 @@ func (a *app) connect() (*client.Client, error) {
 	a.project = at.project
 	c, err := client.New(client.Config{
 		Servers: at.servers, Token: at.token, CACert: at.caCert,
-		UserAgent: "muster/" + a.Version, Transport: a.transport(),
+		UserAgent: "muster/" + a.Version, Transport: a.transport(), RaceDelay: a.RaceDelay,
 		Notify: func(m string) { a.notice("%s", m) }, NoQuorum: a.noQuorum,
 	})
 	if err != nil {

@@ -23,7 +23,9 @@ var scriptPrograms = map[string]func(){
 	"muster": func() {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
-		os.Exit(Run(ctx, os.Args[1:], System("0.9-test")))
+		s := System("0.9-test")
+		s.RaceDelay = time.Minute // the scripts say which server is asked first
+		os.Exit(Run(ctx, os.Args[1:], s))
 	},
 }
 
@@ -109,7 +111,7 @@ func clusterCommand(ts *testscript.TestScript, neg bool, args []string) {
 		f.wake()
 		f.mu.Unlock()
 	case "await": // cluster await FILE TEXT
-		deadline := time.Now().Add(20 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for {
 			b, _ := os.ReadFile(ts.MkAbs(args[1]))
 			if strings.Contains(string(b), args[2]) {

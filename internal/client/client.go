@@ -59,6 +59,9 @@ type Config struct {
 	Transport http.RoundTripper
 	// UserAgent names the program.
 	UserAgent string
+	// RaceDelay is how long a server may take to connect before the next one is tried
+	// beside it; 300 ms when 0.
+	RaceDelay time.Duration
 	// Notify, if set, is told in one line about each switch to another server.
 	Notify func(message string)
 	// NoQuorum, if set, is told in one line, with the first answer of a node that

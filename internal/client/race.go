@@ -4,6 +4,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -72,7 +73,8 @@ func (c *Client) race(ctx context.Context) (raceResult, attempts) {
 			results <- raceResult{at: at, conn: conn, err: err}
 		}()
 	}
-	ticker := time.NewTicker(raceDelay)
+	delay := cmp.Or(c.cfg.RaceDelay, raceDelay)
+	ticker := time.NewTicker(delay)
 	defer ticker.Stop()
 	for start(); running > 0; {
 		select {
@@ -91,7 +93,7 @@ func (c *Client) race(ctx context.Context) (raceResult, attempts) {
 			if r.at < len(c.endpoints)-1 {
 				c.notify(fmt.Sprintf("%s: %s; trying the next server", c.endpoints[r.at].name, brief(r.err)))
 			}
-			ticker.Reset(raceDelay)
+			ticker.Reset(delay)
 			start()
 		}
 	}
