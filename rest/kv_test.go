@@ -22,7 +22,7 @@ import (
 // kvDial opens a key stream at a node.
 func (f *fixture) kvDial(node string, role api.Role) *websocket.Conn {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 3*watchPatience)
 	f.t.Cleanup(cancel)
 	c, _, err := websocket.Dial(ctx, f.urls[node]+base+"kv", &websocket.DialOptions{
 		HTTPHeader: http.Header{"Authorization": {"Bearer " + f.tokens[role]}}, Subprotocols: []string{kvwire.Protocol},
@@ -38,7 +38,7 @@ func (f *fixture) kvDial(node string, role api.Role) *websocket.Conn {
 // kvAsk sends requests in one message and returns the answers by number.
 func (f *fixture) kvAsk(c *websocket.Conn, requests ...kvwire.Request) map[uint64]kvwire.Answer {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 3*watchPatience)
 	defer cancel()
 	var b []byte
 	for i := range requests {

@@ -4,6 +4,7 @@
 package rest
 
 import (
+	"fmt"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -256,27 +257,36 @@ func TestANewNetworkIsAwaited(t *testing.T) {
 	}
 	report("m1", api.SwitchStateStatus{Node: "m1", Ready: true})
 	report("m2", api.SwitchStateStatus{Node: "m2", Reason: "Open vSwitch does not run"}) // not waited for
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		w := f.db.Watch(configdb.Networks.SpecPrefix(), 0)
-		for {
-			if _, err := w.Next(t.Context()); err != nil {
-				return
+	created := func(name string) (api.Network, time.Duration) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			w := f.db.Watch(configdb.Networks.SpecPrefix(), 0)
+			for {
+				if _, err := w.Next(t.Context()); err != nil {
+					return
+				}
+				if _, err := configdb.Networks.Find(f.db.Local(), "", name); err == nil {
+					report("m1", api.SwitchStateStatus{Node: "m1", Ready: true, Networks: []string{name}})
+					return
+				}
 			}
-			if _, err := configdb.Networks.Find(f.db.Local(), "", "lone"); err == nil {
-				report("m1", api.SwitchStateStatus{Node: "m1", Ready: true, Networks: []string{"lone"}})
-				return
-			}
-		}
-	}()
-	began := time.Now()
-	n := f.addNetwork("lone", map[string]any{}, nil)
-	<-done
+		}()
+		began := time.Now()
+		n := f.addNetwork(name, map[string]any{}, nil)
+		took := time.Since(began)
+		<-done
+		return n, took
+	}
+	// One of some is enough: the machine may have stood still during another.
+	n, took := created("lone0")
+	for i := 1; i < 5 && took >= networkWait; i++ {
+		n, took = created(fmt.Sprint("lone", i))
+	}
+	if took >= networkWait {
+		t.Errorf("it took %s", took)
+	}
 	if len(n.Status.Nodes) != 2 || !n.Status.Nodes[0].Ready || n.Status.Nodes[1].Ready || n.Status.Nodes[1].Reason != "Open vSwitch does not run" {
 		t.Errorf("the answer says %+v", n.Status.Nodes)
-	}
-	if d := time.Since(began); d >= networkWait {
-		t.Errorf("it took %s", d)
 	}
 }

@@ -43,7 +43,7 @@ func (f *fixture) ticket(node, path string, role api.Role) api.ConsoleTicket {
 // show opens a console with a ticket and nothing else.
 func (f *fixture) show(node, path, ticket string) (*websocket.Conn, answer) {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 3*watchPatience)
 	f.t.Cleanup(cancel)
 	c, resp, err := websocket.Dial(ctx, f.urls[node]+base+path+"?ticket="+url.QueryEscape(ticket), &websocket.DialOptions{Subprotocols: []string{vncProtocol}})
 	if err != nil {

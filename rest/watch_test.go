@@ -64,7 +64,7 @@ func (s stream) want(expect ...string) []vmEvent {
 
 func (f *fixture) sse(query string, header ...string) stream {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 3*watchPatience)
 	f.t.Cleanup(cancel)
 	r, _ := http.NewRequestWithContext(ctx, "GET", f.urls["m1"]+base+"watch?"+query, nil)
 	r.Header.Set("Authorization", "Bearer "+f.tokens[api.RoleViewer])
@@ -104,7 +104,7 @@ func (f *fixture) dial(path string, role api.Role) (*websocket.Conn, *http.Respo
 }
 
 func (f *fixture) dialNode(node, path string, role api.Role) (*websocket.Conn, *http.Response, error) {
-	ctx, cancel := context.WithTimeout(f.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 3*watchPatience)
 	f.t.Cleanup(cancel)
 	c, resp, err := websocket.Dial(ctx, f.urls[node]+base+path, &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + f.tokens[role]}}})
 	if err == nil {
