@@ -79,17 +79,20 @@ func TestARealLossDoesWhatWasSimulated(t *testing.T) {
 	if text := rest[1].run("ha", "status"); !strings.Contains(text, "VMs of nodes that are lost") {
 		t.Errorf("status after the loss:\n%s", text)
 	}
-	// The loss left evidence, and it holds.
-	if text := rest[1].run("ha", "verify"); !strings.Contains(text, "of node "+victim.name+": holds") {
-		t.Errorf("the evidence of the loss:\n%s", text)
-	}
-	id := strings.TrimPrefix(strings.TrimSpace(rest[0].run("ha", "proof", "-o", "name")), "failover/")
-	proof := rest[0].run("ha", "proof", id)
-	for _, words := range []string{"it had no lease for", "Readmitted:", "not yet", "p2", "running", "Checked: holds"} {
-		if !strings.Contains(proof, words) {
-			t.Errorf("the proof lacks %q:\n%s", words, proof)
+	// The loss left evidence, and it holds. The leader adds what it sees of the VMs.
+	f.eventually(60*time.Second, "the evidence of the loss is whole", func() error {
+		if r := rest[1].try("ha", "verify"); !strings.Contains(r.stdout, "of node "+victim.name+": holds") {
+			return fmt.Errorf("%s%s", r.stdout, r.stderr)
 		}
-	}
+		id := strings.TrimPrefix(strings.TrimSpace(rest[0].run("ha", "proof", "-o", "name")), "failover/")
+		proof := rest[0].run("ha", "proof", id)
+		for _, words := range []string{"it had no lease for", "Readmitted:", "not yet", "p2", "running", "Checked: holds"} {
+			if !strings.Contains(proof, words) {
+				return fmt.Errorf("the proof lacks %q:\n%s", words, proof)
+			}
+		}
+		return nil
+	})
 	rest[0].refuse(2, "lost already", "ha", "simulate", "--kill", victim.name)
 	rest[0].refuse(3, "does not exist", "ha", "simulate", "--kill", "n9")
 	rest[0].refuse(2, "--kill", "ha", "simulate")
