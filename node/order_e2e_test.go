@@ -73,12 +73,12 @@ func TestAppWaitsForItsDatabaseAndTheDatabaseGoesBack(t *testing.T) {
 	if e := rest[0].events("vm.not-awaited"); len(e) != 0 {
 		t.Errorf("the app did not wait: %+v", e)
 	}
-	_, c = f.counting(rest[1], 60*time.Second, 2, c)
+	_, c = f.counting(rest[1], 90*time.Second, 2, c)
 
 	appOn := rest[0].vm("app").Status.Node
+	back := time.Now() // it counts from when the node is ready, which is later
 	victim.start()
 	twice := watchQEMUs(t, app)
-	back := time.Now()
 	f.eventually(4*time.Minute, "the database is back on "+victim.name, func() error {
 		if vm := rest[0].vm("web1"); vm.Status.Node != victim.name || vm.Status.Phase != api.VMRunning {
 			return fmt.Errorf("%s on %s: %s", vm.Status.Phase, vm.Status.Node, vm.Status.Message)
@@ -88,10 +88,10 @@ func TestAppWaitsForItsDatabaseAndTheDatabaseGoesBack(t *testing.T) {
 	if after := time.Since(back); after < time.Minute {
 		t.Errorf("it was back %v after its host was started", after)
 	}
-	if boot, _ := f.counting(rest[1], 60*time.Second, 2, c); boot != 2 {
+	if boot, _ := f.counting(rest[1], 90*time.Second, 2, c); boot != 2 {
 		t.Errorf("the database booted %d times: it did not migrate", boot)
 	}
-	f.eventually(30*time.Second, "one QEMU is left of the database", func() error {
+	f.eventually(60*time.Second, "one QEMU is left of the database", func() error {
 		if pids := qemus(t, db); len(pids) != 1 {
 			return fmt.Errorf("%v", pids)
 		}

@@ -17,28 +17,23 @@ import (
 func (f *flock) savedAndCopied(t *testing.T) int {
 	at := f.nodes[0]
 	at.run("vm", "snapshot", "create", "web1", "base", "--memory")
-	_, base := f.counting(at, 30*time.Second, 1, 0)
-	_, later := f.counting(at, 30*time.Second, 1, base+3)
+	_, base := f.counting(at, 90*time.Second, 1, 0)
+	_, later := f.counting(at, 90*time.Second, 1, base+3)
 
 	was := at.vm("web1")
 	at.run("vm", "suspend", "web1")
-	if vm := at.vm("web1"); vm.Status.Phase != api.VMSuspended {
-		f.eventually(30*time.Second, "suspended", func() error {
-			vm = at.vm("web1")
-			if vm.Status.Phase != api.VMSuspended || vm.Status.PID != 0 {
-				return api.Errorf(api.CodeInternal, "phase %s: %s", vm.Status.Phase, vm.Status.Message)
-			}
-			return nil
-		})
-	}
-	if pids := qemus(t, was.Meta.ID); len(pids) != 0 {
-		t.Errorf("a suspended VM has the processes %v", pids)
-	}
+	f.eventually(60*time.Second, "suspended", func() error {
+		vm, pids := at.vm("web1"), qemus(t, was.Meta.ID)
+		if vm.Status.Phase != api.VMSuspended || vm.Status.PID != 0 || len(pids) != 0 {
+			return api.Errorf(api.CodeInternal, "phase %s, processes %v: %s", vm.Status.Phase, pids, vm.Status.Message)
+		}
+		return nil
+	})
 	at.refuse(4, "suspended", "vm", "stop", "--force", "web1")
 	at.run("node", "maintenance", "on", was.Status.Node)
 	at.run("vm", "resume", "web1")
 	at.run("node", "maintenance", "off", was.Status.Node)
-	boot, resumed := f.counting(at, 60*time.Second, 1, later)
+	boot, resumed := f.counting(at, 90*time.Second, 1, later)
 	now := at.vm("web1")
 	if boot != 1 || now.Status.Node == was.Status.Node {
 		t.Errorf("resumed in boot %d on node %s, was on %s", boot, now.Status.Node, was.Status.Node)
@@ -55,7 +50,7 @@ func (f *flock) savedAndCopied(t *testing.T) int {
 		}
 		return nil
 	})
-	f.eventually(30*time.Second, "the temporary snapshot is gone", func() error {
+	f.eventually(60*time.Second, "the temporary snapshot is gone", func() error {
 		if out := at.run("vm", "snapshot", "ls", "web1"); strings.Contains(out, "clone-") {
 			return api.Errorf(api.CodeInternal, "%s", out)
 		}
@@ -66,19 +61,24 @@ func (f *flock) savedAndCopied(t *testing.T) int {
 	if a, b := at.vm("many-1"), at.vm("many-2"); a.Meta.ID == b.Meta.ID || a.Status.Phase != api.VMStopped || b.Status.Phase != api.VMStopped {
 		t.Errorf("%+v %+v", a, b)
 	}
-	if out := at.run("vm", "snapshot", "ls", "web1"); strings.Contains(out, "clone-") {
-		t.Errorf("the snapshot that was copied is left:\n%s", out)
-	}
+	f.eventually(60*time.Second, "the snapshot that was copied is gone", func() error {
+		if out := at.run("vm", "snapshot", "ls", "web1"); strings.Contains(out, "clone-") {
+			return api.Errorf(api.CodeInternal, "%s", out)
+		}
+		return nil
+	})
 	at.run("vm", "rm", "many-1", "many-2")
 
+	// So far on that nobody can look too late at how far it is back.
+	_, far := f.counting(at, 90*time.Second, 1, resumed+20)
 	at.run("vm", "snapshot", "revert", "web1", "base", "--force")
-	f.eventually(30*time.Second, "the guest is back where it was", func() error {
-		if b, c := at.counter(); b != 1 || c > resumed {
+	f.eventually(60*time.Second, "the guest is back where it was", func() error {
+		if b, c := at.counter(); b != 1 || c >= far {
 			return api.Errorf(api.CodeInternal, "boot %d, counter %d", b, c)
 		}
 		return nil
 	})
 	at.run("vm", "snapshot", "rm", "web1", "base")
-	_, c := f.counting(at, 30*time.Second, 1, 0)
+	_, c := f.counting(at, 90*time.Second, 1, 0)
 	return c
 }
