@@ -65,7 +65,7 @@ func TestGuestOnCeph(t *testing.T) {
 	if now := at.vm("web1").Status.Node; now == from {
 		t.Fatalf("it is still on %s", from)
 	}
-	if boot, _ := f.counting(at, 60*time.Second, 1, c); boot != 1 {
+	if boot, _ := f.counting(at, 90*time.Second, 1, c); boot != 1 {
 		t.Fatalf("the guest booted %d times", boot)
 	}
 	notes := f.noteServers()
@@ -90,7 +90,7 @@ func TestGuestOnCeph(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.nodes[1].kill9()
-	f.eventually(10*time.Second, "the server of its notes has ended", func() error {
+	f.eventually(60*time.Second, "the server of its notes has ended", func() error {
 		if left := processes(t, "qemu-nbd", f.nodes[1].runDir); len(left) > 0 {
 			return fmt.Errorf("%s is left", left)
 		}
@@ -103,7 +103,7 @@ func TestGuestOnCeph(t *testing.T) {
 func (f *flock) noteServers() (pids []string) {
 	f.t.Helper()
 	for _, h := range f.nodes {
-		f.eventually(30*time.Second, h.name+" has one server of notes", func() error {
+		f.eventually(60*time.Second, h.name+" has one server of notes", func() error {
 			found := processes(f.t, "qemu-nbd", h.runDir)
 			if len(found) != 1 {
 				return fmt.Errorf("%d: %s", len(found), found)

@@ -143,7 +143,7 @@ func (h *host) authority() (s api.AuthorityStatus) {
 // certified waits until all nodes have reported a certificate.
 func (f *flock) certified(at *host) {
 	f.t.Helper()
-	f.eventually(30*time.Second, "all nodes report their certificates", func() error {
+	f.eventually(60*time.Second, "all nodes report their certificates", func() error {
 		for _, h := range f.nodes {
 			if at.cert(h.name).Serial == "" {
 				return fmt.Errorf("%s has not", h.name)

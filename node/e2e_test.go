@@ -52,7 +52,7 @@ func (f *flock) sharedPool(at *host, nodes int) (path string) {
 		f.t.Fatal(err)
 	}
 	at.run("pool", "create", "shared", "--type", "shared", "--path", path)
-	f.eventually(30*time.Second, "the nodes can use the pool", func() error {
+	f.eventually(60*time.Second, "the nodes can use the pool", func() error {
 		var p api.Pool
 		f.decode(at.run("pool", "show", "shared", "-o", "json"), &p)
 		ready := slices.DeleteFunc(p.Status.Nodes, func(s api.PoolStateStatus) bool { return !s.Ready })
@@ -120,15 +120,15 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 			if h.name == vm.Status.Node {
 				h.start() // its console is served by its own daemon
 			} else {
-				_, c = f.counting(other, 30*time.Second, 1, c)
+				_, c = f.counting(other, 90*time.Second, 1, c)
 				h.start()
 			}
-			_, c = f.counting(h, 60*time.Second, 1, c)
+			_, c = f.counting(h, 90*time.Second, 1, c)
 			if now := qemus(t, vm.Meta.ID); !slices.Equal(now, pid) {
 				t.Fatalf("QEMU was %v before the daemon of %s was killed and is %v", pid, h.name, now)
 			}
 			// What comes next needs it.
-			f.eventually(30*time.Second, h.name+" can use the pool again", func() error {
+			f.eventually(60*time.Second, h.name+" can use the pool again", func() error {
 				if !strings.Contains(h.log()[was:], "pool=shared ready=true") {
 					return errors.New("not yet")
 				}
@@ -160,7 +160,7 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 			}
 			return nil
 		})
-		_, c = f.counting(rest[1], 30*time.Second, 2, after)
+		_, c = f.counting(rest[1], 90*time.Second, 2, after)
 		if n := twice(); n > 1 {
 			t.Errorf("%d QEMUs of the VM ran at once", n)
 		}
@@ -178,7 +178,7 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 			t.Errorf("the dead node is %s", p)
 		}
 		victim.start() // switched on again, under the same leader
-		f.eventually(30*time.Second, "the dead node is back", func() error {
+		f.eventually(60*time.Second, "the dead node is back", func() error {
 			if p := rest[0].node(victim.name).Status.Phase; p != api.NodeReady {
 				return fmt.Errorf("phase %s", p)
 			}
@@ -225,16 +225,16 @@ func TestLifeCycleThroughDifferentNodes(t *testing.T) {
 	}
 	_, still := a.counter()
 	c.run("vm", "resume", "web1")
-	f.counting(a, 30*time.Second, 1, max(n, still))
+	f.counting(a, 90*time.Second, 1, max(n, still))
 	a.run("vm", "reboot", "web1")
-	f.counting(b, 60*time.Second, 2, n)
+	f.counting(b, 90*time.Second, 2, n)
 	c.run("vm", "stop", "web1") // the ACPI power button
 	vm := b.vm("web1")
 	if vm.Status.Phase != api.VMStopped || len(qemus(t, vm.Meta.ID)) != 0 {
 		t.Errorf("stopped: %s, %v", vm.Status.Phase, qemus(t, vm.Meta.ID))
 	}
 	b.run("vm", "start", "web1")
-	f.counting(c, 60*time.Second, 3, n)
+	f.counting(c, 90*time.Second, 3, n)
 	a.refuse(4, "stop", "vm", "rm", "web1")
 	b.run("vm", "stop", "web1", "--force")
 	c.run("vm", "rm", "web1")
@@ -300,10 +300,10 @@ func TestNodeLeavesGracefully(t *testing.T) {
 		if !strings.Contains(a.log(), "was removed from cluster test") {
 			t.Errorf("the removed daemon ended without saying why:\n%s", a.log())
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Error("the removed daemon goes on")
 	}
-	f.eventually(30*time.Second, "two members remain", func() error {
+	f.eventually(60*time.Second, "two members remain", func() error {
 		out := b.run("node", "ls", "-o", "name")
 		if n := len(strings.Fields(out)); n != 2 {
 			return fmt.Errorf("%d nodes: %s", n, out)
@@ -326,7 +326,7 @@ func (h *host) refuseStart(words string) {
 	h.spawn()
 	select {
 	case <-h.exited:
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		h.f.t.Fatalf("%s runs, want a refusal about %q", h.name, words)
 	}
 	if log := h.log(); !strings.Contains(log, words) {
@@ -402,7 +402,7 @@ func TestHostWithoutQEMURunsNoVMAndSaysWhy(t *testing.T) {
 	f.nodes[0].conf["qemu"] = "/nonexistent/qemu"
 	f.found()
 	h := f.nodes[0]
-	f.eventually(20*time.Second, "the node is ready", func() error {
+	f.eventually(60*time.Second, "the node is ready", func() error {
 		if p := h.node("n1").Status.Phase; p != api.NodeReady {
 			return fmt.Errorf("%s", p)
 		}
@@ -448,7 +448,7 @@ func TestDeadNodeWithAnUnprotectedVMCanBeRemoved(t *testing.T) {
 		}
 		return nil
 	})
-	f.eventually(10*time.Second, "nobody knows of its vm", func() error {
+	f.eventually(60*time.Second, "nobody knows of its vm", func() error {
 		if p := b.vm("loner").Status.Phase; p != api.VMUnknown {
 			return fmt.Errorf("%s", p)
 		}
@@ -469,7 +469,7 @@ func TestDeadNodeWithAnUnprotectedVMCanBeRemoved(t *testing.T) {
 		if !strings.Contains(dead.log(), "was removed from cluster test") {
 			t.Errorf("the removed node ended without saying why:\n%s", dead.log())
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Error("a node that was removed while it was away goes on")
 	}
 }

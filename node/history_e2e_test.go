@@ -76,13 +76,11 @@ func TestHistoryThroughEveryNode(t *testing.T) {
 		}
 	}
 	// The death of the leader takes nothing of it.
-	var s api.ClusterStatus
-	f.decode(n1.run("cluster", "status", "-o", "json"), &s)
-	leader := f.byName(s.Leader)
+	leader := f.leader(n1)
 	before := leader.configLog("--limit", "1000")
 	leader.kill9()
 	rest := f.others(leader)
-	f.eventually(20*time.Second, "a new leader", func() error {
+	f.eventually(60*time.Second, "a new leader", func() error {
 		if r := rest[0].try("rule", "set", "hot", "--threshold", "10"); r.code != 0 {
 			return fmt.Errorf("%s", r.stderr)
 		}
@@ -128,7 +126,7 @@ func TestHistoryThroughEveryNode(t *testing.T) {
 
 	// The one that was away catches up with the history, too.
 	leader.start()
-	f.eventually(30*time.Second, "the log is the same everywhere", func() error {
+	f.eventually(60*time.Second, "the log is the same everywhere", func() error {
 		if a, b := leader.configLog("--limit", "1000"), rest[0].configLog("--limit", "1000"); len(a.Items) != len(b.Items) || a.Items[0].Revision != b.Items[0].Revision {
 			return fmt.Errorf("%d and %d changes", len(a.Items), len(b.Items))
 		}

@@ -129,7 +129,7 @@ func (f *flock) showLogs() {
 func (h *host) start() {
 	h.f.t.Helper()
 	h.spawn()
-	h.f.eventually(20*time.Second, h.name+" is ready", func() error {
+	h.f.eventually(60*time.Second, h.name+" is ready", func() error {
 		select {
 		case <-h.exited:
 			h.f.t.Fatalf("%s ended at start:\n%s", h.name, h.log())
@@ -197,7 +197,7 @@ func (h *host) stop() {
 	h.signal(syscall.SIGTERM)
 	select {
 	case <-h.exited:
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		h.f.t.Errorf("%s does not end at SIGTERM", h.name)
 		h.kill9()
 	}
@@ -213,7 +213,7 @@ func (h *host) end() {
 			<-h.exited
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	if c, err := guard.Dial(ctx, h.runDir); err == nil {
 		if hello, err := c.Hello(ctx); err == nil {
@@ -259,7 +259,7 @@ func (h *host) try(args ...string) result {
 // tryFrom is try with a standard input.
 func (h *host) tryFrom(in io.Reader, args ...string) result {
 	h.f.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(binDir, "muster"), args...)
 	cmd.Env = append(os.Environ(), "MUSTER_SERVER=https://"+h.addr, "MUSTER_TOKEN="+h.f.token, "MUSTER_CACERT="+h.f.ca, "NO_PROXY=127.0.0.1,10.99.0.0/16", "HOME="+h.f.dir)

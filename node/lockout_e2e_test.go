@@ -49,7 +49,7 @@ func (h *host) hold(t *testing.T, id *clusternet.Identity, at *host) (out []foul
 	if err := r.Write(stream); err != nil {
 		t.Fatal(err)
 	}
-	_ = stream.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = stream.SetReadDeadline(time.Now().Add(60 * time.Second))
 	resp, err := http.ReadResponse(bufio.NewReader(stream), r)
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("the stream that a member forwards: %+v, %v", resp, err)
@@ -91,7 +91,7 @@ func TestRemovedNodeIsLockedOutAtOnce(t *testing.T) {
 	a.run("node", "remove", bad.name)
 	removed := time.Now()
 	for _, c := range held {
-		if err := c.over(3 * time.Second); err != nil {
+		if err := c.over(20 * time.Second); err != nil {
 			t.Error(err)
 		}
 	}
@@ -99,7 +99,7 @@ func TestRemovedNodeIsLockedOutAtOnce(t *testing.T) {
 	for _, h := range []*host{a, b} {
 		peer := a.node(h.name).Meta.ID
 		c, err := id.Dial(t.Context(), peer, h.addr, clusternet.ProtoRaft)
-		if err == nil && (foul{"a new Raft connection to " + h.name, c}).over(3*time.Second) != nil {
+		if err == nil && (foul{"a new Raft connection to " + h.name, c}).over(20*time.Second) != nil {
 			t.Errorf("%s lets the removed node in for Raft", h.name)
 		}
 		rpc := clusternet.NewRPCClient(id)
@@ -115,7 +115,7 @@ func TestRemovedNodeIsLockedOutAtOnce(t *testing.T) {
 		if !strings.Contains(bad.log(), "was removed from cluster test") {
 			t.Errorf("the removed node ended without saying why:\n%s", bad.log())
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Error("the removed node's own daemon goes on")
 	}
 	f.nodes = f.nodes[:2]
@@ -136,11 +136,11 @@ func TestRemovalInAGroupOfTwo(t *testing.T) {
 	l.run("raw", "put", "alone/at", "last")
 	select {
 	case <-gone.exited:
-	case <-time.After(30 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Error("the removed node goes on")
 	}
 	var st api.ClusterStatus
-	f.eventually(10*time.Second, "it is the only member", func() error {
+	f.eventually(60*time.Second, "it is the only member", func() error {
 		f.decode(l.run("cluster", "status", "-o", "json"), &st)
 		if len(st.Members) != 1 || !st.Quorum {
 			return fmt.Errorf("%+v", st)

@@ -118,7 +118,7 @@ func (g *ground) lose(done func(v *configdb.View) bool, at ...int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx, 1) }()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !done(g.db.Local()) {
 		if time.Now().After(deadline) {
 			cancel()

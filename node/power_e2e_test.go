@@ -69,7 +69,7 @@ func TestSilentHostIsSwitchedOffAndItsVMIsSoonElsewhere(t *testing.T) {
 
 	t.Run("a daemon that is stopped in order is left alone", func(t *testing.T) {
 		victim.stop()
-		f.eventually(5*time.Second, "its node says so", func() error {
+		f.eventually(60*time.Second, "its node says so", func() error {
 			if !rest[0].node(victim.name).Status.Stopping {
 				return fmt.Errorf("not yet")
 			}
@@ -81,7 +81,7 @@ func TestSilentHostIsSwitchedOffAndItsVMIsSoonElsewhere(t *testing.T) {
 			}
 		}
 		victim.start()
-		f.eventually(20*time.Second, "it is back", func() error {
+		f.eventually(60*time.Second, "it is back", func() error {
 			if n := rest[0].node(victim.name); n.Status.Stopping || n.Status.Phase != api.NodeReady {
 				return fmt.Errorf("%s, stopping %v", n.Status.Phase, n.Status.Stopping)
 			}
@@ -89,7 +89,7 @@ func TestSilentHostIsSwitchedOffAndItsVMIsSoonElsewhere(t *testing.T) {
 		})
 	})
 
-	f.eventually(30*time.Second, "the vm runs where it was", func() error {
+	f.eventually(60*time.Second, "the vm runs where it was", func() error {
 		if now := rest[0].vm("web1"); now.Status.Node != victim.name || now.Status.Phase != api.VMRunning || len(qemus(t, vm.Meta.ID)) != 1 {
 			return fmt.Errorf("%s on %s, QEMUs %v", now.Status.Phase, now.Status.Node, qemus(t, vm.Meta.ID))
 		}
@@ -128,7 +128,7 @@ func TestSilentHostIsSwitchedOffAndItsVMIsSoonElsewhere(t *testing.T) {
 
 	victim.start() // somebody switches it on
 	machine.Switch(true)
-	f.eventually(30*time.Second, "the node is back", func() error {
+	f.eventually(60*time.Second, "the node is back", func() error {
 		if p := rest[0].node(victim.name).Status.Phase; p != api.NodeReady {
 			return fmt.Errorf("phase %s", p)
 		}

@@ -116,7 +116,7 @@ func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
 	a.run("receiver", "create", "nms", "--type", "snmp", "--address", traps.addr, "--secret-file", pass)
 	a.run("receiver", "create", "nms3", "--type", "snmp", "--address", sealed.addr, "--snmp-version", "3", "--user", snmpUser, "--secret-file", phrase)
 	a.run("rule", "set", "quorum-lost", "--for", "7s")
-	f.eventually(20*time.Second, "every replica has the rule", func() error {
+	f.eventually(60*time.Second, "every replica has the rule", func() error {
 		if out := a.run("rule", "show", "quorum-lost", "-o", "json"); !strings.Contains(out, `"forSeconds": 7`) && !strings.Contains(out, `"forSeconds":7`) {
 			return errors.New(out)
 		}
@@ -133,7 +133,7 @@ func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
 		return nil
 	})
 	file := filepath.Join(a.dataDir, "quorum-told.json")
-	f.eventually(20*time.Second, "the daemon has noted whom it told", func() error {
+	f.eventually(60*time.Second, "the daemon has noted whom it told", func() error {
 		var noted struct{ Told []string }
 		b, err := os.ReadFile(file)
 		if err == nil {
@@ -146,7 +146,7 @@ func TestALostQuorumIsToldByMailAndTrap(t *testing.T) {
 	})
 	a.kill9()
 	a.start()
-	f.eventually(30*time.Second, "the restarted daemon says that the quorum is lost", func() error {
+	f.eventually(60*time.Second, "the restarted daemon says that the quorum is lost", func() error {
 		if a.status().NoQuorum == nil {
 			return errors.New("nothing is said")
 		}

@@ -52,7 +52,7 @@ func (h *host) upgrade(dir string) {
 // levels it supports.
 func (f *flock) supports(at *host, name, software string, want api.FeatureLevels) {
 	f.t.Helper()
-	f.eventually(20*time.Second, name+" reports its levels", func() error {
+	f.eventually(60*time.Second, name+" reports its levels", func() error {
 		s := at.node(name).Status
 		if s.Version != software || s.Supports() != want || s.Phase != api.NodeReady {
 			return fmt.Errorf("version %s supports %s, phase %s", s.Version, s.Supports(), s.Phase)
@@ -89,7 +89,7 @@ func (f *flock) leadBy(h *host) {
 	if h.members().Leader != h.name {
 		h.run("cluster", "transfer", h.name)
 	}
-	f.eventually(20*time.Second, h.name+" leads", func() error {
+	f.eventually(60*time.Second, h.name+" leads", func() error {
 		for _, o := range f.nodes {
 			if l := o.members().Leader; l != h.name {
 				return fmt.Errorf("%s says %q", o.name, l)
@@ -158,7 +158,7 @@ func (w *keyWriter) count() int {
 func (w *keyWriter) goesOn() {
 	w.f.t.Helper()
 	before := w.count()
-	w.f.eventually(20*time.Second, "writes are acknowledged", func() error {
+	w.f.eventually(60*time.Second, "writes are acknowledged", func() error {
 		if n := w.count(); n < before+20 {
 			return fmt.Errorf("%d, and %d before", n, before)
 		}
@@ -189,7 +189,7 @@ func (h *host) refusesToRun(words string) {
 	h.spawn()
 	select {
 	case <-h.exited:
-	case <-time.After(30 * time.Second):
+	case <-time.After(60 * time.Second):
 		h.f.t.Fatalf("%s goes on:\n%s", h.name, h.log()[was:])
 	}
 	said := h.log()[was:]
@@ -262,7 +262,7 @@ func TestRollingUpgrade(t *testing.T) {
 	// A node that is down counts with what it said.
 	n3.stop()
 	n1.run("cluster", "set", "--feature-level-hold=false")
-	f.eventually(20*time.Second, "the level is raised by itself", func() error {
+	f.eventually(60*time.Second, "the level is raised by itself", func() error {
 		for _, h := range []*host{n1, n2} {
 			if s := h.featureLevel(); s.Level != 2 || len(s.Waits) > 0 {
 				return fmt.Errorf("%s says %+v", h.name, s)
@@ -274,7 +274,7 @@ func TestRollingUpgrade(t *testing.T) {
 	if out := n2.run("event", "ls", "--last", "1000"); strings.Count(out, "cluster.featurelevel") != 1 {
 		t.Errorf("events of the raise:\n%s", out)
 	}
-	f.eventually(20*time.Second, "the history begins", func() error {
+	f.eventually(60*time.Second, "the history begins", func() error {
 		if n := n1.recorded(); n == 0 {
 			return fmt.Errorf("nothing is recorded")
 		}
@@ -288,7 +288,7 @@ func TestRollingUpgrade(t *testing.T) {
 	n3.bin = ""
 	n3.start()
 	f.supports(n1, "n3", version.Version, both)
-	f.eventually(20*time.Second, "n3 knows the level", func() error {
+	f.eventually(60*time.Second, "n3 knows the level", func() error {
 		if b := f.read(filepath.Join(n3.dataDir, "featurelevel")); !bytes.Equal(b, []byte("2\n")) {
 			return fmt.Errorf("it has noted %q", b)
 		}
