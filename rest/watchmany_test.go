@@ -28,6 +28,7 @@ const (
 func TestAThousandClientsWatchOneNode(t *testing.T) {
 	const changes = 20
 	f := newFixture(t)
+	f.servers["m1"].pingEvery = time.Hour // the first answer none until the last is there
 	vm := f.newVM("web1", api.VMStopped)
 	memory := func() int64 {
 		var m runtime.MemStats
