@@ -91,7 +91,7 @@ func TestTheClientResumesAndRelistsThroughARestartedNode(t *testing.T) {
 	ended := make(chan error, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	go func() {
-		ended <- cl.Watch(ctx, client.WatchOptions{Kinds: []api.Kind{api.KindVM}, MaxOutage: watchPatience}, func(e client.Event) error {
+		ended <- cl.Watch(ctx, client.WatchOptions{Kinds: []api.Kind{api.KindVM}, MaxOutage: time.Hour}, func(e client.Event) error {
 			text := e.Type
 			if e.Type == client.EventPut {
 				text += " " + client.MetaOf(e.Object).Name
