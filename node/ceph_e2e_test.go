@@ -42,7 +42,7 @@ func TestGuestOnCeph(t *testing.T) {
 	at.run("image", "create", "tiny", "--pool", "ceph", "--file", tinyImage(t))
 	at.run("vm", "create", "web1", "--cpu", "1", "--memory", "128M", "--image", "tiny", "--pool", "ceph", "--start")
 	removedVM(f, ceph) // while the guest boots
-	_, c := f.counting(f.nodes[1], 90*time.Second, 1, 0)
+	_, c := f.counting(f.nodes[1], bootPatience, 1, 0)
 	vm := at.vm("web1")
 	disk := vm.Spec.Disks[0].Volume
 
@@ -65,7 +65,7 @@ func TestGuestOnCeph(t *testing.T) {
 	if now := at.vm("web1").Status.Node; now == from {
 		t.Fatalf("it is still on %s", from)
 	}
-	if boot, _ := f.counting(at, 90*time.Second, 1, c); boot != 1 {
+	if boot, _ := f.counting(at, bootPatience, 1, c); boot != 1 {
 		t.Fatalf("the guest booted %d times", boot)
 	}
 	notes := f.noteServers()

@@ -29,7 +29,7 @@ func TestGuestIsSeenAndSpokenToThroughEveryNode(t *testing.T) {
 	f := newFlock(t, 2)
 	f.up()
 	f.withGuest(f.nodes[0], "--ci-user", "ops", "--ssh-key", f.newKey("ops")+".pub", "--ci-password-file", f.write("password", []byte("pa:ss of ops\n")), "--user-data", f.write("script", []byte("#!/bin/sh\necho hello\n")))
-	f.counting(f.nodes[1], 90*time.Second, 1, 0)
+	f.counting(f.nodes[1], bootPatience, 1, 0)
 	for _, h := range f.nodes {
 		t.Run("screen through "+h.name, func(t *testing.T) { h.sees(t) })
 	}
@@ -137,17 +137,28 @@ func (f *flock) tryAgent(t *testing.T) {
 		return nil
 	})
 	for i, h := range f.nodes {
-		if out := h.run("vm", "agent", "fs", "web1"); !strings.Contains(out, "/data") || !strings.Contains(out, "ext4") {
-			t.Errorf("file systems:\n%s", out)
-		}
-		if r := h.try("vm", "exec", "web1", "--", "/bin/sh", "-c", "echo to-out; echo to-err >&2; exit 7"); r.code != 7 || r.stdout != "to-out\n" || r.stderr != "to-err\n" {
-			t.Errorf("exec at %s: %+v", h.name, r)
-		}
+		// Of the commands each has some seconds, which a guest on a busy machine may not keep.
+		f.eventually(bootPatience, "the agent does what "+h.name+" asks for", func() error {
+			if r := h.try("vm", "agent", "fs", "web1"); !strings.Contains(r.stdout, "/data") || !strings.Contains(r.stdout, "ext4") {
+				return fmt.Errorf("file systems: %+v", r)
+			}
+			if r := h.try("vm", "exec", "web1", "--", "/bin/sh", "-c", "echo to-out; echo to-err >&2; exit 7"); r.code != 7 || r.stdout != "to-out\n" || r.stderr != "to-err\n" {
+				return fmt.Errorf("exec: %+v", r)
+			}
+			return nil
+		})
 		// A password, and what the guest has stored of it.
 		secret := fmt.Sprintf("pa:ss-%d word", i)
-		if r := h.tryWith(secret+"\n", "vm", "password", "web1", "--user", "root"); r.code != 0 || strings.Contains(r.stdout+r.stderr, secret) {
-			t.Errorf("password: %+v", r)
-		}
+		f.eventually(bootPatience, "the password is set through "+h.name, func() error {
+			r := h.tryWith(secret+"\n", "vm", "password", "web1", "--user", "root")
+			if strings.Contains(r.stdout+r.stderr, secret) {
+				t.Errorf("the password is shown: %+v", r)
+			}
+			if r.code != 0 {
+				return fmt.Errorf("%+v", r)
+			}
+			return nil
+		})
 		check := `h=$(sed -n 's/^root:\([^:]*\):.*/\1/p' /etc/passwd); IFS='$' read -r _ _ salt _ <<E
 $h
 E
@@ -178,7 +189,7 @@ E
 	owner := f.byName(at.vm("web1").Status.Node)
 	owner.kill9()
 	owner.start()
-	f.counting(owner, 90*time.Second, 1, c+2)
+	f.counting(owner, bootPatience, 1, c+2)
 	f.eventually(60*time.Second, "the agent answers again", func() error {
 		if r := owner.try("vm", "exec", "web1", "--", "/bin/true"); r.code != 0 {
 			return fmt.Errorf("%+v", r)
@@ -187,7 +198,7 @@ E
 	})
 	at.run("vm", "freeze", "web1", "--seconds", "2")
 	_, c = at.counter()
-	f.counting(at, 90*time.Second, 1, c+2) // thawed by itself
+	f.counting(at, bootPatience, 1, c+2) // thawed by itself
 
 	for _, e := range at.events("audit.vm.exec") {
 		if e.Spec.Details["command"] == "" || strings.Contains(fmt.Sprint(e.Spec), "secret") {

@@ -6,7 +6,6 @@ package node_test
 import (
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestARealGuestIsDrilled fails a real guest over on purpose, while all nodes live.
@@ -15,7 +14,7 @@ func TestARealGuestIsDrilled(t *testing.T) {
 	f := newFlock(t, 3)
 	f.up()
 	f.withGuest(f.nodes[0])
-	_, c := f.counting(f.nodes[1], 90*time.Second, 1, 0)
+	_, c := f.counting(f.nodes[1], bootPatience, 1, 0)
 	h := f.nodes[1]
 	h.refuse(4, "not meant for drills", "ha", "drill", "run", "web1")
 	h.run("vm", "set", "web1", "--drill", "manual")
@@ -30,7 +29,7 @@ func TestARealGuestIsDrilled(t *testing.T) {
 			t.Errorf("%s: %+v", n.name, st)
 		}
 	}
-	if boot, n := f.counting(h, 90*time.Second, 2, c); boot != 2 {
+	if boot, n := f.counting(h, bootPatience, 2, c); boot != 2 {
 		t.Errorf("boot %d, count %d", boot, n)
 	}
 	if out := h.run("ha", "drill", "ls"); !strings.Contains(out, "succeeded") || !strings.Contains(out, from) {

@@ -87,6 +87,9 @@ func (h *host) counter() (boot, count int) {
 	return boot, count
 }
 
+// bootPatience is for what a guest does, which has no processor of its own.
+const bootPatience = 4 * time.Minute
+
 // counting waits until the guest has counted on.
 func (f *flock) counting(at *host, within time.Duration, boot, beyond int) (int, int) {
 	f.t.Helper()
@@ -105,7 +108,7 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 	f := newFlock(t, 3)
 	f.up()
 	f.withGuest(f.nodes[1])
-	_, c := f.counting(f.nodes[2], 90*time.Second, 1, 0)
+	_, c := f.counting(f.nodes[2], bootPatience, 1, 0)
 	vm := f.nodes[0].vm("web1")
 	pid := qemus(t, vm.Meta.ID)
 	if len(pid) != 1 {
@@ -120,10 +123,10 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 			if h.name == vm.Status.Node {
 				h.start() // its console is served by its own daemon
 			} else {
-				_, c = f.counting(other, 90*time.Second, 1, c)
+				_, c = f.counting(other, bootPatience, 1, c)
 				h.start()
 			}
-			_, c = f.counting(h, 90*time.Second, 1, c)
+			_, c = f.counting(h, bootPatience, 1, c)
 			if now := qemus(t, vm.Meta.ID); !slices.Equal(now, pid) {
 				t.Fatalf("QEMU was %v before the daemon of %s was killed and is %v", pid, h.name, now)
 			}
@@ -148,7 +151,7 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 		rest := f.others(old)
 		old.signal(syscall.SIGSTOP)
 		twice := watchQEMUs(t, vm.Meta.ID)
-		b, after := f.counting(rest[0], 90*time.Second, 2, c)
+		b, after := f.counting(rest[0], bootPatience, 2, c)
 		old.signal(syscall.SIGCONT)
 		moved := rest[1].vm("web1")
 		if moved.Status.Node == old.name || b != 2 {
@@ -160,7 +163,7 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 			}
 			return nil
 		})
-		_, c = f.counting(rest[1], 90*time.Second, 2, after)
+		_, c = f.counting(rest[1], bootPatience, 2, after)
 		if n := twice(); n > 1 {
 			t.Errorf("%d QEMUs of the VM ran at once", n)
 		}
@@ -170,7 +173,7 @@ func TestGuestOutlivesEveryDaemonAndSurvivesItsHost(t *testing.T) {
 		victim := f.byName(f.nodes[0].vm("web1").Status.Node)
 		rest := f.others(victim)
 		victim.end()
-		b, _ := f.counting(rest[0], 90*time.Second, 3, c)
+		b, _ := f.counting(rest[0], bootPatience, 3, c)
 		if b != 3 {
 			t.Errorf("boot %d after the loss", b)
 		}
@@ -217,7 +220,7 @@ func TestLifeCycleThroughDifferentNodes(t *testing.T) {
 	f.up()
 	a, b, c := f.nodes[0], f.nodes[1], f.nodes[2]
 	f.withGuest(a)
-	_, n := f.counting(c, 90*time.Second, 1, 0)
+	_, n := f.counting(c, bootPatience, 1, 0)
 
 	b.run("vm", "pause", "web1")
 	if p := c.vm("web1").Status.Phase; p != api.VMPaused {
@@ -225,16 +228,16 @@ func TestLifeCycleThroughDifferentNodes(t *testing.T) {
 	}
 	_, still := a.counter()
 	c.run("vm", "resume", "web1")
-	f.counting(a, 90*time.Second, 1, max(n, still))
+	f.counting(a, bootPatience, 1, max(n, still))
 	a.run("vm", "reboot", "web1")
-	f.counting(b, 90*time.Second, 2, n)
+	f.counting(b, bootPatience, 2, n)
 	c.run("vm", "stop", "web1") // the ACPI power button
 	vm := b.vm("web1")
 	if vm.Status.Phase != api.VMStopped || len(qemus(t, vm.Meta.ID)) != 0 {
 		t.Errorf("stopped: %s, %v", vm.Status.Phase, qemus(t, vm.Meta.ID))
 	}
 	b.run("vm", "start", "web1")
-	f.counting(c, 90*time.Second, 3, n)
+	f.counting(c, bootPatience, 3, n)
 	a.refuse(4, "stop", "vm", "rm", "web1")
 	b.run("vm", "stop", "web1", "--force")
 	c.run("vm", "rm", "web1")

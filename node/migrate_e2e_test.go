@@ -23,7 +23,7 @@ func TestGuestCountsThroughMigrations(t *testing.T) {
 	f := newFlock(t, 3)
 	f.up()
 	f.withGuest(f.nodes[0])
-	_, c := f.counting(f.nodes[1], 90*time.Second, 1, 0)
+	_, c := f.counting(f.nodes[1], bootPatience, 1, 0)
 	vm := f.nodes[0].vm("web1")
 	id := vm.Meta.ID
 
@@ -39,7 +39,7 @@ func TestGuestCountsThroughMigrations(t *testing.T) {
 			t.Fatalf("after migration %d it is on %s, was on %s: %s", i, now.Status.Node, from, out)
 		}
 		var boot int
-		boot, c = f.counting(f.nodes[i], 90*time.Second, 1, c)
+		boot, c = f.counting(f.nodes[i], bootPatience, 1, c)
 		if boot != 1 {
 			t.Fatalf("the guest booted %d times", boot)
 		}
@@ -84,7 +84,7 @@ func TestGuestCountsThroughMigrations(t *testing.T) {
 				return nil
 			})
 			var boot int
-			boot, c = f.counting(asked, 90*time.Second, 1, c)
+			boot, c = f.counting(asked, bootPatience, 1, c)
 			if now := asked.vm("web1"); boot != 1 || now.Status.Node != from.name {
 				t.Errorf("after the kill of the %s: boot %d, on %s", end, boot, now.Status.Node)
 			}
@@ -106,7 +106,7 @@ func TestGuestCountsThroughMigrations(t *testing.T) {
 			t.Fatalf("no task in %s", out)
 		}
 		f.nodes[1].run("task", "cancel", m[1])
-		_, c = f.counting(f.nodes[2], 90*time.Second, 1, c)
+		_, c = f.counting(f.nodes[2], bootPatience, 1, c)
 		if now := f.nodes[0].vm("web1").Status.Node; now != from {
 			t.Errorf("it is on %s, was on %s", now, from)
 		}
@@ -121,7 +121,7 @@ func TestGuestCountsThroughMigrations(t *testing.T) {
 		}
 		asked.refuse(4, "maintenance", "vm", "migrate", "web1", "--to", from.name)
 		asked.run("node", "maintenance", "off", from.name)
-		if boot, n := f.counting(asked, 90*time.Second, 1, c); boot != 1 {
+		if boot, n := f.counting(asked, bootPatience, 1, c); boot != 1 {
 			t.Errorf("the guest booted %d times", boot)
 		} else {
 			c = n
@@ -141,7 +141,7 @@ func TestGuestCountsThroughMigrations(t *testing.T) {
 			return n
 		}
 		beyond := func(least int) (n int) {
-			f.eventually(90*time.Second, "web2 counts on", func() error {
+			f.eventually(bootPatience, "web2 counts on", func() error {
 				if n = counted(); n <= least {
 					return fmt.Errorf("%d", n)
 				}

@@ -49,12 +49,12 @@ func TestAppWaitsForItsDatabaseAndTheDatabaseGoesBack(t *testing.T) {
 	for _, h := range rest {
 		victim.run("node", "maintenance", "off", h.name)
 	}
-	_, c := f.counting(victim, 90*time.Second, 1, 0)
+	_, c := f.counting(victim, bootPatience, 1, 0)
 	db, app := rest[0].vm("web1").Meta.ID, rest[0].vm("app").Meta.ID
 
 	victim.end()
 	started := func(id, name string) (pid string) {
-		f.eventually(90*time.Second, name+" runs elsewhere", func() error {
+		f.eventually(bootPatience, name+" runs elsewhere", func() error {
 			vm := rest[0].vm(name)
 			pids := qemus(t, id)
 			if vm.Status.Phase != api.VMRunning || vm.Status.Node == victim.name || len(pids) != 1 {
@@ -73,7 +73,7 @@ func TestAppWaitsForItsDatabaseAndTheDatabaseGoesBack(t *testing.T) {
 	if e := rest[0].events("vm.not-awaited"); len(e) != 0 {
 		t.Errorf("the app did not wait: %+v", e)
 	}
-	_, c = f.counting(rest[1], 90*time.Second, 2, c)
+	_, c = f.counting(rest[1], bootPatience, 2, c)
 
 	appOn := rest[0].vm("app").Status.Node
 	back := time.Now() // it counts from when the node is ready, which is later
@@ -88,7 +88,7 @@ func TestAppWaitsForItsDatabaseAndTheDatabaseGoesBack(t *testing.T) {
 	if after := time.Since(back); after < time.Minute {
 		t.Errorf("it was back %v after its host was started", after)
 	}
-	if boot, _ := f.counting(rest[1], 90*time.Second, 2, c); boot != 2 {
+	if boot, _ := f.counting(rest[1], bootPatience, 2, c); boot != 2 {
 		t.Errorf("the database booted %d times: it did not migrate", boot)
 	}
 	f.eventually(60*time.Second, "one QEMU is left of the database", func() error {

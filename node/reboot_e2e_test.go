@@ -79,7 +79,7 @@ func TestNodeIsRebootedAsPlanned(t *testing.T) {
 	f.rebootable()
 	f.up()
 	f.withGuest(f.nodes[0])
-	_, c := f.counting(f.nodes[1], 90*time.Second, 1, 0)
+	_, c := f.counting(f.nodes[1], bootPatience, 1, 0)
 	victim := f.byName(f.nodes[0].vm("web1").Status.Node)
 	asked := f.others(victim)[0]
 	if out := asked.run("node", "reboot", victim.name, "--dry-run"); !strings.Contains(out, "Voters left") || !strings.Contains(out, "migrate") {
@@ -120,7 +120,7 @@ func TestNodeIsRebootedAsPlanned(t *testing.T) {
 	if out := asked.run("ha", "proof"); strings.Contains(out, victim.name) {
 		t.Errorf("it was taken for a loss: %s", out)
 	}
-	if boot, _ := f.counting(asked, 90*time.Second, 1, c); boot != 1 || asked.vm("web1").Status.Node == victim.name {
+	if boot, _ := f.counting(asked, bootPatience, 1, c); boot != 1 || asked.vm("web1").Status.Node == victim.name {
 		t.Errorf("the guest booted %d times", boot)
 	}
 }
@@ -156,7 +156,7 @@ func TestAllNodesAreRebootedInTurn(t *testing.T) {
 	f.rebootable()
 	f.up()
 	f.withGuest(f.nodes[0])
-	_, c := f.counting(f.nodes[1], 90*time.Second, 1, 0)
+	_, c := f.counting(f.nodes[1], bootPatience, 1, 0)
 	at := f.nodes[0]
 	if out := at.run("cluster", "reboot", "--rolling", "--dry-run"); strings.Count(out, "Node n") != 3 || strings.Contains(out, "In the way") || strings.Contains(out, "Refused") {
 		t.Fatal(out)
@@ -196,7 +196,7 @@ func TestAllNodesAreRebootedInTurn(t *testing.T) {
 		}
 	}
 	at.refuse(4, "every node of the last rolling reboot", "cluster", "reboot", "--rolling", "--continue")
-	if boot, _ := f.counting(at, 90*time.Second, 1, c); boot != 1 {
+	if boot, _ := f.counting(at, bootPatience, 1, c); boot != 1 {
 		t.Errorf("the guest booted %d times", boot)
 	}
 }

@@ -17,8 +17,8 @@ import (
 func (f *flock) savedAndCopied(t *testing.T) int {
 	at := f.nodes[0]
 	at.run("vm", "snapshot", "create", "web1", "base", "--memory")
-	_, base := f.counting(at, 90*time.Second, 1, 0)
-	_, later := f.counting(at, 90*time.Second, 1, base+3)
+	_, base := f.counting(at, bootPatience, 1, 0)
+	_, later := f.counting(at, bootPatience, 1, base+3)
 
 	was := at.vm("web1")
 	at.run("vm", "suspend", "web1")
@@ -33,7 +33,7 @@ func (f *flock) savedAndCopied(t *testing.T) int {
 	at.run("node", "maintenance", "on", was.Status.Node)
 	at.run("vm", "resume", "web1")
 	at.run("node", "maintenance", "off", was.Status.Node)
-	boot, resumed := f.counting(at, 90*time.Second, 1, later)
+	boot, resumed := f.counting(at, bootPatience, 1, later)
 	now := at.vm("web1")
 	if boot != 1 || now.Status.Node == was.Status.Node {
 		t.Errorf("resumed in boot %d on node %s, was on %s", boot, now.Status.Node, was.Status.Node)
@@ -44,7 +44,7 @@ func (f *flock) savedAndCopied(t *testing.T) int {
 	if clone.Meta.ID == now.Meta.ID || clone.Status.Phase != api.VMRunning {
 		t.Errorf("%+v", clone)
 	}
-	f.eventually(90*time.Second, "the clone boots under its own name", func() error {
+	f.eventually(bootPatience, "the clone boots under its own name", func() error {
 		if out := at.try("vm", "console", "web2", "--log").stdout; !strings.Contains(out, "muster-guest name=web2 boot=2 ") {
 			return api.Errorf(api.CodeInternal, "%s", out[max(0, len(out)-200):])
 		}
@@ -70,7 +70,7 @@ func (f *flock) savedAndCopied(t *testing.T) int {
 	at.run("vm", "rm", "many-1", "many-2")
 
 	// So far on that nobody can look too late at how far it is back.
-	_, far := f.counting(at, 90*time.Second, 1, resumed+20)
+	_, far := f.counting(at, bootPatience, 1, resumed+20)
 	at.run("vm", "snapshot", "revert", "web1", "base", "--force")
 	f.eventually(60*time.Second, "the guest is back where it was", func() error {
 		if b, c := at.counter(); b != 1 || c >= far {
@@ -79,6 +79,6 @@ func (f *flock) savedAndCopied(t *testing.T) int {
 		return nil
 	})
 	at.run("vm", "snapshot", "rm", "web1", "base")
-	_, c := f.counting(at, 90*time.Second, 1, 0)
+	_, c := f.counting(at, bootPatience, 1, 0)
 	return c
 }
