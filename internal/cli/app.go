@@ -41,9 +41,9 @@ type Streams struct {
 	Version string
 	// Shell is set when the command runs inside a node's daemon.
 	Shell *Shell
-	// RaceDelay of the client, longer in tests: on a busy machine the first server may be
-	// slow to connect.
-	RaceDelay time.Duration
+	// RaceDelay of the client, and how soon what a shell waits for must come; both longer in
+	// tests: on a busy machine a server may be slow.
+	RaceDelay, Soon time.Duration
 }
 
 // System returns the streams of the process.

@@ -33,7 +33,7 @@ func (a *app) names(ctx context.Context, kind api.Kind, given []string, word str
 	if ctx == nil {
 		ctx = context.Background()
 	}
-	ctx, cancel := context.WithTimeout(ctx, versionDeadline)
+	ctx, cancel := context.WithTimeout(ctx, a.soon())
 	defer cancel()
 	a.flags.quiet = true // a notice would break the line being edited
 	c, err := a.connect()

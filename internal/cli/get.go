@@ -5,6 +5,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -49,6 +50,9 @@ func (a *app) getCmd() *cobra.Command {
 // names.
 const versionDeadline = 2 * time.Second
 
+// soon is versionDeadline, unless a test has more time.
+func (a *app) soon() time.Duration { return cmp.Or(a.Soon, versionDeadline) }
+
 func (a *app) versionCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version of this program and of the node that answers", Args: args(),
@@ -77,7 +81,7 @@ func (a *app) versionCmd() *cobra.Command {
 
 // serverVersion asks the node that answers for its own version.
 func (a *app) serverVersion(ctx context.Context) (node, version string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, versionDeadline)
+	ctx, cancel := context.WithTimeout(ctx, a.soon())
 	defer cancel()
 	c, err := a.connect()
 	if err != nil {

@@ -24,7 +24,7 @@ var scriptPrograms = map[string]func(){
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		s := System("0.9-test")
-		s.RaceDelay = time.Minute // the scripts say which server is asked first
+		s.RaceDelay, s.Soon = time.Minute, time.Minute // the scripts say which server is asked first
 		os.Exit(Run(ctx, os.Args[1:], s))
 	},
 }

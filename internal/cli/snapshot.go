@@ -156,7 +156,7 @@ func (a *app) completeSnapshot(cmd *cobra.Command, given []string, word string) 
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), versionDeadline)
+	ctx, cancel := context.WithTimeout(cmd.Context(), a.soon())
 	defer cancel()
 	l, err := c.Snapshots(ctx, a.project, given[0])
 	if err != nil {
