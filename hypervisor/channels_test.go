@@ -220,7 +220,11 @@ func TestMigrationOverSeveralConnections(t *testing.T) {
 	}{
 		{name: "nothing happens", ends: "succeeded", at: "node-2"},
 		{name: "cancelled", ends: "cancelled", at: "node-1", held: func(p *pair, id string) { p.cancel(id) }},
-		{name: "one connection breaks", ends: "failed", at: "node-1", held: func(p *pair, _ string) { p.allFlow(); p.links.severOne() }},
+		{name: "one connection breaks", ends: "failed", at: "node-1", held: func(p *pair, _ string) {
+			p.allFlow()
+			p.links.severOne()
+			p.atStep("failed") // else it might come to its end before anybody has noticed
+		}},
 		{name: "the source's daemon dies", ends: "failed", at: "node-1", held: func(p *pair, _ string) { p.stop(); p.begin() }},
 		{name: "the target's daemon dies", ends: "failed", at: "node-1", held: func(p *pair, _ string) {
 			p.allFlow()

@@ -35,7 +35,11 @@ func TestDisksInUseAreNotTouched(t *testing.T) {
 		"another VM has it":                 {&instance{id: other}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			most := time.Second
+			if c.touched {
+				most = patience
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), most)
 			defer cancel()
 			touched := false
 			err := (&diskSet{h: e.h, in: c.in, epoch: e.binding(c.in.id).Spec.Epoch, disks: disks}).offline(ctx, disks, func(*configdb.View, string) error { touched = true; return nil })

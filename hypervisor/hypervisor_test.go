@@ -208,10 +208,12 @@ func TestGuestThatSwitchesItselfOffStaysOff(t *testing.T) {
 func TestCrashIsCountedAndRestarted(t *testing.T) {
 	e := newEnv(t, false)
 	id, _ := e.running(api.VMSpec{})
+	e.clock.hold()
 	e.fakes.qemu().Exit(-1, 11)
 	e.wait(id, "reported", func(vm api.VM) bool {
 		return vm.Status.Crashes == 1 && strings.Contains(vm.Status.Message, "segmentation fault")
 	})
+	e.clock.goOn()
 	e.wait(id, "running again", func(vm api.VM) bool { return vm.Status.Phase == api.VMRunning && vm.Status.Crashes == 1 })
 	e.fakes.qemu().Emit("SHUTDOWN", `{"guest": false, "reason": "host-signal"}`)
 	e.fakes.qemu().Exit(0, 0)
@@ -223,15 +225,15 @@ func TestFailedStartShowsTheLogAndBacksOff(t *testing.T) {
 	e := newEnv(t, false)
 	e.vols.put("web1-disk0", e.disk())
 	e.fakes.broken = "qemu: -device nonsense:\nno such device\n"
+	begin := time.Now()
 	id := e.create("node-1", api.VMSpec{Power: api.PowerRunning})
 	vm := e.wait(id, "failed", func(vm api.VM) bool { return vm.Status.Phase == api.VMFailed })
 	if !strings.Contains(vm.Status.Message, "exit code 1") || !strings.Contains(vm.Status.Message, "nonsense: no such device") || vm.Status.Crashes != 0 {
 		t.Fatalf("%+v", vm.Status)
 	}
-	begin := time.Now()
 	e.until("third try", func() bool { return e.guard.startCount() >= 3 }, nothing)
-	if d := time.Since(begin); d < 2*time.Second {
-		t.Fatalf("two more starts within %v", d)
+	if d := time.Since(begin); d < 3*MinRestart { // the second pause is twice as long as the first
+		t.Fatalf("three starts within %v", d)
 	}
 	e.fakes.mu.Lock()
 	e.fakes.broken = ""

@@ -391,16 +391,34 @@ type env struct {
 	adapt   func(*Config) // of the daemons that begin later
 }
 
-// clock is a real clock that can be moved on.
+// clock is a real clock that can be moved on, and held.
 type clock struct {
 	mu    sync.Mutex
 	ahead time.Duration
+	held  time.Time // when it was held; zero: it goes
 }
 
 func (c *clock) now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.held.IsZero() {
+		return c.held.Add(c.ahead)
+	}
 	return time.Now().Add(c.ahead)
+}
+
+// hold makes it stand still until goOn, so that a pause ends when the test has seen it and
+// not before.
+func (c *clock) hold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = time.Now()
+}
+
+func (c *clock) goOn() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = time.Time{}
 }
 
 func (c *clock) advance(d time.Duration) {

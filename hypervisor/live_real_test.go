@@ -66,9 +66,15 @@ func (e *env) waitLong(id, what string, ok func(api.VM) bool) api.VM {
 	}
 }
 
+// ask has QEMU carry out what may be repeated, until it has answered.
 func (e *env) ask(id, cmd string, args, out any) {
 	e.t.Helper()
-	must(e.t, e.h.instance(id).execute(e.t.Context(), cmd, args, out))
+	var err error
+	e.until("QEMU answers "+cmd, func() bool {
+		err = e.h.instance(id).execute(e.t.Context(), cmd, args, out)
+		return err == nil || refusal(err)
+	}, func() string { return err.Error() })
+	must(e.t, err)
 }
 
 // One real guest, to which everything comes and from which everything goes.
@@ -124,7 +130,7 @@ func TestRealGuestHotplug(t *testing.T) {
 		}
 	}
 
-	must(t, e.h.instance(id).execute(t.Context(), "block_resize", map[string]any{"node-name": argv.DiskNode(3), "size": int64(128 * api.MiB)}, nil))
+	e.ask(id, "block_resize", map[string]any{"node-name": argv.DiskNode(3), "size": int64(128 * api.MiB)}, nil)
 
 	began = time.Now()
 	e.detach(id, data)

@@ -282,11 +282,13 @@ func TestACardComesMovesAndGoes(t *testing.T) {
 		t.Error("the link is up")
 	}
 	nic.Network = "lab2"
+	e.clock.hold()
 	e.change(id, func(vm *api.VM) { vm.Spec.NICs = []api.VMNIC{nic} })
 	e.wait(id, "moved, cable out", func(vm api.VM) bool {
 		got, _ := vm.Status.Hardware.NICIn(2)
 		return got.Network == "lab2" && got.Link == api.LinkDown
 	})
+	e.clock.goOn()
 	e.clock.advance(LinkPause)
 	e.h.Wake()
 	e.wait(id, "moved", is(nic))

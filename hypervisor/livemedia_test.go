@@ -91,8 +91,8 @@ func TestMediaChangeWhileTheVMRuns(t *testing.T) {
 	e.until("released", func() bool { return !e.read(two) && e.read(one) }, nothing)
 
 	// What the guest does to its tray is the guest's.
-	q.MoveTray("cd1", true)
 	before := q.Count("query-block")
+	q.MoveTray("cd1", true)
 	e.until("looked", func() bool { return q.Count("query-block") > before }, nothing)
 	e.h.Wake()
 	e.wait(id, "quiet", holds(1, "one"))

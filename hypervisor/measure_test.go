@@ -4,6 +4,8 @@
 package hypervisor
 
 import (
+	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -16,13 +18,19 @@ func TestEveryQEMUIsMeasuredAndOneThatHangsHoldsUpNoOther(t *testing.T) {
 	qemu := e.fakes.qemu()
 	good, _ := e.runningNamed("web2", api.VMSpec{})
 	want := Measured{Balloon: 96 << 20, DiskRead: 1005, DiskWritten: 27}
-	if got := e.h.Measure(t.Context()); len(got) != 2 || got[good] != want || got[stuck] != want {
-		t.Fatalf("measured %+v", got)
+	// Who is not measured in time on a busy machine is by one of the next calls.
+	measured := func(all map[string]Measured) {
+		t.Helper()
+		var got map[string]Measured
+		var took time.Duration
+		e.until("they are measured", func() bool {
+			began := time.Now()
+			got = e.h.Measure(t.Context())
+			took = time.Since(began)
+			return maps.Equal(got, all) && took < MeasureDeadline+2*time.Second
+		}, func() string { return fmt.Sprintf("measured %+v in %s", got, took) })
 	}
+	measured(map[string]Measured{good: want, stuck: want})
 	qemu.Hang(true)
-	began := time.Now()
-	got := e.h.Measure(t.Context())
-	if took := time.Since(began); len(got) != 1 || got[good] != want || took > MeasureDeadline+2*time.Second {
-		t.Fatalf("measured %+v in %s", got, took)
-	}
+	measured(map[string]Measured{good: want})
 }

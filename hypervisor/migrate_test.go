@@ -545,11 +545,8 @@ func TestLoadedGuestIsNotRunAfterALaterMove(t *testing.T) {
 	p.atStep("active")
 	loadedThere := func() bool { o := p.other.fakes.qemu(); return o != nil && o.Migration() == "completed" }
 	q.OnSent(func() {
-		for range 2000 { // what is on the line would be lost with the line
-			if loadedThere() {
-				break
-			}
-			time.Sleep(time.Millisecond)
+		for end := time.Now().Add(patience); !loadedThere() && time.Now().Before(end); {
+			time.Sleep(time.Millisecond) // what is on the line would be lost with the line
 		}
 		late.standStill() // its daemon does not see the end
 		p.guard.lease(0)  // too late for QEMU, in time for the commit
