@@ -129,6 +129,7 @@ func TestADrillEndsNothing(t *testing.T) {
 func TestAnEndThatIsNotTheDrillsGivesNothingUp(t *testing.T) {
 	e := newEnv(t, false)
 	id, _ := e.asked()
+	e.clock.hold()
 	e.fakes.qemu().Exit(-1, 11)
 	e.begin()
 	vm := e.wait(id, "crashed", crashed(1))

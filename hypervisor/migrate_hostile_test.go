@@ -16,11 +16,21 @@ import (
 // later moves the clock on until something is so.
 func (p *pair) later(what string, ok func() bool) {
 	p.t.Helper()
+	p.laterWithin(1<<62, what, ok)
+}
+
+// laterWithin is later for what must not take so long: the clock is moved on by less.
+func (p *pair) laterWithin(most time.Duration, what string, ok func() bool) {
+	p.t.Helper()
+	ahead := time.Second
 	p.until(what, func() bool {
 		if ok() {
 			return true
 		}
-		p.clock.advance(time.Second)
+		if ahead < most {
+			ahead += time.Second
+			p.clock.advance(time.Second)
+		}
 		p.env.h.Wake()
 		return false
 	}, func() string {

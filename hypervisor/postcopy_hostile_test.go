@@ -75,7 +75,7 @@ func TestSourceThatAnswersNothingIsGivenUp(t *testing.T) {
 // at all; until then the guest stands still.
 func TestLineThroughWhichNothingFlowsIsMended(t *testing.T) {
 	p, id, source, target := dividedPair(t)
-	p.later("it is mended", func() bool { return target.Count("migrate-recover") > 0 })
+	p.laterWithin(RecoverTime-RestIdleTime, "it is mended", func() bool { return target.Count("migrate-recover") > 0 })
 	p.until("it flows", func() bool { return source.Migration() == "postcopy-active" && target.Migration() == "postcopy-active" }, nothing)
 	source.Rest()
 	p.over(id, "succeeded")

@@ -40,7 +40,11 @@ func TestPostCopySurvivesHarmAtEveryStep(t *testing.T) {
 	}{
 		{name: "nothing", divided: func(p *pair, _ string) { source(p).Rest() }, ends: "succeeded", at: "node-2"},
 		{name: "cancel before the switch", before: func(p *pair, id string) { p.cancel(id) }, ends: "cancelled", at: "node-1"},
-		{name: "the streams break before the switch", before: func(p *pair, _ string) { p.flows(); p.links.sever(false) }, ends: "failed", at: "node-1"},
+		{name: "the streams break before the switch", before: func(p *pair, _ string) {
+			p.flows()
+			p.links.sever(false)
+			p.atStep("failed") // else it might come to the switch before anybody has noticed
+		}, ends: "failed", at: "node-1"},
 		{name: "the target's QEMU dies before the commit", before: func(p *pair, _ string) {
 			q := target(p)
 			source(p).On("migrate-start-postcopy", func() { q.Exit(-1, 9) })

@@ -20,7 +20,6 @@ func TestRealQEMUHasTheCloudInitCDROM(t *testing.T) {
 	for name, format := range map[string]api.CloudInitFormat{"linux": api.CloudInitNoCloud, "windows": api.CloudInitConfigDrive} {
 		e := newEnv(t, true)
 		id, _ := e.runningNamed(name, api.VMSpec{Display: api.DisplayNone, CloudInit: &api.CloudInit{Format: format, User: "ops"}})
-		in := e.h.instance(id)
 		var disks []struct {
 			QDev     string `json:"qdev"`
 			Inserted struct {
@@ -28,7 +27,7 @@ func TestRealQEMUHasTheCloudInitCDROM(t *testing.T) {
 				RO   bool   `json:"ro"`
 			} `json:"inserted"`
 		}
-		must(t, in.command(t.Context(), "query-block", &disks))
+		e.ask(id, "query-block", nil, &disks)
 		found := false
 		for _, d := range disks {
 			found = found || strings.HasSuffix(d.Inserted.File, "seed.iso") && d.Inserted.RO && strings.Contains(d.QDev, "seedcd")

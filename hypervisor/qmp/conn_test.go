@@ -166,14 +166,34 @@ func TestRefusalIsTyped(t *testing.T) {
 	}
 }
 
+// expiring is a context whose deadline has passed when the test closes over.
+type expiring struct {
+	context.Context //nolint:containedctx // it is one
+	over            chan struct{}
+}
+
+func (e expiring) Done() <-chan struct{} { return e.over }
+
+func (e expiring) Err() error {
+	select {
+	case <-e.over:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
 func TestReplyAfterTheDeadlineIsDropped(t *testing.T) {
 	c, p := pair(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
+	ctx := expiring{t.Context(), make(chan struct{})}
+	var late seen
+	go func() {
+		late = p.hear()
+		close(ctx.over)
+	}()
 	if err := c.Execute(ctx, "slow", nil, nil); !errors.Is(err, ErrTimeout) {
 		t.Fatal(err)
 	}
-	late := p.hear()
 	p.say(`{"return": "late", "id": %d}`+"\n", late.ID)
 	go func() { p.say(`{"return": "fresh", "id": %d}`+"\n", p.hear().ID) }()
 	var got string
@@ -211,12 +231,15 @@ func TestTooManyWaitingCommandsAreRefused(t *testing.T) {
 	wg.Wait()
 }
 
-// A peer that reads nothing at all: the socket's buffer fills up.
+// A peer that reads no more: the socket's buffer fills up.
 func TestStuckPeerHoldsNobodyPastTheDeadline(t *testing.T) {
-	c, _ := pair(t)
+	c, p := pair(t)
 	big := json.RawMessage(`"` + strings.Repeat("x", 1<<20) + `"`)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
+	ctx := expiring{t.Context(), make(chan struct{})}
+	go func() {
+		_, _ = p.r.Peek(1) // the command has begun to be written
+		close(ctx.over)
+	}()
 	if err := c.Execute(ctx, "big", map[string]any{"a": big}, nil); !errors.Is(err, ErrTimeout) {
 		t.Fatal(err)
 	}
