@@ -111,11 +111,14 @@ func (k *kit) txn(f func(*configdb.View, *configdb.Txn) error) {
 	}
 }
 
-// lose declares a node lost, as ha does, and moves the VM on the way.
+// lose declares a node lost, as ha does, and moves the VM on the way, at once: a rule whose
+// time is over may fire between the two.
 func (k *kit) lose(name, to string) {
 	k.t.Helper()
-	k.nodePhase(name, api.NodeLost)
 	k.txn(func(v *configdb.View, tx *configdb.Txn) error {
+		if err := k.phase(v, tx, name, api.NodeLost); err != nil {
+			return err
+		}
 		b, err := configdb.Bindings.Get(v, k.vm.Meta.ID)
 		if err != nil || b.Spec.Node != name {
 			return err
@@ -135,18 +138,20 @@ func (k *kit) lose(name, to string) {
 
 func (k *kit) nodePhase(name string, phase api.NodePhase) {
 	k.t.Helper()
-	k.txn(func(v *configdb.View, tx *configdb.Txn) error {
-		n, err := configdb.Nodes.Get(v, k.nodes[name].Meta.ID)
-		if err != nil {
-			return err
-		}
-		n.Status.Phase = phase
-		if phase == api.NodeLost {
-			now := time.Now().UTC()
-			n.Status.LostAt = &now
-		}
-		return configdb.Nodes.UpdateStatus(v, tx, &n)
-	})
+	k.txn(func(v *configdb.View, tx *configdb.Txn) error { return k.phase(v, tx, name, phase) })
+}
+
+func (k *kit) phase(v *configdb.View, tx *configdb.Txn, name string, phase api.NodePhase) error {
+	n, err := configdb.Nodes.Get(v, k.nodes[name].Meta.ID)
+	if err != nil {
+		return err
+	}
+	n.Status.Phase = phase
+	if phase == api.NodeLost {
+		now := time.Now().UTC()
+		n.Status.LostAt = &now
+	}
+	return configdb.Nodes.UpdateStatus(v, tx, &n)
 }
 
 func (k *kit) vmStatus(change func(*api.VMStatus)) {
@@ -221,7 +226,7 @@ func (k *kit) lead(s *Service, term uint64) (stop func()) {
 	return stop
 }
 
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // eventually waits until f holds, looking whenever the store changed.
 func (k *kit) eventually(what string, f func(v *configdb.View) bool) {

@@ -102,6 +102,16 @@ func TestAWebhookIsSigned(t *testing.T) {
 	}
 }
 
+const saysNothing = "says nothing"
+
+// within is the time for a receiver: little for who uses up all of it.
+func within(name string) time.Duration {
+	if name == saysNothing {
+		return 2 * time.Second
+	}
+	return time.Minute
+}
+
 func TestHostileWebhooks(t *testing.T) {
 	var elsewhere atomic.Int32
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
@@ -128,7 +138,7 @@ func TestHostileWebhooks(t *testing.T) {
 		"failure with secrets": {func(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "bad key: the key of the hook\x1b[31m", http.StatusForbidden)
 		}, "not shown"},
-		"says nothing": {func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body); <-r.Context().Done() }, "deadline"},
+		saysNothing: {func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body); <-r.Context().Done() }, "deadline"},
 		"endless header": {func(w http.ResponseWriter, _ *http.Request) {
 			conn, _, err := http.NewResponseController(w).Hijack()
 			if err != nil {
@@ -153,7 +163,7 @@ func TestHostileWebhooks(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := webhook(t, tc.handler)
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), within(name))
 			defer cancel()
 			err := testSender().Send(ctx, r, testMessage("x"))
 			switch {
@@ -201,7 +211,7 @@ func TestHostileMailServers(t *testing.T) {
 		tls  string
 		want string
 	}{
-		"says nothing": {func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }, "none", "timeout"},
+		saysNothing: {func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }, "none", "timeout"},
 		"a line without end": {func(c net.Conn) {
 			for {
 				if _, err := c.Write(make([]byte, 1<<16)); err != nil {
@@ -223,14 +233,14 @@ func TestHostileMailServers(t *testing.T) {
 			r := Receiver{Name: "ops", Secret: "the password", Spec: api.ReceiverSpec{
 				Type: api.ReceiverSMTP, Address: talker(t, tc.talk), TLS: tc.tls, From: "a@example.org", To: []string{"b@example.org"}, User: "a",
 			}}
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), within(name))
 			defer cancel()
 			began := time.Now()
 			err := testSender().Send(ctx, r, testMessage("x"))
 			if err == nil || !strings.Contains(strings.ToLower(err.Error()), strings.ToLower(tc.want)) || strings.Contains(err.Error(), r.Secret) {
 				t.Errorf("error %v, want %q", err, tc.want)
 			}
-			if took := time.Since(began); took > 5*time.Second {
+			if took := time.Since(began); took > 20*time.Second {
 				t.Errorf("it took %s", took)
 			}
 		})

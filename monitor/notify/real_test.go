@@ -121,7 +121,9 @@ func TestSnmptrapdReceivesNotifications(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	send(s, v2, testMessage("node m1 is lost; restarted elsewhere: web1 on m3"))
+	for end := time.Now().Add(20 * time.Second); d.count("web1 on m3") == 0 && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		send(s, v2, testMessage("node m1 is lost; restarted elsewhere: web1 on m3")) // it may not listen yet
+	}
 	line := d.wait(t, "web1 on m3")
 	for _, want := range []string{"OID: MUSTER-MIB::musterAlertFiring", "MUSTER-MIB::musterAlertRule", "STRING: rule-0", "INTEGER: critical(3)", "STRING: node m1", "MUSTER-MIB::musterClusterName.0 = STRING: prod"} {
 		if !strings.Contains(line, want) {

@@ -181,7 +181,9 @@ func TestBadProcIsAnErrorNotAPanic(t *testing.T) {
 	}
 }
 
-func TestAPoolThatHangsHurtsOnlyItself(t *testing.T) {
+func TestAPoolThatHangsHurtsOnlyItself(t *testing.T) { synctest.Test(t, aPoolThatHangs) }
+
+func aPoolThatHangs(t *testing.T) {
 	hang := make(chan struct{})
 	defer close(hang)
 	var asked atomic.Int32

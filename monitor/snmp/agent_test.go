@@ -93,7 +93,7 @@ func tool(t *testing.T, a *running, name string, args ...string) (string, error)
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	all := append([]string{"-M", "base:.", "-m", "MUSTER-MIB", "-t", "2", "-r", "0"}, args...)
+	all := append([]string{"-M", "base:.", "-m", "MUSTER-MIB", "-t", "20", "-r", "0"}, args...)
 	for i, s := range all {
 		if s == "AGENT" {
 			all[i] = a.addr
@@ -169,7 +169,7 @@ func TestWhoMayNotLook(t *testing.T) {
 		"neither":             {[]string{"-v3", "-l", "noAuthNoPriv", "-u", testUser}, "Unsupported security level"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			out, err := tool(t, a, "snmpget", append(tc.args, "AGENT", "MUSTER-MIB::musterClusterName.0")...)
+			out, err := tool(t, a, "snmpget", append(tc.args, "-t", "2", "AGENT", "MUSTER-MIB::musterClusterName.0")...)
 			if err == nil || strings.Contains(out, "prod") {
 				t.Fatalf("got data: %s", out)
 			}
@@ -309,7 +309,7 @@ func TestAPortInUseIsTriedAgain(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
-	out, err := tool(t, &running{a, taken.LocalAddr().String()}, "snmpget", "-v2c", "-c", testCommunity, "-r", "5", "AGENT", "MUSTER-MIB::musterClusterName.0")
+	out, err := tool(t, &running{a, taken.LocalAddr().String()}, "snmpget", "-v2c", "-c", testCommunity, "-t", "1", "-r", "20", "AGENT", "MUSTER-MIB::musterClusterName.0")
 	if err != nil || !strings.Contains(out, "STRING: ") {
 		t.Errorf("after the port is free: %v: %s", err, out)
 	}
