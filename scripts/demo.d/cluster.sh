@@ -10,7 +10,7 @@ LOCK=/run/lock/muster-demo.lock
 IMAGE=$ROOT/build/guest/tiny.qcow2
 GUEST=web1
 SOCKET_SECONDS=30
-READY_SECONDS=60
+READY_SECONDS=120
 GUEST_SECONDS=90
 CALL_SECONDS=120
 # How long to wait between two looks at something.
@@ -176,6 +176,12 @@ start_cluster() {
 	show m3 node ls
 }
 
+# knows_node AT: sets NODE.
+knows_node() {
+	NODE=$(ask "$1" .status.node vm show "$GUEST")
+	[[ -n $NODE && " ${HOSTS[*]} " == *" $NODE "* ]]
+}
+
 vm_runs() { [ "$(ask "$1" .status.phase vm show "$GUEST")" = running ]; }
 
 # start_guest: pool, image, virtual machine; every call goes to another node.
@@ -187,8 +193,7 @@ start_guest() {
 	wait_until "m1 says that $GUEST runs" "$GUEST_SECONDS" m1 vm_runs m1
 	show m1 vm ls
 	show m2 node ls
-	NODE=$(ask m3 .status.node vm show "$GUEST")
-	[[ " ${HOSTS[*]} " == *" $NODE "* ]] || die "m3 does not say on which node $GUEST runs, but '$NODE'" "read the logs in $DEMO/logs"
+	wait_until "m3 says on which node $GUEST runs" "$READY_SECONDS" m3 knows_node m3
 	watch_guest
 }
 

@@ -15,7 +15,7 @@ DEMO=$ROOT/build/demo
 RUN=/run/muster-demo
 # What we make carries this alias, so that it is known as ours even when build/demo is lost.
 MARK="muster demo $ROOT"
-KILL_DEADLINE_SECONDS=10
+KILL_DEADLINE_SECONDS=30
 
 address() { echo "$NETWORK.1${1#m}"; }
 url() { echo "https://$(address "$1"):$PORT"; }
@@ -125,7 +125,13 @@ need_demo() {
 }
 
 # remove_link NAME: gone afterwards. Deleting a namespace takes its links along, a moment later.
-remove_link() { ip link del dev "$1" 2>/dev/null || [ ! -e "/sys/class/net/$1" ]; }
+remove_link() {
+	local deadline=$((SECONDS + KILL_DEADLINE_SECONDS))
+	until ip link del dev "$1" 2>/dev/null || [ ! -e "/sys/class/net/$1" ]; do
+		[ $SECONDS -lt $deadline ] || return
+		sleep 0.02
+	done
+}
 
 # take_down: remove all that is ours, as far as it exists. What is not ours stays. One failure does not stop the rest.
 take_down() {

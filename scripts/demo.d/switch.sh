@@ -6,7 +6,7 @@
 # lib.sh, hosts.sh, cluster.sh, terminal.sh.
 
 OVS_SCHEMA=/usr/share/openvswitch/vswitch.ovsschema
-OVS_SECONDS=20
+OVS_SECONDS=60
 FRONT_VNI=100
 BACK_VNI=200
 PING_COUNT=3
@@ -75,13 +75,10 @@ guest_address() {
 	timeout --foreground 5 "$BIN/muster" --server "$(url "$1")" vm console "$2" --log --bytes 65536 </dev/null 2>/dev/null 9>&- |
 		plain_text | sed -n "s/^muster-guest name=$2 address=\([0-9.]*\)\$/\1/p" | tail -n 1
 }
-has_address() { [ -n "$(guest_address "$1" "$2")" ]; }
+has_address() { ADDRESS=$(guest_address "$1" "$2") && [ -n "$ADDRESS" ]; }
 
 # wait_for_address AT GUEST: sets ADDRESS.
-wait_for_address() {
-	wait_until "$2 has printed its address" "$ADDRESS_SECONDS" "$1" has_address "$1" "$2"
-	ADDRESS=$(guest_address "$1" "$2")
-}
+wait_for_address() { wait_until "$2 has printed its address" "$ADDRESS_SECONDS" "$1" has_address "$1" "$2"; }
 
 # tunnel_frames HOST: what the tunnels of the network front on that host have sent.
 tunnel_frames() {
@@ -90,10 +87,11 @@ tunnel_frames() {
 	ip -n "$1" -s -j link show dev "$device" | jq -r '.[0].stats64.tx.packets'
 }
 
-# ping_from AT GUEST ADDRESS: ping in that guest's own shell; sets PING to its summary. The status is ping's own.
+# ping_from AT GUEST ADDRESS SECONDS: ping in that guest's own shell, and wait so long for answers; sets PING to its
+# summary. The status is ping's own.
 ping_from() {
 	local status=0
-	in_guest "$1" "$2" "ping -c $PING_COUNT -W 1 $3" || status=$?
+	in_guest "$1" "$2" "ping -c $PING_COUNT -W $4 $3" || status=$?
 	PING=$(grep -m 1 'packets transmitted' <<<"$SAID") || die "ping in $2 said: $SAID" "look at its console: muster vm console $2"
 	return "$status"
 }
@@ -103,11 +101,11 @@ check_pings() {
 	local frames
 	[ "$NODE" != "$PEER_NODE" ] || die "$GUEST is on $NODE, where $PEER is: no tunnel is needed" "the demo wants them apart; see make_neighbours"
 	frames=$(tunnel_frames "$PEER_NODE")
-	ping_from "$1" "$PEER" "$WEB_ADDRESS" || die "$PEER on $PEER_NODE does not reach $GUEST on $NODE: $PING" "read the logs in $DEMO/logs"
+	ping_from "$1" "$PEER" "$WEB_ADDRESS" 10 || die "$PEER on $PEER_NODE does not reach $GUEST on $NODE: $PING" "read the logs in $DEMO/logs"
 	frames=$(($(tunnel_frames "$PEER_NODE") - frames))
 	[ "$frames" -ge $PING_COUNT ] || die "the ping did not go through the tunnel of $PEER_NODE, which sent $frames frames" "see docs/networking.md"
 	"$2" "network: $PEER on $PEER_NODE pings $GUEST on $NODE at $WEB_ADDRESS: $PING; the tunnel of $PEER_NODE sent $frames frames"
-	! ping_from "$1" "$OUTSIDER" "$WEB_ADDRESS" || die "$OUTSIDER reaches $WEB_ADDRESS from another network: $PING" "the networks are not apart"
+	! ping_from "$1" "$OUTSIDER" "$WEB_ADDRESS" 1 || die "$OUTSIDER reaches $WEB_ADDRESS from another network: $PING" "the networks are not apart"
 	"$2" "network: $OUTSIDER, on the network back, pings $WEB_ADDRESS: $PING"
 }
 

@@ -33,11 +33,14 @@ type_keys() { (trap '' PIPE && printf '%b' "$1" >&8) 2>/dev/null || true; }
 # wait_screen PATTERN: until a line of the screen matches the extended regular expression.
 wait_screen() {
 	local deadline=$((SECONDS + TYPE_SECONDS))
-	until screen_text | grep -a -q -E -- "$1"; do
+	until has_line "$1"; do
 		[ $SECONDS -lt $deadline ] || die "waited $TYPE_SECONDS s in vain for '$1' on a terminal" "read $SCREEN"
 		sleep "$POLL_SECONDS"
 	done
 }
+
+# has_line PATTERN: grep must not end before it has read all: who writes to it would fail.
+has_line() { [ "$(screen_text | grep -a -c -E -- "$1")" -gt 0 ]; }
 
 screen_text() { plain_text <"$SCREEN"; }
 

@@ -96,18 +96,20 @@ check_told() {
 	done
 }
 
-# check_told_all: nothing else was sent, and nothing waits to be.
+# check_told_all AT: nothing else was sent, and nothing waits to be.
 check_told_all() {
 	local receiver
+	for receiver in mail traps; do
+		wait_until "the receiver $receiver is well" "$TOLD_SECONDS" "$1" is_well "$1" "$receiver"
+	done
 	check_told firing Firing
 	check_told resolved Resolved
 	[ "$(find "$MAILS" -name '*.eml' | wc -l)" = 2 ] || die "there are not two mails in $MAILS" "read $MAIL_LOG"
 	[ "$(grep -a -c 'MUSTER-MIB::musterAlert[A-Z][a-z]*\b.*musterAlertMessage' "$TRAP_LOG")" = 2 ] || die "there are not two traps" "read $TRAP_LOG"
-	for receiver in mail traps; do
-		[ "$(ask "$1" '.status.phase + " " + ((.status.queued // 0) | tostring)' receiver show "$receiver")" = "ok 0" ] ||
-			die "the receiver $receiver is not well" "muster receiver show $receiver"
-	done
 }
+
+# is_well AT RECEIVER: it took all that it was sent, and nothing waits to be.
+is_well() { [ "$(ask "$1" '.status.phase + " " + ((.status.queued // 0) | tostring)' receiver show "$2")" = "ok 0" ]; }
 
 # walk AT NAME...: snmpwalk of that node.
 walk() { snmpwalk "${MIBS[@]}" -v2c -c "$COMMUNITY" -t 2 -r 2 -O qs "$(address "$1"):161" "MUSTER-MIB::$2"; }
