@@ -250,7 +250,7 @@ func (g *guest) echo(other *guest, within time.Duration) bool {
 // reaches and cannotReach check both kinds of outcome.
 func (g *guest) reaches(other *guest) {
 	g.t.Helper()
-	if !g.ping(other.addr(), 15*time.Second) {
+	if !g.ping(other.addr(), patience) {
 		g.t.Fatalf("%s does not reach %s", g.addr(), other.addr())
 	}
 }
@@ -265,7 +265,7 @@ func (g *guest) cannotReach(other *guest) {
 // ask sends a DHCP message until an answer comes.
 func (g *guest) ask(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 	g.t.Helper()
-	for range 50 {
+	for end := time.Now().Add(patience); time.Now().Before(end); {
 		udp := []byte{0, 68, 0, 67, 0, 0, 0, 0}
 		body := m.ToBytes()
 		binary.BigEndian.PutUint16(udp[4:], uint16(8+len(body)))

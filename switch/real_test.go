@@ -151,6 +151,12 @@ func TestRealGuests(t *testing.T) {
 	}
 	// TCP, which a switch in user space breaks if checksums are left to the card.
 	_, _ = m2.run("/bin/sh", "-c", "sleep 120 </dev/null 2>/dev/null | nc -l -p 5000 >/tmp/got 2>/dev/null &")
+	eventually(t, func() string {
+		if _, out := m2.run("/bin/sh", "-c", "cat /proc/net/tcp /proc/net/tcp6 2>/dev/null"); !strings.Contains(out, ":1388 ") {
+			return "nobody listens on port 5000 of web2: " + out
+		}
+		return ""
+	})
 	if code, out := m1.run("/bin/sh", "-c", "dd if=/dev/zero bs=64k count=32 2>/dev/null | timeout 60 nc -w 5 10.20.0.12 5000"); code != 0 {
 		t.Errorf("TCP from web1 to web2: %s", out)
 	}
