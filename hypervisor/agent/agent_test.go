@@ -218,7 +218,9 @@ func TestGuestWithoutAnAgentIsNotAsked(t *testing.T) {
 	}
 }
 
-func TestSilentAgentIsLeftAloneForLongerAndLonger(t *testing.T) { synctest.Test(t, silentAgentIsLeftAloneForLongerAndLonger) }
+func TestSilentAgentIsLeftAloneForLongerAndLonger(t *testing.T) {
+	synctest.Test(t, silentAgentIsLeftAloneForLongerAndLonger)
+}
 
 func silentAgentIsLeftAloneForLongerAndLonger(t *testing.T) {
 	g, a, _ := newGuest(t)

@@ -11,7 +11,7 @@ IMAGE=$ROOT/build/guest/tiny.qcow2
 GUEST=web1
 SOCKET_SECONDS=30
 READY_SECONDS=120
-GUEST_SECONDS=90
+GUEST_SECONDS=180
 CALL_SECONDS=120
 # How long to wait between two looks at something.
 POLL_SECONDS=0.1

@@ -10,7 +10,7 @@ OVS_SECONDS=60
 FRONT_VNI=100
 BACK_VNI=200
 PING_COUNT=3
-ADDRESS_SECONDS=60
+ADDRESS_SECONDS=180
 PEER=web2     # on the network of $GUEST, on another host
 OUTSIDER=lab1 # on another network
 

@@ -5,7 +5,7 @@
 # Programs that somebody types into: a guest's serial console, and ssh on a terminal. One at a time. Needs lib.sh, hosts.sh,
 # cluster.sh.
 
-TYPE_SECONDS=60
+TYPE_SECONDS=120
 TERMINAL_ROWS=24
 TERMINAL_COLUMNS=100
 TYPED_PID=
