@@ -268,8 +268,10 @@ func (s *step) updateOperation(ctx context.Context, op *api.Operation, f func(*a
 	if err := configdb.Operations.UpdateStatus(s.v, tx, &next); err != nil || tx.Empty() {
 		return err
 	}
-	// A commit of which this view does not know yet is not answered with an end.
+	// A commit of which this view does not know yet is not answered with an end, nor is a
+	// cancellation, for which the target may have broken the transfer off already.
 	tx.RequireRevision(configdb.Bindings.SpecKey(s.vm.Meta.ID), s.b.Meta.Revision)
+	tx.RequireRevision(configdb.Operations.SpecKey(s.vm.Meta.ID), op.Meta.Revision)
 	wctx, cancel := context.WithTimeout(ctx, WriteDeadline)
 	defer cancel()
 	if _, err := s.h.cfg.DB.Txn(wctx, tx); err != nil {
