@@ -260,7 +260,12 @@ func (f *fakes) launch(r StartRequest, exited func(code, signal int)) (int, func
 	defer f.mu.Unlock()
 	f.n++
 	if f.broken != "" {
-		if err := os.WriteFile(r.LogPath, []byte(f.broken), 0o600); err != nil {
+		log, err := os.OpenFile(r.LogPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) // as the guard does
+		if err != nil {
+			return 0, nil, err
+		}
+		_, err = log.WriteString(f.broken)
+		if err := errors.Join(err, log.Close()); err != nil {
 			return 0, nil, err
 		}
 		go exited(1, 0)
