@@ -50,7 +50,7 @@
 //     drops its privileges by itself survives a SIGKILLed guard until the next
 //     guard on this run directory sweeps it up by environment or by cgroup. A process
 //     that does not show its environment, since it is stuck or the guard itself stood
-//     still, is waited for as long as for those that are killed ([LeftoverWait]).
+//     still, is waited for for [LeftoverWait], and killed later when it does.
 //   - Only the started process, its process group and its cgroup are killed.
 //   - Exited records live in memory: a new guard knows nothing of earlier VMs.
 //   - The epoch and the extra value are stored and returned, never interpreted.

@@ -129,7 +129,8 @@ func (s *Server) pet() {
 
 // chaseStrangers goes on killing what an earlier guard left.
 func (s *Server) chaseStrangers() {
-	if len(s.strangers) == 0 { // only the enforcer writes it once serving
+	s.strangers = append(s.strangers, s.sweeper.late()...) // only the enforcer writes it once serving
+	if len(s.strangers) == 0 {
 		return
 	}
 	blocked := make(map[string]int)

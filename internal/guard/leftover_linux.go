@@ -17,11 +17,16 @@ import (
 )
 
 const (
-	// leftoverPoll is the pause between two looks at killed leftovers.
+	// leftoverPoll is the pause between two looks at killed leftovers, openPoll that
+	// between looks at processes that have not said whose they are.
 	leftoverPoll = 20 * time.Millisecond
-	// environWait bounds the reading of one /proc/PID/environ, which hangs when
-	// a process is stuck in the kernel with its memory map locked.
-	environWait = time.Second
+	openPoll     = 200 * time.Millisecond
+	// leastLooks are taken, however long this process stands still in them.
+	leastLooks = 5
+	// environWait bounds in a look the reading of /proc/PID/environ, which hangs when a
+	// process is stuck in the kernel with its memory map locked; environLeast is for each.
+	environWait  = time.Second
+	environLeast = 10 * time.Millisecond
 )
 
 // leftover is a process of an earlier guard of this run directory. It is not
@@ -55,87 +60,109 @@ type sweeper struct {
 	guardDir string
 	tree     *cgroupTree // may be nil
 	read     func(name string) ([]byte, error)
-	open     map[int]question // by pid
+	open     map[int]question // by pid: those that have not been answered
 }
 
-// question is a reading of an environ that has not ended in environWait.
+// question is a reading of an environ, and whose it is.
 type question struct {
 	answer     chan []byte
-	startTicks uint64 // whose it is
+	startTicks uint64
 }
 
-// environ reads the environment of a process. It waits for environWait once: a process
-// may be stuck, and its cgroup may still tell whose it is. But this process may also
-// have stood still, so that an answer counts whenever it comes.
-func (s *sweeper) environ(dir string, pid int) []byte {
-	q, asked := s.open[pid]
-	if !asked {
-		q.answer = make(chan []byte, 1)
-		go func() {
-			env, err := s.read(filepath.Join(dir, "environ"))
-			if err != nil {
-				env = nil // gone, or not ours to read
-			}
-			q.answer <- env
-		}()
-		select {
-		case env := <-q.answer:
-			return env
-		case <-time.After(environWait):
+func newSweeper(guardDir string) *sweeper {
+	return &sweeper{guardDir: guardDir, read: os.ReadFile, open: map[int]question{}}
+}
+
+// ask reads the environ of a process, which it may never show.
+func (s *sweeper) ask(pid int, startTicks uint64) question {
+	q := question{make(chan []byte, 1), startTicks}
+	go func() {
+		env, err := s.read(fmt.Sprintf("/proc/%d/environ", pid))
+		if err != nil {
+			env = nil // gone, or not ours to read
 		}
-	}
-	st, err := readProcStat(pid)
-	if same := err == nil && (!asked || st.startTicks == q.startTicks); !same {
-		delete(s.open, pid)
-		return nil // it ended; another one of its number is asked by the next look
-	}
-	select {
-	case env := <-q.answer:
-		delete(s.open, pid)
-		return env
-	default:
-		q.startTicks = st.startTicks
-		s.open[pid] = q
-		return nil
-	}
-}
-
-func newSweeper(guardDir string, tree *cgroupTree) *sweeper {
-	return &sweeper{guardDir: guardDir, tree: tree, read: os.ReadFile, open: map[int]question{}}
+		q.answer <- env
+	}()
+	return q
 }
 
 // find looks for processes whose environment names the run directory and for
-// members of the cgroups of an earlier guard.
-func (s *sweeper) find() []leftover {
+// members of the cgroups of an earlier guard. It waits for environWait in all, and hardly
+// for each more that does not answer: an answer counts in whatever look it comes.
+func (s *sweeper) find(tick func()) []leftover {
 	found := make(map[int]leftover)
-	add := func(pid int, vm string) {
-		st, err := readProcStat(pid)
-		if pid == os.Getpid() || err != nil || st.gone() {
-			return
-		}
-		found[pid] = leftover{vm: vm, pid: pid, startTicks: st.startTicks}
-	}
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	maps.DeleteFunc(s.open, func(pid int, _ question) bool { return !slices.Contains(procs, fmt.Sprint("/proc/", pid)) })
+	end := time.Now().Add(environWait)
 	for _, dir := range procs {
 		pid, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil {
 			continue
 		}
-		if vm, ok := parseEnviron(s.environ(dir, pid), s.guardDir); ok {
-			add(pid, vm)
+		st, err := readProcStat(pid)
+		if err != nil {
+			continue
+		}
+		q, asked := s.open[pid]
+		var wait time.Duration
+		if !asked || q.startTicks != st.startTicks { // another one has its number now
+			q, wait = s.ask(pid, st.startTicks), max(time.Until(end), environLeast)
+		}
+		if l, answered := s.answered(pid, q, wait); !answered {
+			tick()
+		} else if l != nil {
+			found[pid] = *l
 		}
 	}
 	if s.tree != nil {
 		for _, vm := range s.tree.leftovers() {
 			for _, pid := range s.tree.pids(vm) {
-				add(pid, vm)
+				if st, err := readProcStat(pid); err == nil {
+					found[pid] = leftover{vm: vm, pid: pid, startTicks: st.startTicks}
+				}
 			}
 		}
 	}
 	ls := make([]leftover, 0, len(found))
-	for _, l := range found {
-		ls = append(ls, l)
+	for pid, l := range found {
+		if pid != os.Getpid() && !l.gone() {
+			ls = append(ls, l)
+		}
+	}
+	return ls
+}
+
+// answered takes the answer to a question, if it comes in time: what is left of an
+// earlier guard, or nil. Else the question stays open.
+func (s *sweeper) answered(pid int, q question, wait time.Duration) (l *leftover, ok bool) {
+	var env []byte
+	select {
+	case env = <-q.answer:
+	case <-time.After(wait):
+		select { // both may be so when this process has stood still
+		case env = <-q.answer:
+		default:
+			s.open[pid] = q
+			return nil, false
+		}
+	}
+	delete(s.open, pid)
+	if vm, ok := parseEnviron(env, s.guardDir); ok {
+		return &leftover{vm: vm, pid: pid, startTicks: q.startTicks}, true
+	}
+	return nil, true
+}
+
+// late returns what was left by answers that came since the last look.
+func (s *sweeper) late() (ls []leftover) {
+	for pid, q := range s.open {
+		l, answered := s.answered(pid, q, 0)
+		switch {
+		case l != nil:
+			ls = append(ls, *l)
+		case !answered && (leftover{pid: pid, startTicks: q.startTicks}).gone():
+			delete(s.open, pid)
+		}
 	}
 	return ls
 }
@@ -163,23 +190,27 @@ func parseEnviron(env []byte, guardDir string) (vm string, ok bool) {
 // the while.
 func (s *sweeper) sweep(wait time.Duration, tick func()) []leftover {
 	end := time.Now().Add(wait)
-	for {
+	for looks := 1; ; looks++ {
 		// Look anew each time: a leftover may have forked.
-		ls := s.find()
+		ls := s.find(tick)
 		if len(ls) == 0 && len(s.open) == 0 {
 			break
 		}
 		for _, l := range ls {
 			l.kill()
 		}
-		if time.Now().After(end) {
+		if time.Now().After(end) && (looks >= leastLooks || wait <= 0) {
 			if len(ls) == 0 {
 				break
 			}
 			return ls
 		}
 		tick()
-		time.Sleep(leftoverPoll)
+		if len(ls) == 0 {
+			time.Sleep(openPoll)
+		} else {
+			time.Sleep(leftoverPoll)
+		}
 	}
 	if s.tree != nil {
 		for _, vm := range s.tree.leftovers() {

@@ -73,6 +73,7 @@ type Server struct {
 	conns     map[*conn]struct{}
 	control   *conn // the one that has it, if any
 	strangers []leftover
+	sweeper   *sweeper
 	dogIdle   bool // petting has stopped; logged once
 }
 
@@ -110,8 +111,9 @@ func newServer(cfg Config, dir string, lock *os.File) (*Server, error) {
 		dir: dir, lock: lock, clock: cfg.Clock, timer: timer, procs: cfg.procs,
 		wake: make(chan struct{}, 1), stopOp: make(chan struct{}),
 		tab: newTable(), conns: make(map[*conn]struct{}),
-		logW: newLogWriter(cfg.Log),
-		hard: Hardening{Mlockall: hardenedOff, SchedRR: hardenedOff, OOMScore: hardenedOff},
+		logW:    newLogWriter(cfg.Log),
+		hard:    Hardening{Mlockall: hardenedOff, SchedRR: hardenedOff, OOMScore: hardenedOff},
+		sweeper: newSweeper(dir),
 	}
 	s.log = slog.New(slog.NewTextHandler(s.logW, nil))
 	if cfg.Harden {
@@ -155,10 +157,14 @@ func (s *Server) openCgroups() *cgroupTree {
 }
 
 func (s *Server) sweepLeftovers(tree *cgroupTree) {
-	s.strangers = newSweeper(s.dir, tree).sweep(LeftoverWait, func() { _ = s.dog.pet() })
+	s.sweeper.tree = tree
+	s.strangers = s.sweeper.sweep(LeftoverWait, func() { _ = s.dog.pet() })
 	for _, l := range s.strangers {
 		s.tab.strangers[l.vm] = l.pid
 		s.log.Error("a process of an earlier guard cannot be killed", "vm", l.vm, "pid", l.pid)
+	}
+	for pid := range s.sweeper.open {
+		s.log.Warn("a process does not say whether it is of an earlier guard, and is killed as soon as it says so", "pid", pid)
 	}
 }
 

@@ -528,7 +528,7 @@ func TestSweepReturnsWhatWillNotGo(t *testing.T) {
 	cmd.Env = []string{EnvGuardDir + "=" + dir, EnvVM + "=old"}
 	wantErr(t, cmd.Start(), nil)
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	sw := newSweeper(dir, nil)
+	sw := newSweeper(dir)
 	ls := sw.sweep(-time.Second, func() {})
 	if len(ls) != 1 || ls[0].vm != "old" || ls[0].pid != cmd.Process.Pid {
 		t.Fatalf("%+v", ls)
@@ -538,17 +538,16 @@ func TestSweepReturnsWhatWillNotGo(t *testing.T) {
 	}
 }
 
-// A process that is asked whose it is answers late: it is stuck for a while, or the guard
-// stood still.
-func TestSweepTakesLateAnswers(t *testing.T) {
-	dir := shortDir(t)
-	cmd := exec.Command(sleepPath(), "1000")
+// stuck is a process of an earlier guard, and a sweeper to which it does not say so before
+// late is closed; another process never says anything.
+func stuck(t *testing.T, dir string) (cmd *exec.Cmd, sw *sweeper, asked *atomic.Int32, late chan struct{}) {
+	t.Helper()
+	cmd = exec.Command(sleepPath(), "1000")
 	cmd.Env = []string{EnvGuardDir + "=" + dir, EnvVM + "=old"}
 	wantErr(t, cmd.Start(), nil)
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	mine, late, never := fmt.Sprintf("/proc/%d/environ", cmd.Process.Pid), make(chan struct{}), fmt.Sprintf("/proc/%d/environ", os.Getpid())
-	sw := newSweeper(dir, nil)
-	var asked atomic.Int32
+	mine, never := fmt.Sprintf("/proc/%d/environ", cmd.Process.Pid), fmt.Sprintf("/proc/%d/environ", os.Getpid())
+	sw, asked, late = newSweeper(dir), new(atomic.Int32), make(chan struct{})
 	sw.read = func(name string) ([]byte, error) {
 		switch name {
 		case mine:
@@ -559,20 +558,76 @@ func TestSweepTakesLateAnswers(t *testing.T) {
 		}
 		return os.ReadFile(name)
 	}
-	if ls := sw.sweep(-time.Second, func() {}); len(ls) != 0 {
-		t.Fatalf("%+v before it answered", ls)
+	return cmd, sw, asked, late
+}
+
+// A process that is asked whose it is answers late: it is stuck for a while, or the guard
+// stood still.
+func TestSweepTakesLateAnswers(t *testing.T) {
+	cmd, sw, asked, late := stuck(t, shortDir(t))
+	ticks := 0
+	if ls := sw.sweep(-time.Second, func() { ticks++ }); len(ls) != 0 || ticks < 2 {
+		t.Fatalf("%+v before it answered, petted %d times", ls, ticks)
 	}
-	if ls := sw.find(); len(ls) != 0 || asked.Load() != 1 {
+	if ls := sw.find(nothing); len(ls) != 0 || asked.Load() != 1 {
 		t.Fatalf("%+v, asked %d times", ls, asked.Load())
 	}
 	close(late)
 	eventually(t, "it is killed", func() bool {
-		if ls := sw.sweep(-time.Second, func() {}); len(ls) == 1 && ls[0].pid != cmd.Process.Pid {
+		if ls := sw.sweep(-time.Second, nothing); len(ls) == 1 && ls[0].pid != cmd.Process.Pid {
 			t.Fatalf("%+v", ls)
 		}
 		return exited(cmd)
 	})
+	if q, open := sw.open[cmd.Process.Pid]; open {
+		t.Errorf("it answered, and is asked still: %+v", q)
+	}
 }
+
+// One that was asked has ended, and another one has its number.
+func TestTheNextOfItsNumberIsAsked(t *testing.T) {
+	dir := shortDir(t)
+	cmd, _, _, _ := stuck(t, dir)
+	sw := newSweeper(dir)
+	sw.open[cmd.Process.Pid] = question{make(chan []byte), 1}
+	if ls := sw.find(nothing); len(ls) != 1 || ls[0].pid != cmd.Process.Pid || len(sw.open) != 0 {
+		t.Errorf("%+v, open %+v", ls, sw.open)
+	}
+}
+
+// It answers when the guard serves already.
+func TestALeftoverThatIsKnownLateIsKilled(t *testing.T) {
+	dir := shortDir(t)
+	cmd, sw, _, late := stuck(t, dir)
+	sw.sweep(-time.Second, nothing)
+	other := exec.Command(sleepPath(), "1000") // whose number is taken for that of one that was asked
+	other.Env = cmd.Env
+	wantErr(t, other.Start(), nil)
+	t.Cleanup(func() { _ = other.Process.Kill(); _ = other.Wait() })
+	answer := make(chan []byte, 1)
+	answer <- []byte(strings.Join(cmd.Env, "\x00"))
+	sw.open[other.Process.Pid] = question{answer, 1}
+	s, err := NewServer(Config{RunDir: dir, Watchdog: WatchdogNone, Log: testLog{t}, Clock: newFakeClock(), procs: newFakeProcesses()})
+	wantErr(t, err, nil)
+	s.sweeper = sw
+	s.chaseStrangers()
+	if exited(cmd) || len(s.strangers) != 0 {
+		t.Fatalf("killed before it answered: %+v", s.strangers)
+	}
+	close(late)
+	eventually(t, "it is killed and forgotten", func() bool {
+		s.chaseStrangers()
+		return exited(cmd) && len(s.strangers) == 0
+	})
+	if exited(other) {
+		t.Error("a process that was not asked is killed")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = s.Serve(ctx) // it lets go of all
+}
+
+func nothing() {}
 
 func TestLongRunDir(t *testing.T) {
 	dir := filepath.Join(shortDir(t), strings.Repeat("long/", 40))

@@ -6,7 +6,7 @@
 # who should know have been told; then the host is switched on again. Needs all of demo.d and running guests (NODE, CONSOLE).
 # Sets VICTIM and RESULT.
 
-FAILOVER_DEADLINE_SECONDS=120
+FAILOVER_DEADLINE_SECONDS=240
 COUNT_ON_SECONDS=60
 
 now_us() { echo "${EPOCHREALTIME/./}"; }
