@@ -100,16 +100,8 @@ func TestATransferBeginsWhenTheOneBeforeIsClearedAway(t *testing.T) {
 // The target ends its QEMU when it sees a cancellation. A look at the source that had
 // begun before saw a transfer that failed, and said so.
 func TestCancellationIsNotAnsweredWithAFailure(t *testing.T) {
-	p := newPair(t, false)
-	id := p.begun(api.VMSpec{})
-	p.fakes.qemu().Hold()
-	p.migrate(id, nil)
-	p.atStep("active")
-	p.stop()
-	v := p.db.Local()
-	op, err := configdb.Operations.Get(v, id)
-	must(t, err)
-	s := &step{h: p.env.h, v: v, vm: p.vm(id), b: p.binding(id), in: &instance{id: id}, now: p.clock.now(), result: reconcile.Result{}}
+	p, s, op := lateLook(t)
+	id := s.vm.Meta.ID
 	p.cancel(id)
 	if err := s.endOperation(t.Context(), &op, api.TaskFailed, api.CodeInternal, "the transfer was broken off"); err == nil {
 		t.Error("it failed although it was cancelled")

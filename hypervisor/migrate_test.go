@@ -18,6 +18,7 @@ import (
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/hypervisor/accel"
 	"github.com/muster-vm/muster/internal/qmptest"
+	"github.com/muster-vm/muster/reconcile"
 )
 
 // pair is two nodes on one database, with a leader that ends operations as the
@@ -272,6 +273,22 @@ func (p *pair) begun(spec api.VMSpec) string {
 	spec.NICs = []api.VMNIC{{Network: "lan", MAC: "52:54:00:00:00:01", Address: "10.0.0.1"}}
 	id, _ := p.env.running(spec)
 	return id
+}
+
+// lateLook returns a look at the source of a migration whose memory flows, and the
+// operation as it saw it. It has begun, and whatever happens now comes after its view.
+func lateLook(t *testing.T) (*pair, *step, api.Operation) {
+	t.Helper()
+	p := newPair(t, false)
+	id := p.begun(api.VMSpec{})
+	p.fakes.qemu().Hold()
+	p.migrate(id, nil)
+	p.atStep("active")
+	p.stop()
+	v := p.db.Local()
+	op, err := configdb.Operations.Get(v, id)
+	must(t, err)
+	return p, &step{h: p.env.h, v: v, vm: p.vm(id), b: p.binding(id), in: &instance{id: id}, now: p.clock.now(), result: reconcile.Result{}}, op
 }
 
 // atStep waits until the source's QEMU is at a step.

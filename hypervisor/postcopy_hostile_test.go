@@ -14,7 +14,6 @@ import (
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
 	"github.com/muster-vm/muster/internal/qmptest"
-	"github.com/muster-vm/muster/reconcile"
 )
 
 // dividedPair has a guest at the target with memory at the source.
@@ -137,17 +136,8 @@ func (c countedStreams) Stream(context.Context, string) (net.Conn, error) {
 // then would take its memory from the guest: at the target nothing waits for the rest
 // any more.
 func TestMigrationIsNotEndedPastACommitThatIsNotSeen(t *testing.T) {
-	p := newPair(t, false)
-	id := p.begun(api.VMSpec{})
-	p.fakes.qemu().Hold()
-	p.migrate(id, nil)
-	p.atStep("active")
-	p.stop()
-	v := p.db.Local()
-	op, err := configdb.Operations.Get(v, id)
-	must(t, err)
-	s := &step{h: p.env.h, v: v, vm: p.vm(id), b: p.binding(id), in: &instance{id: id}, now: p.clock.now(), result: reconcile.Result{}}
-	p.rebind(id, "node-2", 2)
+	p, s, op := lateLook(t)
+	p.rebind(s.vm.Meta.ID, "node-2", 2)
 	if err := s.endOperation(t.Context(), &op, api.TaskFailed, api.CodeInternal, "cancelled"); err == nil {
 		t.Error("it was ended although the vm is bound to the target")
 	}

@@ -5,6 +5,7 @@ package vswitch
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/muster-vm/muster/api"
 	"github.com/muster-vm/muster/configdb"
+	"github.com/muster-vm/muster/internal/goodturn"
 	"github.com/muster-vm/muster/switch/openflow"
 )
 
@@ -110,14 +112,14 @@ func TestLimitsOfCardsAreKept(t *testing.T) {
 	// Less comes through while the machine stands still, so a measurement is repeated.
 	measured := func(what string, from, to *guest, ok func(float64) bool) {
 		t.Helper()
-		got := 0.0
-		for turn := 0; turn < 10 && !ok(got); turn++ {
-			got = from.flood(to, 6*float64(rate))
+		goodturn.Take(t, func(int) error {
+			got := from.flood(to, 6*float64(rate))
 			t.Logf("%s: %.2f MB/s, the limit is %.2f", what, got/1e6, float64(rate)/1e6)
-		}
-		if !ok(got) {
-			t.Errorf("%s: %.0f bytes per second, the limit is %d", what, got, rate)
-		}
+			if !ok(got) {
+				return fmt.Errorf("%s: %.0f bytes per second, the limit is %d", what, got, rate)
+			}
+			return nil
+		})
 	}
 	within := func(got float64) bool { return math.Abs(got/float64(rate)-1) <= 0.15 }
 	free := func(got float64) bool { return got >= 3*float64(rate) }

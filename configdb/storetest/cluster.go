@@ -192,18 +192,6 @@ func (n *Node) dial(ctx context.Context, address string) (net.Conn, error) {
 func (c *Cluster) Isolate(nodes ...*Node) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.isolate(nodes)
-}
-
-// IsolateOnly restores all links but those, in one step.
-func (c *Cluster) IsolateOnly(nodes ...*Node) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	clear(c.cut)
-	c.isolate(nodes)
-}
-
-func (c *Cluster) isolate(nodes []*Node) {
 	in := map[int]bool{}
 	for _, n := range nodes {
 		in[n.Index] = true

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/muster-vm/muster/internal/goodturn"
 )
 
 func TestLeaseExpiryKillsProtectedOnly(t *testing.T) {
@@ -54,26 +56,11 @@ func TestLeaseExpiryKillsProtectedOnly(t *testing.T) {
 	start(t, c, sleeper(dir, "p", 3, true))
 }
 
-// goodTurn takes turns of what has a bound on time, until one keeps it: a machine that
-// stands still makes some late, and a guard that is late is so in all of them.
-func goodTurn(t *testing.T, turn func(n int) error) {
-	t.Helper()
-	const most = 10
-	var err error
-	for n := range most {
-		if err = turn(n + 1); err == nil {
-			return
-		}
-		t.Logf("turn %d: %v", n+1, err)
-	}
-	t.Fatalf("%d turns: %v", most, err)
-}
-
 func TestAVMDoesNotOutliveItsLeaseForLong(t *testing.T) {
 	dir := shortDir(t)
 	_, c := newGuard(t, dir)
 	wantErr(t, c.Watch(testCtx(t)), nil)
-	goodTurn(t, func(n int) error {
+	goodturn.Take(t, func(n int) error {
 		vm, session := fmt.Sprint("vm", n), uint64(2*n)
 		extendFor(t, c, session, time.Minute)
 		start(t, c, sleeper(dir, vm, session, true))
@@ -136,7 +123,7 @@ func TestNewGuardKillsLeftovers(t *testing.T) {
 }
 
 func TestStoppedClientDoesNotDelayTheKill(t *testing.T) {
-	goodTurn(t, func(int) error {
+	goodturn.Take(t, func(int) error {
 		dir := shortDir(t)
 		_, c := newGuard(t, dir)
 		wantErr(t, c.Watch(testCtx(t)), nil)

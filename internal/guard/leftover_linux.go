@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 
@@ -92,7 +91,7 @@ func (s *sweeper) ask(pid int, startTicks uint64) question {
 func (s *sweeper) find(tick func()) []leftover {
 	found := make(map[int]leftover)
 	procs, _ := filepath.Glob("/proc/[0-9]*")
-	maps.DeleteFunc(s.open, func(pid int, _ question) bool { return !slices.Contains(procs, fmt.Sprint("/proc/", pid)) })
+	s.forget()
 	end := time.Now().Add(environWait)
 	for _, dir := range procs {
 		pid, err := strconv.Atoi(filepath.Base(dir))
@@ -105,7 +104,7 @@ func (s *sweeper) find(tick func()) []leftover {
 		}
 		q, asked := s.open[pid]
 		var wait time.Duration
-		if !asked || q.startTicks != st.startTicks { // another one has its number now
+		if !asked {
 			q, wait = s.ask(pid, st.startTicks), max(time.Until(end), environLeast)
 		}
 		if l, answered := s.answered(pid, q, wait); !answered {
@@ -156,15 +155,17 @@ func (s *sweeper) answered(pid int, q question, wait time.Duration) (l *leftover
 // late returns what was left by answers that came since the last look.
 func (s *sweeper) late() (ls []leftover) {
 	for pid, q := range s.open {
-		l, answered := s.answered(pid, q, 0)
-		switch {
-		case l != nil:
+		if l, _ := s.answered(pid, q, 0); l != nil {
 			ls = append(ls, *l)
-		case !answered && (leftover{pid: pid, startTicks: q.startTicks}).gone():
-			delete(s.open, pid)
 		}
 	}
+	s.forget()
 	return ls
+}
+
+// forget drops the questions to processes that have ended; others may have their numbers.
+func (s *sweeper) forget() {
+	maps.DeleteFunc(s.open, func(pid int, q question) bool { return leftover{pid: pid, startTicks: q.startTicks}.gone() })
 }
 
 // parseEnviron tells whether an environ block names guardDir, and which VM. An

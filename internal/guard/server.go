@@ -110,10 +110,9 @@ func newServer(cfg Config, dir string, lock *os.File) (*Server, error) {
 	s := &Server{
 		dir: dir, lock: lock, clock: cfg.Clock, timer: timer, procs: cfg.procs,
 		wake: make(chan struct{}, 1), stopOp: make(chan struct{}),
-		tab: newTable(), conns: make(map[*conn]struct{}),
-		logW:    newLogWriter(cfg.Log),
-		hard:    Hardening{Mlockall: hardenedOff, SchedRR: hardenedOff, OOMScore: hardenedOff},
-		sweeper: newSweeper(dir),
+		tab: newTable(), conns: make(map[*conn]struct{}), sweeper: newSweeper(dir),
+		logW: newLogWriter(cfg.Log),
+		hard: Hardening{Mlockall: hardenedOff, SchedRR: hardenedOff, OOMScore: hardenedOff},
 	}
 	s.log = slog.New(slog.NewTextHandler(s.logW, nil))
 	if cfg.Harden {

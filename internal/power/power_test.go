@@ -17,6 +17,7 @@ import (
 	"github.com/bougou/go-ipmi/pkg/types"
 
 	"github.com/muster-vm/muster/api"
+	"github.com/muster-vm/muster/internal/goodturn"
 	"github.com/muster-vm/muster/internal/power/powersim"
 )
 
@@ -133,7 +134,7 @@ func TestOffIsNotConfirmed(t *testing.T) {
 		for name, c := range cases {
 			t.Run(driver+"/"+name, func(t *testing.T) {
 				t.Parallel()
-				goodTurn(t, func() error {
+				goodturn.Take(t, func(int) error {
 					h := powersim.NewHost(nil)
 					tg := make(t, h)
 					h.Behave(c.mood)
@@ -155,21 +156,6 @@ func TestOffIsNotConfirmed(t *testing.T) {
 	}
 }
 
-// goodTurn takes turns of what has a bound on time, until one keeps it: a machine that
-// stands still spoils some, and what takes too long does so in all of them.
-func goodTurn(t *testing.T, turn func() error) {
-	t.Helper()
-	const most = 10
-	var err error
-	for n := range most {
-		if err = turn(); err == nil {
-			return
-		}
-		t.Logf("turn %d: %v", n+1, err)
-	}
-	t.Fatalf("%d turns: %v", most, err)
-}
-
 func TestLateAnswersAreWaitedFor(t *testing.T) {
 	for name, make := range controllers {
 		t.Run(name, func(t *testing.T) {
@@ -185,7 +171,7 @@ func TestLateAnswersAreWaitedFor(t *testing.T) {
 }
 
 func TestDevicesAreTriedInOrderEachWithItsShare(t *testing.T) {
-	goodTurn(t, func() error {
+	goodturn.Take(t, func(int) error {
 		h, dead := powersim.NewHost(nil), powersim.NewHost(nil)
 		first, second := controllers["ipmi"](t, dead), controllers["redfish"](t, h)
 		dead.Behave(powersim.Mood{Deaf: true})
